@@ -1,0 +1,172 @@
+"""Blocks of quantized weights, byte for byte as ggml writes them.
+
+>>> import numpy as np, quant_types
+>>> data = quant_types.quantize(np.ones((2, 256), np.float32), "Q4_K")
+>>> data.shape
+(2, 144)
+>>> quant_types.dequantize(data, "Q4_K").shape
+(2, 256)
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import numpy as np
+
+from quant_types import floats, q4_k, q6_k, q8_0
+from quant_types.arrays import contiguous, namespace
+from quant_types.engines import (
+    check_importance,
+    check_out,
+    dequantize_array,
+    dtype_name,
+    pick_engine,
+    quantize_array,
+    quantize_lanes,
+)
+from quant_types.errors import (
+    BadDtype,
+    BadImportance,
+    BadShape,
+    NotFinite,
+    QuantTypesError,
+    UnknownFormat,
+)
+from quant_types.format import BlockFormat
+
+__all__ = [
+    "FORMATS",
+    "BadDtype",
+    "BadImportance",
+    "BadShape",
+    "BlockFormat",
+    "NotFinite",
+    "QuantTypesError",
+    "UnknownFormat",
+    "dequantize",
+    "get_format",
+    "quantize",
+]
+
+FORMATS: tuple[BlockFormat, ...] = (
+    floats.F32,
+    floats.F16,
+    floats.BF16,
+    q8_0.FORMAT,
+    q4_k.FORMAT,
+    q6_k.FORMAT,
+)
+
+_BY_NAME = {fmt.name: fmt for fmt in FORMATS}
+assert len(_BY_NAME) == len({fmt.ggml_type for fmt in FORMATS}) == len(FORMATS)
+
+
+def get_format(name: str | BlockFormat) -> BlockFormat:
+    """The format of that name, for example "Q4_K" (upper case, as in GGUF).
+
+    Raises:
+        UnknownFormat: there is none; the message lists names that are near.
+    """
+    if isinstance(name, BlockFormat):
+        return name
+    fmt = _BY_NAME.get(name)
+    if fmt is None:
+        near = difflib.get_close_matches(str(name).upper(), _BY_NAME, cutoff=0.5) or _BY_NAME
+        raise UnknownFormat(f"expected a format such as {', '.join(near)}, found {name!r}")
+    return fmt
+
+
+def quantize(
+    x: Any,
+    fmt: str | BlockFormat,
+    importance: Any = None,
+    engine: str = "auto",
+    out: Any = None,
+) -> Any:
+    """Quantize rows of weights to the bytes that ggml's `ggml_quantize_chunk` writes.
+
+    One call is one thread, and the lanes engine runs it without the GIL: threads belong to the
+    caller. Beyond input and output a call takes a few MiB at most (an input that is not
+    C-contiguous is copied).
+
+    Args:
+        x: float32, float16 or bfloat16 `[..., n]`; a torch tensor goes through the array engine.
+        fmt: a format or its name.
+        importance: float32, the importance of each input channel (mean squared activation):
+            `[n]`, or any shape that broadcasts to `x.shape`. Formats for which ggml ignores it
+            (`takes_importance` is False) check it and ignore it too.
+        engine: "array" (NumPy or torch), "lanes" (Numba), or "auto": lanes where installed.
+        out: uint8, C-contiguous, of the result's size: written into instead of a new array.
+
+    Returns:
+        uint8 `[..., n // block_size * type_size]`; `out` itself where it was given.
+
+    Raises:
+        UnknownFormat: no such format or engine.
+        BadDtype: `x`, or `out`, is of another dtype.
+        BadShape: `n` does not divide into blocks, or `out` is of another size.
+        BadImportance: importance of another shape, or with NaN, infinite or negative values.
+        NotFinite: NaN or infinity in `x`; `.row` is the first row with one.
+    """
+    fmt = get_format(fmt)
+    is_numpy = not hasattr(x, "device") or isinstance(x, np.ndarray)
+    if is_numpy:
+        x = np.asarray(x)
+    chosen = pick_engine(engine, is_numpy)
+    dtype_name(x)
+    if x.ndim == 0:
+        raise BadShape(f"{fmt.name} expects rows of weights `[..., n]`, found a scalar")
+    x = contiguous(x)
+    shape = (*x.shape[:-1], fmt.row_bytes(x.shape[-1]))
+    if importance is not None:
+        importance = check_importance(np.asarray(importance), tuple(x.shape))
+        importance = importance if fmt.takes_importance else None
+    xp = namespace(x)
+    if out is None:
+        result = xp.empty(shape, dtype=xp.uint8, device=x.device)
+        flat = xp.reshape(result, (-1,))
+    else:
+        result, flat = out, check_out(out, int(np.prod(shape)))
+    if x.size if is_numpy else x.numel():
+        run = quantize_lanes if chosen == "lanes" else quantize_array
+        run(x, fmt, importance, flat)
+    return result
+
+
+def dequantize(data: Any, fmt: str | BlockFormat, engine: str = "auto") -> Any:
+    """The float32 weights that blocks stand for: ggml's `to_float`, bit for bit.
+
+    Args:
+        data: uint8 `[..., bytes]`, a NumPy array or torch tensor.
+        fmt: a format or its name.
+        engine: as for `quantize`; all of them run the array code, which is bound by memory.
+
+    Returns:
+        float32 `[..., n]`.
+
+    Raises:
+        UnknownFormat: no such format or engine.
+        BadDtype: `data` is not uint8.
+        BadShape: `data`'s last axis is not a whole number of blocks.
+    """
+    fmt = get_format(fmt)
+    is_numpy = not hasattr(data, "device") or isinstance(data, np.ndarray)
+    if is_numpy:
+        data = np.asarray(data)
+    pick_engine(engine, is_numpy)
+    xp = namespace(data)
+    if data.dtype != xp.uint8:
+        raise BadDtype(f"expected uint8 blocks, found {data.dtype}; view the bytes as uint8")
+    if data.ndim == 0 or data.shape[-1] % fmt.type_size:
+        raise BadShape(
+            f"{fmt.name} expects rows of a multiple of {fmt.type_size} bytes, "
+            f"found shape {list(data.shape)}; give whole blocks"
+        )
+    data = contiguous(data)
+    n = data.shape[-1] // fmt.type_size * fmt.block_size
+    result = xp.empty((*data.shape[:-1], n), dtype=xp.float32, device=data.device)
+    if n:
+        dequantize_array(data, fmt, result)
+    return result

@@ -1,0 +1,67 @@
+"""What the array code needs beyond arithmetic, for NumPy arrays and torch tensors alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = Any  # an np.ndarray or a torch.Tensor
+
+_ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the integer, half to even, in the low bits
+
+
+def namespace(x: Array) -> Any:
+    """The array-API namespace of `x`: NumPy itself, else array-api-compat's."""
+    if isinstance(x, np.ndarray):
+        return np
+    import array_api_compat
+
+    return array_api_compat.array_namespace(x)
+
+
+def contiguous(a: Array) -> Array:
+    """`a` in C order."""
+    return np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a.contiguous()
+
+
+def sum_rows(a: Array) -> Array:
+    """`[n, lanes]` -> `[lanes]`, added row after row, as a C loop does."""
+    if isinstance(a, np.ndarray):
+        # Sequential along the first axis of a C-contiguous array (the last one is summed pairwise).
+        return np.add.reduce(np.ascontiguousarray(a), axis=0)
+    total = a[0]
+    for row in range(1, a.shape[0]):
+        total = total + a[row]
+    return total
+
+
+def nearest_int(v: Array) -> Array:
+    """ggml `nearest_int`: float32 -> int32, half to even; out of range or NaN, what its bits give."""
+    return ((v + _ROUND).view(namespace(v).int32) & 0x7FFFFF) - 0x400000
+
+
+def field(data: Array, record: np.dtype[Any], name: str) -> Array:
+    """Column `name` of uint8 `[blocks, type_size]`, in its own dtype: `[blocks, count]`."""
+    dtype, offset = record.fields[name][:2]  # type: ignore[index]
+    base = dtype.base
+    column = data[:, offset : offset + dtype.itemsize]
+    return column if base == np.uint8 else column.view(getattr(namespace(data), base.name))
+
+
+def join(record: np.dtype[Any], **columns: Array) -> Array:
+    """The inverse of `field` for all columns: arrays `[blocks]` or `[blocks, count]` -> uint8 blocks.
+
+    Values are cast to the column's type (integers wrap, as in C).
+    """
+    parts = []
+    for name in record.names or ():
+        dtype = record.fields[name][0]  # type: ignore[index]
+        value = columns[name]
+        xp = namespace(value)
+        value = xp.reshape(value, (value.shape[0], -1))
+        base = getattr(xp, dtype.base.name)
+        value = value if value.dtype == base else xp.astype(value, base)
+        parts.append(value if base == xp.uint8 else value.view(xp.uint8))
+        assert parts[-1].shape[1] == dtype.itemsize, (name, parts[-1].shape)
+    return namespace(parts[0]).concat(parts, axis=1)

@@ -1,0 +1,171 @@
+"""How the two engines run over whole arrays: checks at the door, then tile after tile."""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from quant_types.arrays import Array, namespace
+from quant_types.errors import (
+    BadDtype,
+    BadImportance,
+    BadShape,
+    NotFinite,
+    UnknownFormat,
+)
+from quant_types.format import BlockFormat
+
+ENGINES = ("auto", "array", "lanes")
+_KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
+_TILE_WEIGHTS = 1 << 15  # weights that the array engine holds at once: its work stays in the cache
+_FINITE_TILE = 1 << 16
+
+
+@functools.cache
+def _numba_installed() -> bool:
+    return find_spec("numba") is not None
+
+
+def pick_engine(engine: str, is_numpy: bool) -> str:
+    """ "auto" resolved: lanes where numba is installed and the data is NumPy's."""
+    if engine not in ENGINES:
+        raise UnknownFormat(f"expected an engine among {', '.join(ENGINES)}, found {engine!r}")
+    if engine == "auto":
+        return "lanes" if is_numpy and _numba_installed() else "array"
+    return engine
+
+
+def dtype_name(x: Array) -> str:
+    """ "float32" for NumPy, ml_dtypes and torch alike.
+
+    Raises:
+        BadDtype: it is none of float32, float16, bfloat16.
+    """
+    name = str(x.dtype).removeprefix("torch.")
+    if name not in _KINDS:
+        raise BadDtype(f"expected float32, float16 or bfloat16 weights, found {name}; convert them")
+    return name
+
+
+def check_importance(importance: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 importance that broadcasts against `shape`.
+
+    Raises:
+        BadImportance: another length or dtype, values that are NaN, infinite or negative.
+    """
+    n = shape[-1]
+    if importance.dtype != np.float32:
+        raise BadImportance(f"expected float32 importance, found {importance.dtype}; convert it")
+    try:
+        fits = importance.shape[-1:] == (n,)
+        fits = fits and np.broadcast_shapes(importance.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise BadImportance(
+            f"expected importance of shape [{n}] or one that broadcasts to {list(shape)}, "
+            f"found {list(importance.shape)}; give one value per input channel"
+        )
+    if not bool(np.all(np.isfinite(importance)) and np.all(importance >= 0)):
+        raise BadImportance(
+            "expected finite importance that is not negative, found NaN, infinite or negative "
+            "values; collect the importance matrix again"
+        )
+    return np.ascontiguousarray(importance)
+
+
+def check_out(out: np.ndarray, size: int) -> np.ndarray:
+    """`out` as flat uint8 of `size` bytes, the same memory.
+
+    Raises:
+        BadDtype, BadShape: it is not uint8, not writable and C-contiguous, or not that size.
+    """
+    if out.dtype != np.uint8:
+        raise BadDtype(f"expected a uint8 buffer to write to, found {out.dtype}; view it as uint8")
+    if out.size != size or not out.flags.c_contiguous or not out.flags.writeable:
+        raise BadShape(
+            f"expected a writable C-contiguous buffer of {size} bytes, found shape "
+            f"{list(out.shape)}; give one of that size"
+        )
+    return out.reshape(-1)
+
+
+def importance_rows(importance: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Importance as float32 `[m, n]`, and which of its rows each row of the data uses, int64."""
+    table = importance.reshape(-1, shape[-1])
+    index = np.arange(len(table)).reshape(importance.shape[:-1])
+    return table, np.broadcast_to(index, shape[:-1]).reshape(-1)
+
+
+def first_bad_row(x: np.ndarray, n: int) -> int:
+    """The first row of flat `x` with NaN or infinity, in rows of `n`; -1 without one."""
+    for start in range(0, x.size, _FINITE_TILE):
+        bad = ~np.isfinite(x[start : start + _FINITE_TILE].astype(np.float32))
+        if bad.any():
+            return int(start + int(np.argmax(bad))) // n
+    return -1
+
+
+def quantize_lanes(
+    x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None, out: np.ndarray
+) -> None:
+    """Quantize C-contiguous `x[..., n]` into flat `out`, in one call that holds no GIL."""
+    n = x.shape[-1]
+    module, function = fmt.lanes.split(".")
+    kernel = getattr(import_module(f"quant_types.lanes.{module}"), function)
+    kind = _KINDS[dtype_name(x)]
+    flat = x.reshape(-1)
+    words = np.empty(0, np.uint16) if kind == 0 else flat.view(np.uint16)
+    floats = flat if kind == 0 else np.empty(0, np.float32)
+    if importance is None:
+        bad = kernel(floats, words, kind, out)
+    else:
+        table, rows = importance_rows(importance, x.shape)
+        weighted = getattr(import_module(f"quant_types.lanes.{module}"), function + "_importance")
+        bad = weighted(floats, words, kind, table, rows, out)
+    if bad >= 0:
+        raise NotFinite(first_bad_row(flat, n))
+
+
+def quantize_array(x: Array, fmt: BlockFormat, importance: Array | None, out: Array) -> None:
+    """Quantize C-contiguous `x[..., n]` into flat `out` with array code, tile after tile."""
+    xp = namespace(x)
+    n = x.shape[-1]
+    blocks_per_row = n // fmt.block_size
+    blocks = xp.reshape(x, (-1, fmt.block_size))
+    result = xp.reshape(out, (-1, fmt.type_size))
+    step = max(1, _TILE_WEIGHTS // fmt.block_size)
+    table: Any = None
+    rows = np.empty(0, np.int64)
+    if importance is not None:
+        flat, rows = importance_rows(np.asarray(importance), tuple(x.shape))
+        table = flat.reshape(len(flat), blocks_per_row, fmt.block_size)
+    with np.errstate(all="ignore"):
+        for start in range(0, blocks.shape[0], step):
+            tile = blocks[start : start + step]
+            tile = xp.astype(tile, xp.float32)
+            finite = xp.isfinite(tile)
+            if not bool(xp.all(finite)):
+                bad = int(xp.argmin(xp.astype(xp.all(finite, axis=1), xp.int8)))
+                raise NotFinite((start + bad) // blocks_per_row)
+            weights = None
+            if table is not None:
+                at = np.arange(start, start + tile.shape[0])
+                weights = table[rows[at // blocks_per_row], at % blocks_per_row]
+                weights = xp.asarray(weights)
+            result[start : start + step] = fmt.quantize(tile, weights)
+
+
+def dequantize_array(data: Array, fmt: BlockFormat, out: Array) -> None:
+    """Dequantize C-contiguous uint8 `data` into flat float32 `out`, tile after tile."""
+    xp = namespace(data)
+    blocks = xp.reshape(data, (-1, fmt.type_size))
+    result = xp.reshape(out, (-1, fmt.block_size))
+    step = max(1, _TILE_WEIGHTS // fmt.block_size)
+    with np.errstate(all="ignore"):
+        for start in range(0, blocks.shape[0], step):
+            result[start : start + step] = fmt.dequantize(blocks[start : start + step])

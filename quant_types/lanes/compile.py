@@ -1,0 +1,97 @@
+"""Kernels compiled at their first call, and kept on disk for as long as their source stays."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import types
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+
+# Sub-functions of kernels are compiled into them.
+inner = numba.njit(**OPTIONS)
+
+_FLOATS = types.Array(types.float32, 1, "C", readonly=True, aligned=False)
+_WORDS = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
+_OUT = types.Array(types.uint8, 1, "C")
+_TABLE = types.Array(types.float32, 2, "C", readonly=True)
+_ROWS = types.Array(types.int64, 1, "A", readonly=True)
+PLAIN = types.int64(_FLOATS, _WORDS, types.int64, _OUT)
+WEIGHTED = types.int64(_FLOATS, _WORDS, types.int64, _TABLE, _ROWS, _OUT)
+
+_lock = threading.Lock()
+_announced = False
+
+
+def source_digest(folder: Path = Path(__file__).parent) -> str:
+    """Digest of every source file of the kernels and of the compiler's version."""
+    digest = hashlib.sha256(f"{sys.version}\0{numba.__version__}".encode())
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def cache_dir() -> Path:
+    """Where this source's kernels are kept: `$QUANTKIT_CACHE_DIR`, else the user's cache.
+
+    Numba does not see a change in another file, so each state of the sources has a folder.
+    """
+    given = os.environ.get("QUANTKIT_CACHE_DIR")
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(given or Path(user).expanduser() / "quantkit") / f"kernels-{source_digest()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # not writable, or no home
+        return Path(tempfile.mkdtemp(prefix="quantkit-kernels-"))
+
+
+def _announce(function: Callable[..., Any]) -> None:
+    """Tell a person at a terminal, once, why the first call takes seconds."""
+    global _announced
+    known = any(cache_dir().rglob(f"*.{function.__name__}-*.nbi"))
+    if not known and not _announced and sys.stderr.isatty():
+        _announced = True
+        print("compiling kernels for this CPU, once", file=sys.stderr, flush=True)
+
+
+def _compile(function: Callable[..., int], signature: Any) -> Callable[..., int]:
+    _announce(function)
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(cache_dir())  # read when a function is decorated
+    try:
+        compiled: Callable[..., int] = numba.njit(signature, cache=True, **OPTIONS)(function)
+    finally:
+        numba.config.CACHE_DIR = before
+    return compiled
+
+
+def kernel(signature: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorator: compile for `signature` (`PLAIN` or `WEIGHTED`) at the first call."""
+
+    def wrap(function: Callable[..., int]) -> Callable[..., int]:
+        compiled: Callable[..., int] | None = None
+
+        @functools.wraps(function)
+        def call(*args: Any) -> int:
+            nonlocal compiled
+            if compiled is None:
+                with _lock:
+                    if compiled is None:
+                        compiled = _compile(function, signature)
+            return compiled(*args)
+
+        return call
+
+    return wrap

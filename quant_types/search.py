@@ -1,0 +1,156 @@
+"""The scale searches of ggml in array code: one sub-block a column, `[sub_block, lanes]`.
+
+Every lane does the operations of ggml's scalar loop in its order; a branch becomes a select, and a
+sum runs down the rows (`sum_rows`). So the results are ggml's, bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from quant_types.arrays import Array, namespace, nearest_int, sum_rows
+
+GROUP_MAX_EPS = 1e-15  # ggml's: a sub-block below it counts as zero
+_ROUND = 12582912.0
+_ROUND_LIMIT = 4194303.0  # nearest_int is a rounding up to here, bits beyond
+
+
+class MinSteps(NamedTuple):
+    """The inverse scales that a search with a minimum tries (ggml's `rmin`, `rdelta`, `nstep`)."""
+
+    top: int  # the greatest quant
+    start: float
+    delta: float
+    count: int
+
+    def numerators(self) -> list[float]:
+        """Values, exact in float32, to divide by the range: `start + delta * step + top` in C's order."""
+        steps = np.arange(self.count + 1, dtype=np.float32)
+        ladder = np.float32(self.start) + np.float32(self.delta) * steps
+        return [float(value) for value in ladder + np.float32(self.top)]
+
+
+def _min_levels(x: Array, inverse: Array, low: Array, x_low: Array, x_high: Array, top: int) -> Array:
+    """`clamp(nearest_int(inverse * (x - low)), 0, top)` as float32, `[n, lanes]`."""
+    xp = namespace(x)
+    v = x - low
+    v *= inverse
+    # v grows with x, so the lane's extremes bound it: in range, rounding is one addition.
+    inside = (inverse * (x_low - low) > -_ROUND_LIMIT) & (inverse * (x_high - low) < _ROUND_LIMIT)
+    if bool(xp.all(inside)):
+        v += _ROUND
+        v -= _ROUND
+        return xp.clip(v, 0.0, float(top))
+    return xp.astype(xp.clip(nearest_int(v), 0, top), xp.float32)
+
+
+def search_min(
+    x: Array, w: Array, steps: MinSteps, absolute: bool = False
+) -> tuple[Array, Array, Array]:
+    """ggml `make_qkx2_quants` and `make_qkx3_quants`: `x ~ scale * q - minimum`, by weighted error.
+
+    Args:
+        x: float32 `[n, lanes]`.
+        w: float32 `[n, lanes]`, the weight of each error.
+        steps: the scales to try.
+        absolute: weigh absolute instead of squared errors.
+
+    Returns:
+        scale float32 `[lanes]`; minimum float32 `[lanes]`, not negative; quants int32 `[n, lanes]`.
+    """
+    xp = namespace(x)
+    top = steps.top
+
+    def error(levels: Array, scale: Array, low: Array) -> Array:
+        difference = levels * scale
+        difference += low
+        difference -= x
+        difference = xp.abs(difference) if absolute else difference * difference
+        difference *= w
+        return sum_rows(difference)
+
+    x_low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+    low = xp.where(x_low > 0, xp.zeros_like(x_low), x_low)
+    flat = high <= low
+    start = low
+    sum_w, sum_x = sum_rows(w), sum_rows(w * x)
+
+    inverse = top / (high - low)
+    scale = 1 / inverse
+    best_inverse, best_low = inverse, low
+    best = error(_min_levels(x, inverse, low, x_low, high, top), scale, low)
+    for numerator in steps.numerators():
+        inverse = numerator / (high - low)
+        levels = _min_levels(x, inverse, low, x_low, high, top)
+        wl = w * levels
+        sum_l = sum_rows(wl)
+        sum_xl = sum_rows(wl * x)
+        wl *= levels
+        sum_l2 = sum_rows(wl)
+        determinant = sum_w * sum_l2 - sum_l * sum_l
+        new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+        above = new_low > 0
+        new_scale = xp.where(above, sum_xl / sum_l2, new_scale)
+        new_low = xp.where(above, xp.zeros_like(new_low), new_low)
+        new_error = error(levels, new_scale, new_low)
+        better = (determinant > 0) & (new_error < best)
+        best = xp.where(better, new_error, best)
+        scale = xp.where(better, new_scale, scale)
+        best_inverse = xp.where(better, inverse, best_inverse)
+        best_low = xp.where(better, low, best_low)  # the quants are of the range before it moves
+        low = xp.where(better, new_low, low)
+
+    zeros = xp.zeros_like(scale)
+    quants = xp.clip(nearest_int((x - best_low) * best_inverse), 0, top)
+    quants = xp.where(flat, xp.zeros_like(quants), quants)
+    return xp.where(flat, zeros, scale), -xp.where(flat, start, low), quants
+
+
+def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
+    """ggml `make_qx_quants` (its error type 1): `x ~ scale * q`, q from -top to top - 1.
+
+    Args:
+        x: float32 `[n, lanes]`.
+        w: float32 `[n, lanes]`, the weight of each squared error.
+        top: half the number of levels.
+
+    Returns:
+        scale float32 `[lanes]` and quants int32 `[n, lanes]`. A lane of (almost) zeros has scale 0
+        and quants -top.
+    """
+    xp = namespace(x)
+    wx = w * x
+
+    def sums(inverse: Array) -> tuple[Array, Array]:
+        levels = x * inverse  # within top + 1, so rounding is one addition
+        levels += _ROUND
+        levels -= _ROUND
+        levels = xp.clip(levels, float(-top), float(top - 1))
+        sum_lx = sum_rows(wx * levels)
+        weighted = w * levels
+        weighted *= levels
+        return sum_lx, sum_rows(weighted)
+
+    magnitude = xp.abs(x)
+    extreme = xp.take_along_axis(x, xp.argmax(magnitude, axis=0)[None, :], axis=0)[0]
+    zero = xp.max(magnitude, axis=0) < GROUP_MAX_EPS
+    best_inverse = -top / extreme
+    sum_lx, sum_l2 = sums(best_inverse)
+    scale = xp.where(sum_l2 != 0, sum_lx / sum_l2, xp.zeros_like(sum_l2))
+    best = scale * sum_lx
+    for step in [*range(-9, 0), *range(1, 10)]:
+        inverse = -float(np.float32(top) + np.float32(0.1) * np.float32(step)) / extreme
+        sum_lx, sum_l2 = sums(inverse)
+        better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
+        new_scale = sum_lx / sum_l2
+        scale = xp.where(better, new_scale, scale)
+        best = xp.where(better, new_scale * sum_lx, best)
+        best_inverse = xp.where(better, inverse, best_inverse)
+    quants = xp.clip(nearest_int(x * best_inverse), -top, top - 1)
+    return (
+        xp.where(zero, xp.zeros_like(scale), scale),
+        xp.where(zero, xp.zeros_like(quants) - top, quants),
+    )
