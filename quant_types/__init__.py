@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from quant_types import floats, q4_k, q6_k, q8_0
+from quant_types import floats, q2_k, q3_k, q4_k, q5_k, q6_k, q8_0
 from quant_types.arrays import contiguous, namespace
 from quant_types.engines import (
     check_importance,
@@ -55,7 +55,10 @@ FORMATS: tuple[BlockFormat, ...] = (
     floats.F16,
     floats.BF16,
     q8_0.FORMAT,
+    q2_k.FORMAT,
+    q3_k.FORMAT,
     q4_k.FORMAT,
+    q5_k.FORMAT,
     q6_k.FORMAT,
 )
 

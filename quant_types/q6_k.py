@@ -13,7 +13,7 @@ import numpy as np
 from quant_types.arrays import Array, field, join, namespace, nearest_int
 from quant_types.format import BlockFormat
 from quant_types.k_quants import QK_K, columns, half_and_float, quantize_again, rows
-from quant_types.search import GROUP_MAX_EPS, search_symmetric
+from quant_types.search import GROUP_MAX_EPS, extreme_of, search_symmetric
 
 RECORD = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")])
 assert RECORD.itemsize == 210
@@ -39,11 +39,7 @@ def quantize(x: Array, importance: Array | None = None) -> Array:
     w = lanes * lanes if importance is None else columns(importance, 16)
     scale, quants = search_symmetric(lanes, w, 32)
     scale = xp.reshape(scale, (-1, 16))
-    # The scale of greatest magnitude, sign and all; the first of equals, a NaN never.
-    candidates = xp.where(xp.isnan(scale), xp.zeros_like(scale), scale)
-    largest = xp.take_along_axis(
-        candidates, xp.argmax(xp.abs(candidates), axis=1)[:, None], axis=1
-    )
+    largest = extreme_of(xp.permute_dims(scale, (1, 0)))[:, None]
     inverse = -128 / largest
     d, d_float = half_and_float(1 / inverse)
     scales = xp.clip(nearest_int(inverse * scale), None, 127)

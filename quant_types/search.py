@@ -109,11 +109,18 @@ def search_min(
     return xp.where(flat, zeros, scale), -xp.where(flat, start, low), quants
 
 
+def extreme_of(x: Array) -> Array:
+    """`[n, lanes]` -> the value of greatest magnitude, sign and all; the first of equals, no NaN."""
+    xp = namespace(x)
+    x = xp.where(xp.isnan(x), xp.zeros_like(x), x)
+    return xp.take_along_axis(x, xp.argmax(xp.abs(x), axis=0)[None, :], axis=0)[0]
+
+
 def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
     """ggml `make_qx_quants` (its error type 1): `x ~ scale * q`, q from -top to top - 1.
 
     Args:
-        x: float32 `[n, lanes]`.
+        x: float32 `[n, lanes]`; infinity and NaN, as overflow leaves in scales, are let through.
         w: float32 `[n, lanes]`, the weight of each squared error.
         top: half the number of levels.
 
@@ -123,20 +130,22 @@ def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
     """
     xp = namespace(x)
     wx = w * x
+    finite = bool(xp.all(xp.isfinite(x)))
 
     def sums(inverse: Array) -> tuple[Array, Array]:
-        levels = x * inverse  # within top + 1, so rounding is one addition
-        levels += _ROUND
-        levels -= _ROUND
+        levels = x * inverse
+        if finite:  # within top + 1, so rounding is one addition
+            levels += _ROUND
+            levels -= _ROUND
+        else:
+            levels = xp.astype(nearest_int(levels), xp.float32)
         levels = xp.clip(levels, float(-top), float(top - 1))
         sum_lx = sum_rows(wx * levels)
         weighted = w * levels
         weighted *= levels
         return sum_lx, sum_rows(weighted)
 
-    magnitude = xp.abs(x)
-    extreme = xp.take_along_axis(x, xp.argmax(magnitude, axis=0)[None, :], axis=0)[0]
-    zero = xp.max(magnitude, axis=0) < GROUP_MAX_EPS
+    extreme = extreme_of(x)
     best_inverse = -top / extreme
     sum_lx, sum_l2 = sums(best_inverse)
     scale = xp.where(sum_l2 != 0, sum_lx / sum_l2, xp.zeros_like(sum_l2))
@@ -150,6 +159,127 @@ def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
         best = xp.where(better, new_scale * sum_lx, best)
         best_inverse = xp.where(better, inverse, best_inverse)
     quants = xp.clip(nearest_int(x * best_inverse), -top, top - 1)
+    zero = xp.abs(extreme) < GROUP_MAX_EPS
+    return (
+        xp.where(zero, xp.zeros_like(scale), scale),
+        xp.where(zero, xp.zeros_like(quants) - top, quants),
+    )
+
+
+def _as_uint8(i: Array) -> Array:
+    """int32 -> what is left of it in a uint8, as int32."""
+    return i & 255
+
+
+def search_positive(x: Array, w: Array, top: int) -> tuple[Array, Array]:
+    """ggml `make_qp_quants`: `x ~ scale * q` for values that are not negative, q from 0 to top.
+
+    Args:
+        x: float32 `[n, lanes]`.
+        w: float32 `[n, lanes]`, the weight of each squared error.
+        top: the greatest quant.
+
+    Returns:
+        scale float32 `[lanes]` and quants int32 `[n, lanes]`. A value that is negative after all
+        wraps as in a uint8.
+    """
+    xp = namespace(x)
+    n = x.shape[0]
+
+    def as_float(i: Array) -> Array:
+        return xp.astype(i, xp.float32)
+
+    def error(scale: Array, quants: Array) -> Array:
+        difference = x - scale * as_float(quants)
+        return sum_rows(w * difference * difference)
+
+    largest = xp.zeros_like(x[0])
+    for i in range(n):  # C's MAX, which lets go of a NaN
+        largest = xp.where(largest > x[i], largest, x[i])
+    zero = largest < GROUP_MAX_EPS
+
+    inverse = top / largest
+    best = error(1 / inverse, _as_uint8(nearest_int(inverse * x)))
+    for step in [*range(-4, 0), *range(1, 5)]:
+        new_inverse = float(np.float32(0.1) * np.float32(step) + np.float32(top)) / largest
+        quants = xp.clip(nearest_int(new_inverse * x), None, top)
+        new_error = error(1 / new_inverse, quants)
+        better = new_error < best
+        best = xp.where(better, new_error, best)
+        inverse = xp.where(better, new_inverse, inverse)
+
+    quants = xp.clip(nearest_int(inverse * x), None, top)
+    wx = w * x
+    sum_lx = sum_rows(wx * as_float(quants))
+    sum_l2 = sum_rows(w * as_float(quants) * as_float(quants))
+    quants = _as_uint8(quants)
+    for _ in range(5):
+        changed = False
+        for i in range(n):
+            level = as_float(quants[i])
+            lx = sum_lx - wx[i] * level
+            l2 = sum_l2 - w[i] * level * level
+            new = xp.clip(nearest_int(x[i] * l2 / lx), None, top)
+            level = as_float(new)
+            new_lx = lx + wx[i] * level
+            new_l2 = l2 + w[i] * level * level
+            better = (lx > 0) & (l2 > 0) & (new != quants[i])
+            better &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
+            if bool(xp.any(better)):
+                changed = True
+                quants[i] = xp.where(better, _as_uint8(new), quants[i])
+                sum_lx = xp.where(better, new_lx, sum_lx)
+                sum_l2 = xp.where(better, new_l2, sum_l2)
+        if not changed:
+            break
+    scale = xp.where(sum_l2 > 0, sum_lx / sum_l2, xp.zeros_like(sum_l2))
+    return (
+        xp.where(zero, xp.zeros_like(scale), scale),
+        xp.where(zero, xp.zeros_like(quants), quants),
+    )
+
+
+def search_descent(x: Array, top: int) -> tuple[Array, Array]:
+    """ggml `make_q3_quants`: `x ~ scale * q`, q from -top to top - 1, one quant after another.
+
+    Errors are weighed by x squared. A quant moves where that raises the correlation, in up to five
+    rounds.
+
+    Args:
+        x: float32 `[n, lanes]`.
+        top: half the number of levels.
+
+    Returns:
+        scale float32 `[lanes]` and quants int32 `[n, lanes]`; a lane of (almost) zeros has scale 0
+        and quants -top.
+    """
+    xp = namespace(x)
+    extreme = extreme_of(x)
+    zero = xp.abs(extreme) < GROUP_MAX_EPS
+    levels = xp.astype(xp.clip(nearest_int(-top / extreme * x), -top, top - 1), xp.float32)
+    w = x * x
+    wx = w * x
+    sum_lx = sum_rows(wx * levels)
+    sum_l2 = sum_rows(w * levels * levels)
+    for _ in range(5):
+        changed = False
+        for i in range(x.shape[0]):
+            lx = sum_lx - wx[i] * levels[i]
+            l2 = sum_l2 - w[i] * levels[i] * levels[i]
+            new = xp.astype(xp.clip(nearest_int(x[i] * l2 / lx), -top, top - 1), xp.float32)
+            new_lx = lx + wx[i] * new
+            new_l2 = l2 + w[i] * new * new
+            better = (lx > 0) & (new != levels[i]) & (new_l2 > 0)
+            better &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
+            if bool(xp.any(better)):
+                changed = True
+                levels[i] = xp.where(better, new, levels[i])
+                sum_lx = xp.where(better, new_lx, sum_lx)
+                sum_l2 = xp.where(better, new_l2, sum_l2)
+        if not changed:
+            break
+    scale = xp.where(sum_l2 > 0, sum_lx / sum_l2, xp.zeros_like(sum_l2))
+    quants = xp.astype(levels, xp.int32)
     return (
         xp.where(zero, xp.zeros_like(scale), scale),
         xp.where(zero, xp.zeros_like(quants) - top, quants),
