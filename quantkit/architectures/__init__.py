@@ -1,0 +1,31 @@
+"""The architectures that quantkit converts: one family a file, listed here."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from quantkit.architectures import llama
+from quantkit.errors import UnsupportedArchitecture
+from quantkit.rules import Architecture
+
+ARCHITECTURES: tuple[Architecture, ...] = (*llama.FAMILY,)
+
+_BY_NAME = {name: arch for arch in ARCHITECTURES for name in arch.hf_names}
+if len(_BY_NAME) != sum(len(arch.hf_names) for arch in ARCHITECTURES):
+    raise ValueError("two architectures claim the same name")
+
+
+def supported() -> list[str]:
+    """The `architectures` of config.json that can be converted, sorted."""
+    return sorted(_BY_NAME)
+
+
+def find(name: str) -> Architecture:
+    """The architecture for a name from config.json. Raises UnsupportedArchitecture."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    near = get_close_matches(name, _BY_NAME, n=2, cutoff=0.7)
+    hint = f" (nearest: {', '.join(near)})" if near else ""
+    raise UnsupportedArchitecture(
+        f"architecture {name!r} is not supported{hint}; supported: {', '.join(supported())}"
+    )

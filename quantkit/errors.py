@@ -1,0 +1,98 @@
+"""Everything quantkit can refuse, by name. One line each; the CLI prints it and exits with 1.
+
+QuantkitError
+├── SourceError            the input cannot be read
+│   ├── SourceNotFound         no such file or directory, or nothing in it that is a model
+│   ├── ShardMissing           the index names a file that is not on disk
+│   ├── CorruptFile            truncated, overlapping or malformed bytes
+│   └── UnsupportedSource      a spelling, dtype or file type that is not read (yet)
+├── ModelError             the input is readable, and wrong
+│   ├── UnsupportedArchitecture
+│   ├── ConfigError            a key of config.json is missing or not what the architecture needs
+│   ├── TensorMissing
+│   ├── TensorUnknown          a tensor that no row of the architecture places
+│   ├── TensorShape            a tensor whose shape contradicts the config
+│   ├── TokenizerError
+│   └── NonFiniteWeight        NaN or infinity, with its tensor and row
+├── RecipeError            a type that is unknown, or cannot be made from this source
+└── OutputError            the output cannot be written
+    ├── OutputExists
+    ├── DiskFull
+    └── PlanError              the plan contradicts itself (a bug in quantkit, never the user's)
+"""
+
+
+class QuantkitError(Exception):
+    """Root of all errors that quantkit raises on purpose."""
+
+
+class SourceError(QuantkitError):
+    """The input cannot be read."""
+
+
+class SourceNotFound(SourceError):
+    """No such file or directory, or no model in it."""
+
+
+class ShardMissing(SourceError):
+    """A weight file that the checkpoint's index names is not on disk."""
+
+
+class CorruptFile(SourceError):
+    """A file whose bytes do not hold together: truncated, overlapping, malformed."""
+
+
+class UnsupportedSource(SourceError):
+    """A readable input of a kind that quantkit does not take."""
+
+
+class ModelError(QuantkitError):
+    """The input is readable but does not describe a model that can be converted."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """No row of `quantkit.architectures` covers the checkpoint."""
+
+
+class ConfigError(ModelError):
+    """A key of config.json is missing, of the wrong type, or of an unsupported value."""
+
+
+class TensorMissing(ModelError):
+    """A tensor that the config promises is not in the checkpoint."""
+
+
+class TensorUnknown(ModelError):
+    """A tensor of the checkpoint that the architecture does not place."""
+
+
+class TensorShape(ModelError):
+    """A tensor whose shape contradicts the config."""
+
+
+class TokenizerError(ModelError):
+    """A vocabulary that is missing, malformed or not recognised."""
+
+
+class NonFiniteWeight(ModelError):
+    """NaN or infinity in a weight."""
+
+
+class RecipeError(QuantkitError):
+    """A quantization type that is unknown or cannot be made from this source."""
+
+
+class OutputError(QuantkitError):
+    """The output cannot be written."""
+
+
+class OutputExists(OutputError):
+    """The output is there already and --force was not given."""
+
+
+class DiskFull(OutputError):
+    """The planned files do not fit on the disk."""
+
+
+class PlanError(OutputError):
+    """A plan that does not tile its outputs exactly. Always a bug in quantkit."""

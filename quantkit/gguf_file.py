@@ -1,0 +1,255 @@
+"""The GGUF container: read a header with every length checked, build one, know every offset.
+
+Layout (ggml `docs/gguf.md`): magic, version, two counts, key-values, tensor infos, padding to the
+alignment, tensor data. Key-values are kept as the bytes they are stored in, so that what is copied
+from one file to another is copied exactly; `KeyValue.value` decodes them when somebody asks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import CorruptFile, SourceNotFound, UnsupportedSource
+
+MAGIC = b"GGUF"
+VERSION = 3
+ALIGNMENT = 32
+MAX_HEADER = 1 << 30  # bytes; the largest vocabularies need some 20 MB
+
+# GGUF value type -> struct code; 8 is a string, 9 an array
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_STRING, _ARRAY = 8, 9
+_UINT32 = 4
+_TYPE_NAMES = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING",
+               "ARRAY", "UINT64", "INT64", "FLOAT64")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """One metadata entry: its key and its encoded value (type tag included)."""
+
+    key: str
+    raw: bytes
+
+    @property
+    def type(self) -> str:
+        """GGUF type name: UINT32, STRING, ARRAY ..."""
+        return _TYPE_NAMES[struct.unpack_from("<I", self.raw)[0]]
+
+    @property
+    def element_type(self) -> str:
+        """GGUF type name of an array's elements."""
+        return _TYPE_NAMES[struct.unpack_from("<I", self.raw, 4)[0]]
+
+    @property
+    def value(self) -> Any:
+        """The decoded value: int, float, bool, str, or a list of those."""
+        return _Reader(self.raw, "metadata").value()
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a header. `shape` in NumPy order (GGUF stores it reversed)."""
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: int
+    offset: int  # bytes from the start of the tensor data
+
+
+@dataclass(frozen=True)
+class Header:
+    """A GGUF file without its weights."""
+
+    kv: tuple[KeyValue, ...]
+    tensors: tuple[TensorInfo, ...]
+    data_offset: int  # bytes from the start of the file
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The decoded value of `key`, or `default`."""
+        return next((item.value for item in self.kv if item.key == key), default)
+
+
+def align(n: int, alignment: int = ALIGNMENT) -> int:
+    """`n` rounded up to a multiple of `alignment` bytes."""
+    return -(-n // alignment) * alignment
+
+
+def uint32(key: str, value: int) -> KeyValue:
+    """A UINT32 entry."""
+    return KeyValue(key, struct.pack("<II", _UINT32, value))
+
+
+def replaced(kv: Iterable[KeyValue], *new: KeyValue) -> tuple[KeyValue, ...]:
+    """`kv` without the keys of `new`, then `new`: the order that ggml's `gguf_set_val_*` leaves."""
+    keys = {item.key for item in new}
+    return (*(item for item in kv if item.key not in keys), *new)
+
+
+def header_bytes(kv: Sequence[KeyValue], tensors: Sequence[TensorInfo]) -> bytes:
+    """The file's bytes up to the tensor data, padding included."""
+    out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(kv)))
+    for item in kv:
+        out += _packed(item.key) + item.raw
+    for t in tensors:
+        dims = t.shape[::-1]
+        out += _packed(t.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+        out += struct.pack("<IQ", t.ggml_type, t.offset)
+    return bytes(out.ljust(align(len(out)), b"\0"))
+
+
+def parse_key_values(data: bytes) -> tuple[KeyValue, ...]:
+    """The key-values of a header that carries no tensors (as the gguf package writes it)."""
+    return _Reader(data, "metadata").header().kv
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a GGUF file.
+
+    Raises SourceNotFound, CorruptFile (anything that does not hold together) and
+    UnsupportedSource (another version or byte order).
+    """
+    try:
+        file_size = path.stat().st_size
+        with path.open("rb") as f:
+            size = 1 << 20
+            while True:  # the header's size is nowhere written: read until it parses
+                f.seek(0)
+                data = f.read(size)
+                try:
+                    header = _Reader(data, str(path)).header()
+                    break
+                except _Short:
+                    if len(data) >= min(file_size, MAX_HEADER):
+                        raise CorruptFile(
+                            f"{path}: the header does not end within {len(data)} bytes; "
+                            "the file is truncated or damaged"
+                        ) from None
+                    size *= 4
+    except FileNotFoundError:
+        raise SourceNotFound(f"{path}: no such file") from None
+    _check_offsets(header, file_size, path)
+    return header
+
+
+def _check_offsets(header: Header, file_size: int, path: Path) -> None:
+    from quantkit.ggml_types import type_by_id
+
+    seen: set[str] = set()
+    for t in header.tensors:
+        ggml = type_by_id(t.ggml_type)
+        if ggml is None:
+            raise UnsupportedSource(f"{path}: tensor {t.name} has unknown ggml type {t.ggml_type}")
+        if t.name in seen:
+            raise CorruptFile(f"{path}: tensor {t.name} is listed twice")
+        seen.add(t.name)
+        if not t.shape or t.shape[-1] % ggml.block_size or prod(t.shape) <= 0:
+            raise CorruptFile(f"{path}: tensor {t.name}: shape {t.shape} does not fit {ggml.name}")
+        end = header.data_offset + t.offset + prod(t.shape) // ggml.block_size * ggml.type_size
+        if t.offset % ALIGNMENT or end > file_size:
+            raise CorruptFile(
+                f"{path}: tensor {t.name} ends at byte {end}, the file at {file_size}; "
+                "it is truncated"
+            )
+
+
+def _packed(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(data)) + data
+
+
+class _Short(Exception):
+    """The bytes at hand end before the structure does."""
+
+
+class _Reader:
+    """A cursor over header bytes that never reads past their end."""
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self.data, self.at, self.where = data, 0, where
+
+    def take(self, n: int) -> bytes:
+        if n > len(self.data) - self.at:
+            raise _Short
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def unpack(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def text(self) -> str:
+        data = self.take(self.unpack("Q"))
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            # llama.cpp keeps token texts as bytes; surrogates carry what is not UTF-8
+            return data.decode("utf-8", "surrogateescape")
+
+    def value(self, tag: int | None = None) -> Any:
+        tag = self.unpack("I") if tag is None else tag
+        if tag in _SCALARS:
+            return self.unpack(_SCALARS[tag])
+        if tag == _STRING:
+            return self.text()
+        if tag != _ARRAY:
+            raise CorruptFile(f"{self.where}: unknown metadata type {tag}")
+        element, count = self.unpack("I"), self.unpack("Q")
+        if element in _SCALARS:
+            size = struct.calcsize("<" + _SCALARS[element])
+            if count > (len(self.data) - self.at) // size:
+                raise _Short
+            return list(struct.unpack(f"<{count}{_SCALARS[element]}", self.take(count * size)))
+        if element != _STRING:
+            raise CorruptFile(f"{self.where}: metadata arrays of type {element} are not read")
+        if count > (len(self.data) - self.at) // 8:
+            raise _Short
+        return [self.text() for _ in range(count)]
+
+    def header(self) -> Header:
+        if self.take(4) != MAGIC:
+            raise CorruptFile(f"{self.where}: not a GGUF file (it does not start with 'GGUF')")
+        version = self.unpack("I")
+        if version not in (2, 3):
+            raise UnsupportedSource(
+                f"{self.where}: GGUF version {version}; versions 2 and 3, little-endian, are read"
+            )
+        n_tensors, n_kv = self.unpack("Q"), self.unpack("Q")
+        if n_tensors > 1 << 24 or n_kv > 1 << 20:
+            raise CorruptFile(f"{self.where}: {n_tensors} tensors and {n_kv} keys cannot be right")
+        kv = tuple(self.key_value() for _ in range(n_kv))
+        tensors = tuple(self.tensor() for _ in range(n_tensors))
+        alignment = next((item.value for item in kv if item.key == "general.alignment"), ALIGNMENT)
+        if alignment != ALIGNMENT:
+            raise UnsupportedSource(
+                f"{self.where}: alignment {alignment}; only {ALIGNMENT} is read"
+            )
+        return Header(kv, tensors, align(self.at))
+
+    def key_value(self) -> KeyValue:
+        key, start = self.text(), self.at
+        self.value()
+        return KeyValue(key, self.data[start : self.at])
+
+    def tensor(self) -> TensorInfo:
+        name, n_dims = self.text(), self.unpack("I")
+        if not 1 <= n_dims <= 4:
+            raise CorruptFile(f"{self.where}: tensor {name} has {n_dims} dimensions")
+        dims = tuple(self.unpack("Q") for _ in range(n_dims))
+        return TensorInfo(name, dims[::-1], self.unpack("I"), self.unpack("Q"))

@@ -1,0 +1,88 @@
+"""The key-values of a converted checkpoint, in llama.cpp's order, written by the gguf package."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.checkpoint import read_json
+from quantkit.errors import ConfigError
+from quantkit.gguf_file import KeyValue, parse_key_values
+from quantkit.rules import Architecture, Config, Key
+from quantkit.tokenizer import named_ids, read_vocabulary
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+    from quantkit.model import ModelTensor
+
+# CodeLlama, told by the size of its vocabulary (llama.cpp `conversion/llama.py`, set_vocab)
+_CODE_LLAMA = (32016, (("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)))
+
+
+def checkpoint_metadata(
+    directory: Path, arch: Architecture, config: Config, tensors: Sequence[ModelTensor],
+    file_type: int, pre: str | None,
+) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:  # fmt: skip
+    """All key-values of the file, and notes for people on what was chosen.
+
+    `file_type` is llama.cpp's number for the label of the file. Raises ConfigError, TokenizerError.
+    """
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(None, arch.gguf_arch)
+    _add_general(writer, directory, tensors)
+    _add_keys(writer, arch.keys, config)
+    writer.add_file_type(file_type)
+    _add_keys(writer, arch.late_keys, config)
+    writer.add_quantization_version(2)  # GGML_QUANT_VERSION
+    vocab = read_vocabulary(directory, config.get("vocab_size"), pre)
+    if config.get("vocab_size") == _CODE_LLAMA[0]:
+        named_ids(vocab.special, _CODE_LLAMA[1])
+    vocab.write(writer)
+    return encode(writer), tuple(vocab.notes)
+
+
+def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:
+    """The key-values that were added to `writer`, as bytes."""
+    from gguf.gguf_writer import WriterState
+
+    buffer = io.BytesIO()
+    writer.tensors = [{}]  # only the key-values: offsets are the planner's
+    writer.fout, writer.state = [buffer], WriterState.EMPTY  # type: ignore[list-item]
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    return parse_key_values(buffer.getvalue())
+
+
+def _add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTensor]) -> None:
+    """`general.*`: names, sizes and licence, from the directory's name and its model card."""
+    import numpy as np
+    from gguf import Metadata, size_label
+
+    for t in tensors:
+        writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), 0)
+    total, shared, expert, expert_count = writer.get_total_parameter_count()
+    found = Metadata.load(None, directory.resolve(), None, total)
+    generation = directory / "generation_config.json"
+    if generation.is_file() and found.sampling_penalty_repeat is None:
+        found.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
+    if found.size_label is None and total > 0:
+        found.size_label = size_label(total, shared, expert, expert_count)
+    writer.add_type("model")
+    found.set_gguf_meta_model(writer)
+
+
+def _add_keys(writer: GGUFWriter, keys: Sequence[Key], config: Config) -> None:
+    from gguf import GGUFValueType
+
+    for key in keys:
+        value = key.read(config)
+        if value is None:
+            continue
+        try:
+            writer.add_key_value(key.name.format(arch=writer.arch), value, GGUFValueType[key.kind])
+        except (TypeError, ValueError) as e:
+            raise ConfigError(f"{config.where}: {key.name}: {value!r} ({e})") from None

@@ -1,0 +1,124 @@
+"""A source as quantkit sees it: the tensors of a GGUF model and the rows that make each of them.
+
+`from_checkpoint` reads a Hugging Face directory through the rows of its architecture;
+`from_gguf` takes a GGUF file as it is. Only headers are read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quantkit import roles
+from quantkit.architectures import find
+from quantkit.checkpoint import SourceTensor, open_gguf, read_json, safetensors_of
+from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.ggml_types import type_by_name
+from quantkit.gguf_file import KeyValue
+from quantkit.placement import Segment, place
+from quantkit.rules import Config
+
+
+@dataclass(frozen=True)
+class ModelTensor:
+    """A tensor of the GGUF model before a format is chosen.
+
+    `shape` in NumPy order; `stored` is the type it has in a file that is converted, not quantized.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: str
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be written. `tensors` stand in the order of a conversion."""
+
+    name: str
+    arch: str
+    tensors: tuple[ModelTensor, ...]
+    sources: Mapping[str, SourceTensor]
+    kv: tuple[KeyValue, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)  # for people: choices that were made
+
+
+# --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
+OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
+
+
+def from_gguf(path: Path) -> Model:
+    """A GGUF file, taken as it is. Raises SourceError."""
+    header, tensors = open_gguf(path)
+    return Model(
+        name=re.sub(r"[-.](BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE),
+        arch=header.get("general.architecture", ""),
+        tensors=tuple(
+            ModelTensor(t.name, t.shape, t.ggml.name, (Segment(t.name, 0, 0, t.n_rows),))
+            for t in tensors
+        ),
+        sources={t.name: t for t in tensors},
+        kv=header.kv,
+    )
+
+
+def from_checkpoint(directory: Path, outtype: str | None = "auto", pre: str | None = None) -> Model:
+    """A Hugging Face checkpoint directory.
+
+    `outtype` is one of OUTTYPES, or "auto" (bf16 stays, everything else becomes f16, as llama.cpp's
+    converter chooses), or None for the widest type of the source: nothing is rounded that a
+    quantizer will read. `pre` names the pre-tokenizer where the structure does not tell.
+    Raises SourceError, ModelError.
+    """
+    from quantkit.metadata import checkpoint_metadata
+
+    if not directory.is_dir():
+        raise SourceNotFound(f"{directory}: no such directory")
+    if not (directory / "config.json").is_file():
+        raise SourceNotFound(f"{directory}: no config.json in it; not a checkpoint directory")
+    raw = read_json(directory / "config.json")
+    arch = find(_architecture_name(raw, directory))
+    config = Config({**arch.defaults, **raw}, str(directory / "config.json"))
+    for expect in arch.expects:
+        expect.check(config)
+
+    sources = {t.name: t for t in safetensors_of(directory)}
+    outtype = _chosen(outtype, sources.values())
+    placed = place(arch, config, sources)
+    for name, compute in arch.computed.items():
+        if (data := compute(config)) is not None:
+            source = SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
+            sources[name] = source
+            placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
+    tensors = tuple(
+        ModelTensor(name, shape, _stored(name, shape, outtype), segments)
+        for name, (shape, segments) in placed.items()
+    )
+    kv, notes = checkpoint_metadata(directory, arch, config, tensors, OUTTYPES[outtype][0], pre)
+    return Model(directory.resolve().name, arch.gguf_arch, tensors, sources, kv, notes)
+
+
+def _architecture_name(raw: Mapping[str, object], directory: Path) -> str:
+    names = raw.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ConfigError(f"{directory / 'config.json'}: 'architectures' does not name the model")
+    return names[0]
+
+
+def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
+    dtypes = [t.ggml.name for t in sources if len(t.shape) >= 2]
+    if outtype is None:
+        return next((d.lower() for d in ("F32", "BF16", "F16") if d in dtypes), "f16")
+    if outtype == "auto":
+        return next((d.lower() for d in dtypes if d in ("BF16", "F16")), "f16")
+    return outtype
+
+
+def _stored(name: str, shape: tuple[int, ...], outtype: str) -> str:
+    wanted = type_by_name(OUTTYPES[outtype][1])
+    if roles.stays_f32(roles.parse(name), len(shape)):
+        return "F32"
+    return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

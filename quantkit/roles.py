@@ -1,0 +1,48 @@
+"""What a tensor does, and what follows from it alone.
+
+A role is the middle of a GGUF tensor name: `blk.7.ffn_gate_exps.weight` has the role
+`ffn_gate_exps`, block 7, suffix `.weight`. Names are those of `gguf.TENSOR_NAMES`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_NAME = re.compile(r"(?:blk\.(?P<bid>\d+)\.)?(?P<role>.+?)(?P<suffix>\.weight|\.bias)?")
+
+# 2-D, and float32 in every file all the same (llama.cpp `conversion/base.py`, prepare_tensors)
+ALWAYS_F32 = frozenset({
+    "ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "ssm_conv1d_q", "ssm_conv1d_k",
+    "ssm_conv1d_v", "shortconv.conv", "position_embd", "token_types", "indexer.proj",
+})  # fmt: skip
+
+
+class Name(NamedTuple):
+    """A GGUF tensor name taken apart. `bid` is None outside the blocks; `suffix` may be empty."""
+
+    role: str
+    bid: int | None
+    suffix: str
+
+    def __str__(self) -> str:
+        block = "" if self.bid is None else f"blk.{self.bid}."
+        return f"{block}{self.role}{self.suffix}"
+
+
+def parse(name: str) -> Name:
+    """Take a GGUF tensor name apart."""
+    m = _NAME.fullmatch(name)
+    assert m is not None  # the pattern takes every non-empty string
+    bid = m["bid"]
+    return Name(m["role"], None if bid is None else int(bid), m["suffix"] or "")
+
+
+def stays_f32(name: Name, n_dims: int) -> bool:
+    """Whether llama.cpp's converter stores the tensor in float32 whatever the file's type."""
+    return (
+        n_dims <= 1
+        or name.role.endswith("_norm")
+        or name.suffix != ".weight"
+        or name.role in ALWAYS_F32
+    )

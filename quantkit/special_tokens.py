@@ -1,0 +1,188 @@
+"""Special token ids, whether they are added, merges and the chat template, from the small files of
+a checkpoint, as llama.cpp's converter finds them (gguf-py `vocab.py`, SpecialVocab).
+
+quantkit keeps its own reading because the gguf package on PyPI trails that of llama.cpp: it lets
+`tokenizer_config.json` overrule the post-processor and does not see a byte-level one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint import read_json
+from quantkit.errors import TokenizerError
+
+TYPES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+@dataclass
+class SpecialTokens:
+    """What a tokenizer adds and where its special tokens are. Insertion order is the file's."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    add: dict[str, bool] = field(default_factory=dict)
+    chat_template: str | Sequence[Mapping[str, str]] | None = None
+
+
+def read_special_tokens(directory: Path, n_vocab: int | None = None) -> SpecialTokens:
+    """Read tokenizer.json, tokenizer_config.json, config.json and the chat template files.
+
+    Ids of `n_vocab` and above are left out. Raises CorruptFile, TokenizerError.
+    """
+    out = SpecialTokens()
+    tokenizer = _optional(directory / "tokenizer.json")
+    config = _optional(directory / "tokenizer_config.json")
+    types = list(TYPES)
+    if tokenizer is not None:
+        names = _Names(dict(config or {}), config is not None)
+        _read_post_processor(tokenizer.get("post_processor"), names, out.add, types)
+        config = names.config if config is not None else None
+    if config is not None:
+        out.chat_template = _chat_template(directory, config)
+        added = (tokenizer or {}).get("added_tokens") or []
+        by_content = {t.get("content"): t.get("id") for t in reversed(added) if isinstance(t, dict)}
+        for kind in types:
+            if isinstance(flag := config.get(f"add_{kind}_token"), bool):
+                out.add.setdefault(kind, flag)
+            entry = config.get(f"{kind}_token")
+            content = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(content, str):
+                _set_id(out.ids, kind, by_content.get(content), n_vocab)
+    model = _optional(directory / "config.json") or {}
+    for kind in types:
+        token_id = model.get(f"{kind}_token_id")
+        if token_id is None and isinstance(model.get("text_config"), dict):
+            token_id = model["text_config"].get(f"{kind}_token_id")
+        _set_id(out.ids, kind, token_id, n_vocab)
+    return out
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def _set_id(ids: dict[str, int], kind: str, token_id: Any, n_vocab: int | None) -> None:
+    if not isinstance(token_id, int):
+        return
+    if token_id < 0:
+        raise TokenizerError(f"the id of the {kind} token is {token_id}; ids start at 0")
+    if n_vocab is None or token_id < n_vocab:
+        ids.setdefault(kind, token_id)
+
+
+class _Names:
+    """The names of bos, eos, cls and sep as the post-processor is read; what it teaches is put into
+    `config`, from which the ids are looked up afterwards."""
+
+    def __init__(self, config: dict[str, Any], present: bool) -> None:
+        self.config, self.present = config, present
+        self.bos, self.eos = config.get("bos_token"), config.get("eos_token")
+        self.cls, self.sep = config.get("cls_token"), config.get("sep_token")
+        if not self.bos and self.cls:
+            self.learn("bos", self.cls)
+        if not self.eos and self.sep:
+            self.learn("eos", self.sep)
+
+    def learn(self, kind: str, token: Any) -> None:
+        setattr(self, kind, token)
+        self.config[f"{kind}_token"] = token
+
+
+def _read_post_processor(
+    post: dict[str, Any] | None, names: _Names, add: dict[str, bool], types: list[str]
+) -> None:
+    for p in (post or {}).get("processors", [post] if post else []):
+        kind = p.get("type")
+        if kind == "ByteLevel":
+            add.setdefault("bos", False)
+            add.setdefault("eos", False)
+        elif kind == "RobertaProcessing":
+            add.update(bos=True, eos=True, sep=True)
+            if not names.cls:
+                names.learn("cls", p.get("cls", [names.bos])[0])
+            if not names.sep:
+                names.learn("sep", p.get("sep", [names.eos])[0])
+        elif kind == "TemplateProcessing":
+            _read_template(p, names, add, types)
+
+
+def _special(item: dict[str, Any]) -> Any:
+    return (item.get("SpecialToken") or {}).get("id")
+
+
+def _read_template(
+    p: dict[str, Any], names: _Names, add: dict[str, bool], types: list[str]
+) -> None:
+    single, pair = p.get("single") or [], p.get("pair") or []
+    first = _special(single[0]) if len(single) > 1 else None
+    last = _special(single[-1]) if len(single) > 1 else None
+    if first:
+        if not names.present:
+            names.bos = first
+        elif first not in (names.bos, names.cls):
+            if not names.bos:
+                names.learn("bos", first)
+            if not names.cls:
+                names.learn("cls", first)
+        add["bos"] = first in (names.bos, names.cls)
+    if last:
+        if not names.present:
+            names.eos = last
+        elif last != names.eos:
+            # the template's own end token is eos; what was called eos ends a turn or a message
+            spare = next((k for k in ("eot", "eom") if k not in types), None)
+            if spare is not None:
+                types.append(spare)
+                names.config[f"{spare}_token"] = names.eos
+            names.learn("eos", last)
+        add["eos"] = last == names.eos
+    if not pair:
+        return
+    start = 1 if first and _special(pair[0]) == first else 0
+    stop = -1 if last and _special(pair[-1]) == last else None
+    middle = pair[start:stop]
+    ends = [(middle[i].get("Sequence") or {}).get("id") for i in (0, -1)] if middle else []
+    between = [_special(item) for item in middle[1:-1]] if ends == ["A", "B"] else []
+    if between:
+        separators = [token for token in (names.sep, names.eos) if token]
+        add["sep"] = (between[0] in separators and not last) or (
+            len(between) == 2 and between[1] in separators
+        )
+        if add["sep"] and not names.sep and names.present:
+            names.config["sep_token"] = names.eos
+
+
+def _chat_template(directory: Path, config: dict[str, Any]) -> Any:
+    """The template of tokenizer_config.json, else chat_template.jinja (with the named ones beside
+    it), else chat_template.json."""
+    if isinstance(config.get("chat_template"), str | list):
+        return config["chat_template"]
+    jinja, as_json = directory / "chat_template.jinja", directory / "chat_template.json"
+    if jinja.is_file():
+        text = jinja.read_text(encoding="utf-8")
+        more = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+        if not more:
+            return text
+        named = [{"name": t.stem, "template": t.read_text(encoding="utf-8")} for t in more]
+        return [{"name": "default", "template": text}, *named]
+    if as_json.is_file():
+        template = read_json(as_json).get("chat_template")
+        return template if isinstance(template, str | list) else None
+    return None
+
+
+def read_merges(tokenizer: dict[str, Any]) -> list[str]:
+    """The merges of a BPE tokenizer.json as GGUF keeps them: two pieces and a space.
+
+    A space inside a piece is written as U+0120, as in llama.cpp.
+    """
+    merges = tokenizer["model"].get("merges") or []
+    if all(isinstance(m, str) for m in merges):
+        return list(merges)
+    if not all(isinstance(m, list) and len(m) == 2 for m in merges):
+        raise TokenizerError(f"tokenizer.json: merge {json.dumps(merges[0])} is not a pair")
+    return [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in merges]
