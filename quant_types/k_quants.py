@@ -100,7 +100,9 @@ def unpack_scales(packed: Array) -> tuple[Array, Array]:
     )
 
 
-WEIGHTED_START, WEIGHTED_DELTA, WEIGHTED_COUNT = -0.9, 0.05, 36  # of `make_qkx3_quants`
+def weighted_steps(top: int) -> MinSteps:
+    """What the search tries with an importance matrix, whatever the format."""
+    return MinSteps(top, start=-0.9, delta=0.05, count=36)
 
 
 def search_min_weighted(
@@ -120,8 +122,7 @@ def search_min_weighted(
     """
     xp = namespace(x)
     w = importance_weights(x, importance, length, factor)
-    steps = MinSteps(top, WEIGHTED_START, WEIGHTED_DELTA, WEIGHTED_COUNT)
-    scale, minimum, quants = search_min(columns(x, length), w, steps)
+    scale, minimum, quants = search_min(columns(x, length), w, weighted_steps(top))
     n = QK_K // length
     sums = xp.reshape(sum_rows(w), (-1, n))
     both = xp.concat([xp.reshape(scale, (-1, n)), xp.reshape(minimum, (-1, n))], axis=0)

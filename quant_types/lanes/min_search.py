@@ -8,15 +8,13 @@ and stores of the sums.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from quant_types.lanes.compile import inner
+from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 from quant_types.search import MinSteps
 
-LANES = 64
 _STEP = 8  # weights of a lane in one pass of the inner loop
 _LIMIT = np.float32(4194303.0)  # nearest_int is a rounding up to here, bits beyond
 
@@ -55,14 +53,16 @@ def make_search(length: int, steps: MinSteps, absolute: bool):  # type: ignore[n
     numerators = np.array(steps.numerators(), np.float32)
     count = len(numerators)
     top = np.float32(steps.top)
+    round_top = np.float32(top + ROUND)
     top_int = np.int32(steps.top)
     rounds = length // _STEP
 
     def make_level(exact: bool):  # type: ignore[no-untyped-def]
         @inner
         def rounded(v):
-            v = np.float32(v + ROUND) - ROUND
-            v = v if v < top else top
+            v = v + ROUND
+            v = v if v < round_top else round_top
+            v = v - ROUND
             return v if v > ZERO else ZERO
 
         @inner

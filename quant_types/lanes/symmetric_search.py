@@ -37,7 +37,8 @@ def make_search(top: int):  # type: ignore[no-untyped-def]
         [-(np.float32(top) + np.float32(0.1) * np.float32(step)) for step in range(-9, 10)],
         np.float32,
     )
-    low, high = np.float32(-top), np.float32(top - 1)
+    low = np.float32(-top)
+    round_high = np.float32(ROUND + np.float32(top - 1))
 
     @inner
     def add_levels(ws):
@@ -54,8 +55,9 @@ def make_search(top: int):  # type: ignore[no-untyped-def]
                 for i in range(_STEP):
                     k = at + i * LANES + j
                     # Within top + 1 (x is at most EXTREME), so rounding is one addition.
-                    q = np.float32(inverse * ws[X + k] + ROUND) - ROUND
-                    q = q if q < high else high
+                    q = inverse * ws[X + k] + ROUND
+                    q = q if q < round_high else round_high
+                    q = q - ROUND
                     q = q if q > low else low
                     sum_lx += ws[WX + k] * q
                     sum_l2 += ws[W + k] * q * q

@@ -1,0 +1,119 @@
+"""What the kernels of K-quants share, a tile of super-blocks at a time.
+
+Sub-blocks are searched in groups of `LANES`; the scales that they give are then worked on with one
+super-block a lane: `[sub_blocks, TILE]` arrays, flat.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant_types.lanes.compile import inner
+from quant_types.lanes.scalars import ZERO, clamped, from_half, half_bits
+
+TILE = 16  # super-blocks
+LANES = 64  # sub-blocks in a group
+_256 = np.float32(256.0)
+
+
+@inner
+def workspace(n):
+    """Flat float32 of `n` values, uninitialized, on a cache line."""
+    base = np.empty(n + 16, np.float32)
+    skip = -(base.ctypes.data >> 2) & 15
+    return base[skip : skip + n]
+
+
+def make_columns(length: int):  # type: ignore[no-untyped-def]
+    """Transposes `LANES` sub-blocks into `[length, LANES]` at an offset of the workspace."""
+
+    @inner
+    def columns(part, ws, at):
+        for j in range(LANES):
+            for i in range(length):
+                ws[at + i * LANES + j] = part[j * length + i]
+
+    return columns
+
+
+@inner
+def load_importance(table, rows, first, count, tile):
+    """Importance of super-blocks `first` to `first + count` into the flat tile."""
+    per_row = table.shape[1] // 256
+    for b in range(count):
+        block = first + b
+        part = table[rows[block // per_row]]
+        at = block % per_row * 256
+        source = part[at : at + 256]
+        for i in range(256):
+            tile[b * 256 + i] = source[i]
+
+
+@inner
+def mean_squares(tile, factor, sigma2):
+    """`factor * sum(x * x) / 256` of each super-block, its weights added in order."""
+    for b in range(TILE):
+        sigma2[b] = ZERO
+    for i in range(256):
+        for b in range(TILE):
+            x = tile[b * 256 + i]
+            sigma2[b] += x * x
+    for b in range(TILE):
+        sigma2[b] = factor * sigma2[b] / _256
+
+
+@inner
+def halve(units, bits, values):
+    """float32 units of the super-blocks -> float16 bits (int32), and the float32 they stand for."""
+    for b in range(TILE):
+        h = half_bits(units[b])
+        bits[b] = h
+        values[b] = from_half(h)
+
+
+@inner
+def put_half(block, at, bits):
+    """Write float16 bits at byte `at`."""
+    block[at] = np.uint8(bits & 255)
+    block[at + 1] = np.uint8(bits >> 8)
+
+
+def make_quants(length: int, low: int, high: int):  # type: ignore[no-untyped-def]
+    """Second pass: quants, less `low`, under the stored scales; where those are zero, the search's.
+
+    A sub-block whose search found nothing (inverse 0) gets zeros, as ggml leaves them.
+    """
+    sub_blocks = 256 // length
+    low_int, high_int, shift = np.int32(low), np.int32(high), np.int32(-low)
+
+    @inner
+    def quants(tile, count, d, dm, inverse, bottom, q):
+        for b in range(count):
+            for j in range(sub_blocks):
+                s = j * TILE + b
+                at = b * 256 + j * length
+                scale = d[s]
+                if scale != ZERO:
+                    minimum = dm[s]
+                    for i in range(length):
+                        v = (tile[at + i] + minimum) / scale
+                        q[at + i] = np.uint8(clamped(v, low_int, high_int) + shift)
+                else:
+                    slope = inverse[s]
+                    start = bottom[s]
+                    base = shift if slope != ZERO else np.int32(0)
+                    for i in range(length):
+                        v = slope * (tile[at + i] - start)
+                        q[at + i] = np.uint8(clamped(v, low_int, high_int) + base)
+
+    return quants
+
+
+@inner
+def pack_crumbs(q, qs):
+    """2-bit quants of a super-block into 64 bytes (`quant_types.k_quants.pack_crumbs`)."""
+    for h in range(2):
+        for i in range(32):
+            k = h * 128 + i
+            low = (q[k] & 3) | ((q[k + 32] & 3) << 2)
+            qs[h * 32 + i] = low | ((q[k + 64] & 3) << 4) | ((q[k + 96] & 3) << 6)

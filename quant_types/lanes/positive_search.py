@@ -1,0 +1,113 @@
+"""ggml `make_qp_quants`, one super-block's scales or minimums a lane."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant_types.lanes.compile import inner
+from quant_types.lanes.k_blocks import TILE
+from quant_types.lanes.scalars import ONE, ZERO, nearest_int
+from quant_types.search import GROUP_MAX_EPS
+
+LANES = 2 * TILE  # the scales of a tile, then the minimums
+_EPS = np.float32(GROUP_MAX_EPS)
+
+
+def make_search(n: int, top: int):  # type: ignore[no-untyped-def]
+    """The search for `n` values a lane with quants from 0 to `top`.
+
+    `search(x, w, q, scale, t)`: values and weights `[n, LANES]` flat -> quants `[n, LANES]` as
+    float32, wrapped as in a uint8, and scale `[LANES]`; `t` is scratch of `6 * LANES`.
+    """
+    top_int, top_float = np.int32(top), np.float32(top)
+    steps = [step for step in range(-4, 5) if step]
+    numerators = np.array(
+        [np.float32(0.1) * np.float32(step) + top_float for step in steps], np.float32
+    )
+    trials = len(steps)
+    MAX, INVERSE, TRIAL, ERROR, BEST = (k * LANES for k in range(5))
+    LX, L2 = TRIAL, ERROR
+
+    @inner
+    def bounded(v):
+        i = nearest_int(v)
+        return i if i < top_int else top_int
+
+    @inner
+    def wrapped(i):
+        return np.float32(np.int32(i & np.int32(255)))
+
+    @inner
+    def search(x, w, q, scale, t):
+        for b in range(LANES):
+            t[MAX + b] = ZERO
+        for j in range(n):
+            for b in range(LANES):
+                v = x[j * LANES + b]
+                t[MAX + b] = t[MAX + b] if t[MAX + b] > v else v  # lets go of a NaN, as C's MAX
+        for b in range(LANES):
+            t[INVERSE + b] = top_float / t[MAX + b]
+            t[BEST + b] = ZERO
+        for j in range(n):
+            for b in range(LANES):
+                k = j * LANES + b
+                level = wrapped(nearest_int(t[INVERSE + b] * x[k]))
+                rest = x[k] - ONE / t[INVERSE + b] * level
+                t[BEST + b] += w[k] * rest * rest
+        for step in range(trials):
+            for b in range(LANES):
+                t[TRIAL + b] = numerators[step] / t[MAX + b]
+                t[ERROR + b] = ZERO
+            for j in range(n):
+                for b in range(LANES):
+                    k = j * LANES + b
+                    level = np.float32(bounded(t[TRIAL + b] * x[k]))
+                    rest = x[k] - ONE / t[TRIAL + b] * level
+                    t[ERROR + b] += w[k] * rest * rest
+            for b in range(LANES):
+                better = t[ERROR + b] < t[BEST + b]
+                t[BEST + b] = t[ERROR + b] if better else t[BEST + b]
+                t[INVERSE + b] = t[TRIAL + b] if better else t[INVERSE + b]
+
+        for b in range(LANES):
+            t[LX + b] = ZERO
+            t[L2 + b] = ZERO
+        for j in range(n):
+            for b in range(LANES):
+                k = j * LANES + b
+                i = bounded(t[INVERSE + b] * x[k])
+                level = np.float32(i)
+                t[LX + b] += w[k] * x[k] * level
+                t[L2 + b] += w[k] * level * level
+                q[k] = wrapped(i)
+        for _ in range(5):
+            for j in range(n):
+                for b in range(LANES):
+                    k = j * LANES + b
+                    lx = t[LX + b]
+                    l2 = t[L2 + b]
+                    wk = w[k]
+                    wx = wk * x[k]
+                    old = q[k]
+                    rest_lx = lx - wx * old
+                    rest_l2 = l2 - wk * old * old
+                    i = bounded(x[k] * rest_l2 / rest_lx)
+                    level = np.float32(i)
+                    new_lx = rest_lx + wx * level
+                    new_l2 = rest_l2 + wk * level * level
+                    better = (rest_lx > ZERO) & (rest_l2 > ZERO) & (level != old)
+                    better = better & (new_lx * new_lx * l2 > lx * lx * new_l2)
+                    q[k] = wrapped(i) if better else old
+                    t[LX + b] = new_lx if better else lx
+                    t[L2 + b] = new_l2 if better else l2
+        for b in range(LANES):
+            zero = t[MAX + b] < _EPS
+            value = t[LX + b] / t[L2 + b]
+            value = value if t[L2 + b] > ZERO else ZERO
+            scale[b] = ZERO if zero else value
+            t[MAX + b] = ZERO if zero else ONE
+        for j in range(n):
+            for b in range(LANES):
+                q[j * LANES + b] = q[j * LANES + b] if t[MAX + b] > ZERO else ZERO
+
+    return search
