@@ -1,0 +1,115 @@
+"""Checkpoints for the tests: from recipes (seeds), and the trained frankenMoE in its two spellings.
+
+A recipe's values depend on each tensor's name alone: 8 bytes of SHAKE-256 a weight, summed as four
+16-bit integers (close to a normal), scaled in float64, rounded once to the stored dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+DATA = Path(__file__).parent / "data"
+GOLDEN = DATA / "golden"
+FRANKENMOE = DATA / "frankenmoe-mergekit"  # as mergekit writes it: fused experts, tokenizer.json
+DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+def values(name: str, dtype: str, shape: list[int], how: dict[str, Any]) -> np.ndarray:
+    """The values of one tensor of a recipe."""
+    n = int(np.prod(shape, dtype=np.int64))
+    if "data" in how:
+        return np.array(how["data"]).astype(DTYPES[dtype]).reshape(shape)
+    raw = hashlib.shake_256(name.encode()).digest(8 * n)
+    u = np.frombuffer(raw, "<u2").reshape(n, 4).sum(axis=1, dtype=np.int64)
+    x = how["mean"] + how["std"] * ((u - 131070) / 37837.2)
+    if n > 4096:
+        x = np.where(u % 2003 == 0, x * 6, x)
+    return x.astype(np.float32).astype(DTYPES[dtype]).reshape(shape)
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: Any = None
+) -> None:
+    """A safetensors file with its header in the order of `tensors` (dtype, shape, bytes)."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, (dtype, shape, data) in tensors.items():
+        ends = [offset, offset := offset + len(data)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": ends}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    blobs = b"".join(data for _, _, data in tensors.values())
+    path.write_bytes(struct.pack("<Q", len(text)) + text + blobs)
+
+
+def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """The inverse of `write_safetensors`, in header order."""
+    data = path.read_bytes()
+    (size,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + size])
+    header.pop("__metadata__", None)
+    return {
+        name: (
+            t["dtype"], t["shape"],
+            data[8 + size + t["data_offsets"][0] : 8 + size + t["data_offsets"][1]],
+        )
+        for name, t in header.items()
+    }  # fmt: skip
+
+
+def from_recipe(case: str, parent: Path) -> Path:
+    """Write the checkpoint of `tests/data/golden/recipes/<case>.json` below `parent`."""
+    recipe = json.loads((GOLDEN / "recipes" / f"{case}.json").read_text())
+    out = parent / recipe["dir"]
+    out.mkdir(parents=True)
+    for name, text in recipe["files"].items():
+        (out / name).write_text(text, encoding="utf-8")
+    for name, source in recipe["tokenizer_files"].items():
+        shutil.copy(GOLDEN / "tokenizers" / source, out / name)
+    for name, f in recipe["weights"].items():
+        tensors = {
+            t["name"]: (
+                t["dtype"], t["shape"],
+                values(t["name"], t["dtype"], t["shape"], t["how"]).tobytes(),
+            )
+            for t in f["tensors"]
+        }  # fmt: skip
+        write_safetensors(out / name, tensors, f.get("metadata"))
+    return out
+
+
+def classic_frankenmoe(parent: Path) -> Path:
+    """The trained frankenMoE respelled as older tools write it: one tensor an expert, and
+    `tokenizer.model`. The very bytes of the original are restored."""
+    out = parent / "frankenmoe-4x"
+    shutil.copytree(FRANKENMOE, out)
+    shutil.copy(DATA / "frankenmoe-classic-tokenizer.model", out / "tokenizer.model")
+    tensors: dict[str, tuple[str, list[int], bytes]] = {}
+    for name, (dtype, shape, data) in read_safetensors(FRANKENMOE / "model.safetensors").items():
+        block = name.rpartition(".mlp.")[0] + ".block_sparse_moe"
+        if name.endswith("mlp.gate.weight"):
+            tensors[f"{block}.gate.weight"] = (dtype, shape, data)
+        elif ".mlp.experts." not in name:
+            tensors[name] = (dtype, shape, data)
+        else:
+            x = np.frombuffer(data, np.uint16).reshape(shape)
+            for i, expert in enumerate(x):
+                if name.endswith("down_proj"):
+                    parts = {"w2": expert}
+                else:
+                    parts = dict(zip(("w1", "w3"), np.split(expert, 2), strict=True))
+                for wid, part in parts.items():
+                    tensors[f"{block}.experts.{i}.{wid}.weight"] = (
+                        dtype, list(part.shape), part.tobytes(),
+                    )  # fmt: skip
+    ordered = dict(sorted(tensors.items()))
+    write_safetensors(out / "model.safetensors", ordered, {"format": "pt"})
+    return out

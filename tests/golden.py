@@ -1,0 +1,60 @@
+"""Compare a file of ours with what llama.cpp made: every key, every tensor, in order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from quantkit.ggml_types import type_by_id
+from quantkit.gguf_file import KeyValue, read_header
+
+
+def fingerprint(item: KeyValue) -> dict[str, Any]:
+    """A key-value as the goldens record it."""
+    value = item.value
+    if item.type == "FLOAT32":
+        return {"type": item.type, "value": value, "f32_hex": item.raw[4:].hex()}
+    if item.type != "ARRAY":
+        return {"type": item.type, "value": value}
+    out = {"type": item.type, "elem_type": item.element_type}
+    if len(value) <= 32:
+        return {**out, "value": value}
+    compact = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    digest = hashlib.sha256(compact.encode()).hexdigest()
+    return {**out, "len": len(value), "sha256": digest, "first5": value[:5]}
+
+
+def tensors(path: Path) -> list[dict[str, Any]]:
+    """Every tensor of a file as the goldens record it."""
+    header, data = read_header(path), path.read_bytes()
+    out = []
+    for t in header.tensors:
+        ggml = type_by_id(t.ggml_type)
+        assert ggml is not None
+        n = 1
+        for d in t.shape:
+            n *= d
+        start = header.data_offset + t.offset
+        nbytes = n // ggml.block_size * ggml.type_size
+        out.append({
+            "name": t.name, "shape": list(t.shape[::-1]), "type": ggml.name, "n_bytes": nbytes,
+            "sha256": hashlib.sha256(data[start : start + nbytes]).hexdigest(),
+        })  # fmt: skip
+    return out
+
+
+def assert_same(path: Path, golden: dict[str, Any], either: dict[str, Any] | None = None) -> None:
+    """Every key (order, type, value) and every tensor (order, shape, type, bytes) agree.
+
+    `either` names keys that llama.cpp writes or not depending on how it loads the config.
+    """
+    header = read_header(path)
+    ours = {item.key: fingerprint(item) for item in header.kv}
+    left_out = {k for k, v in (either or {}).items() if v is None and k not in ours}
+    order = golden.get("kv_order", list(golden["kv"]))
+    assert list(ours) == [k for k in order if k not in left_out]
+    for key, value in ours.items():
+        assert value == golden["kv"][key], key
+    assert tensors(path) == golden["tensors"]

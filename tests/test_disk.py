@@ -1,0 +1,59 @@
+"""The calls that a platform may lack: the fallback does the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantkit import disk
+from quantkit.convert import quantize
+from tests.conftest import sha256
+
+
+@pytest.mark.parametrize("lacking", [(), ("pread", "pwrite"), ("posix_fallocate",)])
+def test_the_same_file_without_them(
+    lacking: tuple[str, ...], checkpoint: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in lacking:
+        monkeypatch.delattr(os, name)
+    quantize(checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"], tmp_path, threads=3)
+    monkeypatch.undo()
+    expected = quantize(checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"], tmp_path, force=True)
+    for f in expected.files:
+        path = tmp_path / f.path.name
+        assert sha256(path) == sha256(f.path)
+
+
+def test_reading_past_the_end_is_short(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abcdef")
+    fd = disk.open_read(tmp_path / "f")
+    try:
+        assert disk.pread(fd, 4, 1) == b"bcde"
+        assert disk.pread(fd, 4, 4) == b"ef"
+        assert disk.pread(fd, 4, 9) == b""
+    finally:
+        os.close(fd)
+
+
+def test_writes_that_the_system_cuts_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: whole(fd, data[:3], at))
+    fd = disk.open_write(tmp_path / "f")
+    try:
+        disk.pwrite(fd, memoryview(b"0123456789"), 2)
+    finally:
+        os.close(fd)
+    assert (tmp_path / "f").read_bytes() == b"\0\x000123456789"
+
+
+def test_reserved_space_reads_as_zeros(tmp_path: Path) -> None:
+    fd = disk.open_write(tmp_path / "f")
+    try:
+        disk.reserve(fd, 5000)
+    finally:
+        os.close(fd)
+    assert (tmp_path / "f").read_bytes() == bytes(5000)

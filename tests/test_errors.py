@@ -1,0 +1,385 @@
+"""Bad input: a named error in one line, exit code 1, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit import disk, errors
+from quantkit.convert import convert, quantize
+from tests.checkpoints import read_safetensors, write_safetensors
+
+Broken = Callable[..., Path]
+
+
+def edit_config(checkpoint: Path, **changes: Any) -> None:
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del config[key]
+        else:
+            config[key] = value
+    path.write_text(json.dumps(config))
+
+
+def edit_tensors(checkpoint: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = checkpoint / "model.safetensors"
+    tensors = read_safetensors(path)
+    edit(tensors)
+    write_safetensors(path, tensors)
+
+
+def fails(
+    error: type[errors.QuantkitError], words: str, source: Path, out: Path
+) -> errors.QuantkitError:
+    """Both jobs raise `error`, its line says `words`, and the output directory stays empty."""
+    out.mkdir()
+    with pytest.raises(error) as caught:
+        quantize(source, ["Q4_K_M", "Q8_0"], out)
+    if source.is_dir():
+        with pytest.raises(error):
+            convert(source, out)
+    assert list(out.iterdir()) == []
+    message = str(caught.value)
+    assert type(caught.value) is error
+    assert "\n" not in message
+    for word in words.split(" & "):
+        assert word in message, message
+    return caught.value
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    fails(errors.SourceNotFound, "nowhere & no such", tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_no_config(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    (source / "config.json").unlink()
+    fails(errors.SourceNotFound, "no config.json", source, tmp_path / "out")
+
+
+def test_config_that_is_not_json(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    (source / "config.json").write_text("{")
+    fails(errors.CorruptFile, "config.json & not JSON", source, tmp_path / "out")
+
+
+def test_unsupported_architecture(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    edit_config(source, architectures=["MixtralForSequenceClassification"])
+    fails(
+        errors.UnsupportedArchitecture,
+        "'MixtralForSequenceClassification' & nearest: Mixtral & supported: Llama",
+        source, tmp_path / "out",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
+        ({"num_attention_heads": "four"}, "'num_attention_heads' must be uint32, not 'four'"),
+        ({"num_attention_heads": 0}, "no heads"),
+        ({"num_experts_per_tok": None}, "'num_experts_per_tok' is missing"),
+        ({"num_experts_per_tok": 5}, "5 experts are used of 4"),
+        ({"num_local_experts": 0}, "no experts"),
+        ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu' & 'silu'"),
+        ({"head_dim": 63}, "63 channels cannot be rotated"),
+        ({"rope_theta": "many"}, "must be float32"),
+        ({"rope_scaling": {"type": "spiral"}}, "'spiral'"),
+        ({"rope_scaling": {"type": "linear"}}, "'factor'"),
+        ({"architectures": []}, "'architectures'"),
+    ],
+)
+def test_config_values(changes: dict[str, Any], words: str, broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    edit_config(source, **changes)
+    fails(errors.ConfigError, f"config.json & {words}", source, tmp_path / "out")
+
+
+def test_shard_missing(broken: Broken, tmp_path: Path) -> None:
+    source = broken("mixtral-4x-sharded")
+    (source / "model-00002-of-00003.safetensors").unlink()
+    fails(
+        errors.ShardMissing, "model-00002-of-00003.safetensors & 1 of 3", source, tmp_path / "out"
+    )
+
+
+def test_index_that_leaves_the_directory(broken: Broken, tmp_path: Path) -> None:
+    source = broken("mixtral-4x-sharded")
+    path = source / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][next(iter(index["weight_map"]))] = "../secret.safetensors"
+    path.write_text(json.dumps(index))
+    fails(errors.CorruptFile, "'../secret.safetensors' points outside", source, tmp_path / "out")
+
+
+def test_index_and_shards_disagree(broken: Broken, tmp_path: Path) -> None:
+    source = broken("mixtral-4x-sharded")
+    path = source / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.surplus.weight"] = "model-00001-of-00003.safetensors"
+    path.write_text(json.dumps(index))
+    fails(errors.CorruptFile, "model.surplus.weight", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", ["mixtral-4x", "mixtral-4x-tf5fused"])
+def test_tensor_missing(case: str, broken: Broken, tmp_path: Path) -> None:
+    source = broken(case)
+    gone: list[str] = []
+
+    def drop(tensors: dict[str, Any]) -> None:
+        gone.append(next(n for n in tensors if "layers.1" in n and "experts" in n))
+        del tensors[gone[0]]
+
+    edit_tensors(source, drop)
+    fails(errors.TensorMissing, f"{gone[0]} & 2 layers and 4 experts", source, tmp_path / "out")
+
+
+def test_head_missing_unless_tied(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    edit_tensors(source, lambda tensors: tensors.pop("lm_head.weight"))
+    fails(errors.TensorMissing, "lm_head.weight", source, tmp_path / "out")
+    edit_config(source, tie_word_embeddings=True)
+    plan = quantize(source, ["Q4_K_M"], tmp_path / "out")
+    assert plan.files[0].by_name["token_embd.weight"].format == "Q6_K"
+
+
+def test_tensor_of_the_wrong_shape(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    name = "model.layers.0.self_attn.k_proj.weight"
+
+    def shrink(tensors: dict[str, Any]) -> None:
+        dtype, (rows, n), data = tensors[name]
+        tensors[name] = (dtype, [rows // 2, n], data[: len(data) // 2])
+
+    edit_tensors(source, shrink)
+    fails(
+        errors.TensorShape, f"{name} & [64, 256] found & [128, 256] expected", source,
+        tmp_path / "out",
+    )  # fmt: skip
+
+
+def test_tensor_that_has_no_place(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    edit_tensors(
+        source,
+        lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": ("F32", [1], b"\0" * 4)}),
+    )
+    fails(errors.TensorUnknown, "q_norm.weight & MixtralForCausalLM", source, tmp_path / "out")
+
+
+def test_more_experts_or_layers_than_the_config_says(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    edit_config(source, num_hidden_layers=1)
+    fails(errors.TensorUnknown, "layer 1 & num_hidden_layers 1", source, tmp_path / "out")
+
+
+def test_both_spellings_at_once(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+
+    def add(tensors: dict[str, Any]) -> None:
+        down = b"".join(
+            tensors[f"model.layers.0.block_sparse_moe.experts.{i}.w2.weight"][2] for i in range(4)
+        )
+        tensors["model.layers.0.mlp.experts.down_proj"] = ("BF16", [4, 256, 256], down)
+
+    edit_tensors(source, add)
+    fails(errors.TensorUnknown, "second spelling & blk.0.ffn_down_exps", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("keep", [4, 100, 5000, -1])
+def test_truncated_safetensors(keep: int, broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    path = source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    fails(errors.CorruptFile, "model.safetensors & download it again", source, tmp_path / "out")
+
+
+def test_no_weights(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    (source / "model.safetensors").unlink()
+    fails(errors.SourceNotFound, "no model*.safetensors", source, tmp_path / "out")
+
+
+def test_a_dtype_that_is_not_read(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+
+    def retype(tensors: dict[str, Any]) -> None:
+        _, shape, data = tensors["model.norm.weight"]
+        tensors["model.norm.weight"] = ("F8_E4M3", shape, data[: len(data) // 2])
+
+    edit_tensors(source, retype)
+    fails(errors.UnsupportedSource, "model.norm.weight is F8_E4M3", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0], ids=["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("model.layers.1.block_sparse_moe.experts.2.w3.weight", 200),
+        ("model.layers.0.self_attn.q_proj.weight", 37),  # its rows are permuted on the way
+        ("model.norm.weight", 7),
+        ("lm_head.weight", 511),
+    ],
+)
+def test_a_weight_that_is_not_finite(
+    name: str, row: int, bits: int, broken: Broken, tmp_path: Path
+) -> None:
+    source = broken()
+
+    def poison(tensors: dict[str, Any]) -> None:
+        dtype, shape, data = tensors[name]
+        x = np.frombuffer(data, np.uint16).copy()
+        x[row * (shape[1] if len(shape) == 2 else 1)] = bits
+        tensors[name] = (dtype, shape, x.tobytes())
+
+    edit_tensors(source, poison)
+    fails(errors.NonFiniteWeight, f"{name} & row {row};", source, tmp_path / "out")
+
+
+def test_no_room_is_known_before_the_first_byte(
+    broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "free_bytes", lambda directory: 1_000_000)
+    monkeypatch.setattr(disk, "open_write", lambda path: pytest.fail("something was opened"))
+    fails(errors.DiskFull, "GB needed & 0.00 GB free", broken(), tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_on_the_way(
+    broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def full(fd: int, data: memoryview, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = broken()
+    monkeypatch.setattr(disk, "pwrite", full)
+    fails(errors.DiskFull, "the disk is full", source, tmp_path / "out")
+
+
+def test_output_that_exists(broken: Broken, tmp_path: Path) -> None:
+    source, out = broken(), tmp_path / "m.gguf"
+    out.write_text("precious")
+    with pytest.raises(errors.OutputExists, match="--force"):
+        quantize(source, ["Q8_0"], out)
+    with pytest.raises(errors.OutputExists, match="--force"):
+        convert(source, out)
+    assert out.read_text() == "precious"
+    quantize(source, ["Q8_0"], out, force=True)
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "m.gguf"]
+
+
+def test_output_that_is_the_input(broken: Broken, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    convert(broken(), path)
+    before = path.read_bytes()
+    with pytest.raises(errors.OutputError, match="is the input"):
+        quantize(path, ["Q8_0"], path, force=True)
+    assert path.read_bytes() == before
+
+
+def test_output_directory_that_is_not_there(broken: Broken, tmp_path: Path) -> None:
+    with pytest.raises(errors.OutputError, match="no such directory"):
+        quantize(broken(), ["Q8_0"], tmp_path / "nowhere" / "m.gguf")
+
+
+def test_two_types_into_one_file(broken: Broken, tmp_path: Path) -> None:
+    with pytest.raises(errors.RecipeError, match="give -o a directory"):
+        quantize(broken(), ["Q8_0", "F16"], tmp_path / "m.gguf")
+
+
+def test_unknown_type(broken: Broken, tmp_path: Path) -> None:
+    with pytest.raises(errors.RecipeError, match="Q4_K_M"):
+        quantize(broken(), ["Q4_KM"], tmp_path)
+
+
+def test_unknown_outtype(broken: Broken, tmp_path: Path) -> None:
+    with pytest.raises(errors.RecipeError, match="bf17"):
+        convert(broken(), tmp_path, "bf17")
+
+
+def test_quantizing_what_is_quantized(broken: Broken, tmp_path: Path) -> None:
+    quantize(broken(), ["Q8_0"], tmp_path / "m.gguf")
+    with pytest.raises(errors.RecipeError, match="Q8_0 already"):
+        quantize(tmp_path / "m.gguf", ["Q4_K_M"], tmp_path)
+
+
+def test_a_file_that_is_no_gguf(broken: Broken, tmp_path: Path) -> None:
+    fails(errors.CorruptFile, "not a GGUF file", broken() / "config.json", tmp_path / "out")
+
+
+def test_tokenizer_missing(broken: Broken, tmp_path: Path) -> None:
+    source = broken("llama-dense")
+    (source / "tokenizer.json").unlink()
+    fails(errors.TokenizerError, "neither tokenizer.model nor", source, tmp_path / "out")
+
+
+def test_tokenizer_model_that_is_junk(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    (source / "tokenizer.model").write_bytes(b"\xff" * 100)
+    fails(errors.TokenizerError, "tokenizer.model & SentencePiece", source, tmp_path / "out")
+
+
+def test_front_matter_that_is_not_yaml(broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    (source / "README.md").write_text("---\nlicense: [mit\n---\n")
+    fails(errors.CorruptFile, "README.md", source, tmp_path / "out")
+
+
+def test_unknown_pre_tokenizer_is_named_on_the_command_line(broken: Broken, tmp_path: Path) -> None:
+    source = broken("llama-dense")
+    path = source / "tokenizer.json"
+    path.write_text(path.read_text().replace(r"\\p{N}{1,3}", r"\\p{N}{1,7}"))
+    fails(errors.TokenizerError, "--pre", source, tmp_path / "out")
+    plan = convert(source, tmp_path / "m.gguf", pre="llama-bpe")
+    assert plan.files[0].path.exists()
+
+
+def test_every_error_is_raised_by_a_test() -> None:
+    """The tree in errors.py is the whole list; each leaf is named in the tests."""
+    text = "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py"))
+    leaves = [
+        e for e in vars(errors).values()
+        if isinstance(e, type) and issubclass(e, errors.QuantkitError) and not e.__subclasses__()
+    ]  # fmt: skip
+    assert len(leaves) >= 12
+    assert [e.__name__ for e in leaves if f"errors.{e.__name__}" not in text] == []
+    assert [e.__name__ for e in leaves if e.__name__ not in (errors.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["quantize", "nowhere", "--type", "Q8_0"], 1, "error: nowhere: no such"),
+        (["quantize", "nowhere"], 2, "--type"),
+        (["convert", "nowhere"], 1, "error: nowhere: no such"),
+        (["report", "nowhere"], 1, "error: nowhere: no such"),
+        (["report", "."], 1, "error:"),
+        (["melt"], 2, "melt"),
+    ],
+)
+def test_the_command_says_it_in_one_line(
+    arguments: list[str], code: int, words: str, tmp_path: Path
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "quantkit.cli", *arguments],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": ""},
+    )  # fmt: skip
+    assert run.returncode == code
+    assert run.stdout == ""
+    assert words in run.stderr
+    assert "Traceback" not in run.stderr
+    if code == 1:
+        assert len(run.stderr.splitlines()) == 1
