@@ -190,6 +190,9 @@ def main() -> None:
     except QuantkitError as e:
         typer.echo(f"error: {e}", err=True)
         sys.exit(1)
+    except OSError as e:
+        typer.echo(f"error: {e.filename or 'input or output'}: {e.strerror}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

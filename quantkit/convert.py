@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantkit import pipeline
-from quantkit.errors import RecipeError
+from quantkit.errors import RecipeError, SourceNotFound
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
 from quantkit.plan import Plan, plan_conversion, plan_quantization
 from quantkit.recipes import find_recipe
@@ -49,6 +49,8 @@ def quantize(
     recipes = [find_recipe(name) for name in dict.fromkeys(t.upper() for t in types)]
     if not recipes:
         raise RecipeError("no type given; for instance --type Q4_K_M")
+    if not source.exists():
+        raise SourceNotFound(f"{source}: no such file or directory")
     model = from_checkpoint(source, None, pre) if source.is_dir() else from_gguf(source)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)))

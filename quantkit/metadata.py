@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.checkpoint import read_json
-from quantkit.errors import ConfigError
+from quantkit.errors import CorruptFile, QuantkitError, TokenizerError
 from quantkit.gguf_file import KeyValue, parse_key_values
 from quantkit.rules import Architecture, Config, Key
 from quantkit.tokenizer import named_ids, read_vocabulary
@@ -28,7 +29,8 @@ def checkpoint_metadata(
 ) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:  # fmt: skip
     """All key-values of the file, and notes for people on what was chosen.
 
-    `file_type` is llama.cpp's number for the label of the file. Raises ConfigError, TokenizerError.
+    `file_type` is llama.cpp's number for the label of the file.
+    Raises ConfigError, CorruptFile, TokenizerError.
     """
     from gguf import GGUFWriter
 
@@ -38,11 +40,24 @@ def checkpoint_metadata(
     writer.add_file_type(file_type)
     _add_keys(writer, arch.late_keys, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
-    vocab = read_vocabulary(directory, config.get("vocab_size"), pre)
-    if config.get("vocab_size") == _CODE_LLAMA[0]:
-        named_ids(vocab.special, _CODE_LLAMA[1])
-    vocab.write(writer)
+    with _malformed(TokenizerError, directory, "tokenizer files"):
+        vocab = read_vocabulary(directory, config.get("vocab_size"), pre)
+        if config.get("vocab_size") == _CODE_LLAMA[0]:
+            named_ids(vocab.special, _CODE_LLAMA[1])
+        vocab.write(writer)
     return encode(writer), tuple(vocab.notes)
+
+
+@contextmanager
+def _malformed(error: type[QuantkitError], directory: Path, what: str) -> Iterator[None]:
+    """Small files in which anything may stand: what trips over their contents is their fault."""
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, YAMLError) as e:
+        reason = " ".join(str(e).split())
+        raise error(f"{directory}: malformed {what} ({type(e).__name__}: {reason})") from e
 
 
 def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:
@@ -65,7 +80,8 @@ def _add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTen
     for t in tensors:
         writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), 0)
     total, shared, expert, expert_count = writer.get_total_parameter_count()
-    found = Metadata.load(None, directory.resolve(), None, total)
+    with _malformed(CorruptFile, directory, "README.md, whose front matter"):
+        found = Metadata.load(None, directory.resolve(), None, total)
     generation = directory / "generation_config.json"
     if generation.is_file() and found.sampling_penalty_repeat is None:
         found.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
@@ -82,7 +98,4 @@ def _add_keys(writer: GGUFWriter, keys: Sequence[Key], config: Config) -> None:
         value = key.read(config)
         if value is None:
             continue
-        try:
-            writer.add_key_value(key.name.format(arch=writer.arch), value, GGUFValueType[key.kind])
-        except (TypeError, ValueError) as e:
-            raise ConfigError(f"{config.where}: {key.name}: {value!r} ({e})") from None
+        writer.add_key_value(key.name.format(arch=writer.arch), value, GGUFValueType[key.kind])

@@ -51,6 +51,13 @@ def place(arch: Architecture, config: Config, sources: Mapping[str, SourceTensor
     Raises ConfigError, TensorUnknown, TensorShape, TensorMissing.
     """
     dims = {name: value(config) for name, value in arch.dims.items()}
+    if empty := [name for name, n in dims.items() if n < 1]:
+        raise ConfigError(f"{config.where}: the model has no {empty[0]}")
+    if "experts" in dims and not 1 <= config.get("num_experts_per_tok") <= dims["experts"]:
+        raise ConfigError(
+            f"{config.where}: {config.get('num_experts_per_tok')} experts are used of "
+            f"{dims['experts']}"
+        )
     totals = _total_rows(arch, dims)
     n_blocks: int = config.get("num_hidden_layers")
     placed: Placed = {}
@@ -155,29 +162,28 @@ def _check_nothing_missing(
         if m.optional or (tied and m.source == "lm_head.weight"):
             continue
         for bid in range(n_blocks) if "{bid}" in m.source else (None,):
-            wanted = [_full_name(piece.role, bid) for piece in m.rows(dims, 0)]
-            if all(name in placed for name in wanted):
-                continue
-            name, n = _first_missing(arch, dims, bid, wanted[0], sources)
-            experts = f" and {dims['experts']} experts" if "experts" in dims else ""
-            raise TensorMissing(
-                f"tensor {name} is not in the checkpoint ({n} missing for {wanted[0]}); "
-                f"{config.where} says {n_blocks} layers{experts}"
-            )
+            for target in (_full_name(piece.role, bid) for piece in m.rows(dims, 0)):
+                if target in placed or not (missing := _missing(arch, dims, bid, target, sources)):
+                    continue
+                experts = f" and {dims['experts']} experts" if "experts" in dims else ""
+                raise TensorMissing(
+                    f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
+                    f"{target}); {config.where} says {n_blocks} layers{experts}"
+                )
 
 
-def _first_missing(
+def _missing(
     arch: Architecture, dims: Mapping[str, int], bid: int | None, target: str,
     sources: Mapping[str, SourceTensor],
-) -> tuple[str, int]:  # fmt: skip
-    """A source tensor that is missing for `target`, and how many are, in the spelling of which the
-    checkpoint holds most."""
-    spellings: list[tuple[bool, int, list[str]]] = []
+) -> list[str]:  # fmt: skip
+    """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
+    elsewhere or else misses the smallest part of."""
+    spellings: list[tuple[bool, float, int, list[str]]] = []
     for m in arch.maps:
         if target in (_full_name(piece.role, bid) for piece in m.rows(dims, 0)):
             xids = range(dims["experts"] if "{xid}" in m.source else 1)
             names = [m.source.format(bid=bid, xid=x) for x in xids]
             missing = [name for name in names if name not in sources]
-            spellings.append((len(missing) == len(names), len(spellings), missing))
-    _, _, missing = min(spellings)
-    return missing[0], len(missing)
+            unused = not any(m.pattern.fullmatch(name) for name in sources)
+            spellings.append((unused, len(missing) / len(names), len(spellings), missing))
+    return min(spellings)[-1]

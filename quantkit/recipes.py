@@ -1,23 +1,31 @@
-"""Recipes (mixtures): from what a tensor does to the format it gets. Pure, and readable beside
-llama.cpp's rule (`src/llama-quant.cpp`: tensor_allows_quantization, llama_tensor_get_type).
+"""Recipes: what a `--type` means, what a person may override, and the format of every tensor.
 
-llama.cpp counts tensors of a kind as it walks the model; the planner supplies those ranks instead.
+Pure: names, shapes and facts in, formats out. The rule itself is the table of `mixtures.py`;
+`docs/recipes.md` shows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import NamedTuple
 
+from quantkit import roles
 from quantkit.errors import RecipeError
 from quantkit.ggml_types import type_by_name
+from quantkit.mixtures import FALLBACKS, Facts, Subject, by_rule, category, is_quantized
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One `--type`. `file_type` is llama.h's `llama_ftype`; `bits` the nominal bits per weight."""
+    """One `--type`.
+
+    `file_type` is llama.h's `llama_ftype`; `base` the format of whatever no rule names. An empty
+    `base` copies: every tensor keeps its format, and the file its source's file_type.
+    """
 
     name: str
     file_type: int
@@ -26,162 +34,203 @@ class Recipe:
 
 
 RECIPES: tuple[Recipe, ...] = (
+    Recipe("TQ1_0", 36, "TQ1_0", "ternary models only (BitNet); smallest"),
+    Recipe("TQ2_0", 37, "TQ2_0", "ternary models only (BitNet); faster than TQ1_0"),
+    Recipe("Q2_K_S", 21, "Q2_K", "smallest; heavy loss; needs an importance matrix"),
+    Recipe("Q2_K", 10, "Q2_K", "very small; heavy loss"),
+    Recipe("Q3_K_S", 11, "Q3_K", "very small; high loss"),
+    Recipe("Q3_K_M", 12, "Q3_K", "small; noticeable loss"),
+    Recipe("Q3_K_L", 13, "Q3_K", "small; less loss than Q3_K_M"),
+    Recipe("IQ4_XS", 30, "IQ4_XS", "smaller than Q4_K_S at about its quality; slower on CPUs"),
+    Recipe("IQ4_NL", 25, "IQ4_NL", "like IQ4_XS, for rows that 256 does not divide"),
+    Recipe("MXFP4_MOE", 38, "MXFP4", "experts in MXFP4, the rest in Q8_0; for models trained so"),
+    Recipe("Q4_0", 2, "Q4_0", "legacy; Q4_K_S is better at the same size"),
+    Recipe("Q4_K_S", 14, "Q4_K", "small; moderate loss"),
     Recipe("Q4_K_M", 15, "Q4_K", "balanced: the usual choice"),
+    Recipe("Q4_1", 3, "Q4_1", "legacy; Q4_K_M is better and smaller"),
+    Recipe("Q5_0", 8, "Q5_0", "legacy; Q5_K_S is better at the same size"),
+    Recipe("Q5_K_S", 16, "Q5_K", "large; low loss"),
+    Recipe("Q5_K_M", 17, "Q5_K", "large; very low loss"),
+    Recipe("Q5_1", 9, "Q5_1", "legacy; Q5_K_M is better and smaller"),
+    Recipe("Q6_K", 18, "Q6_K", "very large; hardly any loss"),
     Recipe("Q8_0", 7, "Q8_0", "nearly lossless; large"),
     Recipe("F16", 1, "F16", "16-bit; for further work"),
     Recipe("BF16", 32, "BF16", "16-bit, the source's range; for further work"),
     Recipe("F32", 0, "F32", "32-bit; for further work"),
+    Recipe("COPY", 0, "", "every tensor as it is"),
 )
 
+ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+# types that cannot be made yet -> the recipe that is nearest in bits per weight
+LATER: Mapping[str, str] = {
+    "IQ1_S": "Q2_K_S", "IQ1_M": "Q2_K_S", "IQ2_XXS": "Q2_K_S", "IQ2_XS": "Q2_K_S",
+    "IQ2_S": "Q2_K_S", "IQ2_M": "Q2_K_S", "IQ3_XXS": "Q2_K", "IQ3_XS": "Q3_K_S",
+    "IQ3_S": "Q3_K_S", "IQ3_M": "Q3_K_S",
+}  # fmt: skip
 
 @dataclass(frozen=True)
-class Facts:
-    """What the rules ask of a model. `tied`: no output.weight, the embedding serves as both."""
+class Overrides:
+    """What a person asks for beside the type; llama-quantize's options of the same names.
 
-    arch: str
-    n_layers: int
-    n_experts: int
-    n_heads: int
-    n_kv_heads: int
-    tied: bool
+    `tensor_types` are (regular expression, format) pairs: the first that is found in a tensor's
+    name decides, in place of the rules. It does not touch files of a float type, nor
+    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY.
+    """
 
-    @property
-    def is_70b(self) -> bool:
-        """Llama's grouped-query 70B, the one size that llama.cpp's rule knows by name."""
-        return self.arch == "llama" and self.n_layers == 80 and self.n_heads != self.n_kv_heads
+    pure: bool = False
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    leave_output_tensor: bool = False
+    tensor_types: tuple[tuple[str, str], ...] = ()
 
+    @cached_property
+    def patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        """`tensor_types`, compiled."""
+        return tuple((re.compile(pattern), fmt) for pattern, fmt in self.tensor_types)
 
-class Subject(NamedTuple):
-    """A tensor as the rules see it: its category, its layer, its rank among the `alike`."""
-
-    category: str
-    layer: int
-    rank: int
-    alike: int
-    n_per_row: int
+    def named(self, name: str) -> str | None:
+        """The format that `tensor_types` gives a tensor."""
+        return next((fmt for pattern, fmt in self.patterns if pattern.search(name)), None)
 
 
-When = Callable[[Facts, Subject], bool]
+class Choice(NamedTuple):
+    """What a tensor gets. `fallback_from`: the format that its rows do not divide into;
+    `overridden`: a person's choice, not the recipe's."""
 
-
-class Rule(NamedTuple):
-    """A row of the table: in these recipes, tensors of this category get this format, if `when`."""
-
-    category: str
-    recipes: tuple[str, ...]  # empty: all
     format: str
-    when: When = lambda facts, t: True
-
-
-def more_bits(i: int, n: int) -> bool:
-    """The layers that matter most: the first and last eighth and every third between."""
-    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-
-
-def _eight_experts(facts: Facts, t: Subject) -> bool:
-    return facts.n_experts == 8
-
-
-# The first row that fits decides; none: the recipe's base.
-RULES: tuple[Rule, ...] = (
-    Rule("output", ("Q8_0",), "Q8_0"),
-    Rule("output", (), "Q8_0", lambda facts, t: t.n_per_row % 256 != 0),
-    Rule("output", (), "Q6_K"),
-    Rule("attn_v", (), "Q8_0", _eight_experts),
-    Rule("attn_v", ("Q4_K_M",), "Q6_K", lambda facts, t: more_bits(t.rank, t.alike)),
-    Rule("attn_v", ("Q4_K_M",), "Q5_K", lambda facts, t: facts.is_70b),
-    Rule("attn_k", (), "Q8_0", _eight_experts),
-    Rule("attn_output", ("Q4_K_M",), "Q5_K", _eight_experts),
-    Rule("ffn_down", ("Q4_K_M",), "Q6_K", lambda facts, t: more_bits(t.layer, facts.n_layers)),
-)
-
-# where a row does not divide into blocks of 256
-FALLBACKS: Mapping[str, str] = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-
-# the first of these that is part of a tensor's name is its category
-_CATEGORIES = (
-    ("attn_qkv.weight", "attn_v"), ("attn_kv_b.weight", "attn_v"), ("attn_v.weight", "attn_v"),
-    ("attn_k.weight", "attn_k"), ("attn_q.weight", "attn_q"), ("attn_output.weight", "attn_output"),
-    ("ffn_up", "ffn_up"), ("ffn_gate", "ffn_gate"), ("ffn_down", "ffn_down"),
-)  # fmt: skip
-
-# parts of the names of matrices that are never quantized
-_KEPT = (
-    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
-    "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
-    "indexer.q_proj.weight", "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight",
-    "time_mix_w2.weight", "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
-    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight", "time_mix_g1.weight",
-    "time_mix_g2.weight", "time_mix_decay_w1.weight", "time_mix_decay_w2.weight",
-    "time_mix_lerp_fused.weight", "attn_rel_b.weight", "position_embd", "token_types.weight",
-    "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger",
-    "a.rvq.codebook", "mm.a.code_embd",
-)  # fmt: skip
+    fallback_from: str | None = None
+    overridden: bool = False
 
 
 def find_recipe(name: str) -> Recipe:
     """The recipe of a `--type`, case ignored. Raises RecipeError with near names."""
+    upper = name.upper()
     by_name = {r.name: r for r in RECIPES}
-    if found := by_name.get(name.upper()):
+    if found := by_name.get(ALIASES.get(upper, upper)):
         return found
-    near = get_close_matches(name.upper(), by_name, n=2, cutoff=0.5)
+    if upper in LATER:
+        raise RecipeError(
+            f"type {upper} cannot be made yet; the nearest that can is {LATER[upper]}"
+        )
+    near = get_close_matches(upper, by_name, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise RecipeError(f"unknown type {name!r}; {hint}types: {', '.join(by_name)}")
 
 
-def category(name: str) -> str:
-    """llama.cpp's tensor category: broad, by parts of the name."""
-    if name == "output.weight":
-        return "output"
-    if name in ("token_embd.weight", "per_layer_token_embd.weight"):
-        return "token_embd"
-    return next((found for part, found in _CATEGORIES if part in name), "other")
+def find_format(name: str) -> str:
+    """The name of a format as ggml spells it, case ignored. Raises RecipeError with near names."""
+    import quant_types
+
+    upper, names = name.upper(), [f.name for f in quant_types.FORMATS]
+    if upper in names:
+        return upper
+    if upper in LATER:
+        base = find_recipe(LATER[upper]).base
+        raise RecipeError(f"format {upper} cannot be made yet; the nearest that can is {base}")
+    near = get_close_matches(upper, names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RecipeError(f"unknown format {name!r}; {hint}formats: {', '.join(names)}")
 
 
-def is_quantized(name: str, shape: Sequence[int]) -> bool:
-    """Whether llama.cpp quantizes the tensor at all. `shape` in NumPy order."""
-    leading_ones = next((i for i, n in enumerate(shape) if n != 1), len(shape))
-    if len(shape) - leading_ones < 2 or not name.endswith("weight"):
-        return False
-    return not any(part in name for part in _KEPT)
+def tensor_type(text: str) -> tuple[str, str]:
+    """One `--tensor-type PATTERN=FORMAT`; the pattern is lower-cased, as llama-quantize does.
+
+    Raises RecipeError.
+    """
+    pattern, equals, name = text.partition("=")
+    if not (pattern and equals and name):
+        raise RecipeError(f"tensor type {text!r} is not PATTERN=FORMAT, such as ffn_down=Q6_K")
+    try:
+        re.compile(pattern.lower())
+    except re.error as e:
+        raise RecipeError(f"tensor type {text!r}: not a regular expression ({e})") from None
+    return pattern.lower(), find_format(name)
+
+
+def needs_importance(recipe: Recipe, name: str, fmt: str) -> bool:
+    """Whether llama-quantize refuses to give the tensor this format without importances."""
+    ends = ("output", "token_embd")
+    return recipe.name == "Q2_K_S" and fmt == "Q2_K" and category(name) not in ends
 
 
 def choose(
-    recipe: Recipe, facts: Facts, tensors: Sequence[tuple[str, tuple[int, ...], str]]
-) -> list[str]:
+    recipe: Recipe,
+    facts: Facts,
+    tensors: Sequence[tuple[str, tuple[int, ...], str]],
+    overrides: Overrides = Overrides(),
+) -> list[Choice]:
     """A format for each tensor, given as (name, shape in NumPy order, format it is stored in), in
-    the order of llama-quantize."""
+    the order of llama-quantize.
+
+    Raises RecipeError: a pattern that no tensor's name holds, a format that a tensor's rows do not
+    divide into, a recipe that needs an importance matrix.
+    """
+    _check_patterns(overrides, [name for name, _, _ in tensors])
     categories = [category(name) for name, _, _ in tensors]
     ranks: dict[str, int] = {}
     out = []
     for (name, shape, stored), kind in zip(tensors, categories, strict=True):
-        if not is_quantized(name, shape):
-            out.append(stored)
-            continue
-        if type_by_name(recipe.base).is_float:
-            out.append(recipe.base)
-            continue
-        rank = ranks[kind] = ranks.get(kind, -1) + 1
-        layer = rank
-        if facts.n_experts > 1 and name.startswith("blk."):
-            layer = int(name.split(".")[1])
-        subject = Subject(kind, layer, rank, categories.count(kind), shape[-1])
-        out.append(_fitting(_wanted(recipe, facts, subject), shape[-1]))
+        left = overrides.leave_output_tensor and kind == "output"
+        if not recipe.base or left or not is_quantized(name, shape, facts.arch):
+            out.append(Choice(stored, overridden=left))
+        elif forced := _forced(overrides, name, kind):
+            _check_fits(name, shape[-1], forced)
+            out.append(Choice(forced, overridden=True))
+        elif type_by_name(recipe.base).is_float:
+            out.append(Choice(recipe.base))
+        elif named := overrides.named(name):
+            out.append(_fitting(named, shape[-1], overridden=True))
+        elif overrides.pure:
+            out.append(_fitting(recipe.base, shape[-1]))
+        else:
+            tied = facts.tied and kind == "token_embd"
+            rank = ranks[kind] = ranks.get(kind, -1) + 1
+            block = roles.parse(name).bid
+            layer = rank if facts.n_experts < 2 or block is None else block
+            stacked = len(shape) > 2 and shape[-3] > 1
+            seen_as = "output" if tied else kind
+            t = Subject(name, seen_as, layer, rank, categories.count(kind), stacked)
+            by_person = overrides.output_tensor_type if tied else None
+            wanted = by_person or by_rule(recipe.name, facts, t) or recipe.base
+            out.append(_fitting(wanted, shape[-1], overridden=by_person is not None))
+        if not facts.has_imatrix and needs_importance(recipe, name, out[-1].format):
+            raise RecipeError(
+                f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
+                "give one with --imatrix, or choose Q2_K"
+            )
     return out
 
 
-def _wanted(recipe: Recipe, facts: Facts, t: Subject) -> str:
-    kind = "output" if t.category == "token_embd" and facts.tied else t.category
-    for rule in RULES:
-        applies = not rule.recipes or recipe.name in rule.recipes
-        if rule.category == kind and applies and rule.when(facts, t):
-            return rule.format
-    return recipe.base
+def _forced(overrides: Overrides, name: str, kind: str) -> str | None:
+    if kind == "output":
+        return overrides.output_tensor_type
+    # the per-layer embedding is a large table of its own, which a pattern may name
+    if kind == "token_embd" and not (name.startswith("per_layer") and overrides.named(name)):
+        return overrides.token_embedding_type
+    return None
 
 
-def _fitting(wanted: str, n_per_row: int) -> str:
+def _fitting(wanted: str, n_per_row: int, overridden: bool = False) -> Choice:
     """`wanted`, or what llama.cpp falls back to where a row does not divide into its blocks."""
-    for name in (wanted, FALLBACKS.get(wanted)):
+    for name in (wanted, FALLBACKS.get(wanted), "F16"):
         if name and n_per_row % type_by_name(name).block_size == 0:
-            return name
-    return "F16"
+            return Choice(name, wanted if name != wanted else None, overridden)
+    raise AssertionError("F16 has blocks of one weight")
+
+
+def _check_fits(name: str, n_per_row: int, fmt: str) -> None:
+    if n_per_row % (block := type_by_name(fmt).block_size):
+        raise RecipeError(
+            f"tensor {name} cannot be {fmt}: its rows of {n_per_row} weights do not divide into "
+            f"blocks of {block}; choose a format with smaller blocks"
+        )
+
+
+def _check_patterns(overrides: Overrides, names: Sequence[str]) -> None:
+    for pattern, fmt in overrides.patterns:
+        if not any(map(pattern.search, names)):
+            known = sorted({*names, *(roles.parse(name).role for name in names)})
+            near = get_close_matches(pattern.pattern, known, n=3, cutoff=0.5)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise RecipeError(f"tensor type {pattern.pattern}={fmt} matches no tensor{hint}")

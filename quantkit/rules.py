@@ -18,6 +18,7 @@ from typing import Any
 from quantkit.errors import ConfigError
 
 _REQUIRED: Any = object()
+_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
 _KINDS: dict[str, tuple[type, ...]] = {
     "UINT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
 }  # fmt: skip
@@ -40,11 +41,15 @@ class Config:
             if default is _REQUIRED:
                 raise ConfigError(f"{self.where}: '{names[0]}' is missing")
             return default
-        value = self.values[name]
+        return self.typed(name, self.values[name], kind)
+
+    def typed(self, name: str, value: Any, kind: str) -> Any:
+        """`value`, if it is of the GGUF type `kind`. Raises ConfigError."""
         allowed = _KINDS[kind]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise ConfigError(f"{self.where}: '{name}' must be {kind.lower()}, not {value!r}")
-        if kind == "UINT32" and isinstance(value, int) and not 0 <= value < 1 << 32:
+        low, high = _RANGES.get(kind, (None, None))
+        if low is not None and not low <= value <= high:
             raise ConfigError(f"{self.where}: '{name}' is {value}, which no model has")
         return value
 
@@ -80,7 +85,8 @@ class Key:
     def read(self, config: Config) -> Any:
         """The value, or None for a key that is left out."""
         if callable(self.config):
-            return self.config(config)
+            value = self.config(config)
+            return None if value is None else config.typed(self.name, value, self.kind)
         names = (self.config,) if isinstance(self.config, str) else self.config
         return config.get(*names, kind=self.kind, default=self.default)
 

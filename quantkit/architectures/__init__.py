@@ -24,7 +24,8 @@ def find(name: str) -> Architecture:
     """The architecture for a name from config.json. Raises UnsupportedArchitecture."""
     if name in _BY_NAME:
         return _BY_NAME[name]
-    near = get_close_matches(name, _BY_NAME, n=2, cutoff=0.7)
+    stems = {known.partition("For")[0]: known for known in _BY_NAME}
+    near = [stems[s] for s in get_close_matches(name.partition("For")[0], stems, n=2)]
     hint = f" (nearest: {', '.join(near)})" if near else ""
     raise UnsupportedArchitecture(
         f"architecture {name!r} is not supported{hint}; supported: {', '.join(supported())}"
