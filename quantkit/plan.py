@@ -17,9 +17,10 @@ from quantkit.checkpoint import SourceTensor
 from quantkit.errors import PlanError, RecipeError
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes, replaced, uint32
+from quantkit.mixtures import Facts
 from quantkit.model import Model, ModelTensor
 from quantkit.placement import Segment
-from quantkit.recipes import Facts, Recipe
+from quantkit.recipes import Recipe
 
 CHUNK_WEIGHTS = 1 << 20  # what a worker takes at once, if a row is not longer
 
@@ -136,16 +137,24 @@ def plan_quantization(model: Model, outputs: Sequence[tuple[Recipe, Path]]) -> P
     facts = model_facts(model)
     files = []
     for recipe, path in outputs:
-        formats = recipes.choose(recipe, facts, [(t.name, t.shape, t.stored) for t in tensors])
+        stored = [(t.name, t.shape, t.stored) for t in tensors]
+        formats = [choice.format for choice in recipes.choose(recipe, facts, stored)]
         for t, wanted in zip(tensors, formats, strict=True):
             _check_source_type(model, t, wanted)
         kv = replaced(
             (item for item in model.kv if not item.key.startswith("split.")),
             uint32("general.quantization_version", 2),
-            uint32("general.file_type", recipe.file_type),
+            uint32("general.file_type", _file_type(recipe, model.kv, formats)),
         )
         files.append(_file(path, recipe.name, kv, tensors, formats))
     return _checked(model, files)
+
+
+def _file_type(recipe: Recipe, kv: Sequence[KeyValue], formats: Sequence[str]) -> int:
+    if recipe.base:
+        return recipe.file_type
+    stated = next((int(item.value) for item in kv if item.key == "general.file_type"), None)
+    return recipes.guessed_file_type(formats) if stated is None else stated
 
 
 def model_facts(model: Model) -> Facts:

@@ -7,7 +7,8 @@ Pure: names, shapes and facts in, formats out. The rule itself is the table of `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -69,6 +70,9 @@ LATER: Mapping[str, str] = {
     "IQ3_S": "Q3_K_S", "IQ3_M": "Q3_K_S",
 }  # fmt: skip
 
+_GUESSED = 1024  # llama.h LLAMA_FTYPE_GUESSED
+
+
 @dataclass(frozen=True)
 class Overrides:
     """What a person asks for beside the type; llama-quantize's options of the same names.
@@ -92,6 +96,9 @@ class Overrides:
     def named(self, name: str) -> str | None:
         """The format that `tensor_types` gives a tensor."""
         return next((fmt for pattern, fmt in self.patterns if pattern.search(name)), None)
+
+
+NO_OVERRIDES = Overrides()
 
 
 class Choice(NamedTuple):
@@ -148,6 +155,18 @@ def tensor_type(text: str) -> tuple[str, str]:
     return pattern.lower(), find_format(name)
 
 
+def guessed_file_type(formats: Iterable[str]) -> int:
+    """The file_type of a copy whose source names none: by the format that most tensors have, in
+    llama-quantize's order (llama.cpp `llama_model_loader`: the first to reach that count)."""
+    counts: Counter[str] = Counter()
+    top = "F32"
+    for name in formats:
+        counts[name] += 1
+        top = name if counts[name] > counts[top] else top
+    by_name = {r.name: r.file_type for r in RECIPES}
+    return by_name.get(ALIASES.get(top, top), 0) | _GUESSED
+
+
 def needs_importance(recipe: Recipe, name: str, fmt: str) -> bool:
     """Whether llama-quantize refuses to give the tensor this format without importances."""
     ends = ("output", "token_embd")
@@ -158,7 +177,7 @@ def choose(
     recipe: Recipe,
     facts: Facts,
     tensors: Sequence[tuple[str, tuple[int, ...], str]],
-    overrides: Overrides = Overrides(),
+    overrides: Overrides = NO_OVERRIDES,
 ) -> list[Choice]:
     """A format for each tensor, given as (name, shape in NumPy order, format it is stored in), in
     the order of llama-quantize.
