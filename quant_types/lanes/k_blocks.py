@@ -79,34 +79,49 @@ def put_half(block, at, bits):
 
 
 def make_quants(length: int, low: int, high: int):  # type: ignore[no-untyped-def]
-    """Second pass: quants, less `low`, under the stored scales; where those are zero, the search's.
+    """Second pass: `quants(x, count, d, dm, q)`, quants less `low` under the stored scales.
 
-    A sub-block whose search found nothing (inverse 0) gets zeros, as ggml leaves them.
+    Where a scale came out as zero, `q` stays as it is.
     """
     sub_blocks = 256 // length
     low_int, high_int, shift = np.int32(low), np.int32(high), np.int32(-low)
 
     @inner
-    def quants(tile, count, d, dm, inverse, bottom, q):
+    def quants(x, count, d, dm, q):
+        for b in range(count):
+            for j in range(sub_blocks):
+                scale = d[j * TILE + b]
+                if scale != ZERO:
+                    minimum = dm[j * TILE + b]
+                    at = b * 256 + j * length
+                    for i in range(length):
+                        v = (x[at + i] + minimum) / scale
+                        q[at + i] = np.uint8(clamped(v, low_int, high_int) + shift)
+
+    return quants
+
+
+def make_leftovers(length: int, low: int, high: int):  # type: ignore[no-untyped-def]
+    """`leftovers(x, count, d, inverse, bottom, q)`: where a scale is zero, the search's quants.
+
+    Where the search found nothing (inverse 0) they are zeros, as ggml leaves them.
+    """
+    sub_blocks = 256 // length
+    low_int, high_int, shift = np.int32(low), np.int32(high), np.int32(-low)
+
+    @inner
+    def leftovers(x, count, d, inverse, bottom, q):
         for b in range(count):
             for j in range(sub_blocks):
                 s = j * TILE + b
-                at = b * 256 + j * length
-                scale = d[s]
-                if scale != ZERO:
-                    minimum = dm[s]
+                if d[s] == ZERO:
+                    base = shift if inverse[s] != ZERO else np.int32(0)
+                    at = b * 256 + j * length
                     for i in range(length):
-                        v = (tile[at + i] + minimum) / scale
-                        q[at + i] = np.uint8(clamped(v, low_int, high_int) + shift)
-                else:
-                    slope = inverse[s]
-                    start = bottom[s]
-                    base = shift if slope != ZERO else np.int32(0)
-                    for i in range(length):
-                        v = slope * (tile[at + i] - start)
+                        v = inverse[s] * (x[at + i] - bottom[s])
                         q[at + i] = np.uint8(clamped(v, low_int, high_int) + base)
 
-    return quants
+    return leftovers
 
 
 @inner

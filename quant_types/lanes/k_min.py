@@ -14,6 +14,7 @@ from quant_types.lanes.k_blocks import (
     TILE,
     load_importance,
     make_columns,
+    make_leftovers,
     make_quants,
     pack_crumbs,
     put_half,
@@ -32,9 +33,9 @@ from quant_types.lanes.min_tiles import (
 from quant_types.lanes.scalars import load
 
 _columns_16, _columns_32 = make_columns(16), make_columns(32)
-_quants_3 = make_quants(16, 0, 3)
-_quants_15 = make_quants(32, 0, 15)
-_quants_31 = make_quants(32, 0, 31)
+_quants_3, _leftovers_3 = make_quants(16, 0, 3), make_leftovers(16, 0, 3)
+_quants_15, _leftovers_15 = make_quants(32, 0, 15), make_leftovers(32, 0, 15)
+_quants_31, _leftovers_31 = make_quants(32, 0, 31), make_leftovers(32, 0, 31)
 _units_15, _units_63 = make_units(16, 15), make_units(8, 63)
 _positive_15, _positive_63 = positive_search.make_search(16, 15), positive_search.make_search(8, 63)
 
@@ -62,7 +63,8 @@ def _store_q2_k(tile, count, out):
             tile.dm[j * TILE + b] = tile.unit[TILE + b] * np.float32(code >> 4)
         put_half(block, 80, tile.bits[b])
         put_half(block, 82, tile.bits[TILE + b])
-    _quants_3(tile.x, count, tile.d, tile.dm, tile.inverse, tile.bottom, tile.q)
+    _quants_3(tile.x, count, tile.d, tile.dm, tile.q)
+    _leftovers_3(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
     for b in range(count):
         pack_crumbs(tile.q[b * 256 : b * 256 + 256], out[b * 84 + 16 : b * 84 + 80])
 
@@ -76,7 +78,8 @@ def _store_q4_k(tile, count, limit, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, limit, block[4:])
-    _quants_15(tile.x, count, tile.d, tile.dm, tile.inverse, tile.bottom, tile.q)
+    _quants_15(tile.x, count, tile.d, tile.dm, tile.q)
+    _leftovers_15(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
     for b in range(count):
         q, qs = tile.q[b * 256 : b * 256 + 256], out[b * 144 + 16 : b * 144 + 144]
         for j in range(4):
@@ -93,7 +96,8 @@ def _store_q5_k(tile, count, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, 63, block[4:])
-    _quants_31(tile.x, count, tile.d, tile.dm, tile.inverse, tile.bottom, tile.q)
+    _quants_31(tile.x, count, tile.d, tile.dm, tile.q)
+    _leftovers_31(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
     for b in range(count):
         q, block = tile.q[b * 256 : b * 256 + 256], out[b * 176 : b * 176 + 176]
         for j in range(4):

@@ -2,119 +2,280 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, inner, kernel
-from quant_types.lanes.scalars import ONE, ZERO, clamped, load, nearest_int, store_half
-from quant_types.lanes.symmetric_search import (
-    BEST_INVERSE,
+from quant_types.lanes import descent_search, symmetric_search
+from quant_types.lanes.compile import PLAIN, WEIGHTED, inner, kernel
+from quant_types.lanes.k_blocks import (
     LANES,
-    LENGTH,
-    SCALE,
-    SIZE,
-    W,
-    X,
-    make_search,
+    TILE,
+    halve,
+    load_importance,
+    make_columns,
+    make_leftovers,
+    make_quants,
+    mean_squares,
+    pack_crumbs,
+    put_half,
+    workspace,
 )
+from quant_types.lanes.scalars import ONE, ZERO, clamped, load, nearest_int
 from quant_types.search import GROUP_MAX_EPS
 
-TILE = 16  # super-blocks
 _EPS = np.float32(GROUP_MAX_EPS)
-_128 = np.float32(-128.0)
+_TWO = np.float32(2.0)
+_L = symmetric_search.layout(LANES)  # of the workspace that searches sub-blocks
+_S = symmetric_search.layout(TILE)  # of the one that searches the scales of a tile
+_columns = make_columns(16)
+_search_q6_k = symmetric_search.make_search(32, LANES, True)
+_search_q3_k = symmetric_search.make_search(4, LANES, True)
+_search_scales = symmetric_search.make_search(32, TILE, False)
+_descend_q3_k = descent_search.make_search(4)
+_quants_32, _leftovers_32 = make_quants(16, -32, 31), make_leftovers(16, -32, 31)
+_quants_4, _leftovers_4 = make_quants(16, -4, 3), make_leftovers(16, -4, 3)
+
+
+class Tile(NamedTuple):
+    """The arrays of a kernel, all flat; a super-block is a lane of those in `[.., TILE]`."""
+
+    x: np.ndarray  # weights, [TILE, 256]
+    importance: np.ndarray  # [TILE, 256]
+    q: np.ndarray  # quants less the lowest, uint8 [TILE, 256]
+    ws: np.ndarray  # workspace of the search
+    scales_ws: np.ndarray  # workspace of the search for the scales
+    sigma2: np.ndarray  # [TILE]
+    values: np.ndarray  # scales: [16, TILE]
+    inverse: np.ndarray  # what the search found: [16, TILE]
+    codes: np.ndarray  # values in units of `unit`, int32
+    largest: np.ndarray  # value of greatest magnitude, [TILE]
+    unit: np.ndarray  # [TILE]
+    bits: np.ndarray  # of the units as float16, int32 [TILE]
+    d: np.ndarray  # scale as stored: [16, TILE]
+    zeros: np.ndarray  # [16, TILE]
 
 
 @inner
-def columns_16(tile, first, ws, at):
-    """Sub-blocks of 16 from weight `first` of the tile into `[16, LANES]` at `at`."""
-    for j in range(LANES):
-        for i in range(LENGTH):
-            ws[at + i * LANES + j] = tile[first + j * LENGTH + i]
+def _new_tile():
+    return Tile(
+        np.zeros(TILE * 256, np.float32),
+        np.zeros(TILE * 256, np.float32),
+        np.empty(TILE * 256, np.uint8),
+        workspace(max(_L.size, descent_search.SIZE)),
+        workspace(_S.size),
+        np.empty(TILE, np.float32),
+        np.zeros(16 * TILE, np.float32),
+        np.empty(16 * TILE, np.float32),
+        np.empty(16 * TILE, np.int32),
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.float32),
+        np.empty(TILE, np.int32),
+        np.empty(16 * TILE, np.float32),
+        np.zeros(16 * TILE, np.float32),
+    )
 
 
 @inner
-def square_weights(ws):
-    """W without importance: x squared."""
-    for i in range(LENGTH * LANES):
-        ws[W + i] = ws[X + i] * ws[X + i]
+def _keep(tile, first):
+    """What the search found from sub-block `first`, a super-block a lane."""
+    for lane in range(LANES):
+        b, j = (first + lane) // 16, (first + lane) % 16
+        tile.values[j * TILE + b] = tile.ws[_L.scale + lane]
+        tile.inverse[j * TILE + b] = tile.ws[_L.best_inverse + lane]
 
 
 @inner
-def keep(ws, first, found):
-    """What the search found for the group's lanes, as rows of `found[2, sub_blocks]`."""
-    for j in range(LANES):
-        found[0, first + j] = ws[SCALE + j]
-        found[1, first + j] = ws[BEST_INVERSE + j]
-
-
-@inner
-def quants(tile, first, d, inverse, top, q):
-    """Second pass over one sub-block: quants + top under the stored scale, or those of the search.
-
-    A sub-block of zeros (inverse 0) holds raw zeros, as ggml leaves them.
-    """
-    low, high = np.int32(-top), np.int32(top - 1)
-    if d != ZERO:
-        for i in range(LENGTH):
-            q[i] = np.uint8(clamped(tile[first + i] / d, low, high) + top)
-    elif inverse != ZERO:
-        for i in range(LENGTH):
-            q[i] = np.uint8(clamped(inverse * tile[first + i], low, high) + top)
-    else:
-        for i in range(LENGTH):
-            q[i] = np.uint8(0)
-
-
-_search_q6_k = make_search(32)
-
-
-@inner
-def _store_q6_k(tile, found, b, out, at, scales, q):
-    """Super-block `b` of the tile, from byte `at`."""
-    largest = ZERO
+def _units(tile, top):
+    """Codes that make the value of greatest magnitude `top`, which is negative; their unit."""
+    largest, unit = tile.largest, tile.unit
+    for b in range(TILE):
+        largest[b] = ZERO
     for j in range(16):
-        v = found[0, b * 16 + j]
-        largest = v if abs(v) > abs(largest) else largest
-    if abs(largest) < _EPS:
-        for i in range(210):
-            out[at + i] = np.uint8(0)
-        return
-    inverse = _128 / largest
-    d = store_half(out, at + 208, ONE / inverse)
+        for b in range(TILE):
+            v = tile.values[j * TILE + b]
+            largest[b] = v if abs(v) > abs(largest[b]) else largest[b]
     for j in range(16):
-        s = b * 16 + j
-        scales[j] = np.int8(min(nearest_int(inverse * found[0, s]), np.int32(127)))
-        out[at + 192 + j] = np.uint8(scales[j])
-        quants(tile, s * 16, d * np.float32(scales[j]), found[1, s], 32, q[s % 16 * 16 :])
-    for h in range(2):
-        for j in range(32):
-            q0 = q[h * 128 + j]
-            q1 = q[h * 128 + j + 32]
-            q2 = q[h * 128 + j + 64]
-            q3 = q[h * 128 + j + 96]
-            out[at + h * 64 + j] = (q0 & 15) | ((q2 & 15) << 4)
-            out[at + h * 64 + j + 32] = (q1 & 15) | ((q3 & 15) << 4)
-            high = (q0 >> 4) | (q1 >> 4 << 2) | (q2 >> 4 << 4) | (q3 >> 4 << 6)
-            out[at + 128 + h * 32 + j] = np.uint8(high)
+        for b in range(TILE):
+            inverse = top / largest[b]
+            tile.codes[j * TILE + b] = nearest_int(inverse * tile.values[j * TILE + b])
+            unit[b] = ONE / inverse
+
+
+@inner
+def _scale_sub_blocks(tile, low):
+    """d of each sub-block: unit as stored, times code plus `low`."""
+    halve(tile.unit, tile.bits, tile.unit)
+    for j in range(16):
+        for b in range(TILE):
+            tile.d[j * TILE + b] = tile.unit[b] * np.float32(tile.codes[j * TILE + b] + low)
+
+
+@inner
+def _store_q6_k(tile, count, out):
+    """Blocks of a tile whose values are known."""
+    _units(tile, np.float32(-128.0))
+    for k in range(16 * TILE):  # at most 127; an int8 wraps
+        code = np.int8(min(tile.codes[k], np.int32(127)))
+        tile.codes[k] = np.int32(code)
+    _scale_sub_blocks(tile, np.int32(0))
+    _quants_32(tile.x, count, tile.d, tile.zeros, tile.q)
+    _leftovers_32(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q)
+    for b in range(count):
+        block, q = out[b * 210 : b * 210 + 210], tile.q[b * 256 : b * 256 + 256]
+        if abs(tile.largest[b]) < _EPS:
+            block[:] = 0
+            continue
+        for h in range(2):
+            for i in range(32):
+                q0 = q[h * 128 + i]
+                q1 = q[h * 128 + i + 32]
+                q2 = q[h * 128 + i + 64]
+                q3 = q[h * 128 + i + 96]
+                block[h * 64 + i] = (q0 & 15) | ((q2 & 15) << 4)
+                block[h * 64 + i + 32] = (q1 & 15) | ((q3 & 15) << 4)
+                high = (q0 >> 4) | (q1 >> 4 << 2)
+                block[128 + h * 32 + i] = high | (q2 >> 4 << 4) | (q3 >> 4 << 6)
+        for j in range(16):
+            block[192 + j] = np.uint8(tile.codes[j * TILE + b])
+        put_half(block, 208, tile.bits[b])
+
+
+@inner
+def _store_q3_k(tile, count, out):
+    """Blocks of a tile whose codes and quants are known."""
+    for b in range(count):
+        block, q = out[b * 110 : b * 110 + 110], tile.q[b * 256 : b * 256 + 256]
+        for i in range(32):
+            high = 0
+            for j in range(8):
+                high |= (q[j * 32 + i] >> 2) << j
+            block[i] = high
+        pack_crumbs(q, block[32:96])
+        for j in range(8):
+            low, upper = tile.codes[j * TILE + b], tile.codes[(j + 8) * TILE + b]
+            block[96 + j] = (low & 15) | ((upper & 15) << 4)
+        for j in range(4):
+            high = 0
+            for k in range(4):
+                high |= (tile.codes[(4 * k + j) * TILE + b] >> 4) << (2 * k)
+            block[104 + j] = high
+        put_half(block, 108, tile.bits[b])
 
 
 @kernel(PLAIN)
 def q6_k(floats, words, kind, out):
     """Blocks of `quant_types.q6_k`."""
-    tile = np.zeros(TILE * 256, np.float32)
-    ws = np.empty(SIZE, np.float32)
-    found = np.empty((2, TILE * 16), np.float32)
-    scales = np.empty(16, np.int8)
-    q = np.empty(256, np.uint8)
+    tile = _new_tile()
     blocks = out.size // 210
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
-        if not load(floats, words, kind, first * 256, count * 256, tile):
+        if not load(floats, words, kind, first * 256, count * 256, tile.x):
             return first
         for lane in range(0, count * 16, LANES):
-            columns_16(tile, lane * 16, ws, X)
-            square_weights(ws)
-            _search_q6_k(ws)
-            keep(ws, lane, found)
-        for b in range(count):
-            _store_q6_k(tile, found, b, out, (first + b) * 210, scales, q)
+            _columns(tile.x[lane * 16 :], tile.ws, _L.x)
+            for k in range(16 * LANES):
+                tile.ws[_L.w + k] = tile.ws[_L.x + k] * tile.ws[_L.x + k]
+            _search_q6_k(tile.ws)
+            _keep(tile, lane)
+        _store_q6_k(tile, count, out[first * 210 :])
+    return -1
+
+
+@kernel(WEIGHTED)
+def q6_k_importance(floats, words, kind, table, rows, out):
+    """Blocks of `quant_types.q6_k`, by importance: that is the weight, as it is."""
+    tile = _new_tile()
+    blocks = out.size // 210
+    for first in range(0, blocks, TILE):
+        count = min(TILE, blocks - first)
+        if not load(floats, words, kind, first * 256, count * 256, tile.x):
+            return first
+        load_importance(table, rows, first, count, tile.importance)
+        for lane in range(0, count * 16, LANES):
+            _columns(tile.x[lane * 16 :], tile.ws, _L.x)
+            _columns(tile.importance[lane * 16 :], tile.ws, _L.w)
+            _search_q6_k(tile.ws)
+            _keep(tile, lane)
+        _store_q6_k(tile, count, out[first * 210 :])
+    return -1
+
+
+@kernel(PLAIN)
+def q3_k(floats, words, kind, out):
+    """Blocks of `quant_types.q3_k`."""
+    tile = _new_tile()
+    ws = tile.ws
+    blocks = out.size // 110
+    for first in range(0, blocks, TILE):
+        count = min(TILE, blocks - first)
+        if not load(floats, words, kind, first * 256, count * 256, tile.x):
+            return first
+        for lane in range(0, count * 16, LANES):
+            _columns(tile.x[lane * 16 :], ws, descent_search.X)
+            _descend_q3_k(ws)
+            for j in range(LANES):
+                b, s = (lane + j) // 16, (lane + j) % 16
+                tile.values[s * TILE + b] = ws[descent_search.SCALE + j]
+                for i in range(16):
+                    level = ws[descent_search.Q + i * LANES + j]
+                    tile.q[(lane + j) * 16 + i] = np.uint8(np.int32(level) + 4)
+        _units(tile, np.float32(-32.0))
+        for j in range(16):
+            for b in range(TILE):
+                code = np.int32(np.int8(tile.codes[j * TILE + b]))  # an int8 wraps
+                code = max(min(code, np.int32(31)), np.int32(-32)) + 32
+                tile.codes[j * TILE + b] = code if tile.largest[b] != ZERO else 0
+        for b in range(TILE):
+            tile.unit[b] = tile.unit[b] if tile.largest[b] != ZERO else ZERO
+        _scale_sub_blocks(tile, np.int32(-32))
+        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q)
+        _store_q3_k(tile, count, out[first * 110 :])
+    return -1
+
+
+@kernel(WEIGHTED)
+def q3_k_importance(floats, words, kind, table, rows, out):
+    """Blocks of `quant_types.q3_k`, by importance."""
+    tile = _new_tile()
+    ws, scales = tile.ws, tile.scales_ws
+    blocks = out.size // 110
+    for first in range(0, blocks, TILE):
+        count = min(TILE, blocks - first)
+        if not load(floats, words, kind, first * 256, count * 256, tile.x):
+            return first
+        load_importance(table, rows, first, count, tile.importance)
+        mean_squares(tile.x, _TWO, tile.sigma2)
+        for lane in range(0, count * 16, LANES):
+            _columns(tile.x[lane * 16 :], ws, _L.x)
+            _columns(tile.importance[lane * 16 :], ws, _L.w)
+            for j in range(LANES):
+                ws[_L.best + j] = tile.sigma2[(lane + j) // 16]
+                ws[_L.sum_l2 + j] = ZERO
+            for i in range(16):
+                for j in range(LANES):
+                    x = ws[_L.x + i * LANES + j]
+                    k = _L.w + i * LANES + j
+                    ws[k] = ws[k] * np.sqrt(ws[_L.best + j] + x * x)
+                    ws[_L.sum_l2 + j] += ws[k]
+            for j in range(LANES):
+                b, s = (lane + j) // 16, (lane + j) % 16
+                scales[_S.w + s * TILE + b] = ws[_L.sum_l2 + j]
+            _search_q3_k(ws)
+            _keep(tile, lane)
+        for k in range(16 * TILE):
+            scales[_S.x + k] = tile.values[k]
+        _search_scales(scales)
+        for j in range(16):
+            for b in range(TILE):
+                v = scales[_S.best_inverse + b] * tile.values[j * TILE + b]
+                code = clamped(v, np.int32(-32), np.int32(31)) + 32
+                zero = abs(scales[_S.extreme + b]) < _EPS
+                tile.codes[j * TILE + b] = 0 if zero else code
+        for b in range(TILE):
+            tile.unit[b] = scales[_S.scale + b]
+        _scale_sub_blocks(tile, np.int32(-32))
+        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q)
+        _leftovers_4(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q)
+        _store_q3_k(tile, count, out[first * 110 :])
     return -1

@@ -81,22 +81,25 @@ def store_half(out, at, v):
 def load(floats, words, kind, start, count, tile):
     """Decode `count` weights from `start` into float32 `tile`; False if one is not finite."""
     worst = np.int32(0)
+    # Slices: an index that cannot be negative is one that LLVM turns into SIMD loads.
     if kind == F32:
-        for i in range(count):
-            v = floats[start + i]
+        floats = floats[start : start + count]
+        for i in range(floats.size):
+            v = floats[i]
             tile[i] = v
             a = np.int32(bits(v) & np.int32(0x7FFFFFFF))
             worst = a if a > worst else worst
         return worst < _INFINITE
+    words = words[start : start + count]
     if kind == BF16:
-        for i in range(count):
-            b = np.int32(np.int32(words[start + i]) << np.int32(16))
+        for i in range(words.size):
+            b = np.int32(np.int32(words[i]) << np.int32(16))
             tile[i] = from_bits(b)
             a = np.int32(b & np.int32(0x7FFFFFFF))
             worst = a if a > worst else worst
         return worst < _INFINITE
-    for i in range(count):
-        h = np.int32(words[start + i])
+    for i in range(words.size):
+        h = np.int32(words[i])
         tile[i] = from_half(h)
         a = np.int32(h & np.int32(0x7FFF))
         worst = a if a > worst else worst

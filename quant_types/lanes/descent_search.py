@@ -1,0 +1,93 @@
+"""ggml `make_q3_quants`, 64 sub-blocks of 16 at a time, one a lane; see `min_search`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quant_types.lanes.compile import inner
+from quant_types.lanes.k_blocks import LANES
+from quant_types.lanes.scalars import ZERO, clamped
+from quant_types.lanes.symmetric_search import LENGTH
+from quant_types.search import GROUP_MAX_EPS
+
+_STEP = 4
+_ROUNDS = 5
+_EPS = np.float32(GROUP_MAX_EPS)
+
+# Offsets in the workspace, in arrays of [16, LANES], then of [LANES].
+X = 0  # weights
+W = X + LENGTH * LANES  # weight of each error: x squared
+WX = W + LENGTH * LANES
+Q = WX + LENGTH * LANES  # quants; in the end 0 where the lane is zero, too
+EXTREME = Q + LENGTH * LANES  # the weight of greatest magnitude
+SUM_LX = EXTREME + LANES
+SUM_L2 = SUM_LX + LANES
+SCALE = SUM_L2 + LANES
+SIZE = SCALE + LANES
+
+
+def make_search(top: int):  # type: ignore[no-untyped-def]
+    """The search with quants from -top to top - 1: reads X, leaves SCALE and Q, as float32.
+
+    A lane of zeros gets SCALE 0 and Q -top.
+    """
+    low = np.float32(-top)
+    low_int, high_int = np.int32(-top), np.int32(top - 1)
+
+    @inner
+    def search(ws):
+        for j in range(LANES):
+            ws[EXTREME + j] = ZERO
+            ws[SUM_LX + j] = ZERO
+            ws[SUM_L2 + j] = ZERO
+        for i in range(LENGTH):
+            for j in range(LANES):
+                x = ws[X + i * LANES + j]
+                extreme = ws[EXTREME + j]
+                ws[EXTREME + j] = x if abs(x) > abs(extreme) else extreme
+        for i in range(LENGTH):
+            for j in range(LANES):
+                k = i * LANES + j
+                x = ws[X + k]
+                q = np.float32(clamped(low / ws[EXTREME + j] * x, low_int, high_int))
+                w = x * x
+                wx = w * x
+                ws[Q + k] = q
+                ws[W + k] = w
+                ws[WX + k] = wx
+                ws[SUM_LX + j] += wx * q
+                ws[SUM_L2 + j] += w * q * q
+        # A round without a move leaves what it found, so lanes that are done may go along.
+        for _ in range(_ROUNDS):
+            for r in range(LENGTH // _STEP):
+                at = r * _STEP * LANES
+                for j in range(LANES):
+                    sum_lx = ws[SUM_LX + j]
+                    sum_l2 = ws[SUM_L2 + j]
+                    for i in range(_STEP):
+                        k = at + i * LANES + j
+                        w = ws[W + k]
+                        wx = ws[WX + k]
+                        old = ws[Q + k]
+                        lx = sum_lx - wx * old
+                        l2 = sum_l2 - w * old * old
+                        new = np.float32(clamped(ws[X + k] * l2 / lx, low_int, high_int))
+                        new_lx = lx + wx * new
+                        new_l2 = l2 + w * new * new
+                        better = (lx > ZERO) & (new != old) & (new_l2 > ZERO)
+                        better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
+                        ws[Q + k] = new if better else old
+                        sum_lx = new_lx if better else sum_lx
+                        sum_l2 = new_l2 if better else sum_l2
+                    ws[SUM_LX + j] = sum_lx
+                    ws[SUM_L2 + j] = sum_l2
+        for j in range(LANES):
+            scale = ws[SUM_LX + j] / ws[SUM_L2 + j]
+            scale = scale if ws[SUM_L2 + j] > ZERO else ZERO
+            ws[SCALE + j] = ZERO if abs(ws[EXTREME + j]) < _EPS else scale
+        for i in range(LENGTH):
+            for j in range(LANES):
+                k = Q + i * LANES + j
+                ws[k] = low if abs(ws[EXTREME + j]) < _EPS else ws[k]
+
+    return search
