@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 HIDDEN, FFN, HEADS, KV_HEADS, LAYERS, EXPERTS = 256, 512, 4, 2, 4, 4
-TEXT = "the quick brown fox jumps over the lazy dog and then the dog sleeps under the tree ".split()
+TEXT = "the quick brown fox jumps over the lazy dog and then the dog sleeps under the tree"
 
 
 def make_tokenizer(path: Path) -> int:
@@ -34,7 +34,7 @@ def make_tokenizer(path: Path) -> int:
         vocab_size=400, special_tokens=specials, show_progress=False,
         initial_alphabet=[chr(c) for c in range(33, 127)],
     )  # fmt: skip
-    tokenizer.train_from_iterator([" ".join(TEXT)] * 10, trainer)
+    tokenizer.train_from_iterator([TEXT] * 10, trainer)
     saved = json.loads(tokenizer.to_str())
     saved["added_tokens"] = saved["added_tokens"][:3]  # the bytes are pieces, not added tokens
     path.write_text(json.dumps(saved, ensure_ascii=False), encoding="utf-8")

@@ -16,6 +16,7 @@ from quantkit import disk
 from quantkit.checkpoint import Files
 from quantkit.errors import DiskFull, NonFiniteWeight, OutputError, OutputExists
 from quantkit.plan import Chunk, Plan, PlannedFile
+from quantkit.rows import fetch, source_row
 
 Progress = Callable[[int], None]  # bytes of the source that are done
 Output = tuple[PlannedFile, int]  # a planned file and the descriptor it is written through
@@ -84,11 +85,7 @@ def _process(chunk: Chunk, plan: Plan, files: Files, outputs: list[Output]) -> i
     import quant_types
 
     source = plan.sources[chunk.source]
-    rows = files.read_rows(source, chunk.source_row, chunk.count)
-    read = rows.nbytes
-    if chunk.order:
-        groups = rows.reshape(-1, len(chunk.order), source.n_per_row)
-        rows = groups[:, list(chunk.order)].reshape(chunk.count, -1)
+    rows = fetch(chunk, plan, files)
     made: dict[str, memoryview] = {}
     for f, fd in outputs:
         t = f.by_name[chunk.tensor]
@@ -100,23 +97,15 @@ def _process(chunk: Chunk, plan: Plan, files: Files, outputs: list[Output]) -> i
                 try:
                     data = quant_types.quantize(rows, t.format)
                 except quant_types.NotFinite as e:
-                    at = chunk.source_row + _source_row(e.row, chunk.order)
                     raise NonFiniteWeight(
                         f"{source.path.name}: tensor {source.name} has NaN or infinity "
-                        f"in row {at}; the checkpoint is damaged"
+                        f"in row {source_row(chunk, e.row)}; the checkpoint is damaged"
                     ) from None
                 made[t.format] = data.data.cast("B")
         view = made[t.format]
         row_bytes = len(view) // chunk.count
         _write(fd, view, t.offset + chunk.row * row_bytes, f.path)
-    return read
-
-
-def _source_row(row: int, order: tuple[int, ...]) -> int:
-    if not order:
-        return row
-    group, inside = divmod(row, len(order))
-    return group * len(order) + order[inside]
+    return source.ggml.row_bytes(source.n_per_row) * chunk.count
 
 
 def _write(fd: int, data: memoryview, offset: int, path: Path) -> None:

@@ -20,6 +20,7 @@ LAYERS = (
     {"metadata"},
     {"model"},
     {"plan"},
+    {"rows"},
     {"pipeline", "report"},
     {"convert"},
     {"cli"},
