@@ -15,7 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from quant_types import floats, q2_k, q3_k, q4_k, q5_k, q6_k, q8_0
+from quant_types import (
+    floats,
+    q2_k,
+    q3_k,
+    q4_0,
+    q4_1,
+    q4_k,
+    q5_0,
+    q5_1,
+    q5_k,
+    q6_k,
+    q8_0,
+)
 from quant_types.arrays import contiguous, namespace
 from quant_types.engines import (
     check_importance,
@@ -54,6 +66,10 @@ FORMATS: tuple[BlockFormat, ...] = (
     floats.F32,
     floats.F16,
     floats.BF16,
+    q4_0.FORMAT,
+    q4_1.FORMAT,
+    q5_0.FORMAT,
+    q5_1.FORMAT,
     q8_0.FORMAT,
     q2_k.FORMAT,
     q3_k.FORMAT,

@@ -28,12 +28,25 @@ def contiguous(a: Array) -> Array:
 def sum_rows(a: Array) -> Array:
     """`[n, lanes]` -> `[lanes]`, added row after row, as a C loop does."""
     if isinstance(a, np.ndarray):
-        # Sequential along the first axis of a C-contiguous array (the last one is summed pairwise).
+        # Sequential along the first axis of a C-contiguous array (the last one is summed pairwise,
+        # and so is a single column).
+        if a.shape[1] == 1:
+            return np.add.accumulate(a, axis=0)[-1]
         return np.add.reduce(np.ascontiguousarray(a), axis=0)
     total = a[0]
     for row in range(1, a.shape[0]):
         total = total + a[row]
     return total
+
+
+def lowest(x: Array, axis: int) -> Array:
+    """Minimum along `axis`, which is kept: the first of equals, so that a zero keeps its sign."""
+    xp = namespace(x)
+    low = xp.min(x, axis=axis, keepdims=True)
+    if not bool(xp.any(low == 0)):
+        return low
+    first = xp.argmax(xp.astype(x == low, xp.int8), axis=axis)
+    return xp.take_along_axis(x, xp.expand_dims(first, axis=axis), axis=axis)
 
 
 def nearest_int(v: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quant_types.arrays import Array, namespace
+from quant_types.arrays import Array, namespace, sum_rows
 from quant_types.errors import (
     BadDtype,
     BadImportance,
@@ -101,6 +101,22 @@ def importance_rows(importance: np.ndarray, shape: tuple[int, ...]) -> tuple[np.
     return table, np.broadcast_to(index, shape[:-1]).reshape(-1)
 
 
+def row_mean_squares(x: Array, n: int) -> Array:
+    """Mean square of each row, float32, added in the order of the row.
+
+    Args:
+        x: C-contiguous `[..., n]`.
+    """
+    xp = namespace(x)
+    rows = xp.reshape(x, (-1, n))
+    means = xp.empty(rows.shape[0], dtype=xp.float32, device=x.device)
+    step = max(1, _TILE_WEIGHTS // n)
+    for start in range(0, rows.shape[0], step):
+        tile = xp.permute_dims(xp.astype(rows[start : start + step], xp.float32), (1, 0))
+        means[start : start + step] = sum_rows(tile * tile) / n
+    return means
+
+
 def first_bad_row(x: np.ndarray, n: int) -> int:
     """The first row of flat `x` with NaN or infinity, in rows of `n`; -1 without one."""
     for start in range(0, x.size, _FINITE_TILE):
@@ -145,6 +161,7 @@ def quantize_array(x: Array, fmt: BlockFormat, importance: Array | None, out: Ar
         flat, rows = importance_rows(np.asarray(importance), tuple(x.shape))
         table = flat.reshape(len(flat), blocks_per_row, fmt.block_size)
     with np.errstate(all="ignore"):
+        means = row_mean_squares(x, n) if table is not None and fmt.weighs_rows else None
         for start in range(0, blocks.shape[0], step):
             tile = blocks[start : start + step]
             tile = xp.astype(tile, xp.float32)
@@ -157,6 +174,9 @@ def quantize_array(x: Array, fmt: BlockFormat, importance: Array | None, out: Ar
                 at = np.arange(start, start + tile.shape[0])
                 weights = table[rows[at // blocks_per_row], at % blocks_per_row]
                 weights = xp.asarray(weights)
+                if means is not None:
+                    mean = means[xp.asarray(at // blocks_per_row)][:, None]
+                    weights = weights * xp.sqrt(mean + tile * tile)
             result[start : start + step] = fmt.quantize(tile, weights)
 
 

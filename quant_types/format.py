@@ -27,6 +27,8 @@ class BlockFormat:
         lanes: where the lanes engine has its kernel, "module.function" in `quant_types.lanes`;
             the kernel for importance is called "function_importance".
         takes_importance: False where ggml ignores an importance matrix.
+        weighs_rows: True where the weight of an error is `importance * sqrt(mean + x * x)`, mean
+            over the squares of the whole row: `quantize` gets these weights for the importance.
     """
 
     name: str
@@ -37,6 +39,7 @@ class BlockFormat:
     dequantize: Callable[[Array], Array] = field(repr=False)
     lanes: str = field(repr=False)
     takes_importance: bool = True
+    weighs_rows: bool = False
 
     @property
     def type_size(self) -> int:

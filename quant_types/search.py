@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant_types.arrays import Array, namespace, nearest_int, sum_rows
+from quant_types.arrays import Array, lowest, namespace, nearest_int, sum_rows
 
 GROUP_MAX_EPS = 1e-15  # ggml's: a sub-block below it counts as zero
 _ROUND = 12582912.0
@@ -71,7 +71,7 @@ def search_min(
         difference *= w
         return sum_rows(difference)
 
-    x_low, high = xp.min(x, axis=0), xp.max(x, axis=0)
+    x_low, high = lowest(x, axis=0)[0], xp.max(x, axis=0)
     low = xp.where(x_low > 0, xp.zeros_like(x_low), x_low)
     flat = high <= low
     start = low

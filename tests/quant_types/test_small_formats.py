@@ -1,0 +1,63 @@
+"""Edges of the smaller formats that random weights seldom touch, against ggml."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import quant_types
+from tests import oracle
+
+SMALL = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+ENGINES = ("lanes", "array")
+
+
+def _same(x: np.ndarray, name: str, engine: str) -> None:
+    np.testing.assert_array_equal(
+        quant_types.quantize(x, name, engine=engine), oracle.quantize(x, name)
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMALL)
+def test_zeros_of_either_sign(name: str, engine: str) -> None:
+    """The sign of a zero reaches the stored scale or minimum: the first zero of equals decides."""
+    rng = np.random.default_rng(0)
+    zeros = np.where(rng.random((256, 256)) < 0.5, np.float32(-0.0), np.float32(0.0))
+    _same(zeros, name, engine)
+    _same(np.where(rng.random((256, 256)) < 0.9, zeros, np.float32(1.0)), name, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMALL)
+def test_every_magnitude(name: str, engine: str) -> None:
+    """Blocks at every power of two: scales whose inverse is infinite, scales past float16."""
+    rng = np.random.default_rng(1)
+    powers = np.exp2(np.repeat(np.arange(-149, 128), 32)).astype(np.float32)[:, None]
+    x = rng.uniform(-1, 1, (len(powers), 256)).astype(np.float32)
+    _same(x * powers, name, engine)
+    x.reshape(-1, 32)[:, 5] = 1.0  # the greatest is a power of two
+    _same(x * powers, name, engine)
+    _same(np.nextafter(x * powers, np.float32(0)), name, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMALL)
+def test_ties(name: str, engine: str) -> None:
+    """Small integers and their halves: weights on the border between two quants, equal extremes."""
+    rng = np.random.default_rng(2)
+    x = rng.integers(-8, 9, (512, 256)).astype(np.float32)
+    _same(x, name, engine)
+    _same(x * np.float32(0.5), name, engine)
+    _same(np.sign(x) * np.exp2(np.abs(x)), name, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("blocks", [1, 2, 31, 32, 33, 100])
+def test_any_number_of_blocks(name: str, engine: str, blocks: int) -> None:
+    """Tiles that are not full, in one row and in several."""
+    n = quant_types.get_format(name).block_size * blocks
+    x = np.random.default_rng(blocks).standard_normal((3, n)).astype(np.float32)
+    _same(x, name, engine)
+    _same(x[0], name, engine)
