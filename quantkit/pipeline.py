@@ -84,7 +84,7 @@ def _process(chunk: Chunk, plan: Plan, files: Files, outputs: list[Output]) -> i
     """One chunk into every file. Returns the bytes that were read."""
     import quant_types
 
-    source = plan.sources[chunk.source]
+    source = plan.sources[chunk.segment.source]
     rows = fetch(chunk, plan, files)
     made: dict[str, memoryview] = {}
     for f, fd in outputs:

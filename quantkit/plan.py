@@ -70,15 +70,22 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The rows that a worker takes at once: `count` rows of a segment's source, which become rows
-    `row` ... of `tensor` in every file."""
+    """The rows that a worker takes at once: `count` rows of a segment, from its row `start` on."""
 
     tensor: str
-    source: str
-    source_row: int
-    row: int
+    segment: Segment
+    start: int
     count: int
-    order: tuple[int, ...]
+
+    @property
+    def row(self) -> int:
+        """The row of the tensor that the first of them becomes."""
+        return self.segment.first_row + self.start
+
+    @property
+    def source_row(self) -> int:
+        """The row of the source that the chunk begins at."""
+        return self.segment.source_row + self.start
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Plan:
     @property
     def source_bytes(self) -> int:
         """Bytes that will be read."""
-        return sum(self._row_bytes(c.source) * c.count for c in self.chunks())
+        return sum(self._row_bytes(s.source) * s.count for t in self.segments.values() for s in t)
 
     def chunks(self) -> Iterator[Chunk]:
         """The work, in the order of the first file."""
@@ -102,19 +109,17 @@ class Plan:
                 step = CHUNK_WEIGHTS // (self.sources[s.source].n_per_row * unit) * unit
                 step = max(step, unit)
                 for start in range(0, s.count, step):
-                    count = min(step, s.count - start)
-                    yield Chunk(
-                        t.name, s.source, s.source_row + start, s.first_row + start, count, s.order
-                    )
+                    yield Chunk(t.name, s, start, min(step, s.count - start))
 
     def chunk_bytes(self, chunk: Chunk) -> int:
         """Memory that a worker needs for a chunk: the rows as read, permuted, and in the widest
         of the outputs (they are made and written one after another)."""
-        weights = self.sources[chunk.source].n_per_row * chunk.count
-        read = self._row_bytes(chunk.source) * chunk.count
+        source = chunk.segment.source
+        weights = self.sources[source].n_per_row * chunk.count
+        read = self._row_bytes(source) * chunk.count
         formats = {type_by_name(f.by_name[chunk.tensor].format) for f in self.files}
         written = max(weights // f.block_size * f.type_size for f in formats)
-        return read * (2 if chunk.order else 1) + written
+        return read * (2 if chunk.segment.order else 1) + written
 
     def memory(self, threads: int) -> int:
         """The most bytes of weights that `threads` workers hold at once."""

@@ -15,17 +15,18 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> np.ndarray[Any, Any]:
 
     Raises CorruptFile if the file ends early.
     """
-    source = plan.sources[chunk.source]
+    source, order = plan.sources[chunk.segment.source], chunk.segment.order
     rows = files.read_rows(source, chunk.source_row, chunk.count)
-    if chunk.order:
-        groups = rows.reshape(-1, len(chunk.order), source.n_per_row)
-        rows = groups[:, list(chunk.order)].reshape(chunk.count, -1)
+    if order:
+        groups = rows.reshape(-1, len(order), source.n_per_row)
+        rows = groups[:, list(order)].reshape(chunk.count, -1)
     return rows
 
 
 def source_row(chunk: Chunk, row: int) -> int:
     """The row of the source that became row `row` of the chunk."""
-    if not chunk.order:
+    order = chunk.segment.order
+    if not order:
         return chunk.source_row + row
-    group, inside = divmod(row, len(chunk.order))
-    return chunk.source_row + group * len(chunk.order) + chunk.order[inside]
+    group, inside = divmod(row, len(order))
+    return chunk.source_row + group * len(order) + order[inside]
