@@ -2,104 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, inner, kernel
-from quant_types.lanes.groups import GROUPS, WEIGHTS, extremes, halves, ranges, to_int8
-from quant_types.lanes.scalars import ONE, ZERO, load
+from quant_types.lanes.compile import PLAIN, WEIGHTED, inner, kernel
+from quant_types.lanes.scalars import ZERO, load
+from quant_types.lanes.tile_32 import (
+    BLOCKS,
+    make_minimum,
+    make_symmetric,
+    new_tile,
+    symmetric,
+    weigh,
+    with_minimum,
+)
 
-BLOCKS = WEIGHTS // 32  # in a tile
-_HALF = np.float32(0.5)
 _LOW_BITS = np.uint64(0x0F0F0F0F0F0F0F0F)
 _ONES = np.uint64(0x0101010101010101)
 _GATHER = np.uint64(0x0102040810204080)
 _4 = np.uint64(4)
 _56 = np.uint64(56)
-
-
-class Tile(NamedTuple):
-    """What a kernel holds at once."""
-
-    x: np.ndarray  # float32 [WEIGHTS]
-    low: np.ndarray  # float32 [GROUPS]: of a group
-    high: np.ndarray
-    d: np.ndarray  # float32 [BLOCKS]: the block's scale
-    m: np.ndarray  # float32 [BLOCKS]: its minimum
-    inverse: np.ndarray  # float32 [GROUPS]: of the scale of the group's block
-    d_bits: np.ndarray  # uint16 [BLOCKS]: d and m as float16
-    m_bits: np.ndarray
-    q: np.ndarray  # uint8 [WEIGHTS]
-
-
-@inner
-def new_tile():
-    return Tile(
-        np.zeros(WEIGHTS, np.float32),
-        np.empty(GROUPS, np.float32),
-        np.empty(GROUPS, np.float32),
-        np.empty(BLOCKS, np.float32),
-        np.empty(BLOCKS, np.float32),
-        np.empty(GROUPS, np.float32),
-        np.empty(BLOCKS, np.uint16),
-        np.empty(BLOCKS, np.uint16),
-        np.empty(WEIGHTS, np.uint8),
-    )
-
-
-@inner
-def symmetric(tile, half):
-    """Quants of `quant_types.blocks_32.symmetric`."""
-    extremes(tile.x, tile.low)
-    for b in range(BLOCKS):
-        extreme = tile.low[4 * b]
-        for g in range(1, 4):
-            v = tile.low[4 * b + g]
-            extreme = v if abs(v) > abs(extreme) else extreme
-        d = extreme / -half
-        tile.d[b] = d
-        inverse = ONE / d if d != ZERO else ZERO
-        for g in range(4):
-            tile.inverse[4 * b + g] = inverse
-    halves(tile.d, tile.d_bits)
-    add = half + _HALF
-    top = np.int32(half + half - ONE)
-    for g in range(GROUPS):
-        inverse = tile.inverse[g]
-        for i in range(8):
-            q = to_int8(tile.x[8 * g + i] * inverse + add)
-            tile.q[8 * g + i] = np.uint8(q if q < top else top)
-
-
-@inner
-def with_minimum(tile, top):
-    """Quants of `quant_types.blocks_32.with_minimum`."""
-    ranges(tile.x, tile.low, tile.high)
-    for b in range(BLOCKS):
-        low = tile.low[4 * b]
-        high = tile.high[4 * b]
-        for g in range(1, 4):
-            v = tile.low[4 * b + g]
-            low = v if v < low else low
-            v = tile.high[4 * b + g]
-            high = v if v > high else high
-        d = (high - low) / top
-        tile.d[b] = d
-        tile.m[b] = low
-        inverse = ONE / d if d != ZERO else ZERO
-        for g in range(4):
-            tile.inverse[4 * b + g] = inverse
-            tile.low[4 * b + g] = low
-    halves(tile.d, tile.d_bits)
-    halves(tile.m, tile.m_bits)
-    top = np.int32(top)
-    for g in range(GROUPS):
-        inverse = tile.inverse[g]
-        low = tile.low[g]
-        for i in range(8):
-            q = to_int8((tile.x[8 * g + i] - low) * inverse + _HALF)
-            tile.q[8 * g + i] = np.uint8(q if q < top else top)
 
 
 @inner
@@ -121,77 +42,149 @@ def pack_fifth(q, b, out):
         out[h] = np.uint16(low | (high << np.uint64(8)))
 
 
+@inner
+def store_q4_0(tile, records, first, count):
+    """The tile's first `count` blocks as records from `first`, uint16 [9] each."""
+    q = tile.q.view(np.uint64)
+    for b in range(count):
+        record = records[first + b]
+        record[0] = tile.d_bits[b]
+        pack_nibbles(q, b, record[1:])
+
+
+@inner
+def store_q4_1(tile, records, first, count):
+    """As `store_q4_0`, uint16 [10]."""
+    q = tile.q.view(np.uint64)
+    for b in range(count):
+        record = records[first + b]
+        record[0] = tile.d_bits[b]
+        record[1] = tile.m_bits[b]
+        pack_nibbles(q, b, record[2:])
+
+
+@inner
+def store_q5_0(tile, records, first, count):
+    """As `store_q4_0`, uint16 [11]."""
+    q = tile.q.view(np.uint64)
+    for b in range(count):
+        record = records[first + b]
+        record[0] = tile.d_bits[b]
+        pack_fifth(q, b, record[1:])
+        pack_nibbles(q, b, record[3:])
+
+
+@inner
+def store_q5_1(tile, records, first, count):
+    """As `store_q4_0`, uint16 [12]."""
+    q = tile.q.view(np.uint64)
+    for b in range(count):
+        record = records[first + b]
+        record[0] = tile.d_bits[b]
+        record[1] = tile.m_bits[b]
+        pack_fifth(q, b, record[2:])
+        pack_nibbles(q, b, record[4:])
+
+
+def make_plain(quantize, levels, store, words_each):
+    """The body of a kernel without importance; a record is uint16 [words_each]."""
+
+    levels_float = np.float32(levels)
+
+    @inner
+    def plain(floats, words, kind, out):
+        tile = new_tile()
+        records = out.view(np.uint16).reshape(-1, words_each)
+        for first in range(0, len(records), BLOCKS):
+            count = min(BLOCKS, len(records) - first)
+            if not load(floats, words, kind, first * 32, count * 32, tile.x):
+                return first
+            quantize(tile, levels_float)
+            store(tile, records, first, count)
+        return -1
+
+    return plain
+
+
+def make_weighted(quantize, store, words_each):
+    """The body of a kernel with importance; a record is uint16 [words_each]."""
+
+    @inner
+    def weighted(floats, words, kind, table, rows, out):
+        tile = new_tile()
+        records = out.view(np.uint16).reshape(-1, words_each)
+        mean = ZERO
+        for first in range(0, len(records), BLOCKS):
+            count = min(BLOCKS, len(records) - first)
+            if not load(floats, words, kind, first * 32, count * 32, tile.x):
+                return first
+            mean = weigh(tile, floats, words, kind, table, rows, first * 32, count * 32, mean)
+            quantize(tile)
+            store(tile, records, first, count)
+        return -1
+
+    return weighted
+
+
+_q4_0 = make_plain(symmetric, 8, store_q4_0, 9)
+_q4_0_importance = make_weighted(make_symmetric(8), store_q4_0, 9)
+
+
 @kernel(PLAIN)
 def q4_0(floats, words, kind, out):
     """Blocks of `quant_types.q4_0`."""
-    tile = new_tile()
-    q = tile.q.view(np.uint64)
-    records = out.view(np.uint16).reshape(-1, 9)
-    for first in range(0, len(records), BLOCKS):
-        count = min(BLOCKS, len(records) - first)
-        if not load(floats, words, kind, first * 32, count * 32, tile.x):
-            return first
-        symmetric(tile, np.float32(8.0))
-        for b in range(count):
-            record = records[first + b]
-            record[0] = tile.d_bits[b]
-            pack_nibbles(q, b, record[1:])
-    return -1
+    return _q4_0(floats, words, kind, out)
+
+
+@kernel(WEIGHTED)
+def q4_0_importance(floats, words, kind, table, rows, out):
+    """Blocks of `quant_types.q4_0`, errors weighed by importance."""
+    return _q4_0_importance(floats, words, kind, table, rows, out)
+
+
+_q4_1 = make_plain(with_minimum, 15, store_q4_1, 10)
+_q4_1_importance = make_weighted(make_minimum(15), store_q4_1, 10)
 
 
 @kernel(PLAIN)
 def q4_1(floats, words, kind, out):
     """Blocks of `quant_types.q4_1`."""
-    tile = new_tile()
-    q = tile.q.view(np.uint64)
-    records = out.view(np.uint16).reshape(-1, 10)
-    for first in range(0, len(records), BLOCKS):
-        count = min(BLOCKS, len(records) - first)
-        if not load(floats, words, kind, first * 32, count * 32, tile.x):
-            return first
-        with_minimum(tile, np.float32(15.0))
-        for b in range(count):
-            record = records[first + b]
-            record[0] = tile.d_bits[b]
-            record[1] = tile.m_bits[b]
-            pack_nibbles(q, b, record[2:])
-    return -1
+    return _q4_1(floats, words, kind, out)
+
+
+@kernel(WEIGHTED)
+def q4_1_importance(floats, words, kind, table, rows, out):
+    """Blocks of `quant_types.q4_1`, errors weighed by importance."""
+    return _q4_1_importance(floats, words, kind, table, rows, out)
+
+
+_q5_0 = make_plain(symmetric, 16, store_q5_0, 11)
+_q5_0_importance = make_weighted(make_symmetric(16), store_q5_0, 11)
 
 
 @kernel(PLAIN)
 def q5_0(floats, words, kind, out):
     """Blocks of `quant_types.q5_0`."""
-    tile = new_tile()
-    q = tile.q.view(np.uint64)
-    records = out.view(np.uint16).reshape(-1, 11)
-    for first in range(0, len(records), BLOCKS):
-        count = min(BLOCKS, len(records) - first)
-        if not load(floats, words, kind, first * 32, count * 32, tile.x):
-            return first
-        symmetric(tile, np.float32(16.0))
-        for b in range(count):
-            record = records[first + b]
-            record[0] = tile.d_bits[b]
-            pack_fifth(q, b, record[1:])
-            pack_nibbles(q, b, record[3:])
-    return -1
+    return _q5_0(floats, words, kind, out)
+
+
+@kernel(WEIGHTED)
+def q5_0_importance(floats, words, kind, table, rows, out):
+    """Blocks of `quant_types.q5_0`, errors weighed by importance."""
+    return _q5_0_importance(floats, words, kind, table, rows, out)
+
+
+_q5_1 = make_plain(with_minimum, 31, store_q5_1, 12)
+_q5_1_importance = make_weighted(make_minimum(31), store_q5_1, 12)
 
 
 @kernel(PLAIN)
 def q5_1(floats, words, kind, out):
     """Blocks of `quant_types.q5_1`."""
-    tile = new_tile()
-    q = tile.q.view(np.uint64)
-    records = out.view(np.uint16).reshape(-1, 12)
-    for first in range(0, len(records), BLOCKS):
-        count = min(BLOCKS, len(records) - first)
-        if not load(floats, words, kind, first * 32, count * 32, tile.x):
-            return first
-        with_minimum(tile, np.float32(31.0))
-        for b in range(count):
-            record = records[first + b]
-            record[0] = tile.d_bits[b]
-            record[1] = tile.m_bits[b]
-            pack_fifth(q, b, record[2:])
-            pack_nibbles(q, b, record[4:])
-    return -1
+    return _q5_1(floats, words, kind, out)
+
+
+@kernel(WEIGHTED)
+def q5_1_importance(floats, words, kind, table, rows, out):
+    """Blocks of `quant_types.q5_1`, errors weighed by importance."""
+    return _q5_1_importance(floats, words, kind, table, rows, out)

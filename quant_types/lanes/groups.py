@@ -1,4 +1,4 @@
-"""Tiles of 1024 weights whose blocks are reduced and rounded in groups of eight.
+"""Tiles of 2048 weights whose blocks are reduced and rounded in groups of eight.
 
 A loop over the groups of a tile, with the eight weights of a group written out, is one that LLVM
 turns into SIMD: a group a lane. The order within a block stays that of ggml's loop.
@@ -11,7 +11,7 @@ import numpy as np
 from quant_types.lanes.compile import inner
 from quant_types.lanes.scalars import ZERO, half_bits
 
-WEIGHTS = 1024  # in a tile
+WEIGHTS = 2048  # in a tile
 GROUPS = WEIGHTS // 8
 _INT8 = np.float32(128.0)
 

@@ -1,4 +1,4 @@
-"""ggml `make_qx_quants`, many sub-blocks of 16 at a time, one a lane; see `min_search`."""
+"""ggml `make_qx_quants`, many sub-blocks at a time, one a lane; see `min_search`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from quant_types.lanes.compile import inner
 from quant_types.lanes.scalars import ROUND, ZERO, clamped
 from quant_types.search import GROUP_MAX_EPS
 
-LENGTH = 16
+LENGTH = 16  # of the sub-blocks of K-quants
 _STEP = 8
 _EPS = np.float32(GROUP_MAX_EPS)
 
 
 class Layout(NamedTuple):
-    """Offsets in the workspace: arrays of `[16, lanes]`, then of `[lanes]`."""
+    """Offsets in the workspace: arrays of `[length, lanes]`, then of `[lanes]`."""
 
     x: int  # weights
     w: int  # weight of each error
@@ -31,27 +31,30 @@ class Layout(NamedTuple):
     size: int
 
 
-def layout(lanes: int) -> Layout:
-    """The offsets for a number of lanes."""
-    wide = [k * LENGTH * lanes for k in range(3)]
-    return Layout(*wide, *(3 * LENGTH * lanes + k * lanes for k in range(8)))
+def layout(lanes: int, length: int = LENGTH) -> Layout:
+    """The offsets for a number of lanes, each of `length` values."""
+    wide = [k * length * lanes for k in range(3)]
+    return Layout(*wide, *(3 * length * lanes + k * lanes for k in range(8)))
 
 
-def make_search(top: int, lanes: int, finite: bool):  # type: ignore[no-untyped-def]
-    """The search with quants from -top to top - 1, over a workspace in `layout(lanes)`.
+def make_search(top: int, lanes: int, finite: bool, length: int = LENGTH):
+    """The search with quants from -top to top - 1, over a workspace in `layout`.
 
     It reads x and w, and leaves scale and best_inverse: the quants are
     `clamped(best_inverse * x, -top, top - 1)`. A lane of zeros gets 0 for both. x is finite, or
     else, as scales after an overflow, may not be.
     """
+    steps = [step for step in range(-9, 10) if step]
+    trials = len(steps)
+    # One more than trials: the last inverse is not used.
     numerators = np.array(
-        [-(np.float32(top) + np.float32(0.1) * np.float32(step)) for step in range(-9, 10)],
+        [-(np.float32(top) + np.float32(0.1) * np.float32(step)) for step in [*steps, 0]],
         np.float32,
     )
     low = np.float32(-top)
     round_high = np.float32(ROUND + np.float32(top - 1))
     low_int, high_int = np.int32(-top), np.int32(top - 1)
-    X, W, WX, EXTREME, SCALE, BEST, BEST_INVERSE, INVERSE, SUM_LX, SUM_L2, _ = layout(lanes)
+    X, W, WX, EXTREME, SCALE, BEST, BEST_INVERSE, INVERSE, SUM_LX, SUM_L2, _ = layout(lanes, length)
 
     @inner
     def rounded(v):
@@ -73,7 +76,7 @@ def make_search(top: int, lanes: int, finite: bool):  # type: ignore[no-untyped-
         for j in range(lanes):
             ws[SUM_LX + j] = ZERO
             ws[SUM_L2 + j] = ZERO
-        for r in range(LENGTH // _STEP):
+        for r in range(length // _STEP):
             at = r * _STEP * lanes
             for j in range(lanes):
                 sum_lx = ws[SUM_LX + j]
@@ -91,7 +94,7 @@ def make_search(top: int, lanes: int, finite: bool):  # type: ignore[no-untyped-
     def search(ws):
         for j in range(lanes):
             ws[EXTREME + j] = ZERO
-        for i in range(LENGTH):
+        for i in range(length):
             for j in range(lanes):
                 x = ws[X + i * lanes + j]
                 ws[WX + i * lanes + j] = ws[W + i * lanes + j] * x
@@ -105,30 +108,33 @@ def make_search(top: int, lanes: int, finite: bool):  # type: ignore[no-untyped-
         for j in range(lanes):
             sum_lx = ws[SUM_LX + j]
             sum_l2 = ws[SUM_L2 + j]
-            scale = ZERO if sum_l2 == ZERO else sum_lx / sum_l2
+            scale = sum_lx / sum_l2
+            scale = ZERO if sum_l2 == ZERO else scale
             ws[SCALE + j] = scale
             ws[BEST + j] = scale * sum_lx
-        for step in range(19):
-            if step == 9:  # the start
-                continue
-            for j in range(lanes):
-                ws[INVERSE + j] = numerators[step] / ws[EXTREME + j]
+            ws[INVERSE + j] = numerators[0] / ws[EXTREME + j]
+        for step in range(trials):
             add_levels(ws)
+            next_numerator = numerators[step + 1]
             for j in range(lanes):
                 sum_lx = ws[SUM_LX + j]
                 sum_l2 = ws[SUM_L2 + j]
                 best = ws[BEST + j]
+                old_scale = ws[SCALE + j]
+                inverse = ws[INVERSE + j]
+                best_inverse = ws[BEST_INVERSE + j]
                 scale = sum_lx / sum_l2
-                square = sum_lx * sum_lx
-                bar = best * sum_l2
-                bar = bar if sum_l2 > ZERO else square
-                better = square > bar
-                ws[SCALE + j] = scale if better else ws[SCALE + j]
-                ws[BEST + j] = scale * sum_lx if better else best
-                ws[BEST_INVERSE + j] = ws[INVERSE + j] if better else ws[BEST_INVERSE + j]
+                product = scale * sum_lx
+                better = (sum_l2 > ZERO) & (sum_lx * sum_lx > best * sum_l2)
+                ws[SCALE + j] = scale if better else old_scale
+                ws[BEST + j] = product if better else best
+                ws[BEST_INVERSE + j] = inverse if better else best_inverse
+                ws[INVERSE + j] = next_numerator / ws[EXTREME + j]
         for j in range(lanes):
             zero = abs(ws[EXTREME + j]) < _EPS
-            ws[SCALE + j] = ZERO if zero else ws[SCALE + j]
-            ws[BEST_INVERSE + j] = ZERO if zero else ws[BEST_INVERSE + j]
+            scale = ws[SCALE + j]
+            inverse = ws[BEST_INVERSE + j]
+            ws[SCALE + j] = ZERO if zero else scale
+            ws[BEST_INVERSE + j] = ZERO if zero else inverse
 
     return search

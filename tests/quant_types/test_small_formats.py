@@ -61,3 +61,19 @@ def test_any_number_of_blocks(name: str, engine: str, blocks: int) -> None:
     x = np.random.default_rng(blocks).standard_normal((3, n)).astype(np.float32)
     _same(x, name, engine)
     _same(x[0], name, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("blocks", [1, 3, 63, 65, 130])
+def test_importance_of_rows(name: str, engine: str, blocks: int) -> None:
+    """Weights that hang on a whole row's mean square, rows that tiles cut, a matrix an expert."""
+    n = quant_types.get_format(name).block_size * blocks
+    rng = np.random.default_rng(blocks)
+    x = rng.standard_normal((2, 3, n)).astype(np.float32)
+    importance = rng.random((2, 1, n)).astype(np.float32)
+    importance[0, 0, ::5] = 0
+    found = quant_types.quantize(x, name, importance=importance, engine=engine)
+    for expert in range(2):
+        wanted = oracle.quantize(x[expert], name, importance[expert, 0])
+        np.testing.assert_array_equal(found[expert], wanted)
