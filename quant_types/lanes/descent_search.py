@@ -84,10 +84,13 @@ def make_search(top: int):  # type: ignore[no-untyped-def]
         for j in range(LANES):
             scale = ws[SUM_LX + j] / ws[SUM_L2 + j]
             scale = scale if ws[SUM_L2 + j] > ZERO else ZERO
-            ws[SCALE + j] = ZERO if abs(ws[EXTREME + j]) < _EPS else scale
+            zero = abs(ws[EXTREME + j]) < _EPS
+            ws[SCALE + j] = ZERO if zero else scale
         for i in range(LENGTH):
             for j in range(LANES):
                 k = Q + i * LANES + j
-                ws[k] = low if abs(ws[EXTREME + j]) < _EPS else ws[k]
+                level = ws[k]
+                zero = abs(ws[EXTREME + j]) < _EPS
+                ws[k] = low if zero else level
 
     return search

@@ -79,24 +79,26 @@ def put_half(block, at, bits):
 
 
 def make_quants(length: int, low: int, high: int):  # type: ignore[no-untyped-def]
-    """Second pass: `quants(x, count, d, dm, q)`, quants less `low` under the stored scales.
+    """Second pass: `quants(x, count, d, dm, q, scratch)`, under the stored scales, less `low`.
 
-    Where a scale came out as zero, `q` stays as it is.
+    Where a scale came out as zero, `q` stays as it is. d, dm: `[sub_blocks, TILE]`.
     """
     sub_blocks = 256 // length
     low_int, high_int, shift = np.int32(low), np.int32(high), np.int32(-low)
 
     @inner
-    def quants(x, count, d, dm, q):
+    def quants(x, count, d, dm, q, scratch):
+        scales, minimums = scratch[:256], scratch[256:512]
         for b in range(count):
             for j in range(sub_blocks):
-                scale = d[j * TILE + b]
-                if scale != ZERO:
-                    minimum = dm[j * TILE + b]
-                    at = b * 256 + j * length
-                    for i in range(length):
-                        v = (x[at + i] + minimum) / scale
-                        q[at + i] = np.uint8(clamped(v, low_int, high_int) + shift)
+                for i in range(length):
+                    scales[j * length + i] = d[j * TILE + b]
+                    minimums[j * length + i] = dm[j * TILE + b]
+            for k in range(256):
+                at = b * 256 + k
+                v = (x[at] + minimums[k]) / scales[k]
+                code = np.uint8(np.int32(clamped(v, low_int, high_int) + shift))
+                q[at] = code if scales[k] != ZERO else q[at]
 
     return quants
 

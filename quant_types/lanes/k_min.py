@@ -63,8 +63,8 @@ def _store_q2_k(tile, count, out):
             tile.dm[j * TILE + b] = tile.unit[TILE + b] * np.float32(code >> 4)
         put_half(block, 80, tile.bits[b])
         put_half(block, 82, tile.bits[TILE + b])
-    _quants_3(tile.x, count, tile.d, tile.dm, tile.q)
     _leftovers_3(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
+    _quants_3(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
         pack_crumbs(tile.q[b * 256 : b * 256 + 256], out[b * 84 + 16 : b * 84 + 80])
 
@@ -78,8 +78,8 @@ def _store_q4_k(tile, count, limit, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, limit, block[4:])
-    _quants_15(tile.x, count, tile.d, tile.dm, tile.q)
     _leftovers_15(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
+    _quants_15(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
         q, qs = tile.q[b * 256 : b * 256 + 256], out[b * 144 + 16 : b * 144 + 144]
         for j in range(4):
@@ -96,8 +96,8 @@ def _store_q5_k(tile, count, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, 63, block[4:])
-    _quants_31(tile.x, count, tile.d, tile.dm, tile.q)
     _leftovers_31(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
+    _quants_31(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
         q, block = tile.q[b * 256 : b * 256 + 256], out[b * 176 : b * 176 + 176]
         for j in range(4):

@@ -54,6 +54,8 @@ class Tile(NamedTuple):
     bits: np.ndarray  # of the units as float16, int32 [TILE]
     d: np.ndarray  # scale as stored: [16, TILE]
     zeros: np.ndarray  # [16, TILE]
+    levels: np.ndarray  # quants of the search, groups of [16, LANES]
+    scratch: np.ndarray
 
 
 @inner
@@ -73,6 +75,8 @@ def _new_tile():
         np.empty(TILE, np.int32),
         np.empty(16 * TILE, np.float32),
         np.zeros(16 * TILE, np.float32),
+        np.empty(TILE * 256, np.float32),
+        np.empty(512, np.float32),
     )
 
 
@@ -88,27 +92,42 @@ def _keep(tile, first):
 @inner
 def _units(tile, top):
     """Codes that make the value of greatest magnitude `top`, which is negative; their unit."""
-    largest, unit = tile.largest, tile.unit
+    largest, unit, inverse = tile.largest, tile.unit, tile.scratch
+    values, codes = tile.values, tile.codes
     for b in range(TILE):
         largest[b] = ZERO
     for j in range(16):
         for b in range(TILE):
-            v = tile.values[j * TILE + b]
-            largest[b] = v if abs(v) > abs(largest[b]) else largest[b]
+            v, most = values[j * TILE + b], largest[b]
+            largest[b] = v if abs(v) > abs(most) else most
+    for b in range(TILE):
+        inverse[b] = top / largest[b]
+        unit[b] = ONE / inverse[b]
     for j in range(16):
         for b in range(TILE):
-            inverse = top / largest[b]
-            tile.codes[j * TILE + b] = nearest_int(inverse * tile.values[j * TILE + b])
-            unit[b] = ONE / inverse
+            codes[j * TILE + b] = nearest_int(inverse[b] * values[j * TILE + b])
 
 
 @inner
 def _scale_sub_blocks(tile, low):
     """d of each sub-block: unit as stored, times code plus `low`."""
-    halve(tile.unit, tile.bits, tile.unit)
+    unit, codes, d = tile.unit, tile.codes, tile.d
+    halve(unit, tile.bits, unit)
     for j in range(16):
         for b in range(TILE):
-            tile.d[j * TILE + b] = tile.unit[b] * np.float32(tile.codes[j * TILE + b] + low)
+            d[j * TILE + b] = unit[b] * np.float32(np.int32(codes[j * TILE + b] + low))
+
+
+@inner
+def _take_levels(tile, count):
+    """Where a scale is zero, the quants that the descent left."""
+    for b in range(count):
+        for j in range(16):
+            if tile.d[j * TILE + b] == ZERO:
+                group, lane = (b * 16 + j) // LANES, (b * 16 + j) % LANES
+                for i in range(16):
+                    level = tile.levels[(group * 16 + i) * LANES + lane]
+                    tile.q[b * 256 + j * 16 + i] = np.uint8(np.int32(level) + 4)
 
 
 @inner
@@ -119,8 +138,8 @@ def _store_q6_k(tile, count, out):
         code = np.int8(min(tile.codes[k], np.int32(127)))
         tile.codes[k] = np.int32(code)
     _scale_sub_blocks(tile, np.int32(0))
-    _quants_32(tile.x, count, tile.d, tile.zeros, tile.q)
     _leftovers_32(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q)
+    _quants_32(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
     for b in range(count):
         block, q = out[b * 210 : b * 210 + 210], tile.q[b * 256 : b * 256 + 256]
         if abs(tile.largest[b]) < _EPS:
@@ -214,12 +233,12 @@ def q3_k(floats, words, kind, out):
         for lane in range(0, count * 16, LANES):
             _columns(tile.x[lane * 16 :], ws, descent_search.X)
             _descend_q3_k(ws)
+            levels = tile.levels[lane * 16 :]
+            for k in range(16 * LANES):
+                levels[k] = ws[descent_search.Q + k]
             for j in range(LANES):
                 b, s = (lane + j) // 16, (lane + j) % 16
                 tile.values[s * TILE + b] = ws[descent_search.SCALE + j]
-                for i in range(16):
-                    level = ws[descent_search.Q + i * LANES + j]
-                    tile.q[(lane + j) * 16 + i] = np.uint8(np.int32(level) + 4)
         _units(tile, np.float32(-32.0))
         for j in range(16):
             for b in range(TILE):
@@ -229,7 +248,8 @@ def q3_k(floats, words, kind, out):
         for b in range(TILE):
             tile.unit[b] = tile.unit[b] if tile.largest[b] != ZERO else ZERO
         _scale_sub_blocks(tile, np.int32(-32))
-        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q)
+        _take_levels(tile, count)
+        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
         _store_q3_k(tile, count, out[first * 110 :])
     return -1
 
@@ -275,7 +295,7 @@ def q3_k_importance(floats, words, kind, table, rows, out):
         for b in range(TILE):
             tile.unit[b] = scales[_S.scale + b]
         _scale_sub_blocks(tile, np.int32(-32))
-        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q)
         _leftovers_4(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q)
+        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
         _store_q3_k(tile, count, out[first * 110 :])
     return -1

@@ -190,31 +190,36 @@ def make_search(length: int, steps: MinSteps, absolute: bool):  # type: ignore[n
                     scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
                     low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
                     through_zero = sum_xl / sum_l2
-                    ws[NEW_SCALE + j] = through_zero if low > ZERO else scale
-                    ws[NEW_LOW + j] = ZERO if low > ZERO else low
+                    above = low > ZERO
+                    ws[NEW_SCALE + j] = through_zero if above else scale
+                    ws[NEW_LOW + j] = ZERO if above else low
                     ws[DETERMINANT + j] = determinant
                 add_errors(ws, NEW_SCALE, NEW_LOW)
                 for j in range(LANES):
                     error = ws[ERROR + j]
                     best = ws[BEST + j]
-                    error = error if ws[DETERMINANT + j] > ZERO else best
-                    better = error < best
+                    scale, new_scale = ws[SCALE + j], ws[NEW_SCALE + j]
+                    low, new_low = ws[LOW + j], ws[NEW_LOW + j]
+                    inverse, best_inverse = ws[INVERSE + j], ws[BEST_INVERSE + j]
+                    best_low = ws[BEST_LOW + j]
+                    better = (ws[DETERMINANT + j] > ZERO) & (error < best)
                     ws[BEST + j] = error if better else best
-                    ws[SCALE + j] = ws[NEW_SCALE + j] if better else ws[SCALE + j]
-                    ws[BEST_INVERSE + j] = ws[INVERSE + j] if better else ws[BEST_INVERSE + j]
+                    ws[SCALE + j] = new_scale if better else scale
+                    ws[BEST_INVERSE + j] = inverse if better else best_inverse
                     # The quants are of the range before it moves.
-                    low = ws[LOW + j]
-                    ws[BEST_LOW + j] = low if better else ws[BEST_LOW + j]
-                    ws[LOW + j] = ws[NEW_LOW + j] if better else low
+                    ws[BEST_LOW + j] = low if better else best_low
+                    ws[LOW + j] = new_low if better else low
 
             outside = ZERO
             for j in range(LANES):
-                flat = ws[HIGH + j] <= ws[START + j]
-                ws[SCALE + j] = ZERO if flat else ws[SCALE + j]
-                ws[LOW + j] = ws[START + j] if flat else ws[LOW + j]
-                ws[BEST_INVERSE + j] = ZERO if flat else ws[BEST_INVERSE + j]
-                ws[BEST_LOW + j] = ZERO if flat else ws[BEST_LOW + j]
-                outside += ZERO if flat else ws[OUTSIDE + j]
+                start, scale, low = ws[START + j], ws[SCALE + j], ws[LOW + j]
+                inverse, best_low, odd = ws[BEST_INVERSE + j], ws[BEST_LOW + j], ws[OUTSIDE + j]
+                flat = ws[HIGH + j] <= start
+                ws[SCALE + j] = ZERO if flat else scale
+                ws[LOW + j] = start if flat else low
+                ws[BEST_INVERSE + j] = ZERO if flat else inverse
+                ws[BEST_LOW + j] = ZERO if flat else best_low
+                outside += ZERO if flat else odd
             return outside == ZERO
 
         return run

@@ -33,7 +33,7 @@ class Tile(NamedTuple):
     bottom: np.ndarray
     d: np.ndarray  # scale and minimum as stored: [sub_blocks, TILE]
     dm: np.ndarray
-    scratch: np.ndarray  # [6, BOTH]
+    scratch: np.ndarray
 
 
 @inner
@@ -54,7 +54,7 @@ def new_tile():
         np.empty(16 * TILE, np.float32),
         np.empty(16 * TILE, np.float32),
         np.empty(16 * TILE, np.float32),
-        np.empty(6 * BOTH, np.float32),
+        np.empty(512, np.float32),
     )
 
 
@@ -160,10 +160,13 @@ def make_units(n: int, top: int):  # type: ignore[no-untyped-def]
         for j in range(n):
             for b in range(BOTH):
                 v = values[j * BOTH + b]
-                unit[b] = v if v > unit[b] else unit[b]
+                largest = unit[b]
+                unit[b] = v if v > largest else largest
         for b in range(BOTH):
-            inverse[b] = top_float / unit[b] if unit[b] > ZERO else ZERO
-            unit[b] = unit[b] / top_float
+            largest = unit[b]
+            ratio = top_float / largest
+            inverse[b] = ratio if largest > ZERO else ZERO
+            unit[b] = largest / top_float
         for j in range(n):
             for b in range(BOTH):
                 code = nearest_int(inverse[b] * values[j * BOTH + b])

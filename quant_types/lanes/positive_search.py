@@ -44,7 +44,8 @@ def make_search(n: int, top: int):  # type: ignore[no-untyped-def]
         for j in range(n):
             for b in range(LANES):
                 v = x[j * LANES + b]
-                t[MAX + b] = t[MAX + b] if t[MAX + b] > v else v  # lets go of a NaN, as C's MAX
+                largest = t[MAX + b]
+                t[MAX + b] = largest if largest > v else v  # lets go of a NaN, as C's MAX
         for b in range(LANES):
             t[INVERSE + b] = top_float / t[MAX + b]
             t[BEST + b] = ZERO
@@ -65,9 +66,11 @@ def make_search(n: int, top: int):  # type: ignore[no-untyped-def]
                     rest = x[k] - ONE / t[TRIAL + b] * level
                     t[ERROR + b] += w[k] * rest * rest
             for b in range(LANES):
-                better = t[ERROR + b] < t[BEST + b]
-                t[BEST + b] = t[ERROR + b] if better else t[BEST + b]
-                t[INVERSE + b] = t[TRIAL + b] if better else t[INVERSE + b]
+                error, best = t[ERROR + b], t[BEST + b]
+                trial, inverse = t[TRIAL + b], t[INVERSE + b]
+                better = error < best
+                t[BEST + b] = error if better else best
+                t[INVERSE + b] = trial if better else inverse
 
         for b in range(LANES):
             t[LX + b] = ZERO
@@ -97,7 +100,8 @@ def make_search(n: int, top: int):  # type: ignore[no-untyped-def]
                     new_l2 = rest_l2 + wk * level * level
                     better = (rest_lx > ZERO) & (rest_l2 > ZERO) & (level != old)
                     better = better & (new_lx * new_lx * l2 > lx * lx * new_l2)
-                    q[k] = wrapped(i) if better else old
+                    level = wrapped(i)
+                    q[k] = level if better else old
                     t[LX + b] = new_lx if better else lx
                     t[L2 + b] = new_l2 if better else l2
         for b in range(LANES):
@@ -108,6 +112,8 @@ def make_search(n: int, top: int):  # type: ignore[no-untyped-def]
             t[MAX + b] = ZERO if zero else ONE
         for j in range(n):
             for b in range(LANES):
-                q[j * LANES + b] = q[j * LANES + b] if t[MAX + b] > ZERO else ZERO
+                level = q[j * LANES + b]
+                found = t[MAX + b] > ZERO
+                q[j * LANES + b] = level if found else ZERO
 
     return search
