@@ -6,11 +6,10 @@ import numpy as np
 
 from quant_types.lanes.compile import inner
 from quant_types.lanes.k_blocks import LANES
-from quant_types.lanes.scalars import ZERO, clamped
+from quant_types.lanes.scalars import ONE, ZERO, clamped
 from quant_types.lanes.symmetric_search import LENGTH
 from quant_types.search import GROUP_MAX_EPS
 
-_STEP = 4
 _ROUNDS = 5
 _EPS = np.float32(GROUP_MAX_EPS)
 
@@ -22,7 +21,8 @@ Q = WX + LENGTH * LANES  # quants; in the end 0 where the lane is zero, too
 EXTREME = Q + LENGTH * LANES  # the weight of greatest magnitude
 SUM_LX = EXTREME + LANES
 SUM_L2 = SUM_LX + LANES
-SCALE = SUM_L2 + LANES
+MOVES = SUM_L2 + LANES  # not zero: the lane moved in this round
+SCALE = MOVES + LANES
 SIZE = SCALE + LANES
 
 
@@ -57,30 +57,35 @@ def make_search(top: int):  # type: ignore[no-untyped-def]
                 ws[WX + k] = wx
                 ws[SUM_LX + j] += wx * q
                 ws[SUM_L2 + j] += w * q * q
-        # A round without a move leaves what it found, so lanes that are done may go along.
         for _ in range(_ROUNDS):
-            for r in range(LENGTH // _STEP):
-                at = r * _STEP * LANES
+            for j in range(LANES):
+                ws[MOVES + j] = ZERO
+            for i in range(LENGTH):
                 for j in range(LANES):
+                    k = i * LANES + j
                     sum_lx = ws[SUM_LX + j]
                     sum_l2 = ws[SUM_L2 + j]
-                    for i in range(_STEP):
-                        k = at + i * LANES + j
-                        w = ws[W + k]
-                        wx = ws[WX + k]
-                        old = ws[Q + k]
-                        lx = sum_lx - wx * old
-                        l2 = sum_l2 - w * old * old
-                        new = np.float32(clamped(ws[X + k] * l2 / lx, low_int, high_int))
-                        new_lx = lx + wx * new
-                        new_l2 = l2 + w * new * new
-                        better = (lx > ZERO) & (new != old) & (new_l2 > ZERO)
-                        better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
-                        ws[Q + k] = new if better else old
-                        sum_lx = new_lx if better else sum_lx
-                        sum_l2 = new_l2 if better else sum_l2
-                    ws[SUM_LX + j] = sum_lx
-                    ws[SUM_L2 + j] = sum_l2
+                    moves = ws[MOVES + j]
+                    w = ws[W + k]
+                    wx = ws[WX + k]
+                    old = ws[Q + k]
+                    lx = sum_lx - wx * old
+                    l2 = sum_l2 - w * old * old
+                    new = np.float32(clamped(ws[X + k] * l2 / lx, low_int, high_int))
+                    new_lx = lx + wx * new
+                    new_l2 = l2 + w * new * new
+                    better = (lx > ZERO) & (new != old) & (new_l2 > ZERO)
+                    better = better & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
+                    ws[Q + k] = new if better else old
+                    ws[SUM_LX + j] = new_lx if better else sum_lx
+                    ws[SUM_L2 + j] = new_l2 if better else sum_l2
+                    ws[MOVES + j] = ONE if better else moves
+            # A round without a move leaves what it found, so lanes that are done go along.
+            moved = ZERO
+            for j in range(LANES):
+                moved += ws[MOVES + j]
+            if moved == ZERO:
+                break
         for j in range(LANES):
             scale = ws[SUM_LX + j] / ws[SUM_L2 + j]
             scale = scale if ws[SUM_L2 + j] > ZERO else ZERO
