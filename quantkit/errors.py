@@ -15,6 +15,7 @@ QuantkitError
 │   ├── TokenizerError
 │   └── NonFiniteWeight        NaN or infinity, with its tensor and row
 ├── RecipeError            a type that is unknown, or cannot be made from this source
+├── ImatrixError           an importance matrix that is damaged, incomplete, or of another model
 └── OutputError            the output cannot be written
     ├── OutputExists
     ├── DiskFull
@@ -80,6 +81,10 @@ class NonFiniteWeight(ModelError):
 
 class RecipeError(QuantkitError):
     """A quantization type that is unknown or cannot be made from this source."""
+
+
+class ImatrixError(QuantkitError):
+    """An importance matrix that is damaged, lacks data that is needed, or is of another model."""
 
 
 class OutputError(QuantkitError):
