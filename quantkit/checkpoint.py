@@ -21,6 +21,7 @@ from quantkit import disk
 from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
 from quantkit.ggml_types import GGMLType, type_by_id, type_by_name
 from quantkit.gguf_file import Header, read_header
+from quantkit.splits import split_siblings
 
 INDEX = "model.safetensors.index.json"
 
@@ -200,6 +201,33 @@ def open_gguf(path: Path) -> tuple[Header, list[SourceTensor]]:
         offset = header.data_offset + t.offset
         tensors.append(SourceTensor(t.name, ggml, t.shape, path, offset))
     return header, tensors
+
+
+def open_gguf_set(path: Path) -> tuple[Header, list[SourceTensor]]:
+    """The first header of a GGUF file's set of splits, and the tensors of all of them.
+
+    Raises ShardMissing, CorruptFile (splits that do not belong together) beside `open_gguf`'s.
+    """
+    header, tensors = open_gguf(path)
+    if header.get("split.count", 0) < 2:
+        return header, tensors
+    files = split_siblings(path)
+    if missing := [f.name for f in files if not f.is_file()]:
+        raise ShardMissing(
+            f"{path.parent}: {len(missing)} of {len(files)} splits are not there: {missing[0]}"
+        )
+    opened = [open_gguf(f) for f in files]
+    found = [(h.get("split.no"), h.get("split.count")) for h, _ in opened]
+    if found != [(i, len(files)) for i in range(len(files))]:
+        raise CorruptFile(f"{path}: the splits beside it are not of one set: {found}")
+    first = opened[0][0]
+    tensors = _unique([t for _, shard in opened for t in shard])
+    if first.get("split.tensors.count") != len(tensors):
+        raise CorruptFile(
+            f"{path}: {first.get('split.tensors.count')} tensors are promised, "
+            f"{len(tensors)} are in the splits"
+        )
+    return first, tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:

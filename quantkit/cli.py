@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantkit import __version__
+from quantkit.console import Progress, print_plan
 
 if TYPE_CHECKING:
-    from quantkit.convert import Report
-    from quantkit.plan import Plan
+    from quantkit.imatrix import Imatrix
+    from quantkit.splits import Splits
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-Output = Annotated[
+Out = Annotated[
     Path | None, typer.Option("-o", "--output", help="A .gguf file or a directory (default: here).")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Worker threads (default: all cores).")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")
+]
+MaxSize = Annotated[
+    str | None, typer.Option("--split-max-size", help="Begin a new file at this size: 300M, 4G.")
+]
+MaxTensors = Annotated[
+    int, typer.Option("--split-max-tensors", min=0, help="Begin a new file after so many tensors.")
+]
+FirstEmpty = Annotated[
+    bool, typer.Option("--no-tensor-first-split", help="Only metadata in the first split.")
 ]
 Pre = Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a BPE pre-tokenizer.")]
 
@@ -50,24 +62,27 @@ def root(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint directory.")],
-    output: Output = None,
+    output: Out = None,
     outtype: Annotated[
         str, typer.Option("--outtype", help="auto, f32, f16, bf16 or q8_0.")
     ] = "auto",
     pre: Pre = None,
+    split_max_size: MaxSize = None,
+    split_max_tensors: MaxTensors = 0,
+    no_tensor_first_split: FirstEmpty = False,
+    dry_run: DryRun = False,
     threads: Threads = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint to one GGUF file."""
+    """Convert a checkpoint to GGUF."""
     from quantkit import convert as jobs
 
-    with _Progress() as progress:
-        plan = jobs.convert(
-            checkpoint, output, outtype.lower(),
-            pre=pre, force=force, threads=threads, report=progress.start,
-        )  # fmt: skip
-    _print_done(plan, as_json, progress.seconds)
+    splits = _splits(split_max_size, split_max_tensors, no_tensor_first_split)
+    with Progress() as progress:
+        run = jobs.Run(force, dry_run, threads, progress.start)
+        plan = jobs.convert(checkpoint, output, outtype.lower(), pre=pre, splits=splits, run=run)
+    print_plan(plan, as_json, dry_run, progress.seconds)
 
 
 @app.command()
@@ -76,21 +91,129 @@ def quantize(
     types: Annotated[
         list[str], typer.Option("--type", "-t", help="Q4_K_M, Q8_0 ... May be repeated.")
     ],
-    output: Output = None,
+    output: Out = None,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
+    ] = None,
+    include_weights: Annotated[
+        list[str], typer.Option(help="Use the matrix for these tensors only (part of a name).")
+    ] = [],  # noqa: B006
+    exclude_weights: Annotated[
+        list[str], typer.Option(help="Do not use the matrix for these tensors.")
+    ] = [],  # noqa: B006
+    imatrix_strict: Annotated[
+        bool, typer.Option("--imatrix-strict", help="Missing importance data is an error.")
+    ] = False,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="One format for all tensors, no mixture.")
+    ] = False,
+    output_tensor_type: Annotated[
+        str | None, typer.Option(help="The format of output.weight.")
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, typer.Option(help="The format of token_embd.weight.")
+    ] = None,
+    leave_output_tensor: Annotated[
+        bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
+    ] = False,
+    tensor_type: Annotated[
+        list[str], typer.Option(help="PATTERN=FORMAT, such as ffn_down=Q6_K. May be repeated.")
+    ] = [],  # noqa: B006
+    tensor_type_file: Annotated[
+        Path | None, typer.Option(help="A file of PATTERN=FORMAT, one after another.")
+    ] = None,
+    prune_layers: Annotated[
+        str | None, typer.Option(help="Layers to leave out, such as 3,7,8.")
+    ] = None,
+    override_kv: Annotated[
+        list[str], typer.Option(help="KEY=TYPE:VALUE (int, float, bool, str). May be repeated.")
+    ] = [],  # noqa: B006
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize what is quantized already.")
+    ] = False,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="Split the outputs as the source is split.")
+    ] = False,
+    split_max_size: MaxSize = None,
+    split_max_tensors: MaxTensors = 0,
+    no_tensor_first_split: FirstEmpty = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse an output that differs from its label.")
+    ] = False,
     pre: Pre = None,
+    dry_run: DryRun = False,
     threads: Threads = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Quantize a checkpoint or a GGUF file: all types from one read, no 16-bit file in between."""
     from quantkit import convert as jobs
+    from quantkit import edits, recipes
+    from quantkit.plan import Request
 
-    with _Progress() as progress:
+    listed = tensor_type_file.read_text(encoding="utf-8").split() if tensor_type_file else []
+    request = Request(
+        recipes.Overrides(
+            pure,
+            output_tensor_type and recipes.find_format(output_tensor_type),
+            token_embedding_type and recipes.find_format(token_embedding_type),
+            leave_output_tensor,
+            tuple(recipes.tensor_type(text) for text in (*tensor_type, *listed)),
+        ),
+        splits=_splits(split_max_size, split_max_tensors, no_tensor_first_split),
+        keep_split=keep_split,
+        allow_requantize=allow_requantize,
+        strict=strict,
+    )
+    with Progress() as progress:
         plan = jobs.quantize(
-            source, types, output,
-            pre=pre, force=force, threads=threads, report=progress.start,
+            source, types, output, request=request,
+            imatrix=_imatrix(imatrix, include_weights, exclude_weights),
+            imatrix_strict=imatrix_strict,
+            prune=edits.parse_layers(prune_layers) if prune_layers else (),
+            override_kv=override_kv, pre=pre, run=jobs.Run(force, dry_run, threads, progress.start),
         )  # fmt: skip
-    _print_done(plan, as_json, progress.seconds)
+    print_plan(plan, as_json, dry_run, progress.seconds)
+
+
+@app.command()
+def split(
+    source: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The splits' name without -00001-of-.")
+    ] = None,
+    split_max_size: MaxSize = None,
+    split_max_tensors: MaxTensors = 0,
+    no_tensor_first_split: FirstEmpty = False,
+    dry_run: DryRun = False,
+    threads: Threads = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Cut a GGUF file into splits."""
+    from quantkit import convert as jobs
+
+    splits = _splits(split_max_size, split_max_tensors, no_tensor_first_split)
+    with Progress() as progress:
+        plan = jobs.split(source, output, splits, jobs.Run(force, dry_run, threads, progress.start))
+    print_plan(plan, as_json, dry_run, progress.seconds)
+
+
+@app.command()
+def merge(
+    first: Annotated[Path, typer.Argument(help="Any file of a set of splits.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    dry_run: DryRun = False,
+    threads: Threads = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Join splits into one GGUF file."""
+    from quantkit import convert as jobs
+
+    with Progress() as progress:
+        plan = jobs.merge(first, output, jobs.Run(force, dry_run, threads, progress.start))
+    print_plan(plan, as_json, dry_run, progress.seconds)
 
 
 @app.command()
@@ -115,70 +238,18 @@ def report(
         typer.echo(table.as_markdown(rows))
 
 
-class _Progress:
-    """A progress bar on stderr, with rate and time left; silent where nobody watches."""
+def _splits(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:
+    from quantkit.splits import Splits, parse_size
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._bar: Any = None
-
-    def __enter__(self) -> _Progress:
-        self._started = time.monotonic()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        self.seconds = time.monotonic() - self._started
-        if self._bar is not None:
-            self._bar.stop()
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            typer.echo("stopped; nothing was left behind", err=True)
-            sys.exit(130)
-
-    @property
-    def start(self) -> Report:
-        """Begin: say what was chosen and draw the bar."""
-
-        def begin(model: Any, plan: Plan) -> Any:
-            for note in model.notes:
-                typer.echo(f"note: {note}", err=True)
-            if not sys.stderr.isatty():
-                return lambda done: None
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )  # fmt: skip
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-                TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
-            self._bar.start()
-            task = self._bar.add_task(" ".join(f.type for f in plan.files), total=plan.source_bytes)
-            return lambda done: self._bar.advance(task, done)
-
-        return begin
+    return Splits(parse_size(size) if size else 0, tensors, no_tensor_first)
 
 
-def _print_done(plan: Plan, as_json: bool, seconds: float) -> None:
-    files = [
-        {
-            "path": str(f.path), "type": f.type, "bytes": f.size,
-            "bits_per_weight": round(f.bits_per_weight, 4), "tensors": len(f.tensors),
-        }
-        for f in plan.files
-    ]  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps({"outputs": files, "seconds": round(seconds, 3)}, indent=2))
-        return
-    from quantkit.report import gigabytes
+def _imatrix(path: Path | None, include: list[str], exclude: list[str]) -> Imatrix | None:
+    if path is None:
+        return None
+    from quantkit.imatrix import read_imatrix, selected
 
-    for f in plan.files:
-        typer.echo(f"{f.path}  {f.type}  {gigabytes(f.size)}  {f.bits_per_weight:.2f} bpw")
+    return selected(read_imatrix(path), include, exclude)
 
 
 def main() -> None:

@@ -1,29 +1,44 @@
-"""The two main jobs, step by step: convert a checkpoint, quantize a checkpoint or a GGUF file."""
+"""The jobs, step by step: convert a checkpoint, quantize a checkpoint or a GGUF, split, merge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quantkit import pipeline
+from quantkit import edits, pipeline
 from quantkit.errors import RecipeError, SourceNotFound
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
-from quantkit.plan import Plan, plan_conversion, plan_quantization
-from quantkit.recipes import find_recipe
+from quantkit.plan import PLAIN, Plan, Request, plan_conversion, plan_copy, plan_quantization
+from quantkit.recipes import find_recipe, needs_importance
+from quantkit.splits import NO_SPLITS, Splits
 
-Report = Callable[[Model, Plan], pipeline.Progress]  # told the plan, answers where progress goes
+if TYPE_CHECKING:
+    from quantkit.imatrix import Imatrix
 
 
-def _silent(model: Model, plan: Plan) -> pipeline.Progress:
-    return lambda done: None
+@dataclass(frozen=True)
+class Run:
+    """How a job is carried out, whatever it writes.
+
+    `report` is told the model and the plan before work begins and answers where progress goes.
+    """
+
+    force: bool = False
+    dry: bool = False
+    threads: int | None = None
+    report: Callable[[Model, Plan], pipeline.Progress] = lambda model, plan: lambda done: None
+
+
+ONCE = Run()
 
 
 def convert(
     directory: Path, output: Path | None = None, outtype: str = "auto", *,
-    pre: str | None = None, force: bool = False, threads: int | None = None,
-    report: Report = _silent,
+    pre: str | None = None, splits: Splits = NO_SPLITS, run: Run = ONCE,
 ) -> Plan:  # fmt: skip
-    """Convert a checkpoint directory to one GGUF file, as llama.cpp's converter would.
+    """Convert a checkpoint directory to GGUF, as llama.cpp's converter would.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a `.gguf` path or a directory (default: the
     current one). Returns the plan that was carried out. Raises QuantkitError.
@@ -32,34 +47,90 @@ def convert(
         raise RecipeError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
     model = from_checkpoint(directory, outtype, pre)
     label = _label(model)
-    plan = plan_conversion(model, label, _paths(model, [label], output)[0])
-    return _run(model, plan, force, threads, report)
+    plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
+    return _carry_out(model, plan, run)
 
 
 def quantize(
     source: Path, types: Sequence[str], output: Path | None = None, *,
-    pre: str | None = None, force: bool = False, threads: int | None = None,
-    report: Report = _silent,
+    request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
+    prune: Sequence[int] = (), override_kv: Sequence[str] = (), pre: str | None = None,
+    run: Run = ONCE,
 ) -> Plan:  # fmt: skip
-    """Quantize a checkpoint directory or a GGUF file to one file a type, all in one read.
+    """Quantize a checkpoint directory or a GGUF file to one output a type, all in one read.
 
     `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
-    `<name>-<TYPE>.gguf` for each. Returns the plan that was carried out. Raises QuantkitError.
+    `<name>-<TYPE>.gguf` for each. `prune` are layers to leave out, `override_kv` keys to set as
+    KEY=TYPE:VALUE. Returns the plan that was carried out. Raises QuantkitError.
     """
-    recipes = [find_recipe(name) for name in dict.fromkeys(t.upper() for t in types)]
+    recipes = list(dict.fromkeys(find_recipe(name) for name in types))
     if not recipes:
         raise RecipeError("no type given; for instance --type Q4_K_M")
+    model = open_source(source, pre)
+    kv = tuple(edits.parse_override(text, model) for text in override_kv)
+    late_kv = imatrix.key_values if imatrix else ()
+    old_names: Mapping[str, str] = {}
+    if prune:
+        model, count, old_names = edits.prune(model, prune)
+        late_kv = (*late_kv, count)
+    request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
+    paths = _paths(model, [r.name for r in recipes], output)
+    plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
+    importance: pipeline.Importance = {}
+    if imatrix:
+        notes = check_importance(imatrix, plan, imatrix_strict, old_names)
+        model = replace(model, notes=(*model.notes, *notes))
+        importance = imatrix.for_tensors(model.tensors, old_names)
+    return _carry_out(model, plan, run, importance)
+
+
+def check_importance(
+    imatrix: Imatrix, plan: Plan, strict: bool, old_names: Mapping[str, str]
+) -> list[str]:
+    """Hold an importance matrix against what will be made; lines for people on what it lacks.
+
+    Raises ImatrixError: a damaged matrix, one of another model, or missing data if `strict`.
+    """
+    from quantkit.imatrix import check_coverage, coverage
+
+    made = [(o.type, t) for o in plan.outputs for t in o.by_name.values()]
+    found = coverage(imatrix, [(t.name, t.shape, t.format) for _, t in made], old_names)
+    needed = {t.name for kind, t in made if needs_importance(find_recipe(kind), t.name, t.format)}
+    check_coverage(imatrix, found, needed, strict)
+    return found.lines()
+
+
+def split(source: Path, output: Path | None, splits: Splits, run: Run = ONCE) -> Plan:
+    """Cut a GGUF file into splits, its bytes as they are. `output` names them without `-00001-of-`
+    (default: the name of the source, in the current directory)."""
+    if not splits:
+        raise RecipeError("say where to split: --split-max-size 4G or --split-max-tensors 128")
+    model = from_gguf(source)
+    return _carry_out(model, plan_copy(model, output or Path(f"{source.stem}.gguf"), splits), run)
+
+
+def merge(first: Path, output: Path, run: Run = ONCE) -> Plan:
+    """Join a set of splits, of which `first` is any, into one file."""
+    model = from_gguf(first)
+    return _carry_out(model, plan_copy(model, output), run)
+
+
+def open_source(source: Path, pre: str | None = None) -> Model:
+    """A checkpoint directory, nothing rounded, or a GGUF file. Raises SourceError, ModelError."""
     if not source.exists():
         raise SourceNotFound(f"{source}: no such file or directory")
-    model = from_checkpoint(source, None, pre) if source.is_dir() else from_gguf(source)
-    paths = _paths(model, [r.name for r in recipes], output)
-    plan = plan_quantization(model, list(zip(recipes, paths, strict=True)))
-    return _run(model, plan, force, threads, report)
+    return from_checkpoint(source, None, pre) if source.is_dir() else from_gguf(source)
 
 
-def _run(model: Model, plan: Plan, force: bool, threads: int | None, report: Report) -> Plan:
-    pipeline.check_outputs(plan, force)
-    pipeline.execute(plan, threads or pipeline.default_threads(), report(model, plan))
+def _carry_out(
+    model: Model, plan: Plan, run: Run, importance: pipeline.Importance | None = None
+) -> Plan:
+    if run.dry:
+        run.report(model, plan)
+        return plan
+    pipeline.check_outputs(plan, run.force)
+    threads = run.threads or pipeline.default_threads()
+    pipeline.execute(plan, threads, run.report(model, plan), importance or {})
     return plan
 
 
@@ -71,7 +142,8 @@ def _label(model: Model) -> str:
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:
     if output is not None and output.suffix == ".gguf" and not output.is_dir():
         if len(labels) > 1:
-            raise RecipeError(f"{output} is one file and {len(labels)} types are asked for; "
-                              "give -o a directory")  # fmt: skip
+            raise RecipeError(
+                f"{output} is one file and {len(labels)} types are asked for; give -o a directory"
+            )
         return [output]
     return [(output or Path()) / f"{model.name}-{label}.gguf" for label in labels]

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from quantkit import roles
 from quantkit.architectures import find
-from quantkit.checkpoint import SourceTensor, open_gguf, read_json, safetensors_of
+from quantkit.checkpoint import SourceTensor, open_gguf_set, read_json, safetensors_of
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue
 from quantkit.placement import Segment, place
 from quantkit.rules import Config
+from quantkit.splits import unsplit_name
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": 
 
 
 def from_gguf(path: Path) -> Model:
-    """A GGUF file, taken as it is. Raises SourceError."""
-    header, tensors = open_gguf(path)
+    """A GGUF file, or the set of splits that it is one of, taken as it is. Raises SourceError."""
+    header, tensors = open_gguf_set(path)
     return Model(
-        name=re.sub(r"[-.](BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE),
+        name=re.sub(r"[-.](BF16|F16|F32)$", "", unsplit_name(path), flags=re.IGNORECASE),
         arch=header.get("general.architecture", ""),
         tensors=tuple(
             ModelTensor(t.name, t.shape, t.ggml.name, (Segment(t.name, 0, 0, t.n_rows),))

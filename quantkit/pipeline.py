@@ -7,19 +7,24 @@ An output is a `.partial` file until all of it is on disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 from quantkit import disk
-from quantkit.checkpoint import Files
+from quantkit.checkpoint import Files, SourceTensor
 from quantkit.errors import DiskFull, NonFiniteWeight, OutputError, OutputExists
-from quantkit.plan import Chunk, Plan, PlannedFile
-from quantkit.rows import fetch, source_row
+from quantkit.plan import Chunk, Plan, PlannedTensor
+from quantkit.rows import dequantize, fetch, source_row
 
 Progress = Callable[[int], None]  # bytes of the source that are done
-Output = tuple[PlannedFile, int]  # a planned file and the descriptor it is written through
+Importance = Mapping[str, "np.ndarray[Any, np.dtype[np.float32]]"]
+Target = tuple[PlannedTensor, Path, int]  # a tensor, the file it goes to, its descriptor
 
 
 def default_threads() -> int:
@@ -53,16 +58,21 @@ def check_outputs(plan: Plan, force: bool) -> None:
             )
 
 
-def execute(plan: Plan, threads: int, progress: Progress = lambda done: None) -> None:
+def execute(
+    plan: Plan, threads: int, progress: Progress = lambda done: None,
+    importance: Importance = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Write every file of the plan.
 
+    `importance` holds float32 `[experts, n_per_row]` (one row for a plain matrix) by tensor name.
     Raises NonFiniteWeight, CorruptFile, DiskFull, OutputError; nothing is left behind then.
     """
     paths = [t.path for t in plan.sources.values() if t.data is None]
-    with Files(paths) as files, _outputs(plan) as outputs:
+    with Files(paths) as files, _outputs(plan) as fds:
+        targets = _targets(plan, fds)
 
         def work(chunk: Chunk) -> int:
-            return _process(chunk, plan, files, outputs)
+            return _process(chunk, plan, files, targets[chunk.tensor], importance)
 
         with ThreadPoolExecutor(threads) as pool:
             pending: set[Future[int]] = set()
@@ -80,32 +90,56 @@ def execute(plan: Plan, threads: int, progress: Progress = lambda done: None) ->
                 raise
 
 
-def _process(chunk: Chunk, plan: Plan, files: Files, outputs: list[Output]) -> int:
-    """One chunk into every file. Returns the bytes that were read."""
-    import quant_types
+def _targets(plan: Plan, fds: dict[Path, int]) -> dict[str, list[Target]]:
+    """Where each tensor goes, equal formats side by side so that each is made once."""
+    targets: dict[str, list[Target]] = {name: [] for name in plan.segments}
+    for f in plan.files:
+        for t in f.tensors:
+            targets[t.name].append((t, f.path, fds[f.path]))
+    for found in targets.values():
+        found.sort(key=lambda target: target[0].format)
+    return targets
 
+
+def _process(
+    chunk: Chunk, plan: Plan, files: Files, targets: list[Target], importance: Importance
+) -> int:
+    """One chunk into every file. Returns the bytes that were read."""
     source = plan.sources[chunk.segment.source]
     rows = fetch(chunk, plan, files)
-    made: dict[str, memoryview] = {}
-    for f, fd in outputs:
-        t = f.by_name[chunk.tensor]
-        if t.format not in made:
-            made.clear()  # hold one format at a time
-            if not source.ggml.is_float:  # block types are copied as they are
-                made[t.format] = rows.data.cast("B")
-            else:
-                try:
-                    data = quant_types.quantize(rows, t.format)
-                except quant_types.NotFinite as e:
-                    raise NonFiniteWeight(
-                        f"{source.path.name}: tensor {source.name} has NaN or infinity "
-                        f"in row {source_row(chunk, e.row)}; the checkpoint is damaged"
-                    ) from None
-                made[t.format] = data.data.cast("B")
-        view = made[t.format]
-        row_bytes = len(view) // chunk.count
-        _write(fd, view, t.offset + chunk.row * row_bytes, f.path)
+    floats: np.ndarray[Any, Any] | None = rows if source.ggml.is_float else None
+    weights = importance.get(chunk.tensor)
+    if weights is not None:
+        n_rows = targets[0][0].weights // source.n_per_row
+        weights = weights[chunk.row // (n_rows // len(weights))]
+    format_made, made = "", memoryview(b"")
+    for t, path, fd in targets:
+        if t.format != format_made:
+            copied = t.format == source.ggml.name and (plan.verbatim or floats is not rows)
+            if not copied and floats is None:
+                floats = dequantize(rows, source)
+            data = rows if copied else _quantized(floats, t, weights, chunk, source)
+            format_made, made = t.format, np.ascontiguousarray(data).data.cast("B")
+        row_bytes = len(made) // chunk.count
+        _write(fd, made, t.offset + chunk.row * row_bytes, path)
     return source.ggml.row_bytes(source.n_per_row) * chunk.count
+
+
+def _quantized(
+    rows: Any, t: PlannedTensor, importance: Any, chunk: Chunk, source: SourceTensor
+) -> np.ndarray[Any, Any]:
+    import quant_types
+
+    if importance is not None and not quant_types.get_format(t.format).takes_importance:
+        importance = None
+    try:
+        data: np.ndarray[Any, Any] = quant_types.quantize(rows, t.format, importance)
+        return data
+    except quant_types.NotFinite as e:
+        raise NonFiniteWeight(
+            f"{source.path.name}: tensor {source.name} has NaN or infinity "
+            f"in row {source_row(chunk, e.row)}; the checkpoint is damaged"
+        ) from None
 
 
 def _write(fd: int, data: memoryview, offset: int, path: Path) -> None:
@@ -124,31 +158,29 @@ def _output_error(e: OSError, path: Path) -> OutputError:
 
 
 @contextmanager
-def _outputs(plan: Plan) -> Iterator[list[Output]]:
+def _outputs(plan: Plan) -> Iterator[dict[Path, int]]:
     """The files of the plan, open at their full size under `.partial` names; renamed if the body
-    ends well, removed if it does not."""
-    outputs: list[Output] = []
+    ends well, removed if it does not. Yields their descriptors by final path."""
+    fds: dict[Path, int] = {}
     try:
         for f in plan.files:
             try:
-                fd = disk.open_write(_partial(f))
-                outputs.append((f, fd))
-                disk.reserve(fd, f.size)
+                fds[f.path] = disk.open_write(_partial(f.path))
+                disk.reserve(fds[f.path], f.size)
             except OSError as e:
                 raise _output_error(e, f.path) from None
-            _write(fd, memoryview(f.header), 0, f.path)
-        yield outputs
-        while outputs:
-            f, fd = outputs[0]
+            _write(fds[f.path], memoryview(f.header), 0, f.path)
+        yield fds
+        for fd in fds.values():
             os.fsync(fd)
-            os.close(fd)
-            outputs.pop(0)
-            os.replace(_partial(f), f.path)
+        for f in plan.files:
+            os.close(fds.pop(f.path))
+            os.replace(_partial(f.path), f.path)
     finally:
-        for f, fd in outputs:
+        for path, fd in fds.items():
             os.close(fd)
-            _partial(f).unlink(missing_ok=True)
+            _partial(path).unlink(missing_ok=True)
 
 
-def _partial(f: PlannedFile) -> Path:
-    return f.path.with_name(f.path.name + ".partial")
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

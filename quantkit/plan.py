@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import lcm, prod
+from math import prod
 from pathlib import Path
 
 from quantkit import recipes
@@ -20,20 +20,26 @@ from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes, replac
 from quantkit.mixtures import Facts
 from quantkit.model import Model, ModelTensor
 from quantkit.placement import Segment
-from quantkit.recipes import Recipe
+from quantkit.recipes import NO_OVERRIDES, Choice, Overrides, Recipe
+from quantkit.splits import NO_SPLITS, Splits, split_keys, split_path
 
 CHUNK_WEIGHTS = 1 << 20  # what a worker takes at once, if a row is not longer
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of one file: `offset` and `nbytes` in the file, `shape` in NumPy order."""
+    """One tensor of one file: `offset` and `nbytes` in the file, `shape` in NumPy order.
+
+    `fallback_from`: the format that its rows do not divide into. `overridden`: chosen by a person.
+    """
 
     name: str
     shape: tuple[int, ...]
     format: str
     offset: int
     nbytes: int
+    fallback_from: str | None = None
+    overridden: bool = False
 
     @property
     def weights(self) -> int:
@@ -43,17 +49,11 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """One output. `type` is its label: Q4_K_M, BF16 ..."""
+    """One file."""
 
     path: Path
-    type: str
     header: bytes
     tensors: tuple[PlannedTensor, ...]
-
-    @cached_property
-    def by_name(self) -> Mapping[str, PlannedTensor]:
-        """The tensors by name."""
-        return {t.name: t for t in self.tensors}
 
     @property
     def size(self) -> int:
@@ -62,10 +62,39 @@ class PlannedFile:
             return len(self.header)
         return align(self.tensors[-1].offset + self.tensors[-1].nbytes)
 
+
+@dataclass(frozen=True)
+class Output:
+    """One model as it will be written: a file, or several splits. `type` is its label."""
+
+    type: str
+    files: tuple[PlannedFile, ...]
+
+    @cached_property
+    def by_name(self) -> Mapping[str, PlannedTensor]:
+        """All tensors by name."""
+        return {t.name: t for f in self.files for t in f.tensors}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size for f in self.files)
+
     @property
     def bits_per_weight(self) -> float:
-        """Tensor bytes over weights."""
-        return 8 * sum(t.nbytes for t in self.tensors) / sum(t.weights for t in self.tensors)
+        """Tensor bytes over weights, as they really are."""
+        tensors = self.by_name.values()
+        return 8 * sum(t.nbytes for t in tensors) / max(sum(t.weights for t in tensors), 1)
+
+    @property
+    def fallback_weights(self) -> int:
+        """Weights in another format than the recipe's, because rows do not divide into blocks."""
+        return sum(t.weights for t in self.by_name.values() if t.fallback_from)
+
+    @property
+    def overridden_weights(self) -> int:
+        """Weights in a format that a person chose."""
+        return sum(t.weights for t in self.by_name.values() if t.overridden)
 
 
 @dataclass(frozen=True)
@@ -90,11 +119,20 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that one run writes. All files hold the same tensors, in formats of their own."""
+    """Everything that one run writes. All outputs hold the same tensors, in formats of their own.
 
-    files: tuple[PlannedFile, ...]
+    `verbatim`: bytes are copied as they are (split and merge), and not looked at.
+    """
+
+    outputs: tuple[Output, ...]
     segments: Mapping[str, tuple[Segment, ...]]
     sources: Mapping[str, SourceTensor]
+    verbatim: bool = False
+
+    @property
+    def files(self) -> tuple[PlannedFile, ...]:
+        """Every file of every output."""
+        return tuple(f for output in self.outputs for f in output.files)
 
     @property
     def source_bytes(self) -> int:
@@ -102,24 +140,29 @@ class Plan:
         return sum(self._row_bytes(s.source) * s.count for t in self.segments.values() for s in t)
 
     def chunks(self) -> Iterator[Chunk]:
-        """The work, in the order of the first file."""
-        for t in self.files[0].tensors:
+        """The work, in the order of the first output. No chunk holds rows of two experts, since
+        each has importances of its own."""
+        for t in self.outputs[0].by_name.values():
+            matrix = t.shape[-2] if len(t.shape) > 2 else t.weights
             for s in self.segments[t.name]:
                 unit = max(len(s.order), 1)
-                step = CHUNK_WEIGHTS // (self.sources[s.source].n_per_row * unit) * unit
-                step = max(step, unit)
-                for start in range(0, s.count, step):
-                    yield Chunk(t.name, s, start, min(step, s.count - start))
+                most = CHUNK_WEIGHTS // (self.sources[s.source].n_per_row * unit) * unit
+                start = 0
+                while start < s.count:
+                    in_matrix = matrix - (s.first_row + start) % matrix
+                    count = min(max(most, unit), s.count - start, in_matrix)
+                    yield Chunk(t.name, s, start, count)
+                    start += count
 
     def chunk_bytes(self, chunk: Chunk) -> int:
-        """Memory that a worker needs for a chunk: the rows as read, permuted, and in the widest
-        of the outputs (they are made and written one after another)."""
-        source = chunk.segment.source
-        weights = self.sources[source].n_per_row * chunk.count
-        read = self._row_bytes(source) * chunk.count
-        formats = {type_by_name(f.by_name[chunk.tensor].format) for f in self.files}
-        written = max(weights // f.block_size * f.type_size for f in formats)
-        return read * (2 if chunk.segment.order else 1) + written
+        """Memory that a worker needs for a chunk: the rows as read, permuted or dequantized, and in
+        the widest of the outputs (they are made and written one after another)."""
+        source = self.sources[chunk.segment.source]
+        weights = source.n_per_row * chunk.count
+        read = self._row_bytes(chunk.segment.source) * chunk.count
+        decoded = read * bool(chunk.segment.order) if source.ggml.is_float else 4 * weights
+        formats = {type_by_name(o.by_name[chunk.tensor].format) for o in self.outputs}
+        return read + decoded + max(f.row_bytes(weights) for f in formats)
 
     def memory(self, threads: int) -> int:
         """The most bytes of weights that `threads` workers hold at once."""
@@ -130,41 +173,79 @@ class Plan:
         return t.ggml.row_bytes(t.n_per_row)
 
 
-def plan_conversion(model: Model, label: str, path: Path) -> Plan:
-    """The model in one file, each tensor as `stored`, in the converter's order."""
-    formats = [t.stored for t in model.tensors]
-    return _checked(model, [_file(path, label, model.kv, model.tensors, formats)])
+@dataclass(frozen=True)
+class Request:
+    """What a person asks for beside the types; llama-quantize's options of the same names.
+
+    `kv` are keys that a person sets (facts of the model follow them), `late_kv` keys that follow
+    from other options. `strict` refuses an output that differs from its label.
+    """
+
+    overrides: Overrides = NO_OVERRIDES
+    kv: tuple[KeyValue, ...] = ()
+    late_kv: tuple[KeyValue, ...] = ()
+    splits: Splits = NO_SPLITS
+    keep_split: bool = False
+    allow_requantize: bool = False
+    has_imatrix: bool = False
+    strict: bool = False
 
 
-def plan_quantization(model: Model, outputs: Sequence[tuple[Recipe, Path]]) -> Plan:
-    """The model in one file a recipe, in llama-quantize's order. Raises RecipeError."""
+PLAIN = Request()
+
+
+def plan_conversion(model: Model, label: str, path: Path, splits: Splits = NO_SPLITS) -> Plan:
+    """The model as a converter writes it: each tensor as `stored`, in the model's order."""
+    choices = [Choice(t.stored) for t in model.tensors]
+    sizes = [_nbytes(t.shape, t.stored) for t in model.tensors]
+    groups = splits.groups(sizes)
+    return _checked(model, [_output(label, path, model.kv, model.tensors, choices, groups)])
+
+
+def plan_copy(model: Model, path: Path, splits: Splits = NO_SPLITS) -> Plan:
+    """A GGUF model's own bytes, split in another way or not at all."""
+    kv = tuple(item for item in model.kv if not item.key.startswith("split."))
+    plan = plan_conversion(replace(model, kv=kv), "", path, splits)
+    return replace(plan, verbatim=True)
+
+
+def plan_quantization(
+    model: Model, outputs: Sequence[tuple[Recipe, Path]], request: Request = PLAIN
+) -> Plan:
+    """The model in one output a recipe, in llama-quantize's order. Raises RecipeError."""
     tensors = sorted(model.tensors, key=lambda t: _quantize_order(t.name))
-    facts = model_facts(model)
-    files = []
+    if request.keep_split:
+        shards = sorted({model.sources[t.segments[0].source].path for t in tensors})
+        tensors = sorted(model.tensors, key=lambda t: shards.index(_shard(model, t)))
+    facts = model_facts(model, request)
+    stored = [(t.name, t.shape, t.stored) for t in tensors]
+    planned = []
     for recipe, path in outputs:
-        stored = [(t.name, t.shape, t.stored) for t in tensors]
-        formats = [choice.format for choice in recipes.choose(recipe, facts, stored)]
-        for t, wanted in zip(tensors, formats, strict=True):
-            _check_source_type(model, t, wanted)
+        choices = recipes.choose(recipe, facts, stored, request.overrides)
+        formats = [choice.format for choice in choices]
+        if not request.allow_requantize:
+            _check_requantization(model, tensors, formats)
         kv = replaced(
             (item for item in model.kv if not item.key.startswith("split.")),
             uint32("general.quantization_version", 2),
             uint32("general.file_type", _file_type(recipe, model.kv, formats)),
         )
-        files.append(_file(path, recipe.name, kv, tensors, formats))
-    return _checked(model, files)
+        kv = replaced(replaced(kv, *request.kv), *request.late_kv)
+        if request.keep_split:
+            groups = _runs([_shard(model, t) for t in tensors])
+        else:
+            sizes = [_nbytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
+            groups = request.splits.groups([align(size) for size in sizes])
+        output = _output(recipe.name, path, kv, tensors, choices, groups)
+        if request.strict:
+            _check_honest(output)
+        planned.append(output)
+    return _checked(model, planned)
 
 
-def _file_type(recipe: Recipe, kv: Sequence[KeyValue], formats: Sequence[str]) -> int:
-    if recipe.base:
-        return recipe.file_type
-    stated = next((int(item.value) for item in kv if item.key == "general.file_type"), None)
-    return recipes.guessed_file_type(formats) if stated is None else stated
-
-
-def model_facts(model: Model) -> Facts:
-    """What the recipes ask, from the model's metadata."""
-    values = {item.key: item for item in model.kv}
+def model_facts(model: Model, request: Request = PLAIN) -> Facts:
+    """What the recipes ask, from the model's metadata and what a person sets in it."""
+    values = {item.key: item for item in (*model.kv, *request.kv)}
 
     def number(name: str, default: int = 0) -> int:
         item = values.get(f"{model.arch}.{name}")
@@ -179,7 +260,25 @@ def model_facts(model: Model) -> Facts:
         n_heads=heads,
         n_kv_heads=number("attention.head_count_kv", heads),
         tied=all(t.name != "output.weight" for t in model.tensors),
+        has_imatrix=request.has_imatrix,
     )
+
+
+def _file_type(recipe: Recipe, kv: Sequence[KeyValue], formats: Sequence[str]) -> int:
+    if recipe.base:
+        return recipe.file_type
+    stated = next((int(item.value) for item in kv if item.key == "general.file_type"), None)
+    return recipes.guessed_file_type(formats) if stated is None else stated
+
+
+def _shard(model: Model, t: ModelTensor) -> Path:
+    return model.sources[t.segments[0].source].path
+
+
+def _runs(shards: Sequence[Path]) -> list[range]:
+    """The runs of tensors that lie in one shard of the source."""
+    starts = [i for i, shard in enumerate(shards) if i == 0 or shard != shards[i - 1]]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(shards)], strict=True)]
 
 
 def _quantize_order(name: str) -> tuple[int, str]:
@@ -189,35 +288,66 @@ def _quantize_order(name: str) -> tuple[int, str]:
     return (int(parts[1]) if in_block else -1), name
 
 
-def _check_source_type(model: Model, t: ModelTensor, wanted: str) -> None:
-    for s in t.segments:
-        source = model.sources[s.source]
-        if source.ggml.name != wanted and not source.ggml.is_float:
+def _check_requantization(
+    model: Model, tensors: Sequence[ModelTensor], formats: Sequence[str]
+) -> None:
+    for t, wanted in zip(tensors, formats, strict=True):
+        for s in t.segments:
+            source = model.sources[s.source]
+            if source.ggml.name != wanted and not source.ggml.is_float:
+                raise RecipeError(
+                    f"tensor {t.name} is {source.ggml.name} already and would become {wanted}; "
+                    "quantize from a 16- or 32-bit source, or give --allow-requantize"
+                )
+
+
+def _check_honest(output: Output) -> None:
+    for t in output.by_name.values():
+        if t.fallback_from or t.overridden:
+            why = f"fell back from {t.fallback_from}" if t.fallback_from else "was chosen by hand"
             raise RecipeError(
-                f"tensor {t.name} is {source.ggml.name} already and cannot become {wanted}; "
-                "quantize from a 16- or 32-bit source"
+                f"{output.type} would differ from its label: {t.name} is {t.format}, which {why}; "
+                "--strict refuses that"
             )
 
 
+def _nbytes(shape: Sequence[int], fmt: str) -> int:
+    return type_by_name(fmt).row_bytes(prod(shape))
+
+
+def _output(
+    label: str, path: Path, kv: Sequence[KeyValue], tensors: Sequence[ModelTensor],
+    choices: Sequence[Choice], groups: Sequence[range],
+) -> Output:  # fmt: skip
+    count = len(groups)
+    files = []
+    for i, group in enumerate(groups):
+        keys = tuple(kv) if i == 0 else ()
+        if count > 1:
+            keys = (*keys, *split_keys(i, count, len(tensors)))
+        name = split_path(path, i, count) if count > 1 else path
+        files.append(_file(name, keys, [(tensors[j], choices[j]) for j in group]))
+    return Output(label, tuple(files))
+
+
 def _file(
-    path: Path, label: str, kv: Sequence[KeyValue], tensors: Sequence[ModelTensor],
-    formats: Sequence[str],
-) -> PlannedFile:  # fmt: skip
+    path: Path, kv: Sequence[KeyValue], tensors: Sequence[tuple[ModelTensor, Choice]]
+) -> PlannedFile:
     planned, infos, offset = [], [], 0
-    for t, name in zip(tensors, formats, strict=True):
-        ggml = type_by_name(name)
-        nbytes = prod(t.shape) // ggml.block_size * ggml.type_size
-        planned.append(PlannedTensor(t.name, t.shape, name, offset, nbytes))
-        infos.append(TensorInfo(t.name, t.shape, ggml.id, offset))
+    for t, choice in tensors:
+        nbytes = _nbytes(t.shape, choice.format)
+        planned.append(PlannedTensor(t.name, t.shape, choice.format, offset, nbytes,
+                                     choice.fallback_from, choice.overridden))  # fmt: skip
+        infos.append(TensorInfo(t.name, t.shape, type_by_name(choice.format).id, offset))
         offset += align(nbytes)
     header = header_bytes(kv, infos)
     moved = tuple(replace(t, offset=len(header) + t.offset) for t in planned)
-    return PlannedFile(path, label, header, moved)
+    return PlannedFile(path, header, moved)
 
 
-def _checked(model: Model, files: Sequence[PlannedFile]) -> Plan:
+def _checked(model: Model, outputs: Sequence[Output]) -> Plan:
     segments = {t.name: t.segments for t in model.tensors}
-    plan = Plan(tuple(files), segments, model.sources)
+    plan = Plan(tuple(outputs), segments, model.sources)
     check(plan)
     return plan
 
@@ -228,17 +358,19 @@ def check(plan: Plan) -> None:
     for f in plan.files:
         end = len(f.header)
         for t in f.tensors:
-            if t.offset != end or t.name not in plan.segments:
+            if t.offset != end:
                 raise PlanError(f"{f.path.name}: {t.name} starts at {t.offset}, not {end}")
             end = align(t.offset + t.nbytes)
-        if f.by_name.keys() != plan.segments.keys():
-            raise PlanError(f"{f.path.name} does not hold every tensor of the model")
+    for output in plan.outputs:
+        held = sum(len(f.tensors) for f in output.files)
+        if output.by_name.keys() != plan.segments.keys() or held != len(plan.segments):
+            raise PlanError(f"{output.type} does not hold every tensor of the model once")
     used: dict[str, list[tuple[int, int]]] = {name: [] for name in plan.sources}
-    for t in plan.files[0].tensors:
+    for t in plan.outputs[0].by_name.values():
         row = 0
         for s in plan.segments[t.name]:
             n = plan.sources[s.source].n_per_row
-            if s.first_row != row or s.count % lcm(len(s.order) or 1):
+            if s.first_row != row or s.count % (len(s.order) or 1):
                 raise PlanError(f"{t.name}: rows {row} to {s.first_row} are filled by nothing")
             used[s.source].append((s.source_row, s.count))
             row += s.count

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.checkpoint import Files
+from quantkit.checkpoint import Files, SourceTensor
 from quantkit.plan import Chunk, Plan
 
 
@@ -21,6 +21,22 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> np.ndarray[Any, Any]:
         groups = rows.reshape(-1, len(order), source.n_per_row)
         rows = groups[:, list(order)].reshape(chunk.count, -1)
     return rows
+
+
+def dequantize(rows: np.ndarray[Any, Any], source: SourceTensor) -> np.ndarray[Any, Any]:
+    """Blocks of bytes as float32 rows `[count, n_per_row]`: ggml's `to_float`.
+
+    Formats that quant_types does not have are read by the gguf package.
+    """
+    import quant_types
+
+    if any(f.name == source.ggml.name for f in quant_types.FORMATS):
+        floats: np.ndarray[Any, Any] = quant_types.dequantize(rows, source.ggml.name)
+        return floats
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as read_blocks
+
+    return np.asarray(read_blocks(rows, GGMLQuantizationType(source.ggml.id)), np.float32)
 
 
 def source_row(chunk: Chunk, row: int) -> int:

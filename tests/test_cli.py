@@ -46,10 +46,10 @@ def test_the_main_job(checkpoint: Callable[[str], Path], here: Path) -> None:
 def test_json_says_what_was_written(checkpoint: Callable[[str], Path], here: Path) -> None:
     result = run(app, ["quantize", str(checkpoint("mixtral-8x")), "-t", "Q4_K_M", "--json"])
     (output,) = json.loads(result.stdout)["outputs"]
-    path = Path(output["path"])
+    path = Path(output["files"][0]["path"])
     assert output["bytes"] == path.stat().st_size
     assert output["type"] == "Q4_K_M"
-    assert output["tensors"] == len(read_header(path).tensors)
+    assert output["files"][0]["tensors"] == len(read_header(path).tensors)
     (row,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "64"]).stdout)
     assert row["size_bytes"] == path.stat().st_size
     assert row["bits_per_weight"] == output["bits_per_weight"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantkit import disk
-from quantkit.convert import quantize
+from quantkit.convert import Run, quantize
 from tests.conftest import sha256
 
 
@@ -20,9 +20,10 @@ def test_the_same_file_without_them(
 ) -> None:  # fmt: skip
     for name in lacking:
         monkeypatch.delattr(os, name)
-    quantize(checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"], tmp_path, threads=3)
+    quantize(checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"], tmp_path, run=Run(threads=3))
     monkeypatch.undo()
-    expected = quantize(checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"], tmp_path, force=True)
+    (tmp_path / "whole").mkdir()
+    expected = quantize(checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"], tmp_path / "whole")
     for f in expected.files:
         path = tmp_path / f.path.name
         assert sha256(path) == sha256(f.path)

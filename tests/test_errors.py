@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quantkit import disk, errors
-from quantkit.convert import convert, quantize
+from quantkit.convert import Run, convert, quantize
 from tests.checkpoints import read_safetensors, write_safetensors
 
 Broken = Callable[..., Path]
@@ -150,7 +150,7 @@ def test_head_missing_unless_tied(broken: Broken, tmp_path: Path) -> None:
     fails(errors.TensorMissing, "lm_head.weight", source, tmp_path / "out")
     edit_config(source, tie_word_embeddings=True)
     plan = quantize(source, ["Q4_K_M"], tmp_path / "out")
-    assert plan.files[0].by_name["token_embd.weight"].format == "Q6_K"
+    assert plan.outputs[0].by_name["token_embd.weight"].format == "Q6_K"
 
 
 def test_tensor_of_the_wrong_shape(broken: Broken, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_output_that_exists(broken: Broken, tmp_path: Path) -> None:
     with pytest.raises(errors.OutputExists, match="--force"):
         convert(source, out)
     assert out.read_text() == "precious"
-    quantize(source, ["Q8_0"], out, force=True)
+    quantize(source, ["Q8_0"], out, run=Run(force=True))
     assert out.read_bytes()[:4] == b"GGUF"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "m.gguf"]
 
@@ -285,7 +285,7 @@ def test_output_that_is_the_input(broken: Broken, tmp_path: Path) -> None:
     convert(broken(), path)
     before = path.read_bytes()
     with pytest.raises(errors.OutputError, match="is the input"):
-        quantize(path, ["Q8_0"], path, force=True)
+        quantize(path, ["Q8_0"], path, run=Run(force=True))
     assert path.read_bytes() == before
 
 

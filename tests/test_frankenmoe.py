@@ -28,7 +28,7 @@ def quantized(
     for spelling in SPELLINGS:
         directory = tmp_path_factory.mktemp(spelling)
         plan = quantize(frankenmoe[spelling], TYPES, directory)
-        out[spelling] = {f.type: f.path for f in plan.files}
+        out[spelling] = {output.type: output.files[0].path for output in plan.outputs}
         assert {f.path.name for f in plan.files} == {f"frankenmoe-4x-{t}.gguf" for t in TYPES}
     return out
 
@@ -67,9 +67,10 @@ def test_through_a_16_bit_file_it_is_the_same(
 ) -> None:
     convert(frankenmoe[spelling], tmp_path / "m-BF16.gguf", "bf16")
     plan = quantize(tmp_path / "m-BF16.gguf", ["Q4_K_M", "Q8_0"], tmp_path)
-    for f in plan.files:
-        assert f.path.name == f"m-{f.type}.gguf"
-        assert sha256(f.path) == frankenmoe_golden["quantize"][f.type]["file_sha256"]
+    for output in plan.outputs:
+        (f,) = output.files
+        assert f.path.name == f"m-{output.type}.gguf"
+        assert sha256(f.path) == frankenmoe_golden["quantize"][output.type]["file_sha256"]
 
 
 def test_the_vocabulary_is_the_same_from_both(quantized: dict[str, dict[str, Path]]) -> None:

@@ -14,15 +14,17 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"errors", "ggml_types", "disk"},
     {"gguf_file", "roles"},
-    {"rules", "checkpoint", "recipes", "imatrix"},
+    {"splits"},
+    {"rules", "checkpoint", "recipes", "imatrix", "mixtures"},
     {"architectures", "pretokenizer", "special_tokens"},
     {"tokenizer", "placement"},
     {"metadata"},
     {"model"},
-    {"plan"},
+    {"plan", "edits"},
     {"rows"},
     {"pipeline", "report"},
     {"convert"},
+    {"console"},
     {"cli"},
 )
 

@@ -76,7 +76,7 @@ def test_a_plan_is_a_value(checkpoint: Callable[[str], Path]) -> None:
     outputs = [(find_recipe("Q4_K_M"), Path("a.gguf"))]
     a, b = (plan.plan_quantization(from_checkpoint(checkpoint("mixtral-4x"), None), outputs)
             for _ in range(2))  # fmt: skip
-    assert a.files == b.files
+    assert a.outputs == b.outputs
     assert a.segments == b.segments
 
 
@@ -104,7 +104,7 @@ def test_check_refuses_a_gap_in_the_file() -> None:
     f = good.files[0]
     moved = replace(f, tensors=(replace(f.tensors[0], offset=f.tensors[0].offset + 32),))
     with pytest.raises(errors.PlanError, match="starts at"):
-        plan.check(replace(good, files=(moved,)))
+        plan.check(replace(good, outputs=(replace(good.outputs[0], files=(moved,)),)))
 
 
 def test_a_source_that_nothing_uses_is_refused() -> None:

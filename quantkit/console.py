@@ -1,0 +1,102 @@
+"""What a person sees while a job runs and when it is done; `--json` gives machines the same."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from quantkit.model import Model
+    from quantkit.plan import Output, Plan
+
+
+class Progress:
+    """A progress bar on stderr, with rate and time left; silent where nobody watches."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.seconds = time.monotonic() - self._started
+        if self._bar is not None:
+            self._bar.stop()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            typer.echo("stopped; nothing was left behind", err=True)
+            sys.exit(130)
+
+    def start(self, model: Model, plan: Plan) -> Callable[[int], None]:
+        """Say what was chosen, draw the bar, and answer how to move it (bytes that are done)."""
+        for note in model.notes:
+            typer.echo(f"note: {note}", err=True)
+        if not sys.stderr.isatty():
+            return lambda done: None
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"), progress.BarColumn(),
+            progress.DownloadColumn(), progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(), console=Console(stderr=True),
+        )  # fmt: skip
+        self._bar.start()
+        names = " ".join(output.type for output in plan.outputs)
+        task = self._bar.add_task(names, total=plan.source_bytes)
+        return lambda done: self._bar.advance(task, done)
+
+
+def print_plan(plan: Plan, as_json: bool, dry: bool, seconds: float) -> None:
+    """What was written, or would be."""
+    if as_json:
+        outputs = [_as_json(output, dry) for output in plan.outputs]
+        typer.echo(json.dumps({"outputs": outputs, "seconds": round(seconds, 3)}, indent=2))
+        return
+    from quantkit.report import gigabytes
+
+    for output in plan.outputs:
+        for f in output.files:
+            line = f"{f.path}  {output.type}  {gigabytes(f.size)}"
+            typer.echo(f"{line}  {output.bits_per_weight:.2f} bpw{honest(output)}")
+        if dry:
+            for t in output.by_name.values():
+                typer.echo(f"  {t.name}  {list(t.shape[::-1])}  {t.format}  {t.nbytes}")
+
+
+def honest(output: Output) -> str:
+    """What makes the file differ from its label."""
+    total = sum(t.weights for t in output.by_name.values())
+    said = ""
+    for n, what in (
+        (output.fallback_weights, "of the weights fell back, their rows do not divide into blocks"),
+        (output.overridden_weights, "of the weights in formats chosen by hand"),
+    ):
+        said += f"; {100 * n / total:.1f}% {what}" if n else ""
+    return said
+
+
+def _as_json(output: Output, with_tensors: bool) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "type": output.type,
+        "bytes": output.size,
+        "bits_per_weight": round(output.bits_per_weight, 4),
+        "fallback_weights": output.fallback_weights,
+        "overridden_weights": output.overridden_weights,
+        "files": [
+            {"path": str(f.path), "bytes": f.size, "tensors": len(f.tensors)} for f in output.files
+        ],
+    }
+    if with_tensors:
+        out["tensors"] = [
+            {"name": t.name, "shape": list(t.shape[::-1]), "format": t.format, "bytes": t.nbytes}
+            for t in output.by_name.values()
+        ]
+    return out
