@@ -27,6 +27,8 @@ from quant_types import (
     q5_k,
     q6_k,
     q8_0,
+    tq1_0,
+    tq2_0,
 )
 from quant_types.arrays import contiguous, namespace
 from quant_types.engines import (
@@ -76,6 +78,8 @@ FORMATS: tuple[BlockFormat, ...] = (
     q4_k.FORMAT,
     q5_k.FORMAT,
     q6_k.FORMAT,
+    tq1_0.FORMAT,
+    tq2_0.FORMAT,
 )
 
 _BY_NAME = {fmt.name: fmt for fmt in FORMATS}
