@@ -17,6 +17,7 @@ import numpy as np
 
 from quant_types import (
     floats,
+    mxfp4,
     q2_k,
     q3_k,
     q4_0,
@@ -80,6 +81,7 @@ FORMATS: tuple[BlockFormat, ...] = (
     q6_k.FORMAT,
     tq1_0.FORMAT,
     tq2_0.FORMAT,
+    mxfp4.FORMAT,
 )
 
 _BY_NAME = {fmt.name: fmt for fmt in FORMATS}

@@ -8,7 +8,7 @@ import pytest
 import quant_types
 from tests import oracle
 
-SMALL = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")
+SMALL = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")
 ENGINES = ("lanes", "array")
 
 
@@ -39,6 +39,18 @@ def test_every_magnitude(name: str, engine: str) -> None:
     x.reshape(-1, 32)[:, 5] = 1.0  # the greatest is a power of two
     _same(x * powers, name, engine)
     _same(np.nextafter(x * powers, np.float32(0)), name, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_mxfp4_exponents(engine: str) -> None:
+    """C's `log2f` rounds up to a power of two that a weight is just below."""
+    powers = np.exp2(np.arange(-149, 128)).astype(np.float32)
+    powers = np.append(powers, np.finfo(np.float32).max)[:, None]
+    below = powers.view(np.int32) - np.arange(64, dtype=np.int32)
+    x = np.zeros((below.size, 32), np.float32)
+    x[:, 3] = np.maximum(below, 1).view(np.float32).reshape(-1)
+    x[:, 4:] = x[:, 3:4] * np.linspace(-1, 1, 28, dtype=np.float32)
+    _same(x, "MXFP4", engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
