@@ -241,8 +241,8 @@ class Coverage:
             count = sum(map(len, self.unreached.values()))
             first = [f"{name} expert {'/'.join(map(str, experts[:4]))}"
                      for name, experts in self.unreached.items()]  # fmt: skip
-            out.append(f"calibration never reached {count} experts' matrices, which get a neutral "
-                       f"importance of 1: {_some(first)}")  # fmt: skip
+            out.append(f"matrices of experts that calibration never reached: {count}, which get a "
+                       f"neutral importance of 1: {_some(first)}")  # fmt: skip
         if self.unknown:
             out.append(f"importances for what the model does not have: {_some(self.unknown)}")
         return out
