@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,9 +51,37 @@ def lowest(x: Array, axis: int) -> Array:
     return xp.take_along_axis(x, xp.expand_dims(first, axis=axis), axis=axis)
 
 
+def clamp(a: Array, low: float | None, high: float | None) -> Array:
+    """`a` within the bounds, in place."""
+    return np.clip(a, low, high, out=a) if isinstance(a, np.ndarray) else a.clamp_(low, high)
+
+
+def selector(mask: Array) -> Callable[[Array, Array], Array]:
+    """`choose(a, b)`: float32 `a` where `mask`, else `b`.
+
+    NumPy's own `where` branches on every element; bits do not.
+    """
+    if not isinstance(mask, np.ndarray):
+        return functools.partial(namespace(mask).where, mask)
+    ones = mask.astype(np.int32)
+    np.negative(ones, out=ones)
+
+    def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        bits = b.view(np.int32)
+        mixed = a.view(np.int32) ^ bits
+        mixed &= ones
+        mixed ^= bits
+        return mixed.view(np.float32)
+
+    return choose
+
+
 def nearest_int(v: Array) -> Array:
     """ggml `nearest_int`: float32 -> int32, half to even; out of range or NaN, what its bits give."""
-    return ((v + _ROUND).view(namespace(v).int32) & 0x7FFFFF) - 0x400000
+    bits = (v + _ROUND).view(namespace(v).int32)
+    bits &= 0x7FFFFF
+    bits -= 0x400000
+    return bits
 
 
 def field(data: Array, record: np.dtype[Any], name: str) -> Array:

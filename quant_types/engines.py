@@ -21,7 +21,7 @@ from quant_types.format import BlockFormat
 
 ENGINES = ("auto", "array", "lanes")
 _KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
-_TILE_WEIGHTS = 1 << 15  # weights that the array engine holds at once: its work stays in the cache
+_TILE_WEIGHTS = 1 << 17  # weights that the array engine holds at once: less than 8 MiB of work
 _FINITE_TILE = 1 << 16
 
 
@@ -164,7 +164,7 @@ def quantize_array(x: Array, fmt: BlockFormat, importance: Array | None, out: Ar
         means = row_mean_squares(x, n) if table is not None and fmt.weighs_rows else None
         for start in range(0, blocks.shape[0], step):
             tile = blocks[start : start + step]
-            tile = xp.astype(tile, xp.float32)
+            tile = xp.astype(tile, xp.float32, copy=False)
             finite = xp.isfinite(tile)
             if not bool(xp.all(finite)):
                 bad = int(xp.argmin(xp.astype(xp.all(finite, axis=1), xp.int8)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from quant_types.arrays import Array, contiguous, namespace, nearest_int, sum_rows
+from quant_types.arrays import Array, clamp, contiguous, namespace, nearest_int, sum_rows
 from quant_types.search import MinSteps, search_min, search_positive
 
 QK_K = 256  # weights in a super-block
@@ -53,7 +53,7 @@ def importance_weights(x: Array, importance: Array, length: int, factor: int) ->
 def largest_as_unit(v: Array, top: int) -> tuple[Array, Array]:
     """`[blocks, n]` -> the unit that makes the largest value `top`, and nearest_int in that unit."""
     xp = namespace(v)
-    largest = xp.max(xp.clip(v, 0.0, None), axis=1, keepdims=True)
+    largest = clamp(xp.max(v, axis=1, keepdims=True), 0.0, None)
     zero = xp.zeros_like(largest)
     inverse = xp.where(largest > 0, top / largest, zero)
     return largest / top, nearest_int(inverse * v)
@@ -69,7 +69,7 @@ def quantize_again(x: Array, d: Array, dm: Array | float, low: int, top: int, qu
         quants: int32 `[n, lanes]`, what the search found.
     """
     xp = namespace(x)
-    again = xp.clip(nearest_int((x + dm) / d), low, top)
+    again = clamp(nearest_int((x + dm) / d), low, top)
     return xp.where(d == 0, quants, again)
 
 
@@ -154,11 +154,11 @@ def quantize_min_32(x: Array, importance: Array | None, steps: MinSteps) -> MinB
         scale, minimum, quants = search_min(lanes, mean_weights(lanes), steps)
         d, ls = largest_as_unit(xp.reshape(scale, (-1, 8)), 63)
         dmin, lm = largest_as_unit(xp.reshape(minimum, (-1, 8)), 63)
-        ls, lm = xp.clip(ls & 255, 0, 63), xp.clip(lm & 255, 0, 63)
+        ls, lm = clamp(ls & 255, 0, 63), clamp(lm & 255, 0, 63)
     else:
         d, dmin, ls, lm, quants = search_min_weighted(x, importance, 32, 2, steps.top, 63)
         if steps.top == 31:  # Q5_K bounds them once more: a wrapped one is 63
-            ls, lm = xp.clip(ls, 0, 63), xp.clip(lm, 0, 63)
+            ls, lm = clamp(ls, 0, 63), clamp(lm, 0, 63)
     d, d_float = half_and_float(d)
     dmin, dmin_float = half_and_float(dmin)
     packed = pack_scales(ls, lm) & 255

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.arrays import Array, contiguous, field, join, namespace, nearest_int, sum_rows
+from quant_types.arrays import Array, clamp, contiguous, field, join, namespace, nearest_int, sum_rows
 from quant_types.format import BlockFormat
 from quant_types.k_quants import (
     QK_K,
@@ -67,7 +67,7 @@ def quantize(x: Array, importance: Array | None = None) -> Array:
         largest = extreme_of(xp.permute_dims(scale, (1, 0)))[:, None]
         inverse = -32 / largest
         codes = nearest_int(inverse * scale)
-        codes = xp.clip(((codes & 255) ^ 128) - 128, -32, 31) + 32  # an int8 wraps
+        codes = clamp(((codes & 255) ^ 128) - 128, -32, 31) + 32  # an int8 wraps
         zero = largest == 0
         codes = xp.where(zero, xp.zeros_like(codes), codes)
         d = xp.where(zero, xp.zeros_like(largest), 1 / inverse)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.arrays import Array, field, join, namespace, nearest_int
+from quant_types.arrays import Array, clamp, field, join, namespace, nearest_int
 from quant_types.format import BlockFormat
 from quant_types.k_quants import QK_K, columns, half_and_float, quantize_again, rows
 from quant_types.search import GROUP_MAX_EPS, extreme_of, search_symmetric
@@ -42,7 +42,7 @@ def quantize(x: Array, importance: Array | None = None) -> Array:
     largest = extreme_of(xp.permute_dims(scale, (1, 0)))[:, None]
     inverse = -128 / largest
     d, d_float = half_and_float(1 / inverse)
-    scales = xp.clip(nearest_int(inverse * scale), None, 127)
+    scales = clamp(nearest_int(inverse * scale), None, 127)
     scales = ((scales & 255) ^ 128) - 128  # an int8 wraps
     quants = quantize_again(
         lanes, xp.reshape(d_float * xp.astype(scales, xp.float32), (-1,)), 0.0, -32, 31, quants

@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant_types.arrays import Array, lowest, namespace, nearest_int, sum_rows
+from quant_types.arrays import (
+    Array,
+    clamp,
+    lowest,
+    namespace,
+    nearest_int,
+    selector,
+    sum_rows,
+)
 
 GROUP_MAX_EPS = 1e-15  # ggml's: a sub-block below it counts as zero
 _ROUND = 12582912.0
@@ -42,8 +50,8 @@ def _min_levels(x: Array, inverse: Array, low: Array, x_low: Array, x_high: Arra
     if bool(xp.all(inside)):
         v += _ROUND
         v -= _ROUND
-        return xp.clip(v, 0.0, float(top))
-    return xp.astype(xp.clip(nearest_int(v), 0, top), xp.float32)
+        return clamp(v, 0.0, float(top))
+    return xp.astype(clamp(nearest_int(v), 0, top), xp.float32)
 
 
 def search_min(
@@ -80,6 +88,7 @@ def search_min(
     inverse = top / (high - low)
     scale = 1 / inverse
     best_inverse, best_low = inverse, low
+    zeros = xp.zeros_like(scale)
     best = error(_min_levels(x, inverse, low, x_low, high, top), scale, low)
     for numerator in steps.numerators():
         inverse = numerator / (high - low)
@@ -92,19 +101,18 @@ def search_min(
         determinant = sum_w * sum_l2 - sum_l * sum_l
         new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
         new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        above = new_low > 0
-        new_scale = xp.where(above, sum_xl / sum_l2, new_scale)
-        new_low = xp.where(above, xp.zeros_like(new_low), new_low)
+        choose = selector(new_low > 0)
+        new_scale = choose(sum_xl / sum_l2, new_scale)
+        new_low = choose(zeros, new_low)
         new_error = error(levels, new_scale, new_low)
-        better = (determinant > 0) & (new_error < best)
-        best = xp.where(better, new_error, best)
-        scale = xp.where(better, new_scale, scale)
-        best_inverse = xp.where(better, inverse, best_inverse)
-        best_low = xp.where(better, low, best_low)  # the quants are of the range before it moves
-        low = xp.where(better, new_low, low)
+        choose = selector((determinant > 0) & (new_error < best))
+        best = choose(new_error, best)
+        scale = choose(new_scale, scale)
+        best_inverse = choose(inverse, best_inverse)
+        best_low = choose(low, best_low)  # the quants are of the range before it moves
+        low = choose(new_low, low)
 
-    zeros = xp.zeros_like(scale)
-    quants = xp.clip(nearest_int((x - best_low) * best_inverse), 0, top)
+    quants = clamp(nearest_int((x - best_low) * best_inverse), 0, top)
     quants = xp.where(flat, xp.zeros_like(quants), quants)
     return xp.where(flat, zeros, scale), -xp.where(flat, start, low), quants
 
@@ -112,8 +120,16 @@ def search_min(
 def extreme_of(x: Array) -> Array:
     """`[n, lanes]` -> the value of greatest magnitude, sign and all; the first of equals, no NaN."""
     xp = namespace(x)
-    x = xp.where(xp.isnan(x), xp.zeros_like(x), x)
-    return xp.take_along_axis(x, xp.argmax(xp.abs(x), axis=0)[None, :], axis=0)[0]
+    high, low = xp.max(x, axis=0), xp.min(x, axis=0)
+    if bool(xp.any(xp.isnan(high))):
+        return extreme_of(xp.where(xp.isnan(x), xp.zeros_like(x), x))
+    extreme = selector(high > -low)(high, low)
+    tie = (high == -low) & (high > 0)
+    if bool(xp.any(tie)):
+        part = x[:, tie]
+        first = xp.argmax(xp.abs(part), axis=0)[None, :]
+        extreme[tie] = xp.take_along_axis(part, first, axis=0)[0]
+    return extreme
 
 
 def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
@@ -139,7 +155,7 @@ def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
             levels -= _ROUND
         else:
             levels = xp.astype(nearest_int(levels), xp.float32)
-        levels = xp.clip(levels, float(-top), float(top - 1))
+        levels = clamp(levels, float(-top), float(top - 1))
         sum_lx = sum_rows(wx * levels)
         weighted = w * levels
         weighted *= levels
@@ -153,12 +169,12 @@ def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
     for step in [*range(-9, 0), *range(1, 10)]:
         inverse = -float(np.float32(top) + np.float32(0.1) * np.float32(step)) / extreme
         sum_lx, sum_l2 = sums(inverse)
-        better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
+        choose = selector((sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2))
         new_scale = sum_lx / sum_l2
-        scale = xp.where(better, new_scale, scale)
-        best = xp.where(better, new_scale * sum_lx, best)
-        best_inverse = xp.where(better, inverse, best_inverse)
-    quants = xp.clip(nearest_int(x * best_inverse), -top, top - 1)
+        scale = choose(new_scale, scale)
+        best = choose(new_scale * sum_lx, best)
+        best_inverse = choose(inverse, best_inverse)
+    quants = clamp(nearest_int(x * best_inverse), -top, top - 1)
     zero = xp.abs(extreme) < GROUP_MAX_EPS
     return (
         xp.where(zero, xp.zeros_like(scale), scale),
@@ -202,13 +218,13 @@ def search_positive(x: Array, w: Array, top: int) -> tuple[Array, Array]:
     best = error(1 / inverse, _as_uint8(nearest_int(inverse * x)))
     for step in [*range(-4, 0), *range(1, 5)]:
         new_inverse = float(np.float32(0.1) * np.float32(step) + np.float32(top)) / largest
-        quants = xp.clip(nearest_int(new_inverse * x), None, top)
+        quants = clamp(nearest_int(new_inverse * x), None, top)
         new_error = error(1 / new_inverse, quants)
         better = new_error < best
         best = xp.where(better, new_error, best)
         inverse = xp.where(better, new_inverse, inverse)
 
-    quants = xp.clip(nearest_int(inverse * x), None, top)
+    quants = clamp(nearest_int(inverse * x), None, top)
     wx = w * x
     sum_lx = sum_rows(wx * as_float(quants))
     sum_l2 = sum_rows(w * as_float(quants) * as_float(quants))
@@ -219,7 +235,7 @@ def search_positive(x: Array, w: Array, top: int) -> tuple[Array, Array]:
             level = as_float(quants[i])
             lx = sum_lx - wx[i] * level
             l2 = sum_l2 - w[i] * level * level
-            new = xp.clip(nearest_int(x[i] * l2 / lx), None, top)
+            new = clamp(nearest_int(x[i] * l2 / lx), None, top)
             level = as_float(new)
             new_lx = lx + wx[i] * level
             new_l2 = l2 + w[i] * level * level
@@ -242,8 +258,9 @@ def search_positive(x: Array, w: Array, top: int) -> tuple[Array, Array]:
 def search_descent(x: Array, top: int) -> tuple[Array, Array]:
     """ggml `make_q3_quants`: `x ~ scale * q`, q from -top to top - 1, one quant after another.
 
-    Errors are weighed by x squared. A quant moves where that raises the correlation, in up to five
-    rounds.
+    Errors are weighed by x squared. ggml goes over a lane's quants in up to five rounds, until one
+    changes nothing, and moves a quant where that raises the correlation. Between two moves of a
+    lane nothing changes, so here a step makes the next move of every lane at once.
 
     Args:
         x: float32 `[n, lanes]`.
@@ -256,31 +273,59 @@ def search_descent(x: Array, top: int) -> tuple[Array, Array]:
     xp = namespace(x)
     extreme = extreme_of(x)
     zero = xp.abs(extreme) < GROUP_MAX_EPS
-    levels = xp.astype(xp.clip(nearest_int(-top / extreme * x), -top, top - 1), xp.float32)
+    levels = xp.astype(clamp(nearest_int(-top / extreme * x), -top, top - 1), xp.float32)
     w = x * x
-    wx = w * x
-    sum_lx = sum_rows(wx * levels)
+    sum_lx = sum_rows(w * x * levels)
     sum_l2 = sum_rows(w * levels * levels)
-    for _ in range(5):
-        changed = False
-        for i in range(x.shape[0]):
-            lx = sum_lx - wx[i] * levels[i]
-            l2 = sum_l2 - w[i] * levels[i] * levels[i]
-            new = xp.astype(xp.clip(nearest_int(x[i] * l2 / lx), -top, top - 1), xp.float32)
-            new_lx = lx + wx[i] * new
-            new_l2 = l2 + w[i] * new * new
-            better = (lx > 0) & (new != levels[i]) & (new_l2 > 0)
-            better &= new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2
-            if bool(xp.any(better)):
-                changed = True
-                levels[i] = xp.where(better, new, levels[i])
-                sum_lx = xp.where(better, new_lx, sum_lx)
-                sum_l2 = xp.where(better, new_l2, sum_l2)
-        if not changed:
-            break
+
+    at = xp.arange(x.shape[0], device=x.device)[:, None]
+    lanes = xp.arange(x.shape[1], device=x.device)  # those that may move again
+    next_row = xp.zeros_like(lanes)
+    rounds = xp.zeros_like(lanes)
+    part, part_levels, lx, l2 = x, levels, sum_lx, sum_l2
+    while lanes.shape[0]:
+        new, new_lx, new_l2, better = _moves(part, part_levels, lx, l2, top)
+        ahead = better & (at >= next_row)
+        same_round = xp.any(ahead, axis=0)
+        rounds = rounds + xp.astype(~same_round, rounds.dtype)
+        better = xp.where(same_round, ahead, better)
+        going = xp.nonzero(xp.any(better, axis=0) & (rounds < 5))[0]
+        row = xp.argmax(xp.astype(better[:, going], xp.int8), axis=0)
+        lanes, rounds, next_row = lanes[going], rounds[going], row + 1
+        lx, l2 = new_lx[row, going], new_l2[row, going]
+        levels[row, lanes] = new[row, going]
+        sum_lx[lanes], sum_l2[lanes] = lx, l2
+        part, part_levels = x[:, lanes], levels[:, lanes]
+
     scale = xp.where(sum_l2 > 0, sum_lx / sum_l2, xp.zeros_like(sum_l2))
     quants = xp.astype(levels, xp.int32)
     return (
         xp.where(zero, xp.zeros_like(scale), scale),
         xp.where(zero, xp.zeros_like(quants) - top, quants),
     )
+
+
+def _moves(
+    x: Array, levels: Array, sum_lx: Array, sum_l2: Array, top: int
+) -> tuple[Array, Array, Array, Array]:
+    """What moving each quant alone would give: the quant, both sums, and whether it is better."""
+    xp = namespace(x)
+    w = x * x
+    wx = w * x
+    lx = sum_lx - wx * levels
+    l2 = w * levels
+    l2 *= levels
+    l2 = sum_l2 - l2
+    best = x * l2
+    best /= lx
+    new = xp.astype(clamp(nearest_int(best), -top, top - 1), xp.float32)
+    better = lx > 0
+    better &= new != levels
+    wx *= new
+    wx += lx
+    w *= new
+    w *= new
+    w += l2
+    better &= w > 0
+    better &= wx * wx * sum_l2 > sum_lx * sum_lx * w
+    return new, wx, w, better
