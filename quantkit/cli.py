@@ -93,7 +93,7 @@ def quantize(
     ],
     output: Out = None,
     imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
+        str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
     ] = None,
     include_weights: Annotated[
         list[str], typer.Option(help="Use the matrix for these tensors only (part of a name).")
@@ -244,7 +244,7 @@ def _splits(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:
     return Splits(parse_size(size) if size else 0, tensors, no_tensor_first)
 
 
-def _imatrix(path: Path | None, include: list[str], exclude: list[str]) -> Imatrix | None:
+def _imatrix(path: str | None, include: list[str], exclude: list[str]) -> Imatrix | None:
     if path is None:
         return None
     from quantkit.imatrix import read_imatrix, selected

@@ -354,7 +354,7 @@ def test_every_error_is_raised_by_a_test() -> None:
         if isinstance(e, type) and issubclass(e, errors.QuantkitError) and not e.__subclasses__()
     ]  # fmt: skip
     assert len(leaves) >= 12
-    assert [e.__name__ for e in leaves if f"errors.{e.__name__}" not in text] == []
+    assert [e.__name__ for e in leaves if e.__name__ not in text] == []
     assert [e.__name__ for e in leaves if e.__name__ not in (errors.__doc__ or "")] == []
 
 

@@ -1,0 +1,94 @@
+"""Quantization against llama-quantize: every type of every golden model, with and without an
+importance matrix, all types of a model from one read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.convert import convert, quantize
+from quantkit.imatrix import read_imatrix
+from quantkit.recipes import RECIPES
+from tests import golden
+from tests.checkpoints import DATA, GOLDEN
+from tests.conftest import sha256
+
+STORED: dict[str, Any] = json.loads(
+    gzip.decompress((DATA / "quantize/goldens.json.gz").read_bytes())
+)
+NAMES = {r.name for r in RECIPES}
+
+
+def _recipe(case: str) -> dict[str, Any]:
+    path = GOLDEN / "convert" / f"{case}.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {"args": ["absent"]}
+
+
+CASES = [case for case in STORED["cases"] if not _recipe(case)["args"]]
+JOBS = [(case, part) for case in CASES for part in ("types", "types_imatrix")
+        if part in STORED["cases"][case]]  # fmt: skip
+
+
+def test_the_cases_are_there() -> None:
+    assert {"mixtral-4x", "mixtral-5x", "mixtral-8x", "mixtral-2x-12l", "llama-dense"} <= set(CASES)
+    assert ("mixtral-4x", "types_imatrix") in JOBS
+
+
+@pytest.mark.parametrize(("case", "part"), JOBS)
+def test_same_bytes_as_llama_quantize(
+    case: str, part: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    goldens = STORED["cases"][case]
+    expected = {name: e for name, e in goldens[part].items() if name in NAMES and "fails" not in e}
+    source = tmp_path / "m-BF16.gguf"
+    convert(checkpoint(case), source, "bf16")
+    imatrix = None
+    if part == "types_imatrix":
+        imatrix = replace(
+            read_imatrix(DATA / "imatrix" / f"{case}.gguf"), file=f"imatrix/{case}.gguf"
+        )
+    plan = quantize(source, list(expected), tmp_path, imatrix=imatrix)
+    assert len(plan.outputs) == len(expected) >= 6
+    # where the whole 16-bit file is llama.cpp's, so is every file made from it
+    made = json.loads((GOLDEN / "convert" / f"{case}.json").read_text())["outtypes"].get("bf16", {})
+    whole = made.get("file_sha256") == sha256(source)
+    assert whole or "hfvocab" in case or _recipe(case).get("either")
+    for output in plan.outputs:
+        path, want = output.files[0].path, expected[output.type]
+        found = golden.tensors(path)
+        assert [t["type"] for t in found] == want["formats"], output.type
+        assert [t["sha256"] for t in found] == [STORED["sha256"][i] for i in want["sha256"]]
+        assert not whole or sha256(path) == want["file_sha256"], output.type
+
+
+@pytest.mark.parametrize("part", ["quantize", "quantize_imatrix"])
+@pytest.mark.parametrize("through", ["checkpoint", "bf16"])
+def test_the_trained_frankenmoe(
+    through: str, part: str, frankenmoe: dict[str, Path], tmp_path: Path,
+    frankenmoe_golden: dict[str, Any],
+) -> None:  # fmt: skip
+    """From the checkpoint and through a 16-bit file: the same whole files."""
+    goldens = frankenmoe_golden[part]
+    types = [name for name in goldens if name in NAMES]
+    source = frankenmoe["mergekit"]
+    if through == "bf16":
+        convert(source, tmp_path / "m-BF16.gguf", "bf16")
+        source = tmp_path / "m-BF16.gguf"
+    imatrix = None
+    if part == "quantize_imatrix":
+        read = read_imatrix(DATA / "imatrix" / "frankenmoe-4x.gguf")
+        imatrix = replace(read, file="q/imatrix.gguf")
+    plan = quantize(source, types, tmp_path, imatrix=imatrix)
+    assert len(plan.outputs) >= 23
+    for output in plan.outputs:
+        path = output.files[0].path
+        assert golden.tensors(path) == goldens[output.type]["tensors"], output.type
+        assert sha256(path) == goldens[output.type]["file_sha256"], output.type
+        assert path.stat().st_size == output.size
+

@@ -1,0 +1,305 @@
+"""What a person asks for beside the type."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import quant_types
+from quantkit import errors
+from quantkit.checkpoint import Files, open_gguf, open_gguf_set
+from quantkit.cli import app
+from quantkit.convert import Run, convert, merge, quantize, split
+from quantkit.gguf_file import read_header
+from quantkit.plan import Request
+from quantkit.recipes import Overrides, tensor_type
+from quantkit.splits import Splits, parse_size, split_path
+from tests import golden
+from tests.checkpoints import DATA
+from tests.conftest import sha256
+from tests.runtime import Llama
+
+run = CliRunner().invoke
+Get = Callable[[str], Path]
+
+
+def by_name(*paths: Path) -> dict[str, tuple[str, str]]:
+    return {t["name"]: (t["type"], t["sha256"]) for p in paths for t in golden.tensors(p)}
+
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "splits", [Splits(max_bytes=300_000), Splits(max_tensors=7), Splits(10**6, 0, True)]
+)
+def test_split_outputs_hold_the_same_tensors(
+    splits: Splits, checkpoint: Get, tmp_path: Path
+) -> None:
+    source = checkpoint("mixtral-4x")
+    plan = quantize(source, ["Q4_K_M", "Q8_0"], tmp_path, request=Request(splits=splits))
+    for output in plan.outputs:
+        whole = tmp_path / f"whole-{output.type}.gguf"
+        quantize(source, [output.type], whole)
+        paths = [f.path for f in output.files]
+        assert len(paths) > 2
+        base = tmp_path / f"ckpt-{output.type}.gguf"
+        assert paths == [split_path(base, i, len(paths)) for i in range(len(paths))]
+        assert by_name(*paths) == by_name(whole)
+        for i, path in enumerate(paths):
+            header = read_header(path)
+            assert header.get("split.no") == i
+            assert header.get("split.count") == len(paths)
+            assert header.get("split.tensors.count") == len(by_name(whole))
+            assert (len(header.kv) == 3) == (i > 0)
+            sizes = [t.nbytes for t in output.files[i].tensors]
+            assert len(sizes) <= (splits.max_tensors or 99)
+            assert not splits.max_bytes or len(sizes) <= 1 or sum(sizes) <= splits.max_bytes
+        assert bool(output.files[0].tensors) is not splits.no_tensor_first
+        merge(paths[1], tmp_path / f"merged-{output.type}.gguf")
+        assert sha256(tmp_path / f"merged-{output.type}.gguf") == sha256(whole)
+
+
+def test_llama_cpp_loads_splits(frankenmoe: dict[str, Path], tmp_path: Path) -> None:
+    request = Request(splits=Splits(max_bytes=600_000))
+    plan = quantize(frankenmoe["mergekit"], ["Q4_K_M"], tmp_path, request=request)
+    quantize(frankenmoe["mergekit"], ["Q4_K_M"], tmp_path / "whole.gguf")
+    prompt = "The following chapter explains how to"
+    answers = [
+        Llama(path).complete(prompt)["choices"][0]["text"]
+        for path in (plan.files[0].path, tmp_path / "whole.gguf")
+    ]
+    assert answers[0] == answers[1] != ""
+
+
+def test_split_then_merge_is_the_same_file(checkpoint: Get, tmp_path: Path) -> None:
+    whole = tmp_path / "m.gguf"
+    quantize(checkpoint("mixtral-5x"), ["Q4_K_M"], whole)
+    plan = split(whole, tmp_path / "cut.gguf", Splits(max_tensors=5))
+    assert len(plan.files) > 3
+    merge(plan.files[-1].path, tmp_path / "again.gguf")
+    assert sha256(tmp_path / "again.gguf") == sha256(whole)
+
+
+def test_keep_split(checkpoint: Get, tmp_path: Path) -> None:
+    source = checkpoint("mixtral-4x")
+    cut = convert(source, tmp_path / "m.gguf", "bf16", splits=Splits(max_tensors=6)).files
+    request = Request(keep_split=True)
+    plan = quantize(cut[0].path, ["Q8_0"], tmp_path / "q.gguf", request=request)
+    assert len(plan.files) == len(cut)
+    for a, b in zip(plan.files, cut, strict=True):
+        assert [t.name for t in a.tensors] == [t.name for t in b.tensors]
+    quantize(cut[2].path, ["Q8_0"], tmp_path / "whole.gguf")
+    assert by_name(*(f.path for f in plan.files)) == by_name(tmp_path / "whole.gguf")
+
+
+def test_a_split_that_is_missing_or_of_another_set(checkpoint: Get, tmp_path: Path) -> None:
+    plan = quantize(checkpoint("mixtral-4x"), ["Q8_0"], tmp_path / "m.gguf",
+                    request=Request(splits=Splits(max_tensors=9)))  # fmt: skip
+    paths = [f.path for f in plan.files]
+    assert len(open_gguf_set(paths[0])[1]) == 23
+    kept = paths[1].read_bytes()
+    paths[1].write_bytes(paths[2].read_bytes())
+    with pytest.raises(errors.CorruptFile, match="not of one set"):
+        merge(paths[0], tmp_path / "whole.gguf")
+    paths[1].write_bytes(kept)
+    paths[2].unlink()
+    with pytest.raises(errors.ShardMissing, match="00003-of-00003"):
+        merge(paths[0], tmp_path / "whole.gguf")
+    assert not (tmp_path / "whole.gguf").exists()
+
+
+@pytest.mark.parametrize(("text", "size"), [("300M", 300_000_000), ("4g", 4 * 10**9), ("7K", 7000)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "4", "4T", "-4G", "0M", "four"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(errors.RecipeError, match="not a split size"):
+        parse_size(text)
+
+
+def test_split_without_a_limit(checkpoint: Get, tmp_path: Path) -> None:
+    quantize(checkpoint("mixtral-4x"), ["Q8_0"], tmp_path / "m.gguf")
+    with pytest.raises(errors.RecipeError, match="--split-max-size"):
+        split(tmp_path / "m.gguf", None, Splits())
+
+
+# --- requantizing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["Q8_0", "Q4_K_M", "Q2_K", "IQ4_XS"])
+def test_requantizing_dequantizes_first(first: str, checkpoint: Get, tmp_path: Path) -> None:
+    """As llama-quantize does: to_float, then the new format; what has it already is copied."""
+    middle, out = tmp_path / "middle.gguf", tmp_path / "out.gguf"
+    quantize(checkpoint("mixtral-4x"), [first], middle)
+    with pytest.raises(errors.RecipeError, match="--allow-requantize"):
+        quantize(middle, ["Q5_K_M"], out)
+    assert not out.exists()
+    quantize(middle, ["Q5_K_M"], out, request=Request(allow_requantize=True))
+    _, tensors = open_gguf(middle)
+    expected = by_name(out)
+    import hashlib
+
+    with Files([middle]) as files:
+        for t in tensors:
+            rows = files.read_rows(t, 0, t.n_rows)
+            fmt, digest = expected[t.name]
+            if t.ggml.name != fmt:
+                if not t.ggml.is_float:
+                    rows = quant_types.dequantize(rows, t.ggml.name)
+                rows = quant_types.quantize(rows, fmt)
+            assert hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest() == digest
+
+
+def test_quantizing_to_what_it_is_needs_no_flag(checkpoint: Get, tmp_path: Path) -> None:
+    quantize(checkpoint("mixtral-4x"), ["Q8_0"], tmp_path / "a.gguf")
+    quantize(tmp_path / "a.gguf", ["Q8_0"], tmp_path / "b.gguf")
+    quantize(tmp_path / "a.gguf", ["COPY"], tmp_path / "c.gguf")
+    assert len({sha256(tmp_path / f"{x}.gguf") for x in "abc"}) == 1
+
+
+# --- mixtures by hand -----------------------------------------------------------------------------
+
+
+def test_overrides_reach_the_file(checkpoint: Get, tmp_path: Path) -> None:
+    overrides = Overrides(
+        output_tensor_type="Q8_0", tensor_types=(tensor_type("blk\\.1\\..*_exps=Q5_0"),)
+    )
+    request = Request(overrides=overrides)
+    plan = quantize(checkpoint("mixtral-4x"), ["Q4_K_M"], tmp_path / "m.gguf", request=request)
+    found = {name: kind for name, (kind, _) in by_name(tmp_path / "m.gguf").items()}
+    assert found["output.weight"] == "Q8_0"
+    assert {k for n, k in found.items() if n.startswith("blk.1.") and "_exps" in n} == {"Q5_0"}
+    assert found["blk.0.ffn_gate_exps.weight"] == "Q4_K"
+    assert plan.outputs[0].overridden_weights == 512 * 256 + 3 * 4 * 256 * 256
+    with pytest.raises(errors.RecipeError, match="--strict"):
+        quantize(checkpoint("mixtral-4x"), ["Q4_K_M"], tmp_path / "n.gguf",
+                 request=Request(overrides=overrides, strict=True))  # fmt: skip
+
+
+def test_options_of_the_command(checkpoint: Get, tmp_path: Path) -> None:
+    types = tmp_path / "types.txt"
+    types.write_text("attn_q=Q8_0\n  attn_k=q5_1\n")
+    result = run(app, [
+        "quantize", str(checkpoint("mixtral-4x")), "-t", "Q4_K_M", "-o", str(tmp_path / "m.gguf"),
+        "--tensor-type-file", str(types), "--tensor-type", "ffn_down_exps=Q6_K",
+        "--token-embedding-type", "q8_0", "--leave-output-tensor", "--override-kv",
+        "general.name=str:Ein Modell", "--override-kv", "llama.expert_used_count=int:3",
+        "--prune-layers", "0",
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "chosen by hand" in result.stdout
+    header = read_header(tmp_path / "m.gguf")
+    assert header.get("general.name") == "Ein Modell"
+    assert header.get("llama.expert_used_count") == 3
+    assert header.get("llama.block_count") == 1
+    assert [item.key for item in header.kv][-3:] == [
+        "general.name", "llama.expert_used_count", "llama.block_count",
+    ]  # fmt: skip
+    found = {name: kind for name, (kind, _) in by_name(tmp_path / "m.gguf").items()}
+    assert not any(name.startswith("blk.1.") for name in found)
+    assert found["blk.0.attn_q.weight"] == "Q8_0"
+    assert found["blk.0.attn_k.weight"] == "Q5_1"
+    assert found["blk.0.ffn_down_exps.weight"] == "Q6_K"
+    assert found["token_embd.weight"] == "Q8_0"
+    assert found["output.weight"] == "BF16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tensor-type", "ffn_dwn=Q6_K"], "matches no tensor"),
+        (["--tensor-type", "ffn_down"], "PATTERN=FORMAT"),
+        (["--tensor-type", "(=Q6_K"], "regular expression"),
+        (["--output-tensor-type", "Q9_K"], "unknown format 'Q9_K'"),
+        (["--override-kv", "general.name=Merge"], "KEY=TYPE:VALUE"),
+        (["--override-kv", "general.name=int:5"], "is STRING in this model"),
+        (["--override-kv", "llama.expert_count=str:4"], "is UINT32 in this model"),
+        (["--override-kv", "my.key=int:four"], "'four' is not a value of type int"),
+        (["--override-kv", "my.key=bool:yes"], "'yes' is not a value of type bool"),
+        (["--prune-layers", "0,7"], "layer 7 cannot be pruned"),
+        (["--prune-layers", "first"], "not a list of layers"),
+        (["--split-max-size", "4"], "not a split size"),
+        (["--imatrix", "nowhere.gguf"], "nowhere.gguf"),
+        (["-t", "IQ3_M"], "nearest that can is Q3_K_S"),
+        (["-t", "Q2_K_S"], "importance matrix"),
+    ],
+)
+def test_what_cannot_be(arguments: list[str], words: str, checkpoint: Get, tmp_path: Path) -> None:
+    source = str(checkpoint("mixtral-4x"))
+    with pytest.raises(errors.QuantkitError) as caught:
+        run(app, ["quantize", source, "-t", "Q4_K_M", "-o", str(tmp_path), *arguments],
+            catch_exceptions=False)  # fmt: skip
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_imatrix_of_another_model(checkpoint: Get, tmp_path: Path) -> None:
+    arguments = ["quantize", str(checkpoint("mixtral-5x")), "-t", "Q4_K_M", "-o", str(tmp_path)]
+    matrix = ["--imatrix", str(DATA / "imatrix" / "mixtral-4x.gguf")]
+    with pytest.raises(errors.ImatrixError, match=r"blk\.0\.ffn_.*_exps\.weight"):
+        run(app, [*arguments, *matrix], catch_exceptions=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_imatrix_lacks_is_said(checkpoint: Get, tmp_path: Path) -> None:
+    arguments = ["quantize", str(checkpoint("mixtral-4x")), "-t", "Q4_K_M", "-o", str(tmp_path)]
+    matrix = ["--imatrix", str(DATA / "imatrix" / "mixtral-4x.gguf")]
+    left_out = [*matrix, "--exclude-weights", "attn_q"]
+    result = run(app, [*arguments, *left_out])
+    assert result.exit_code == 0
+    assert "no importances for blk.0.attn_q.weight" in result.stderr
+    with pytest.raises(errors.ImatrixError):
+        run(app, [*arguments, *left_out, "--imatrix-strict", "--force"], catch_exceptions=False)
+
+
+def test_dry_run_writes_nothing_and_says_all(checkpoint: Get, tmp_path: Path) -> None:
+    source = checkpoint("mixtral-4x")
+    arguments = ["quantize", str(source), "-t", "Q4_K_M", "-t", "Q2_K", "-o", str(tmp_path)]
+    planned = json.loads(run(app, [*arguments, "--dry-run", "--json"]).stdout)["outputs"]
+    assert list(tmp_path.iterdir()) == []
+    run(app, arguments)
+    for output in planned:
+        (f,) = output["files"]
+        assert Path(f["path"]).stat().st_size == f["bytes"] == output["bytes"]
+        expected = golden.tensors(Path(f["path"]))
+        assert [(t["name"], t["format"], t["bytes"]) for t in output["tensors"]] == [
+            (t["name"], t["type"], t["n_bytes"]) for t in expected
+        ]
+
+
+def test_a_row_that_does_not_divide_falls_back_and_says_so(
+    broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A model 288 wide: 288 is nine blocks of 32 and no block of 256."""
+    from tests.test_errors import edit_config, edit_tensors
+
+    source = broken("llama-dense")
+
+    def widen(tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
+        sizes = {256: 288, 128: 144}
+        for name, (dtype, shape, _) in list(tensors.items()):
+            wide = [sizes.get(n, n) for n in shape]
+            data = (np.arange(np.prod(wide)) % 17 + 1).astype(np.float32) / 9
+            tensors[name] = (dtype, wide, (data.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+
+    edit_tensors(source, widen)
+    edit_config(source, hidden_size=288, head_dim=72)
+    plan = quantize(source, ["Q4_K_M", "Q8_0"], tmp_path)
+    fallen = plan.outputs[0]
+    formats = {t.format for t in fallen.by_name.values()}
+    assert {"Q5_0", "Q8_0"} <= formats
+    assert fallen.fallback_weights > 0.5 * sum(t.weights for t in fallen.by_name.values())
+    assert plan.outputs[1].fallback_weights == 0
+    with pytest.raises(errors.RecipeError, match=r"Q4_K_M would differ .* fell back from Q"):
+        quantize(source, ["Q4_K_M"], tmp_path, request=Request(strict=True), run=Run(force=True))
+    result = run(app, ["quantize", str(source), "-t", "Q4_K_M", "-o", str(tmp_path), "--force"])
+    assert "of the weights fell back" in result.stdout
