@@ -29,7 +29,7 @@ INDEX = "model.safetensors.index.json"
 @dataclass(frozen=True)
 class SourceTensor:
     """A tensor of the input, as rows: of `shape[-1]` weights, or of one weight where it has only
-    one axis (so that a permutation of rows serves a bias as well).
+    one axis (so that a permutation of rows serves a bias as well) or is `flat`.
 
     `data` holds the values of the few tensors that are computed from the config instead of read.
     """
@@ -40,6 +40,7 @@ class SourceTensor:
     path: Path
     offset: int  # bytes
     data: np.ndarray[Any, np.dtype[np.float32]] | None = None
+    flat: bool = False
 
     @property
     def n_per_row(self) -> int:
@@ -53,7 +54,12 @@ class SourceTensor:
 
     @property
     def _is_vector(self) -> bool:
-        return len(self.shape) == 1 and self.ggml.is_float
+        return self.flat or (len(self.shape) == 1 and self.ggml.is_float)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.ggml.row_bytes(self.n_per_row)
 
 
 class Files:
@@ -80,14 +86,26 @@ class Files:
         """
         if t.data is not None:
             return t.data.reshape(t.n_rows, t.n_per_row)[first : first + count]
-        row_bytes = t.ggml.row_bytes(t.n_per_row)
-        data = disk.pread(self._fds[t.path], count * row_bytes, t.offset + first * row_bytes)
-        if len(data) != count * row_bytes:
+        data = self._read(t, t.offset + first * t.row_bytes, count * t.row_bytes)
+        return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, -1)
+
+    def read_columns(
+        self, t: SourceTensor, first: int, count: int, column: int, width: int
+    ) -> np.ndarray[Any, Any]:
+        """`width` columns of rows `first` to `first + count` of a float `t`: `[count, width]`."""
+        size = t.row_bytes // t.n_per_row
+        starts = (t.offset + r * t.row_bytes + column * size for r in range(first, first + count))
+        data = b"".join(self._read(t, start, width * size) for start in starts)
+        return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, width)
+
+    def _read(self, t: SourceTensor, offset: int, size: int) -> bytes:
+        data = disk.pread(self._fds[t.path], size, offset)
+        if len(data) != size:
             raise CorruptFile(
-                f"{t.path}: tensor {t.name} ends early: {count * row_bytes} bytes wanted, "
+                f"{t.path}: tensor {t.name} ends early: {size} bytes wanted, "
                 f"{len(data)} there; the file is truncated"
             )
-        return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, -1)
+        return data
 
 
 def _numpy_dtype(ggml: GGMLType) -> Any:

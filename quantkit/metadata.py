@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import read_json
 from quantkit.errors import CorruptFile, QuantkitError, TokenizerError
@@ -36,9 +36,12 @@ def checkpoint_metadata(
 
     writer = GGUFWriter(None, arch.gguf_arch)
     _add_general(writer, directory, tensors)
-    _add_keys(writer, arch.keys, config)
+    early, late = (_read_keys(keys, arch, config) for keys in (arch.keys, arch.late_keys))
+    for name in early.keys() & late.keys():  # written twice: the first place, the last value
+        early[name] = late.pop(name)
+    _add_keys(writer, early)
     writer.add_file_type(file_type)
-    _add_keys(writer, arch.late_keys, config)
+    _add_keys(writer, late)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     with _malformed(TokenizerError, directory, "tokenizer files"):
         vocab = read_vocabulary(directory, config.get("vocab_size"), pre)
@@ -91,11 +94,19 @@ def _add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTen
     found.set_gguf_meta_model(writer)
 
 
-def _add_keys(writer: GGUFWriter, keys: Sequence[Key], config: Config) -> None:
+def _read_keys(
+    keys: Sequence[Key], arch: Architecture, config: Config
+) -> dict[str, tuple[str, Any]]:
+    """Name -> (GGUF type, value) of the keys that are there."""
+    found = ((key.name.format(arch=arch.gguf_arch), key.kind, key.read(config)) for key in keys)
+    return {name: (kind, value) for name, kind, value in found if value is not None}
+
+
+def _add_keys(writer: GGUFWriter, values: Mapping[str, tuple[str, Any]]) -> None:
     from gguf import GGUFValueType
 
-    for key in keys:
-        value = key.read(config)
-        if value is None:
-            continue
-        writer.add_key_value(key.name.format(arch=writer.arch), value, GGUFValueType[key.kind])
+    for name, (kind, value) in values.items():
+        if isinstance(value, list):
+            writer.add_array(name, value)  # integers as INT32, as llama.cpp's converter has them
+        else:
+            writer.add_key_value(name, value, GGUFValueType[kind])

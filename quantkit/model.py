@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from quantkit import roles
@@ -17,8 +17,9 @@ from quantkit.checkpoint import SourceTensor, open_gguf_set, read_json, safetens
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue
-from quantkit.placement import Segment, place
-from quantkit.rules import Config
+from quantkit.placement import place, predicting_layers
+from quantkit.rules import DEFAULTS, Architecture, Config, Options
+from quantkit.segments import Segment
 from quantkit.splits import unsplit_name
 
 
@@ -66,7 +67,10 @@ def from_gguf(path: Path) -> Model:
     )
 
 
-def from_checkpoint(directory: Path, outtype: str | None = "auto", pre: str | None = None) -> Model:
+def from_checkpoint(
+    directory: Path, outtype: str | None = "auto", pre: str | None = None,
+    options: Options = DEFAULTS,
+) -> Model:  # fmt: skip
     """A Hugging Face checkpoint directory.
 
     `outtype` is one of OUTTYPES, or "auto" (bf16 stays, everything else becomes f16, as llama.cpp's
@@ -76,30 +80,38 @@ def from_checkpoint(directory: Path, outtype: str | None = "auto", pre: str | No
     """
     from quantkit.metadata import checkpoint_metadata
 
-    if not directory.is_dir():
-        raise SourceNotFound(f"{directory}: no such directory")
-    if not (directory / "config.json").is_file():
-        raise SourceNotFound(f"{directory}: no config.json in it; not a checkpoint directory")
-    raw = read_json(directory / "config.json")
-    arch = find(_architecture_name(raw, directory))
-    config = Config({**arch.defaults, **raw}, str(directory / "config.json"))
-    for expect in arch.expects:
-        expect.check(config)
-
-    sources = {t.name: t for t in safetensors_of(directory)}
-    outtype = _chosen(outtype, sources.values())
-    placed = place(arch, config, sources)
-    for name, compute in arch.computed.items():
+    arch, config = _read_config(directory)
+    found = {t.name: t for t in safetensors_of(directory)}
+    outtype = _chosen(outtype, found.values())
+    config = replace(config, mtp=predicting_layers(arch, config, found, options))
+    placed, sources = place(arch, config, found, options)
+    for name, compute in reversed(list(arch.computed.items())):
         if (data := compute(config)) is not None:
             source = SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
             sources[name] = source
             placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
     tensors = tuple(
-        ModelTensor(name, shape, _stored(name, shape, outtype), segments)
+        ModelTensor(name, shape, _stored(name, shape, outtype, arch), segments)
         for name, (shape, segments) in placed.items()
     )
     kv, notes = checkpoint_metadata(directory, arch, config, tensors, OUTTYPES[outtype][0], pre)
     return Model(directory.resolve().name, arch.gguf_arch, tensors, sources, kv, notes)
+
+
+def _read_config(directory: Path) -> tuple[Architecture, Config]:
+    """The architecture of a checkpoint and its config, checked against what that expects."""
+    if not directory.is_dir():
+        raise SourceNotFound(f"{directory}: no such directory")
+    path = directory / "config.json"
+    if not path.is_file():
+        raise SourceNotFound(f"{directory}: no config.json in it; not a checkpoint directory")
+    raw = read_json(path)
+    arch = find(_architecture_name(raw, directory))
+    text = raw.get("text_config")  # the text part of a model of several modes
+    config = Config({**arch.defaults, **raw, **(text if isinstance(text, dict) else {})}, str(path))
+    for expect in arch.expects:
+        expect.check(config)
+    return arch, config
 
 
 def _architecture_name(raw: Mapping[str, object], directory: Path) -> str:
@@ -118,8 +130,8 @@ def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
     return outtype
 
 
-def _stored(name: str, shape: tuple[int, ...], outtype: str) -> str:
-    wanted = type_by_name(OUTTYPES[outtype][1])
-    if roles.stays_f32(roles.parse(name), len(shape)):
+def _stored(name: str, shape: tuple[int, ...], outtype: str, arch: Architecture) -> str:
+    wanted, role = type_by_name(OUTTYPES[outtype][1]), roles.parse(name)
+    if role.role not in arch.rounds and roles.stays_f32(role, len(shape)):
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

@@ -110,7 +110,7 @@ def _process(
     floats: np.ndarray[Any, Any] | None = rows if source.ggml.is_float else None
     weights = importance.get(chunk.tensor)
     if weights is not None:
-        n_rows = targets[0][0].weights // source.n_per_row
+        n_rows = targets[0][0].weights // chunk.segment.row_length(source)
         weights = weights[chunk.row // (n_rows // len(weights))]
     format_made, made = "", memoryview(b"")
     for t, path, fd in targets:
@@ -122,7 +122,7 @@ def _process(
             format_made, made = t.format, np.ascontiguousarray(data).data.cast("B")
         row_bytes = len(made) // chunk.count
         _write(fd, made, t.offset + chunk.row * row_bytes, path)
-    return source.ggml.row_bytes(source.n_per_row) * chunk.count
+    return chunk.segment.source_bytes(source, chunk.count)
 
 
 def _quantized(

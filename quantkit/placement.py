@@ -8,29 +8,78 @@ order decides the bytes of the file, so it is kept here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
 
-from quantkit import roles
 from quantkit.checkpoint import SourceTensor
 from quantkit.errors import ConfigError, TensorMissing, TensorShape, TensorUnknown
-from quantkit.rules import Architecture, Config, Map
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of source rows that lands in a tensor: `count` rows of `source` from `source_row` on
-    become rows `first_row` ... `order` permutes the rows inside each group of `len(order)`."""
-
-    source: str
-    source_row: int
-    first_row: int
-    count: int
-    order: tuple[int, ...] = ()
-
+from quantkit.rules import DEFAULTS, Architecture, Config, Map, Options, Piece
+from quantkit.segments import Segment
 
 # GGUF tensor name -> its shape (NumPy order) and the segments that tile it
 Placed = dict[str, tuple[tuple[int, ...], tuple[Segment, ...]]]
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+# what --fuse-qkv and --fuse-gate-up-exps join, one below another, and what it becomes
+_JOINS = {
+    "qkv": (("attn_q", "attn_k", "attn_v"), "attn_qkv"),
+    "gate_up_exps": (("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps"),
+}
+
+
+def place(
+    arch: Architecture, config: Config, sources: Mapping[str, SourceTensor],
+    options: Options = DEFAULTS,
+) -> tuple[Placed, dict[str, SourceTensor]]:  # fmt: skip
+    """Every GGUF tensor of the model, in the order of llama.cpp's converter, and the sources that
+    make them.
+
+    Raises ConfigError, TensorUnknown, TensorShape, TensorMissing.
+    """
+    layout = _Layout(arch, config, options)
+    layout.check_dims()
+    placed: Placed = {}
+    used: dict[str, SourceTensor] = {}
+    waiting: dict[str, tuple[tuple[int, ...], list[Segment]]] = {}  # not all rows have arrived
+    for m in sorted(_matches(layout, sources), key=lambda m: m.order):
+        _check(m, layout)
+        used[m.tensor.name] = replace(m.tensor, flat=True) if m.map.flat else m.tensor
+        names = dict.fromkeys(
+            _add(waiting, placed, piece, m) for piece in layout.pieces(m.map, m.bid, m.xid)
+        )
+        # one tensor an expert: the stacks of a block come together
+        block = [layout.joined(f"{role}.weight") for role in arch.expert_order]
+        if block and "{xid}" in (m.map.like or m.map.source):
+            names = dict.fromkeys(_full_name(role, m.bid) for role in block)
+        if all(_is_whole(waiting.get(name), used) for name in names):
+            for name in names:
+                shape, segments = waiting.pop(name)
+                placed[name] = (shape, tuple(sorted(segments, key=lambda s: s.first_row)))
+    _check_nothing_missing(layout, sources, placed)
+    if waiting:
+        raise TensorMissing(f"{config.where}: only part of {min(waiting)} is in the checkpoint")
+    return placed, used
+
+
+def predicting_layers(
+    arch: Architecture, config: Config, sources: Mapping[str, SourceTensor], options: Options
+) -> int:
+    """How many layers that predict further tokens will be converted.
+
+    Fine-tunes often leave them out, whatever config.json says; then there are none.
+    Raises ConfigError if only they are wanted and there are none.
+    """
+    declared = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
+    if declared:
+        layout = _Layout(arch, replace(config, mtp=declared), options)
+        found = (layout.find(t)[1] for t in sources.values())
+        if not any(bid is not None and bid >= config.layers for bid in found):
+            declared = 0
+    if options.mtp == "only" and not declared:
+        raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
+    return declared
 
 
 @dataclass(frozen=True)
@@ -39,103 +88,218 @@ class _Match:
     map: Map
     bid: int | None
     xid: int
-
-    @property
-    def sort_key(self) -> tuple[str, str]:
-        return self.tensor.path.name, self.map.sort_name(self.bid, self.xid)
+    order: tuple[bool, str, str]
 
 
-def place(arch: Architecture, config: Config, sources: Mapping[str, SourceTensor]) -> Placed:
-    """Every GGUF tensor of the model, in the order of llama.cpp's converter.
+@dataclass(frozen=True)
+class _Layout:
+    """The architecture with the config's numbers put in."""
 
-    Raises ConfigError, TensorUnknown, TensorShape, TensorMissing.
-    """
-    dims = {name: value(config) for name, value in arch.dims.items()}
-    if empty := [name for name, n in dims.items() if n < 1]:
-        raise ConfigError(f"{config.where}: the model has no {empty[0]}")
-    if "experts" in dims and not 1 <= config.get("num_experts_per_tok") <= dims["experts"]:
-        raise ConfigError(
-            f"{config.where}: {config.get('num_experts_per_tok')} experts are used of "
-            f"{dims['experts']}"
-        )
-    totals = _total_rows(arch, dims)
-    n_blocks: int = config.get("num_hidden_layers")
-    placed: Placed = {}
-    waiting: dict[str, list[Segment]] = {}  # tensors of which not all rows have arrived
-    for m in sorted(_matches(arch, sources), key=lambda m: m.sort_key):
-        _check(m, config, dims, n_blocks)
-        names: dict[str, str] = {}  # role -> tensor that m adds rows to
-        for piece in m.map.rows(dims, m.xid):
-            name = names.setdefault(piece.role, _full_name(piece.role, m.bid))
-            rows = waiting.setdefault(name, [])
-            if name in placed or any(s.first_row == piece.first_row for s in rows):
-                raise TensorUnknown(
-                    f"tensor {m.tensor.name} is a second spelling of rows of {name}"
-                )
-            rows.append(
-                Segment(m.tensor.name, piece.source_row, piece.first_row, piece.count, piece.order)
+    arch: Architecture
+    config: Config
+    options: Options
+
+    @cached_property
+    def dims(self) -> list[dict[str, int]]:
+        """The dimensions of each block."""
+        values = {name: value(self.config) for name, value in self.arch.dims.items()}
+        blocks = range(max(self.config.blocks, 1))
+        try:
+            return [
+                {n: v if isinstance(v, int) else v[bid] for n, v in values.items()}
+                for bid in blocks
+            ]
+        except IndexError:
+            raise ConfigError(
+                f"{self.config.where}: a list has fewer than {len(blocks)} values, one a layer"
+            ) from None
+
+    @cached_property
+    def maps(self) -> dict[str, list[Map]]:
+        """The rows by template."""
+        out: dict[str, list[Map]] = {}
+        for m in self.arch.maps:
+            out.setdefault(m.template, []).append(m)
+        return out
+
+    @cached_property
+    def renamed(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Role -> the role it is joined into, and all that are."""
+        wanted = [
+            name
+            for name, on in (
+                ("qkv", self.options.fuse_qkv), ("gate_up_exps", self.options.fuse_gate_up_exps)
             )
-        block = [_full_name(f"{role}.weight", m.bid) for role in arch.expert_order]
-        together = block if set(block) & set(names.values()) else list(names.values())
-        if all(sum(s.count for s in waiting.get(n, ())) == totals[_role(n)] for n in together):
-            for n in together:
-                segments = tuple(sorted(waiting.pop(n), key=lambda s: s.first_row))
-                placed[n] = (_shape(n, totals[_role(n)], dims, segments, sources), segments)
-    _check_nothing_missing(arch, config, dims, n_blocks, sources, placed)
-    return placed
+            if on
+        ]  # fmt: skip
+        out: dict[str, tuple[str, tuple[str, ...]]] = {}
+        for name in wanted:
+            if name not in self.arch.fuses:
+                raise ConfigError(
+                    f"{self.config.where}: {self.arch.gguf_arch} has no joined {name} in llama.cpp"
+                )
+            kin, target = _JOINS[name]
+            for suffix in (".weight", ".bias"):
+                names = tuple(role + suffix for role in kin)
+                out.update((role, (target + suffix, names)) for role in names)
+        return out
+
+    def joined(self, role: str) -> str:
+        return self.renamed[role][0] if role in self.renamed else role
+
+    def blocks_of(self, m: Map) -> Sequence[int | None]:
+        """The blocks that must have the tensor."""
+        layers, blocks = self.config.layers, self.config.blocks
+        own_names = any("mid" in other.fields for other in self.arch.maps)
+        if "bid" in m.fields:
+            first = layers if self.options.mtp == "only" else 0
+            found: Sequence[int] = range(first, layers if own_names else blocks)
+        elif "mid" in m.fields:
+            found = range(layers, blocks)
+        elif m.layers == "mtp":
+            found = range(layers, min(layers + 1, blocks))
+        else:
+            return (None,)
+        return [bid for bid in found if self.has(m, bid)]
+
+    def has(self, m: Map, bid: int | None) -> bool:
+        """Whether layer `bid` is of the kind that has the tensor."""
+        if bid is None or not m.layers:
+            return True
+        return self.arch.layers[m.layers](self.config, bid)
+
+    def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
+        """The row for a tensor, its block and its expert."""
+        name = t.name.replace("language_model.", "")
+        numbers = [int(n) for n in _NUMBER.findall(name)]
+        best: tuple[Map | None, int | None, int] = (None, None, 0)
+        for m in self.maps.get(_NUMBER.sub("*", name), ()):
+            ids = dict(zip(m.fields, numbers, strict=True))
+            bid = ids.get("bid")
+            if "mid" in ids or (bid is None and m.layers == "mtp"):
+                bid = self.config.layers + ids.get("mid", 0)
+            best = (m, bid, ids.get("xid", 0))
+            if self.has(m, bid):
+                break
+        return best
+
+    def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
+        return tuple(self.dims[bid or 0][d] for d in m.shape)
+
+    def pieces(self, m: Map, bid: int | None, xid: int) -> list[Piece]:
+        found = m.rows(self.dims[bid or 0], self.shape(m, bid), xid)
+        if not any(p.role in self.renamed for p in found):
+            return list(found)
+        return [q for p in found for q in self._join(p, bid)]
+
+    def _join(self, p: Piece, bid: int | None) -> Iterator[Piece]:
+        """The piece with its rows below those of its kin, matrix by matrix."""
+        target, kin = self.renamed[p.role]
+        heights = [self._height(role, bid) for role in kin]
+        mine, before = heights[kin.index(p.role)], sum(heights[: kin.index(p.role)])
+        if p.role.endswith(".weight"):
+            shape = (*p.shape[:-2], sum(heights), p.shape[-1])
+        else:
+            shape = (*p.shape[:-1], sum(heights))
+        done = 0
+        while done < p.rows.count:
+            matrix, row = divmod(p.rows.first_row + done, mine)
+            count = min(mine - row, p.rows.count - done)
+            part = replace(
+                p.rows, count=count, first_row=matrix * sum(heights) + before + row,
+                source_row=p.rows.source_row + (0 if p.rows.height else done * p.rows.step),
+                column=p.rows.column + (done * p.rows.step if p.rows.height else 0),
+            )  # fmt: skip
+            yield Piece(target, shape, part)
+            done += count
+
+    def _height(self, role: str, bid: int | None) -> int:
+        """Rows of a role's tensor, or of each of its matrices."""
+        for m in self.arch.maps:
+            if self.has(m, bid):
+                for p in m.rows(self.dims[bid or 0], self.shape(m, bid), 0):
+                    if p.role == role:
+                        return p.shape[-2] if role.endswith(".weight") else p.shape[-1]
+        raise ConfigError(f"{self.config.where}: layer {bid} has no {role} to join")
+
+    def check_dims(self) -> None:
+        for m in self.arch.maps:
+            for bid in self.blocks_of(m):
+                if min(self.shape(m, bid)) < 1:
+                    empty = next(name for name, n in self.dims[bid or 0].items() if n < 1)
+                    raise ConfigError(f"{self.config.where}: the model has no {empty}")
+        experts, per_token = (self.dims[0].get(name) for name in ("experts", "used"))
+        if experts and per_token is not None and not 1 <= per_token <= experts:
+            raise ConfigError(
+                f"{self.config.where}: {per_token} experts are used of {experts}"
+            )
+
+
+def _add(
+    waiting: dict[str, tuple[tuple[int, ...], list[Segment]]], placed: Placed, piece: Piece,
+    m: _Match,
+) -> str:  # fmt: skip
+    """Let the rows of a piece wait for the rest of their tensor. Returns its name."""
+    name = _full_name(piece.role, m.bid)
+    shape, segments = waiting.setdefault(name, (piece.shape, []))
+    taken = any(s.first_row == piece.rows.first_row for s in segments)
+    if name in placed or taken or shape != piece.shape:
+        raise TensorUnknown(f"tensor {m.tensor.name} is a second spelling of rows of {name}")
+    segments.append(replace(piece.rows, source=m.tensor.name))
+    return name
+
+
+def _is_whole(
+    found: tuple[tuple[int, ...], list[Segment]] | None, used: Mapping[str, SourceTensor]
+) -> bool:
+    if found is None:
+        return False
+    shape, segments = found
+    return sum(s.count * s.row_length(used[s.source]) for s in segments) == prod(shape)
 
 
 def _full_name(role: str, bid: int | None) -> str:
     return role if bid is None else f"blk.{bid}.{role}"
 
 
-def _role(name: str) -> str:
-    parsed = roles.parse(name)
-    return parsed.role + parsed.suffix
-
-
-def _total_rows(arch: Architecture, dims: Mapping[str, int]) -> dict[str, int]:
-    """Rows of every role's tensor; each spelling of a tensor has to give the same."""
-    out: dict[str, int] = {}
-    for m in arch.maps:
-        rows: dict[str, int] = {}
-        for piece in m.rows(dims, 0):
-            rows[piece.role] = rows.get(piece.role, 0) + piece.count
-        for role, n in rows.items():
-            n *= dims["experts"] if "{xid}" in m.source else 1
-            if out.setdefault(role, n) != n:
-                raise ConfigError(f"{arch.hf_names[0]}: {role} has {out[role]} or {n} rows")
-    return out
-
-
-def _matches(arch: Architecture, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
+def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
+    arch, config = layout.arch, layout.config
     drops = [re.compile(d) for d in arch.drops]
-    for t in sources.values():
-        for m in arch.maps:
-            if found := m.pattern.fullmatch(t.name):
-                ids = {k: int(v) for k, v in found.groupdict().items()}
-                yield _Match(t, m, ids.get("bid"), ids.get("xid", 0))
-                break
-        else:
-            if not any(d.fullmatch(t.name) for d in drops):
-                raise TensorUnknown(
-                    f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}; "
-                    "is the checkpoint of another architecture?"
-                )
+    left_out = arch.mtp(config) - config.mtp
+    for i, t in enumerate(sources.values()):
+        m, bid, xid = layout.find(t)
+        if bid is not None and config.blocks <= bid < config.blocks + left_out:
+            continue
+        if layout.options.mtp == "only" and bid is not None and bid < config.layers:
+            continue
+        if m is None or not layout.has(m, bid):
+            if any(d.fullmatch(t.name) for d in drops):
+                continue
+            kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
+            raise TensorUnknown(
+                f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
+                "is the checkpoint of another architecture?"
+            )
+        # a fused tensor stands where the last of its experts would
+        name = m.like.format(bid=bid, xid=9) if m.like else t.name
+        in_file = name if t.path.suffix == ".safetensors" else f"{i:09}"
+        yield _Match(t, m, bid, xid, (t.ggml.is_float, t.path.name, in_file))
 
 
-def _check(m: _Match, config: Config, dims: Mapping[str, int], n_blocks: int) -> None:
-    if m.bid is not None and m.bid >= n_blocks:
+def _check(m: _Match, layout: _Layout) -> None:
+    config = layout.config
+    if m.bid is not None and m.bid >= config.blocks:
         raise TensorUnknown(
             f"tensor {m.tensor.name} is of layer {m.bid}; "
-            f"{config.where} says num_hidden_layers {n_blocks}"
+            f"{config.where} says num_hidden_layers {config.layers}"
         )
-    if "{xid}" in m.map.source and m.xid >= dims["experts"]:
+    experts = layout.dims[m.bid or 0].get("experts", 0)
+    if "xid" in m.map.fields and m.xid >= experts:
         raise TensorUnknown(
             f"tensor {m.tensor.name} is of expert {m.xid}; "
-            f"{config.where} says {dims['experts']} experts"
+            f"{config.where} says {experts} experts"
         )
-    expected = tuple(dims[d] for d in m.map.shape)
+    expected = layout.shape(m.map, m.bid)
     if m.tensor.shape != expected:
         raise TensorShape(
             f"tensor {m.tensor.name}: shape {list(m.tensor.shape)} found, {list(expected)} "
@@ -143,47 +307,42 @@ def _check(m: _Match, config: Config, dims: Mapping[str, int], n_blocks: int) ->
         )
 
 
-def _shape(
-    name: str, rows: int, dims: Mapping[str, int], segments: tuple[Segment, ...],
-    sources: Mapping[str, SourceTensor],
-) -> tuple[int, ...]:  # fmt: skip
-    source = sources[segments[0].source]
-    if roles.parse(name).role.endswith("_exps"):
-        return dims["experts"], rows // dims["experts"], source.shape[-1]
-    return (rows,) if len(source.shape) == 1 else (rows, source.shape[-1])
-
-
 def _check_nothing_missing(
-    arch: Architecture, config: Config, dims: Mapping[str, int], n_blocks: int,
-    sources: Mapping[str, SourceTensor], placed: Placed,
-) -> None:  # fmt: skip
+    layout: _Layout, sources: Mapping[str, SourceTensor], placed: Placed
+) -> None:
+    config = layout.config
     tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
-    for m in arch.maps:
+    for m in layout.arch.maps:
         if m.optional or (tied and m.source == "lm_head.weight"):
             continue
-        for bid in range(n_blocks) if "{bid}" in m.source else (None,):
-            for target in (_full_name(piece.role, bid) for piece in m.rows(dims, 0)):
-                if target in placed or not (missing := _missing(arch, dims, bid, target, sources)):
+        for bid in layout.blocks_of(m):
+            for target in {_full_name(p.role, bid) for p in layout.pieces(m, bid, 0)}:
+                if target in placed or not (missing := _missing(layout, bid, target, sources)):
                     continue
-                experts = f" and {dims['experts']} experts" if "experts" in dims else ""
+                n_experts = layout.dims[bid or 0].get("experts", 0)
+                experts = f" and {n_experts} experts" if n_experts else ""
                 raise TensorMissing(
                     f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
-                    f"{target}); {config.where} says {n_blocks} layers{experts}"
+                    f"{target}); {config.where} says {config.layers} layers{experts}"
                 )
 
 
 def _missing(
-    arch: Architecture, dims: Mapping[str, int], bid: int | None, target: str,
-    sources: Mapping[str, SourceTensor],
-) -> list[str]:  # fmt: skip
+    layout: _Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
+) -> list[str]:
     """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
     elsewhere or else misses the smallest part of."""
+    present = {name.replace("language_model.", "") for name in sources}
+    templates = {_NUMBER.sub("*", name) for name in present}
     spellings: list[tuple[bool, float, int, list[str]]] = []
-    for m in arch.maps:
-        if target in (_full_name(piece.role, bid) for piece in m.rows(dims, 0)):
-            xids = range(dims["experts"] if "{xid}" in m.source else 1)
-            names = [m.source.format(bid=bid, xid=x) for x in xids]
-            missing = [name for name in names if name not in sources]
-            unused = not any(m.pattern.fullmatch(name) for name in sources)
+    for m in layout.arch.maps:
+        if layout.has(m, bid) and any(
+            _full_name(p.role, bid) == target for p in layout.pieces(m, bid, 0)
+        ):
+            xids = range(layout.dims[bid or 0]["experts"] if "xid" in m.fields else 1)
+            mid = (bid or 0) - layout.config.layers
+            names = [m.source.format(bid=bid, mid=mid, xid=x) for x in xids]
+            missing = [name for name in names if name not in present]
+            unused = m.template not in templates
             spellings.append((unused, len(missing) / len(names), len(spellings), missing))
     return min(spellings)[-1]

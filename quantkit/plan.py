@@ -19,8 +19,8 @@ from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes, replaced, uint32
 from quantkit.mixtures import Facts
 from quantkit.model import Model, ModelTensor
-from quantkit.placement import Segment
 from quantkit.recipes import NO_OVERRIDES, Choice, Overrides, Recipe
+from quantkit.segments import Segment, uncovered
 from quantkit.splits import NO_SPLITS, Splits, split_keys, split_path
 
 CHUNK_WEIGHTS = 1 << 20  # what a worker takes at once, if a row is not longer
@@ -111,11 +111,6 @@ class Chunk:
         """The row of the tensor that the first of them becomes."""
         return self.segment.first_row + self.start
 
-    @property
-    def source_row(self) -> int:
-        """The row of the source that the chunk begins at."""
-        return self.segment.source_row + self.start
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -137,7 +132,11 @@ class Plan:
     @property
     def source_bytes(self) -> int:
         """Bytes that will be read."""
-        return sum(self._row_bytes(s.source) * s.count for t in self.segments.values() for s in t)
+        return sum(
+            s.source_bytes(self.sources[s.source], s.count)
+            for segments in self.segments.values()
+            for s in segments
+        )
 
     def chunks(self) -> Iterator[Chunk]:
         """The work, in the order of the first output. No chunk holds rows of two experts, since
@@ -146,7 +145,7 @@ class Plan:
             matrix = t.shape[-2] if len(t.shape) > 2 else t.weights
             for s in self.segments[t.name]:
                 unit = max(len(s.order), 1)
-                most = CHUNK_WEIGHTS // (self.sources[s.source].n_per_row * unit) * unit
+                most = CHUNK_WEIGHTS // (s.row_length(self.sources[s.source]) * unit) * unit
                 start = 0
                 while start < s.count:
                     in_matrix = matrix - (s.first_row + start) % matrix
@@ -155,22 +154,20 @@ class Plan:
                     start += count
 
     def chunk_bytes(self, chunk: Chunk) -> int:
-        """Memory that a worker needs for a chunk: the rows as read, permuted or dequantized, and in
+        """Memory that a worker needs for a chunk: the rows as read, put in order or decoded, and in
         the widest of the outputs (they are made and written one after another)."""
-        source = self.sources[chunk.segment.source]
-        weights = source.n_per_row * chunk.count
-        read = self._row_bytes(chunk.segment.source) * chunk.count
-        decoded = read * bool(chunk.segment.order) if source.ggml.is_float else 4 * weights
+        segment = chunk.segment
+        source = self.sources[segment.source]
+        weights = segment.row_length(source) * chunk.count
+        read = segment.source_bytes(source, chunk.count)
+        decoded = 0 if source.ggml.is_float and not segment.edits else 4 * weights
+        moved = read if segment.order or segment.height or segment.step > 1 else 0
         formats = {type_by_name(o.by_name[chunk.tensor].format) for o in self.outputs}
-        return read + decoded + max(f.row_bytes(weights) for f in formats)
+        return read * segment.step + moved + decoded + max(f.row_bytes(weights) for f in formats)
 
     def memory(self, threads: int) -> int:
         """The most bytes of weights that `threads` workers hold at once."""
         return threads * max(map(self.chunk_bytes, self.chunks()), default=0)
-
-    def _row_bytes(self, source: str) -> int:
-        t = self.sources[source]
-        return t.ggml.row_bytes(t.n_per_row)
 
 
 @dataclass(frozen=True)
@@ -365,22 +362,17 @@ def check(plan: Plan) -> None:
         held = sum(len(f.tensors) for f in output.files)
         if output.by_name.keys() != plan.segments.keys() or held != len(plan.segments):
             raise PlanError(f"{output.type} does not hold every tensor of the model once")
-    used: dict[str, list[tuple[int, int]]] = {name: [] for name in plan.sources}
+    used: dict[str, list[Segment]] = {name: [] for name in plan.sources}
     for t in plan.outputs[0].by_name.values():
         row = 0
         for s in plan.segments[t.name]:
-            n = plan.sources[s.source].n_per_row
+            n = s.row_length(plan.sources[s.source])
             if s.first_row != row or s.count % (len(s.order) or 1):
                 raise PlanError(f"{t.name}: rows {row} to {s.first_row} are filled by nothing")
-            used[s.source].append((s.source_row, s.count))
+            used[s.source].append(s)
             row += s.count
         if row * n != t.weights:
             raise PlanError(f"{t.name}: {row} rows of {n} weights do not make {t.shape}")
-    for name, ranges in used.items():
-        row = 0
-        for start, count in sorted(ranges):
-            if start != row:
-                raise PlanError(f"source tensor {name}: row {min(start, row)} is not used once")
-            row += count
-        if row != plan.sources[name].n_rows:
-            raise PlanError(f"source tensor {name}: {row} of {plan.sources[name].n_rows} rows used")
+    for name, segments in used.items():
+        if found := uncovered(segments, plan.sources[name]):
+            raise PlanError(f"source tensor {name}: {found}")

@@ -1,7 +1,8 @@
-"""The rows of a chunk, as the plan wants them: read, and put in order."""
+"""The rows of a chunk, as the plan wants them: read, put in order, and edited where it says so."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,53 @@ import numpy as np
 from quantkit.checkpoint import Files, SourceTensor
 from quantkit.plan import Chunk, Plan
 
+Rows = np.ndarray[Any, Any]
 
-def fetch(chunk: Chunk, plan: Plan, files: Files) -> np.ndarray[Any, Any]:
-    """`[count, n_per_row]` in float32, float16 or bfloat16; or blocks of bytes as they are stored.
+
+def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
+    """`[count, row length]` in float32, float16 or bfloat16; or blocks of bytes as they are stored.
 
     Raises CorruptFile if the file ends early.
     """
-    source, order = plan.sources[chunk.segment.source], chunk.segment.order
-    rows = files.read_rows(source, chunk.source_row, chunk.count)
-    if order:
-        groups = rows.reshape(-1, len(order), source.n_per_row)
-        rows = groups[:, list(order)].reshape(chunk.count, -1)
-    return rows
+    s, count = chunk.segment, chunk.count
+    source = plan.sources[s.source]
+    span = (count - 1) * s.step + 1
+    if s.height:
+        column = s.column + chunk.start * s.step
+        rows = files.read_columns(source, s.source_row, s.height, column, span)[:, :: s.step].T
+    else:
+        rows = files.read_rows(source, s.source_row + chunk.start * s.step, span)[:: s.step]
+    if s.order:
+        rows = rows.reshape(-1, len(s.order), rows.shape[1])[:, list(s.order)]
+        rows = rows.reshape(count, -1)
+    for name, *values in s.edits:
+        rows = EDITS[str(name)](_editable(rows), *values)
+    return np.ascontiguousarray(rows)
+
+
+def _editable(rows: Rows) -> Rows:
+    """llama.cpp's converter computes in float32, or in float16 where that is the source's."""
+    return rows if rows.dtype == np.float16 else rows.astype(np.float32)
+
+
+def _minus_exp(rows: Rows) -> Rows:
+    # in float64 and rounded once: what a correctly rounded exponential gives
+    out: Rows = -np.exp(rows.astype(np.float64)).astype(rows.dtype)
+    return out
+
+
+def _heads_across(rows: Rows, groups: int, heads: int) -> Rows:
+    """Channels `[groups, heads, n]` of each row in the order `[heads, groups, n]`."""
+    return rows.reshape(len(rows), groups, heads, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+# what a segment's `edits` may name
+EDITS: dict[str, Callable[..., Rows]] = {
+    "add": lambda rows, x: rows + rows.dtype.type(x),
+    "multiply": lambda rows, x: rows * rows.dtype.type(x),
+    "minus_exp": _minus_exp,
+    "heads_across": _heads_across,
+}
 
 
 def dequantize(rows: np.ndarray[Any, Any], source: SourceTensor) -> np.ndarray[Any, Any]:
@@ -40,9 +76,9 @@ def dequantize(rows: np.ndarray[Any, Any], source: SourceTensor) -> np.ndarray[A
 
 
 def source_row(chunk: Chunk, row: int) -> int:
-    """The row of the source that became row `row` of the chunk."""
-    order = chunk.segment.order
-    if not order:
-        return chunk.source_row + row
-    group, inside = divmod(row, len(order))
-    return chunk.source_row + group * len(order) + order[inside]
+    """The row of the source that became row `row` of the chunk; its column for a transpose."""
+    s = chunk.segment
+    if s.order:
+        group, inside = divmod(row, len(s.order))
+        row = group * len(s.order) + s.order[inside]
+    return (s.column if s.height else s.source_row) + (chunk.start + row) * s.step

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # each layer may import those before it, and its own
 LAYERS = (
     {"errors", "ggml_types", "disk"},
-    {"gguf_file", "roles"},
+    {"gguf_file", "roles", "segments"},
     {"splits"},
     {"rules", "checkpoint", "recipes", "imatrix", "mixtures"},
     {"architectures", "pretokenizer", "special_tokens"},

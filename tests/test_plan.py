@@ -14,8 +14,8 @@ from quantkit import errors, plan
 from quantkit.checkpoint import SourceTensor
 from quantkit.ggml_types import type_by_name
 from quantkit.model import Model, ModelTensor, from_checkpoint
-from quantkit.placement import Segment
 from quantkit.recipes import find_recipe
+from quantkit.segments import Segment
 
 
 def small(counts: list[int], n: int, order: tuple[int, ...] = ()) -> Model:

@@ -1,5 +1,5 @@
-"""Keys that every text model has, in the order of llama.cpp's converter
-(`conversion/base.py`, TextModel.set_gguf_parameters)."""
+"""What most families share: the keys that every text model has, in the order of llama.cpp's
+converter (`conversion/base.py`, TextModel.set_gguf_parameters), and rows that recur."""
 
 from __future__ import annotations
 
@@ -7,14 +7,37 @@ from collections.abc import Callable
 from typing import Any
 
 from quantkit.errors import ConfigError
-from quantkit.rules import Config, Key
+from quantkit.rules import (
+    Config,
+    Dim,
+    Expect,
+    Key,
+    Map,
+    RowMap,
+    halves,
+    linear,
+    rotary,
+    stack,
+    transposed,
+    vector,
+    whole,
+)
+
+L = "model.layers.{bid}"
 
 _SCALING = {"linear": "linear", "yarn": "yarn", "su": "longrope", "longrope": "longrope"}
 _UNSCALED = (None, "default", "llama3", "dynamic")
 
 
+def rope_of(config: Config) -> dict[str, Any]:
+    """The rotary settings of the layers with full attention."""
+    found: dict[str, Any] = config.rope.get("full_attention", config.rope)
+    return found
+
+
 def _scaling_type(config: Config) -> str | None:
-    kind = config.rope.get("rope_type")
+    rope = rope_of(config)
+    kind = rope.get("rope_type")
     if kind in _UNSCALED:
         return None
     if kind not in _SCALING:
@@ -26,14 +49,38 @@ def _scaled(name: str, *kinds: str) -> Callable[[Config], Any]:
     """A value of the rotary settings, for the scaling types that write it."""
 
     def read(config: Config) -> Any:
+        rope = rope_of(config)
         if _scaling_type(config) not in kinds:
             return None
-        if name in ("factor", "original_max_position_embeddings") and name not in config.rope:
+        if name in ("factor", "original_max_position_embeddings") and name not in rope:
             raise ConfigError(f"{config.where}: rope scaling needs '{name}'")
-        return config.rope.get(name)
+        return rope.get(name)
 
     return read
 
+
+def _sections(config: Config) -> list[int] | None:
+    """Channels of multi-axis rotary embedding: time, height, width, and one more."""
+    found = config.rope.get("mrope_section")
+    return None if found is None else [*found, 0, 0, 0, 0][:4]
+
+
+GATING = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}  # llama.cpp `ExpertGatingFuncType`
+_GATING_NAMES = (
+    "score_function", "scoring_func", "score_func", "moe_router_activation",
+    "moe_router_activation_func", "expert_selection_fn",
+)  # fmt: skip
+
+
+def _gating(config: Config) -> int | None:
+    name = config.get(*_GATING_NAMES, kind="STRING", default=None)
+    if name is not None and name not in GATING:
+        raise ConfigError(f"{config.where}: experts are scored by {name!r}, which llama.cpp cannot")
+    return GATING.get(name)
+
+
+EXPERT_COUNT = ("num_local_experts", "num_experts", "n_routed_experts")
+EXPERT_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 
 ROPE_KEYS = (
     Key("{arch}.rope.scaling.type", _scaling_type, "STRING"),
@@ -46,20 +93,212 @@ ROPE_KEYS = (
                         if (v := _scaled(n, "yarn")(c)) is not None), None), "FLOAT32"),
     Key("{arch}.rope.scaling.yarn_beta_fast", _scaled("beta_fast", "yarn"), "FLOAT32"),
     Key("{arch}.rope.scaling.yarn_beta_slow", _scaled("beta_slow", "yarn"), "FLOAT32"),
-    Key("{arch}.rope.freq_base", lambda c: c.rope.get("rope_theta"), "FLOAT32"),
+    Key("{arch}.rope.dimension_sections", _sections, "INT32"),
+    Key("{arch}.rope.freq_base", lambda c: rope_of(c).get("rope_theta"), "FLOAT32"),
+    Key("{arch}.rope.freq_base_swa",
+        lambda c: c.rope.get("sliding_attention", {}).get("rope_theta"), "FLOAT32"),
 )  # fmt: skip
 
 TEXT_KEYS = (
-    Key("{arch}.block_count", "num_hidden_layers"),
-    Key("{arch}.context_length", "max_position_embeddings", default=None),
+    Key("{arch}.block_count", lambda c: c.blocks),
+    Key("{arch}.context_length", ("max_position_embeddings", "n_positions", "model_max_length"),
+        default=None),
     Key("{arch}.embedding_length", "hidden_size"),
-    Key("{arch}.feed_forward_length", "intermediate_size"),
+    Key("{arch}.feed_forward_length",
+        ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size"),
+        default=None),
     Key("{arch}.attention.head_count", "num_attention_heads"),
     Key("{arch}.attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
     *ROPE_KEYS,
-    Key("{arch}.attention.layer_norm_rms_epsilon", "rms_norm_eps", "FLOAT32"),
-    Key("{arch}.expert_count", ("num_local_experts", "num_experts"), default=None),
-    Key("{arch}.expert_used_count", "num_experts_per_tok", default=None),
+    Key("{arch}.attention.layer_norm_rms_epsilon", ("rms_norm_eps", "norm_eps"), "FLOAT32",
+        default=None),
+    Key("{arch}.attention.layer_norm_epsilon",
+        ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"), "FLOAT32", default=None),
+    Key("{arch}.expert_count", EXPERT_COUNT, default=None),
+    Key("{arch}.expert_used_count", EXPERT_USED, default=None),
+    Key("{arch}.expert_group_count", "n_group", default=None),
+    Key("{arch}.expert_group_used_count", "topk_group", default=None),
+    Key("{arch}.expert_gating_func", _gating),
     Key("{arch}.attention.key_length", "head_dim", default=None),
     Key("{arch}.attention.value_length", "head_dim", default=None),
+)  # fmt: skip
+
+RMS_NORM = Expect("rms_norm_eps", required=True)
+SILU = Expect("hidden_act", ("silu", "swish"))
+
+
+def no_key(keys: tuple[Key, ...], *names: str) -> tuple[Key, ...]:
+    """`keys` without those whose name ends in one of `names`."""
+    return tuple(key for key in keys if not key.name.endswith(names))
+
+
+def optional_key(name: str, *config: str, kind: str = "UINT32") -> Key:
+    """A key that is left out where config.json is silent."""
+    return Key("{arch}." + name, config, kind, default=None)
+
+
+ROPE_DIMENSION = Key("{arch}.rope.dimension_count", lambda c: c.head_dim)
+EXPERT_FFN = Key("{arch}.expert_feed_forward_length", "moe_intermediate_size")
+LEADING_DENSE = Key("{arch}.leading_dense_block_count", "first_k_dense_replace")
+SHARED_COUNT = Key("{arch}.expert_shared_count", "n_shared_experts")
+WEIGHTS_SCALE = Key("{arch}.expert_weights_scale", "routed_scaling_factor", "FLOAT32")
+WEIGHTS_NORM = Key("{arch}.expert_weights_norm", "norm_topk_prob", "BOOL")
+VOCAB_SIZE = Key("{arch}.vocab_size", "vocab_size")
+
+
+def partial_rope(default: float) -> Key:
+    """The channels of a head that are rotated, where it is not all of them."""
+
+    def read(config: Config) -> int:
+        return int(config.head_dim * config.rope.get("partial_rotary_factor", default))
+
+    return Key("{arch}.rope.dimension_count", read)
+
+
+def kv_heads(config: Config) -> int:
+    """Heads of keys and values."""
+    n: int = config.get("num_key_value_heads", "num_attention_heads")
+    return n
+
+
+DIMS: dict[str, Dim] = {
+    "vocab": lambda c: c.get("vocab_size"),
+    "hidden": lambda c: c.get("hidden_size"),
+    "ffn": lambda c: c.get("intermediate_size"),
+    "heads": lambda c: c.get("num_attention_heads"),
+    "kv_heads": kv_heads,
+    "head": lambda c: c.head_dim,
+    "q": lambda c: c.get("num_attention_heads") * c.head_dim,
+    "kv": lambda c: kv_heads(c) * c.head_dim,
+    "one": lambda c: 1,
+}
+
+
+def expert_dims(ffn: str = "moe_intermediate_size") -> dict[str, Dim]:
+    """The dimensions of routed experts whose width config.json calls `ffn`."""
+    return {
+        "experts": lambda c: c.get(*EXPERT_COUNT),
+        "used": lambda c: c.get(*EXPERT_USED),
+        "expert_ffn": lambda c: c.get(ffn),
+        "2expert_ffn": lambda c: 2 * c.get(ffn),
+    }
+
+
+EMBEDDINGS = (
+    Map("model.embed_tokens.weight", ("vocab", "hidden"), whole("token_embd.weight")),
+    vector("model.norm", "output_norm"),
+    Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
 )
+NORMS = (
+    vector(f"{L}.input_layernorm", "attn_norm"),
+    vector(f"{L}.post_attention_layernorm", "ffn_norm"),
+)
+
+
+def attention(
+    base: str = f"{L}.self_attn", rotated: bool = False, bias: bool | None = False,
+    out_bias: bool | None = False, layers: str = "",
+) -> tuple[Map, ...]:  # fmt: skip
+    """Query, key, value and output. `rotated`: queries and keys change to the original Llama's
+    order of channels. `bias`: as in `linear`."""
+    turn: Callable[..., RowMap] = rotary if rotated else whole
+    q, k = (("heads",), ("kv_heads",)) if rotated else ((), ())
+    more: dict[str, Any] = {"layers": layers, "bias": bias}
+    return (
+        *linear(f"{base}.q_proj", ("q", "hidden"), "attn_q", turn, *q, **more),
+        *linear(f"{base}.k_proj", ("kv", "hidden"), "attn_k", turn, *k, **more),
+        *linear(f"{base}.v_proj", ("kv", "hidden"), "attn_v", **more),
+        *linear(f"{base}.o_proj", ("hidden", "q"), "attn_output", layers=layers, bias=out_bias),
+    )
+
+
+def qk_norms(dims: tuple[str, str] = ("head", "head"), layers: str = "") -> tuple[Map, ...]:
+    """Norms of queries and keys."""
+    return (
+        vector(f"{L}.self_attn.q_norm", "attn_q_norm", dims[0], layers),
+        vector(f"{L}.self_attn.k_norm", "attn_k_norm", dims[1], layers),
+    )
+
+
+def gated_mlp(
+    base: str = f"{L}.mlp", suffix: str = "", ffn: str = "ffn", layers: str = "",
+    bias: bool | None = False, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> tuple[Map, ...]:  # fmt: skip
+    """A gated feed-forward network; `suffix` of its roles is empty or `_shexp`."""
+    gate, up, down = names
+    more: dict[str, Any] = {"layers": layers, "bias": bias}
+    return (
+        *linear(f"{base}.{gate}", (ffn, "hidden"), f"ffn_gate{suffix}", **more),
+        *linear(f"{base}.{up}", (ffn, "hidden"), f"ffn_up{suffix}", **more),
+        *linear(f"{base}.{down}", ("hidden", ffn), f"ffn_down{suffix}", **more),
+    )
+
+
+def router(source: str = f"{L}.mlp.gate", layers: str = "", **more: Any) -> Map:
+    """The matrix that chooses experts."""
+    shape = ("experts", "hidden")
+    return Map(f"{source}.weight", shape, whole("ffn_gate_inp.weight"), layers, **more)
+
+
+def router_bias(source: str = f"{L}.mlp.gate.e_score_correction_bias", layers: str = "",
+                **more: Any) -> Map:  # fmt: skip
+    """What is added to the experts' scores when they are chosen."""
+    return Map(source, ("experts",), whole("exp_probs_b.bias"), layers, **more)
+
+
+PROJ = ("gate_proj", "up_proj", "down_proj")
+W123 = ("w1", "w3", "w2")
+DOWN_GATE_UP = ("ffn_down_exps", "ffn_gate_exps", "ffn_up_exps")
+GATE_DOWN_UP = ("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps")
+GATE_UP_DOWN = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+
+
+def experts(
+    base: str = f"{L}.mlp.experts", names: tuple[str, str, str] = PROJ, layers: str = "",
+    fused: str | None = None, like: bool = True,
+) -> tuple[Map, ...]:  # fmt: skip
+    """Routed experts in both spellings: one tensor an expert (gate, up, down), and fused, as
+    transformers 5 keeps them below `fused` (default: `base`). `like`: llama.cpp's converter only
+    knows the former, so the latter takes its order."""
+    gate, up, down = (f"{base}.{{xid}}.{name}.weight" for name in names)
+    fused = fused or base
+    return (
+        Map(gate, ("expert_ffn", "hidden"), stack("ffn_gate_exps.weight"), layers),
+        Map(up, ("expert_ffn", "hidden"), stack("ffn_up_exps.weight"), layers),
+        Map(down, ("hidden", "expert_ffn"), stack("ffn_down_exps.weight"), layers),
+        Map(f"{fused}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
+            halves("ffn_gate_exps.weight", "ffn_up_exps.weight"), layers,
+            like=up if like else ""),
+        Map(f"{fused}.down_proj", ("experts", "hidden", "expert_ffn"),
+            whole("ffn_down_exps.weight"), layers, like=down if like else ""),
+    )  # fmt: skip
+
+
+def transposed_experts(base: str = f"{L}.mlp.experts", layers: str = "") -> tuple[Map, ...]:
+    """Fused experts whose matrices are kept as `[in, out]`."""
+    return (
+        Map(f"{base}.gate_up_proj", ("experts", "hidden", "2expert_ffn"),
+            transposed("ffn_gate_exps.weight", "ffn_up_exps.weight"), layers),
+        Map(f"{base}.down_proj", ("experts", "expert_ffn", "hidden"),
+            transposed("ffn_down_exps.weight"), layers),
+    )  # fmt: skip
+
+
+# vision and audio parts of models whose text part is converted (`TextModel.filter_tensors`)
+OTHER_MODES = (
+    r"(model\.)?(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|"
+    r"vision_projector|connector|embed_vision|embed_audio)\..*",
+)
+DROPS = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
+
+
+def after_dense(config: Config, bid: int) -> bool:
+    """Whether a layer has experts, in models whose first few have none."""
+    first: int = config.get("first_k_dense_replace")
+    return bid >= first
+
+
+DENSE_FIRST: dict[str, Callable[[Config, int], bool]] = {
+    "experts": after_dense,
+    "dense MLP": lambda c, bid: not after_dense(c, bid),
+}

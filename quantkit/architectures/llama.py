@@ -9,40 +9,38 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from quantkit.architectures.common import TEXT_KEYS
+from quantkit.architectures.common import (
+    DIMS,
+    EMBEDDINGS,
+    GATE_DOWN_UP,
+    NORMS,
+    ROPE_DIMENSION,
+    SILU,
+    TEXT_KEYS,
+    VOCAB_SIZE,
+    W123,
+    L,
+    attention,
+    expert_dims,
+    experts,
+    gated_mlp,
+    router,
+)
 from quantkit.errors import ConfigError
-from quantkit.rules import (
-    Architecture,
-    Config,
-    Expect,
-    Key,
-    Map,
-    halves,
-    linear,
-    rotary,
-    stack,
-    stacked,
-    whole,
-)  # fmt: skip
+from quantkit.rules import Architecture, Config, Expect
 
-L = "model.layers.{bid}"
 OLD = f"{L}.block_sparse_moe"
 
 
-def _head_dim(config: Config) -> int:
-    heads = config.get("num_attention_heads")
-    value: int = config.get("head_dim", default=config.get("hidden_size") // max(heads, 1))
+def rotated_head(config: Config) -> int:
+    """Channels of a head whose halves are interleaved. Raises ConfigError if they are odd."""
+    value = config.head_dim
     if value < 2 or value % 2:
         raise ConfigError(f"{config.where}: heads of {value} channels cannot be rotated")
     return value
 
 
-def _kv_heads(config: Config) -> int:
-    value: int = config.get("num_key_value_heads", "num_attention_heads")
-    return value
-
-
-def _rope_freqs(config: Config) -> Any:
+def rope_freqs(config: Config) -> Any:
     """Llama 3.1's frequency factors, float32 `[head_dim / 2]`, or None for other models.
 
     llama.cpp's `generate_extra_tensors`, with torch's float32 steps: a number divided by a tensor
@@ -54,7 +52,7 @@ def _rope_freqs(config: Config) -> Any:
     if str(rope.get("rope_type")).lower() != "llama3":
         return None
     f32, one = np.float32, np.float32(1)
-    dim, base = _head_dim(config), rope.get("rope_theta", 10000.0)
+    dim, base = config.head_dim, rope.get("rope_theta", 10000.0)
     factor = f32(rope.get("factor", 8.0))
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     length = rope.get("original_max_position_embeddings", 8192)
@@ -69,77 +67,35 @@ def _rope_freqs(config: Config) -> Any:
     )
 
 
-_ATTENTION = (
-    Map("model.embed_tokens.weight", ("vocab", "hidden"), whole("token_embd.weight", "vocab")),
-    Map("model.norm.weight", ("hidden",), whole("output_norm.weight", "hidden")),
-    Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight", "vocab")),
-    Map(f"{L}.input_layernorm.weight", ("hidden",), whole("attn_norm.weight", "hidden")),
-    Map(f"{L}.post_attention_layernorm.weight", ("hidden",), whole("ffn_norm.weight", "hidden")),
-    *linear(f"{L}.self_attn.q_proj", ("q", "hidden"), rotary, "attn_q", "q", "heads"),
-    *linear(f"{L}.self_attn.k_proj", ("kv", "hidden"), rotary, "attn_k", "kv", "kv_heads"),
-    *linear(f"{L}.self_attn.v_proj", ("kv", "hidden"), whole, "attn_v", "kv"),
-    *linear(f"{L}.self_attn.o_proj", ("hidden", "q"), whole, "attn_output", "hidden"),
-)
-
-_FFN = (
-    *linear(f"{L}.mlp.gate_proj", ("ffn", "hidden"), whole, "ffn_gate", "ffn"),
-    *linear(f"{L}.mlp.up_proj", ("ffn", "hidden"), whole, "ffn_up", "ffn"),
-    *linear(f"{L}.mlp.down_proj", ("hidden", "ffn"), whole, "ffn_down", "hidden"),
-)
-
-_EXPERTS = (  # one tensor an expert, as on the hub
-    Map(f"{OLD}.gate.weight", ("experts", "hidden"), whole("ffn_gate_inp.weight", "experts")),
-    Map(f"{OLD}.experts.{{xid}}.w1.weight", ("ffn", "hidden"),
-        stack("ffn_gate_exps.weight", "ffn")),
-    Map(f"{OLD}.experts.{{xid}}.w2.weight", ("hidden", "ffn"),
-        stack("ffn_down_exps.weight", "hidden")),
-    Map(f"{OLD}.experts.{{xid}}.w3.weight", ("ffn", "hidden"), stack("ffn_up_exps.weight", "ffn")),
-)  # fmt: skip
-
-_FUSED_EXPERTS = (  # as transformers 5, and mergekit with it, keep them
-    Map(f"{L}.mlp.gate.weight", ("experts", "hidden"), whole("ffn_gate_inp.weight", "experts"),
-        like=f"{OLD}.gate.weight"),
-    Map(f"{L}.mlp.experts.gate_up_proj", ("experts", "2ffn", "hidden"),
-        halves("ffn_gate_exps.weight", "ffn_up_exps.weight", "ffn"), like=f"{OLD}.experts.w1"),
-    Map(f"{L}.mlp.experts.down_proj", ("experts", "hidden", "ffn"),
-        stacked("ffn_down_exps.weight", "hidden"), like=f"{OLD}.experts.w2"),
-)  # fmt: skip
+ATTENTION = (*EMBEDDINGS, *NORMS, *attention(rotated=True, bias=None, out_bias=None))
 
 LLAMA = Architecture(
     hf_names=("LlamaForCausalLM", "MistralForCausalLM"),
     gguf_arch="llama",
     keys=TEXT_KEYS,
-    late_keys=(
-        Key("{arch}.vocab_size", "vocab_size"),
-        Key("{arch}.rope.dimension_count", _head_dim),
-    ),
-    expects=(Expect("hidden_act", ("silu", "swish")),),
-    dims={
-        "vocab": lambda c: c.get("vocab_size"),
-        "hidden": lambda c: c.get("hidden_size"),
-        "ffn": lambda c: c.get("intermediate_size"),
-        "heads": lambda c: c.get("num_attention_heads"),
-        "kv_heads": _kv_heads,
-        "q": lambda c: c.get("num_attention_heads") * _head_dim(c),
-        "kv": lambda c: _kv_heads(c) * _head_dim(c),
-    },
-    maps=(*_ATTENTION, *_FFN),
+    late_keys=(VOCAB_SIZE, ROPE_DIMENSION),
+    expects=(SILU,),
+    dims={**DIMS, "head": rotated_head},
+    maps=(*ATTENTION, *gated_mlp(bias=None)),
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
-    computed={"rope_freqs.weight": _rope_freqs},
+    computed={"rope_freqs.weight": rope_freqs},
+    fuses=("qkv",),
 )
 
 MIXTRAL = replace(
     LLAMA,
     hf_names=("MixtralForCausalLM",),
-    dims={
-        **LLAMA.dims,
-        "experts": lambda c: c.get("num_local_experts"),
-        "2ffn": lambda c: 2 * c.get("intermediate_size"),
-    },
-    maps=(*_ATTENTION, *_EXPERTS, *_FUSED_EXPERTS),
-    expects=(*LLAMA.expects, Expect("num_experts_per_tok", required=True)),
+    dims={**LLAMA.dims, **expert_dims("intermediate_size")},
+    maps=(
+        *ATTENTION,
+        router(f"{OLD}.gate"),
+        *experts(f"{OLD}.experts", W123, fused=f"{L}.mlp.experts"),
+        # as transformers 5, and mergekit with it, keep it
+        router(f"{L}.mlp.gate", like=f"{OLD}.gate.weight"),
+    ),
+    expects=(SILU, Expect("num_experts_per_tok", required=True)),
     defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
-    expert_order=("ffn_gate_exps", "ffn_down_exps", "ffn_up_exps"),
+    expert_order=GATE_DOWN_UP,
 )
 
 FAMILY = (LLAMA, MIXTRAL)
