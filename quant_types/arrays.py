@@ -77,7 +77,7 @@ def selector(mask: Array) -> Callable[[Array, Array], Array]:
 
 
 def nearest_int(v: Array) -> Array:
-    """ggml `nearest_int`: float32 -> int32, half to even; out of range or NaN, what its bits give."""
+    """ggml `nearest_int`: float32 -> int32, half to even; out of range, what its bits give."""
     bits = (v + _ROUND).view(namespace(v).int32)
     bits &= 0x7FFFFF
     bits -= 0x400000
@@ -93,7 +93,7 @@ def field(data: Array, record: np.dtype[Any], name: str) -> Array:
 
 
 def join(record: np.dtype[Any], **columns: Array) -> Array:
-    """The inverse of `field` for all columns: arrays `[blocks]` or `[blocks, count]` -> uint8 blocks.
+    """The inverse of `field`: columns `[blocks]` or `[blocks, count]` -> uint8 blocks.
 
     Values are cast to the column's type (integers wrap, as in C).
     """

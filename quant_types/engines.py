@@ -94,7 +94,9 @@ def check_out(out: np.ndarray, size: int) -> np.ndarray:
     return out.reshape(-1)
 
 
-def importance_rows(importance: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def importance_rows(
+    importance: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """Importance as float32 `[m, n]`, and which of its rows each row of the data uses, int64."""
     table = importance.reshape(-1, shape[-1])
     index = np.arange(len(table)).reshape(importance.shape[:-1])

@@ -1,11 +1,11 @@
 """The errors of quant_types. Each message is one line: expected, found, what to do.
 
-    QuantTypesError (a ValueError)
-    ├── UnknownFormat    no format, or no engine, of that name
-    ├── BadShape         a row that does not divide into blocks, a buffer of another size
-    ├── BadDtype         data that is not float32, float16 or bfloat16; bytes that are not uint8
-    ├── BadImportance    importance of another length, or with NaN, infinite or negative values
-    └── NotFinite        NaN or infinity among the weights; `.row` says where
+QuantTypesError (a ValueError)
+├── UnknownFormat    no format, or no engine, of that name
+├── BadShape         a row that does not divide into blocks, a buffer of another size
+├── BadDtype         data that is not float32, float16 or bfloat16; bytes that are not uint8
+├── BadImportance    importance of another length, or with NaN, infinite or negative values
+└── NotFinite        NaN or infinity among the weights; `.row` says where
 """
 
 

@@ -1,8 +1,8 @@
 """F32, F16 and BF16: formats with one weight a block.
 
-    F32   f32
-    F16   f16    rounded to nearest even, past the range to infinity
-    BF16  u16    the upper half of the float32, rounded to nearest even (ggml `fp32_to_bf16`)
+F32   f32
+F16   f16    rounded to nearest even, past the range to infinity
+BF16  u16    the upper half of the float32, rounded to nearest even (ggml `fp32_to_bf16`)
 """
 
 from __future__ import annotations
@@ -57,5 +57,12 @@ F16 = BlockFormat(
     "F16", 1, 1, F16_RECORD, quantize_f16, dequantize_f16, "floats.f16", takes_importance=False
 )
 BF16 = BlockFormat(
-    "BF16", 30, 1, BF16_RECORD, quantize_bf16, dequantize_bf16, "floats.bf16", takes_importance=False
+    "BF16",
+    30,
+    1,
+    BF16_RECORD,
+    quantize_bf16,
+    dequantize_bf16,
+    "floats.bf16",
+    takes_importance=False,
 )

@@ -51,7 +51,7 @@ def importance_weights(x: Array, importance: Array, length: int, factor: int) ->
 
 
 def largest_as_unit(v: Array, top: int) -> tuple[Array, Array]:
-    """`[blocks, n]` -> the unit that makes the largest value `top`, and nearest_int in that unit."""
+    """`[blocks, n]` -> the unit that makes the largest `top`, and nearest_int in that unit."""
     xp = namespace(v)
     largest = clamp(xp.max(v, axis=1, keepdims=True), 0.0, None)
     zero = xp.zeros_like(largest)
@@ -59,7 +59,9 @@ def largest_as_unit(v: Array, top: int) -> tuple[Array, Array]:
     return largest / top, nearest_int(inverse * v)
 
 
-def quantize_again(x: Array, d: Array, dm: Array | float, low: int, top: int, quants: Array) -> Array:
+def quantize_again(
+    x: Array, d: Array, dm: Array | float, low: int, top: int, quants: Array
+) -> Array:
     """Quants under the stored scales; where the scale came out as zero, those of the search.
 
     Args:
@@ -102,7 +104,7 @@ def unpack_scales(packed: Array) -> tuple[Array, Array]:
 
 def weighted_steps(top: int) -> MinSteps:
     """What the search tries with an importance matrix, whatever the format."""
-    return MinSteps(top, start=-0.9, delta=0.05, count=36)
+    return MinSteps(top, start=-0.9, delta=0.05, last=36)
 
 
 def search_min_weighted(
@@ -175,7 +177,7 @@ def quantize_min_32(x: Array, importance: Array | None, steps: MinSteps) -> MinB
 
 
 def dequantize_min_32(d: Array, dmin: Array, scales: Array, q: Array) -> Array:
-    """Weights of Q4_K and Q5_K: float16 `[blocks, 1]` twice, uint8 `[blocks, 12]`, q `[blocks, 256]`.
+    """Weights of Q4_K and Q5_K: float16 `[blocks, 1]`, uint8 `[blocks, 12]`, q `[blocks, 256]`.
 
     Returns:
         float32 `[blocks, 256]`.

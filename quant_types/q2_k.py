@@ -1,9 +1,9 @@
 """Q2_K: 256 weights in 84 bytes, 2.625 bits a weight; sixteen sub-blocks of 16.
 
-     0  scales  u8[16]   scale in the low 4 bits, min in the high 4
-    16  qs      u8[64]   q of 2 bits (`k_quants.pack_crumbs`)
-    80  d       f16      weight = d * scale * q - dmin * min
-    82  dmin    f16
+ 0  scales  u8[16]   scale in the low 4 bits, min in the high 4
+16  qs      u8[64]   q of 2 bits (`k_quants.pack_crumbs`)
+80  d       f16      weight = d * scale * q - dmin * min
+82  dmin    f16
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from quant_types.search import MinSteps, search_min
 
 RECORD = np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("dmin", "<f2")])
 assert RECORD.itemsize == 84
-STEPS = MinSteps(top=3, start=-0.5, delta=0.1, count=15)
+STEPS = MinSteps(top=3, start=-0.5, delta=0.1, last=15)
 
 
 def dequantize(data: Array) -> Array:

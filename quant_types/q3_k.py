@@ -1,16 +1,25 @@
 """Q3_K: 256 weights in 110 bytes, 3.4375 bits a weight; sixteen sub-blocks of 16.
 
-      0  hmask   u8[32]  high bit of q: bit i of byte j is that of weight 32 * i + j
-     32  qs      u8[64]  low 2 bits of q (`k_quants.pack_crumbs`)
-     96  scales  u8[12]  6 bits a sub-block: weight = d * (scale - 32) * (q - 4); `pack_six`
-    108  d       f16
+  0  hmask   u8[32]  high bit of q: bit i of byte j is that of weight 32 * i + j
+ 32  qs      u8[64]  low 2 bits of q (`k_quants.pack_crumbs`)
+ 96  scales  u8[12]  6 bits a sub-block: weight = d * (scale - 32) * (q - 4); `pack_six`
+108  d       f16
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from quant_types.arrays import Array, clamp, contiguous, field, join, namespace, nearest_int, sum_rows
+from quant_types.arrays import (
+    Array,
+    clamp,
+    contiguous,
+    field,
+    join,
+    namespace,
+    nearest_int,
+    sum_rows,
+)
 from quant_types.format import BlockFormat
 from quant_types.k_quants import (
     QK_K,
@@ -36,7 +45,9 @@ def pack_six(scales: Array) -> Array:
     """
     high = scales >> 4
     high = high[:, :4] | (high[:, 4:8] << 2) | (high[:, 8:12] << 4) | (high[:, 12:] << 6)
-    return namespace(scales).concat([(scales[:, :8] & 15) | ((scales[:, 8:] & 15) << 4), high], axis=1)
+    return namespace(scales).concat(
+        [(scales[:, :8] & 15) | ((scales[:, 8:] & 15) << 4), high], axis=1
+    )
 
 
 def unpack_six(packed: Array) -> Array:

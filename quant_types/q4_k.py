@@ -1,9 +1,9 @@
 """Q4_K: 256 weights in 144 bytes, 4.5 bits a weight; eight sub-blocks of 32.
 
-     0  d       f16      weight = d * scale * q - dmin * min
-     2  dmin    f16
-     4  scales  u8[12]   a scale and a min of 6 bits a sub-block (`k_quants.pack_scales`)
-    16  qs      u8[128]  q of 4 bits: byte 32 * i + j holds weights 64 * i + j and, above, + 32
+ 0  d       f16      weight = d * scale * q - dmin * min
+ 2  dmin    f16
+ 4  scales  u8[12]   a scale and a min of 6 bits a sub-block (`k_quants.pack_scales`)
+16  qs      u8[128]  q of 4 bits: byte 32 * i + j holds weights 64 * i + j and, above, + 32
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from quant_types.search import MinSteps
 
 RECORD = np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)])
 assert RECORD.itemsize == 144
-STEPS = MinSteps(top=15, start=-1.0, delta=0.1, count=20)
+STEPS = MinSteps(top=15, start=-1.0, delta=0.1, last=20)
 
 
 def dequantize(data: Array) -> Array:

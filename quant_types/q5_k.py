@@ -1,10 +1,10 @@
 """Q5_K: 256 weights in 176 bytes, 5.5 bits a weight; eight sub-blocks of 32.
 
-     0  d       f16      weight = d * scale * q - dmin * min
-     2  dmin    f16
-     4  scales  u8[12]   a scale and a min of 6 bits a sub-block (`k_quants.pack_scales`)
-    16  qh      u8[32]   fifth bit of q: bit i of byte j is that of weight 32 * i + j
-    48  qs      u8[128]  low 4 bits: byte 32 * i + j holds weights 64 * i + j and, above, + 32
+ 0  d       f16      weight = d * scale * q - dmin * min
+ 2  dmin    f16
+ 4  scales  u8[12]   a scale and a min of 6 bits a sub-block (`k_quants.pack_scales`)
+16  qh      u8[32]   fifth bit of q: bit i of byte j is that of weight 32 * i + j
+48  qs      u8[128]  low 4 bits: byte 32 * i + j holds weights 64 * i + j and, above, + 32
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECORD = np.dtype(
     [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
 )
 assert RECORD.itemsize == 176
-STEPS = MinSteps(top=31, start=-0.5, delta=0.1, count=15)
+STEPS = MinSteps(top=31, start=-0.5, delta=0.1, last=15)
 
 
 def dequantize(data: Array) -> Array:

@@ -1,9 +1,9 @@
 """Q6_K: 256 weights in 210 bytes, 6.5625 bits a weight; sixteen sub-blocks of 16.
 
-      0  ql      u8[128]  low 4 bits: byte 64 * h + j holds weights 128 * h + j and, above, + 64
-    128  qh      u8[64]   high 2 bits: byte 32 * h + j holds weights 128 * h + j + 0, 32, 64, 96
-    192  scales  i8[16]   weight = d * scale * (q - 32)
-    208  d       f16
+  0  ql      u8[128]  low 4 bits: byte 64 * h + j holds weights 128 * h + j and, above, + 64
+128  qh      u8[64]   high 2 bits: byte 32 * h + j holds weights 128 * h + j + 0, 32, 64, 96
+192  scales  i8[16]   weight = d * scale * (q - 32)
+208  d       f16
 """
 
 from __future__ import annotations

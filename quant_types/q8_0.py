@@ -1,7 +1,7 @@
 """Q8_0: 32 weights in 34 bytes, 8.5 bits a weight.
 
-     0  d    f16     weight = d * q
-     2  qs   i8[32]  q, from -127 to 127
+0  d    f16     weight = d * q
+2  qs   i8[32]  q, from -127 to 127
 """
 
 from __future__ import annotations

@@ -31,16 +31,18 @@ class MinSteps(NamedTuple):
     top: int  # the greatest quant
     start: float
     delta: float
-    count: int
+    last: int  # steps are counted from 0 to this
 
     def numerators(self) -> list[float]:
-        """Values, exact in float32, to divide by the range: `start + delta * step + top` in C's order."""
-        steps = np.arange(self.count + 1, dtype=np.float32)
+        """What to divide by the range, exact in float32: `start + delta * step + top` in order."""
+        steps = np.arange(self.last + 1, dtype=np.float32)
         ladder = np.float32(self.start) + np.float32(self.delta) * steps
         return [float(value) for value in ladder + np.float32(self.top)]
 
 
-def _min_levels(x: Array, inverse: Array, low: Array, x_low: Array, x_high: Array, top: int) -> Array:
+def _min_levels(
+    x: Array, inverse: Array, low: Array, x_low: Array, x_high: Array, top: int
+) -> Array:
     """`clamp(nearest_int(inverse * (x - low)), 0, top)` as float32, `[n, lanes]`."""
     xp = namespace(x)
     v = x - low
@@ -118,7 +120,7 @@ def search_min(
 
 
 def extreme_of(x: Array) -> Array:
-    """`[n, lanes]` -> the value of greatest magnitude, sign and all; the first of equals, no NaN."""
+    """`[n, lanes]` -> the value of greatest magnitude with its sign; first of equals, no NaN."""
     xp = namespace(x)
     high, low = xp.max(x, axis=0), xp.min(x, axis=0)
     if bool(xp.any(xp.isnan(high))):

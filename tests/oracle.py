@@ -65,7 +65,7 @@ def row_bytes(name: str, n: int) -> int:
 
 
 def quantize(x: np.ndarray, name: str, importance: np.ndarray | None = None) -> np.ndarray:
-    """`ggml_quantize_chunk`: float32 `x[..., n]`, importance float32 `[n]` -> uint8 `[..., bytes]`."""
+    """`ggml_quantize_chunk`: float32 `x[..., n]`, importance `[n]` -> uint8 `[..., bytes]`."""
     lib = library()
     ggml_type = quant_types.get_format(name).ggml_type
     x = np.ascontiguousarray(x, np.float32)

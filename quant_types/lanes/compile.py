@@ -68,12 +68,13 @@ def _announce(function: Callable[..., Any]) -> None:
 
 def _compile(function: Callable[..., int], signature: Any) -> Callable[..., int]:
     _announce(function)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(cache_dir())  # read when a function is decorated
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = str(cache_dir())  # read when a function is decorated
     try:
         compiled: Callable[..., int] = numba.njit(signature, cache=True, **OPTIONS)(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     return compiled
 
 

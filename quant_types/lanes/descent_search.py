@@ -26,7 +26,7 @@ SCALE = MOVES + LANES
 SIZE = SCALE + LANES
 
 
-def make_search(top: int):  # type: ignore[no-untyped-def]
+def make_search(top: int):
     """The search with quants from -top to top - 1: reads X, leaves SCALE and Q, as float32.
 
     A lane of zeros gets SCALE 0 and Q -top.

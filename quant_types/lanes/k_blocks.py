@@ -24,7 +24,7 @@ def workspace(n):
     return base[skip : skip + n]
 
 
-def make_columns(length: int):  # type: ignore[no-untyped-def]
+def make_columns(length: int):
     """Transposes `LANES` sub-blocks into `[length, LANES]` at an offset of the workspace."""
 
     @inner
@@ -78,7 +78,7 @@ def put_half(block, at, bits):
     block[at + 1] = np.uint8(bits >> 8)
 
 
-def make_quants(length: int, low: int, high: int):  # type: ignore[no-untyped-def]
+def make_quants(length: int, low: int, high: int):
     """Second pass: `quants(x, count, d, dm, q, scratch)`, under the stored scales, less `low`.
 
     Where a scale came out as zero, `q` stays as it is. d, dm: `[sub_blocks, TILE]`.
@@ -103,7 +103,7 @@ def make_quants(length: int, low: int, high: int):  # type: ignore[no-untyped-de
     return quants
 
 
-def make_leftovers(length: int, low: int, high: int):  # type: ignore[no-untyped-def]
+def make_leftovers(length: int, low: int, high: int):
     """`leftovers(x, count, d, inverse, bottom, q)`: where a scale is zero, the search's quants.
 
     Where the search found nothing (inverse 0) they are zeros, as ggml leaves them.

@@ -2,8 +2,8 @@
 
 Everything is in one flat float32 workspace: `[sub_block, LANES]` arrays and `[LANES]` arrays at
 constant offsets, so that LLVM sees that they do not overlap and turns the loops over lanes into
-SIMD. Eight weights of a lane are added in a row to a local: ggml's order, and an eighth of the loads
-and stores of the sums.
+SIMD. Eight weights of a lane are added in a row to a local: ggml's order, and an eighth of the
+loads and stores of the sums.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OUTSIDE = ERROR + LANES  # not zero: a rounding of the lane may be out of range
 SIZE = OUTSIDE + LANES
 
 
-def make_search(length: int, steps: MinSteps, absolute: bool):  # type: ignore[no-untyped-def]
+def make_search(length: int, steps: MinSteps, absolute: bool):
     """The search for sub-blocks of `length` weights, over the workspace.
 
     It reads X and W, and leaves SCALE, LOW, and BEST_INVERSE and BEST_LOW: the quants are
@@ -57,7 +57,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):  # type: ignore[n
     top_int = np.int32(steps.top)
     rounds = length // _STEP
 
-    def make_level(exact: bool):  # type: ignore[no-untyped-def]
+    def make_level(exact: bool):
         @inner
         def rounded(v):
             v = v + ROUND
@@ -71,7 +71,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):  # type: ignore[n
 
         return by_bits if exact else rounded
 
-    def make_pass(exact: bool):  # type: ignore[no-untyped-def]
+    def make_pass(exact: bool):
         level = make_level(exact)
 
         @inner

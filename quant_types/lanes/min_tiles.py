@@ -84,7 +84,7 @@ def magnitude_weights(ws):
         ws[W + k] = abs(ws[X + k])
 
 
-def make_keep(length: int):  # type: ignore[no-untyped-def]
+def make_keep(length: int):
     """`keep(tile, first)`: what the search found from sub-block `first`, a super-block a lane."""
     sub_blocks = 256 // length
 
@@ -103,7 +103,7 @@ def make_keep(length: int):  # type: ignore[no-untyped-def]
     return keep
 
 
-def make_plain(length: int, columns, search, weights):  # type: ignore[no-untyped-def]
+def make_plain(length: int, columns, search, weights):
     """`plain(tile, count)`: the search of all sub-blocks without importance."""
     sub_blocks = 256 // length
     keep = make_keep(length)
@@ -119,7 +119,7 @@ def make_plain(length: int, columns, search, weights):  # type: ignore[no-untype
     return plain
 
 
-def make_weighted(length: int, columns, search, factor: float):  # type: ignore[no-untyped-def]
+def make_weighted(length: int, columns, search, factor: float):
     """`weighted(tile, count)`: the search with weights `importance * sqrt(sigma2 + x * x)`.
 
     sigma2 is the super-block's mean square times `factor`.
@@ -148,8 +148,8 @@ def make_weighted(length: int, columns, search, factor: float):  # type: ignore[
     return weighted
 
 
-def make_units(n: int, top: int):  # type: ignore[no-untyped-def]
-    """`units(tile)`: codes of `n` values a lane, where the largest is to be `top`, as in a uint8."""
+def make_units(n: int, top: int):
+    """`units(tile)`: codes of `n` values a lane, the largest `top`, wrapped as in a uint8."""
     top_float = np.float32(top)
 
     @inner

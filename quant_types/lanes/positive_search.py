@@ -13,7 +13,7 @@ LANES = 2 * TILE  # the scales of a tile, then the minimums
 _EPS = np.float32(GROUP_MAX_EPS)
 
 
-def make_search(n: int, top: int):  # type: ignore[no-untyped-def]
+def make_search(n: int, top: int):
     """The search for `n` values a lane with quants from 0 to `top`.
 
     `search(x, w, q, scale, t)`: values and weights `[n, LANES]` flat -> quants `[n, LANES]` as
