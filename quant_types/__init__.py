@@ -17,6 +17,8 @@ import numpy as np
 
 from quant_types import (
     floats,
+    iq4_nl,
+    iq4_xs,
     mxfp4,
     q2_k,
     q3_k,
@@ -79,6 +81,8 @@ FORMATS: tuple[BlockFormat, ...] = (
     q4_k.FORMAT,
     q5_k.FORMAT,
     q6_k.FORMAT,
+    iq4_nl.FORMAT,
+    iq4_xs.FORMAT,
     tq1_0.FORMAT,
     tq2_0.FORMAT,
     mxfp4.FORMAT,

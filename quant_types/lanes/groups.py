@@ -14,6 +14,11 @@ from quant_types.lanes.scalars import ZERO, half_bits
 WEIGHTS = 2048  # in a tile
 GROUPS = WEIGHTS // 8
 _INT8 = np.float32(128.0)
+_LOW_BITS = np.uint64(0x0F0F0F0F0F0F0F0F)
+_ONES = np.uint64(0x0101010101010101)
+_GATHER = np.uint64(0x0102040810204080)
+_4 = np.uint64(4)
+_56 = np.uint64(56)
 
 
 @inner
@@ -63,3 +68,22 @@ def halves(values, bits):
     """float32 -> bits of the nearest float16, uint16."""
     for i in range(values.size):
         bits[i] = np.uint16(half_bits(values[i]))
+
+
+@inner
+def pack_nibbles(q, b, out):
+    """Block b of quants, uint64 [4 * BLOCKS], into uint16 [8] (`blocks_32.pack_nibbles`)."""
+    for h in range(2):
+        low = q[4 * b + h] & _LOW_BITS
+        both = low | ((q[4 * b + h + 2] & _LOW_BITS) << _4)
+        for i in range(4):
+            out[4 * h + i] = np.uint16(both >> np.uint64(16 * i))
+
+
+@inner
+def pack_fifth(q, b, out):
+    """Bit 4 of block b of quants, uint64 [4 * BLOCKS], into uint16 [2] (`blocks_32.pack_fifth`)."""
+    for h in range(2):
+        low = ((q[4 * b + 2 * h] >> _4 & _ONES) * _GATHER) >> _56
+        high = ((q[4 * b + 2 * h + 1] >> _4 & _ONES) * _GATHER) >> _56
+        out[h] = np.uint16(low | (high << np.uint64(8)))
