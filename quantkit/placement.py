@@ -172,7 +172,7 @@ class _Layout:
         """The row for a tensor, its block and its expert."""
         name = t.name.replace("language_model.", "")
         numbers = [int(n) for n in _NUMBER.findall(name)]
-        best: tuple[Map | None, int | None, int] = (None, None, 0)
+        best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(_NUMBER.sub("*", name), ()):
             ids = dict(zip(m.fields, numbers, strict=True))
             bid = ids.get("bid")

@@ -18,12 +18,12 @@ def fingerprint(item: KeyValue) -> dict[str, Any]:
         return {"type": item.type, "value": value, "f32_hex": item.raw[4:].hex()}
     if item.type != "ARRAY":
         return {"type": item.type, "value": value}
-    out = {"type": item.type, "elem_type": item.element_type}
+    out = {"type": item.type, "elem_type": item.element_type, "len": len(value)}
     if len(value) <= 32:
         return {**out, "value": value}
     compact = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     digest = hashlib.sha256(compact.encode()).hexdigest()
-    return {**out, "len": len(value), "sha256": digest, "first5": value[:5]}
+    return {**out, "sha256": digest, "first5": value[:5]}
 
 
 def tensors(path: Path) -> list[dict[str, Any]]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from quantkit.architectures import llama
+from quantkit.architectures import deepseek, glm, llama, qwen
 from quantkit.errors import UnsupportedArchitecture
 from quantkit.rules import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (*llama.FAMILY,)
+ARCHITECTURES: tuple[Architecture, ...] = (*llama.FAMILY, *qwen.FAMILY, *deepseek.FAMILY, *glm.FAMILY)
 
 _BY_NAME = {name: arch for arch in ARCHITECTURES for name in arch.hf_names}
 if len(_BY_NAME) != sum(len(arch.hf_names) for arch in ARCHITECTURES):

@@ -170,6 +170,7 @@ DIMS: dict[str, Dim] = {
     "head": lambda c: c.head_dim,
     "q": lambda c: c.get("num_attention_heads") * c.head_dim,
     "kv": lambda c: kv_heads(c) * c.head_dim,
+    "2hidden": lambda c: 2 * c.get("hidden_size"),
     "one": lambda c: 1,
 }
 
@@ -302,3 +303,24 @@ DENSE_FIRST: dict[str, Callable[[Config, int], bool]] = {
     "experts": after_dense,
     "dense MLP": lambda c, bid: not after_dense(c, bid),
 }
+
+
+# DeepSeek's layers after the last, which predict further tokens ("NextN")
+def nextn_layers(config: Config) -> int:
+    """How many there are."""
+    n: int = config.get("num_nextn_predict_layers", default=0)
+    return n
+
+
+NEXTN_KEY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
+NEXTN_MAPS = (
+    Map(f"{L}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
+    vector(f"{L}.enorm", "nextn.enorm", layers="mtp"),
+    vector(f"{L}.hnorm", "nextn.hnorm", layers="mtp"),
+    vector(f"{L}.shared_head.norm", "nextn.shared_head_norm", layers="mtp"),
+    Map(f"{L}.shared_head.head.weight", ("vocab", "hidden"),
+        whole("nextn.shared_head_head.weight"), "mtp", optional=True),
+    Map(f"{L}.embed_tokens.weight", ("vocab", "hidden"),
+        whole("nextn.embed_tokens.weight"), "mtp", optional=True),
+)  # fmt: skip
+MTP_LAYERS: dict[str, Callable[[Config, int], bool]] = {"mtp": lambda c, bid: bid >= c.layers}

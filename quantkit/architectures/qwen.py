@@ -1,0 +1,129 @@
+"""Qwen2 and Qwen3, dense and with experts, and the text part of Qwen3-VL; RND1 and LLaDA-MoE,
+which are made of the same parts.
+
+llama.cpp: `conversion/qwen.py`, `conversion/qwen3vl.py`, `conversion/llada.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantkit.architectures.common import (
+    DIMS,
+    DOWN_GATE_UP,
+    DROPS,
+    EMBEDDINGS,
+    EXPERT_FFN,
+    NORMS,
+    OTHER_MODES,
+    RMS_NORM,
+    SILU,
+    TEXT_KEYS,
+    L,
+    attention,
+    expert_dims,
+    experts,
+    gated_mlp,
+    qk_norms,
+    router,
+    transposed_experts,
+)
+from quantkit.rules import Architecture, Config, Expect, Key, Map, whole
+
+# llama.cpp runs these with experts in every layer, or in none
+ALL_SPARSE = (Expect("mlp_only_layers", ([],)), Expect("decoder_sparse_step", (1,)))
+
+SHARED_EXPERT = (
+    *gated_mlp(f"{L}.mlp.shared_expert", "_shexp", "shared_ffn"),
+    Map(f"{L}.mlp.shared_expert_gate.weight", ("one", "hidden"),
+        whole("ffn_gate_inp_shexp.weight")),
+)  # fmt: skip
+SHARED_FFN = Key("{arch}.expert_shared_feed_forward_length", "shared_expert_intermediate_size")
+
+QWEN2 = Architecture(
+    hf_names=("Qwen2ForCausalLM",),
+    gguf_arch="qwen2",
+    keys=TEXT_KEYS,
+    late_keys=(),
+    expects=(RMS_NORM, SILU),
+    dims=DIMS,
+    maps=(*EMBEDDINGS, *NORMS, *attention(bias=True), *gated_mlp()),
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+    fuses=("qkv",),
+)
+
+QWEN3 = replace(
+    QWEN2,
+    hf_names=("Qwen3ForCausalLM",),
+    gguf_arch="qwen3",
+    maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), *gated_mlp()),
+    defaults={**QWEN2.defaults, "head_dim": 128},
+)
+
+QWEN2_MOE = replace(
+    QWEN2,
+    hf_names=("Qwen2MoeForCausalLM",),
+    gguf_arch="qwen2moe",
+    late_keys=(EXPERT_FFN, SHARED_FFN),
+    expects=(*QWEN2.expects, *ALL_SPARSE),
+    dims={
+        **DIMS,
+        **expert_dims(),
+        "shared_ffn": lambda c: c.get("shared_expert_intermediate_size"),
+    },
+    maps=(
+        *EMBEDDINGS, *NORMS, *attention(bias=True), router(), *experts(like=False), *SHARED_EXPERT,
+    ),
+    expert_order=DOWN_GATE_UP,
+)  # fmt: skip
+
+QWEN3_MOE = replace(
+    QWEN2_MOE,
+    hf_names=("Qwen3MoeForCausalLM",),
+    gguf_arch="qwen3moe",
+    late_keys=(EXPERT_FFN,),
+    dims={**DIMS, **expert_dims()},
+    maps=(
+        *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *experts(like=False),
+    ),
+)  # fmt: skip
+
+
+def _deepstack(config: Config) -> int:
+    vision = config.values.get("vision_config") or {}
+    return len(vision.get("deepstack_visual_indexes", []))
+
+
+DEEPSTACK = Key("{arch}.n_deepstack_layers", _deepstack)
+
+QWEN3_VL = replace(
+    QWEN3,
+    hf_names=("Qwen3VLForConditionalGeneration",),
+    gguf_arch="qwen3vl",
+    late_keys=(DEEPSTACK,),
+    drops=(*DROPS, *OTHER_MODES),
+)
+
+QWEN3_VL_MOE = replace(
+    QWEN3_MOE,
+    hf_names=("Qwen3VLMoeForConditionalGeneration",),
+    gguf_arch="qwen3vlmoe",
+    late_keys=(EXPERT_FFN, DEEPSTACK),
+    maps=(
+        *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
+    ),
+    drops=(*DROPS, *OTHER_MODES),
+)  # fmt: skip
+
+RND1 = replace(
+    QWEN3_MOE,
+    hf_names=("RND1",),
+    gguf_arch="rnd1",
+    late_keys=(
+        EXPERT_FFN,
+        Key("{arch}.attention.causal", lambda c: False, "BOOL"),
+        Key("tokenizer.ggml.mask_token_id", "mask_token_id", default=None),
+    ),
+)
+
+FAMILY = (QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE)
