@@ -27,6 +27,25 @@ def contiguous(a: Array) -> Array:
     return np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a.contiguous()
 
 
+def number(value: float, like: Array) -> Array:
+    """A number to divide, or to divide by: for torch as a tensor.
+
+    With a bare number torch multiplies by a reciprocal, which rounds otherwise.
+    """
+    if isinstance(like, np.ndarray):
+        return value
+    xp = namespace(like)
+    return xp.full((1,), value, dtype=xp.float32, device=like.device)
+
+
+def square_root(a: Array) -> Array:
+    """The float32 nearest to the root; torch's own float32 root is not always that."""
+    if isinstance(a, np.ndarray):
+        return np.sqrt(a)
+    xp = namespace(a)
+    return xp.astype(xp.sqrt(xp.astype(a, xp.float64)), xp.float32)
+
+
 def sum_rows(a: Array) -> Array:
     """`[n, lanes]` -> `[lanes]`, added row after row, as a C loop does."""
     if isinstance(a, np.ndarray):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quant_types.arrays import Array, contiguous, lowest, namespace
+from quant_types.arrays import Array, contiguous, lowest, namespace, number
 from quant_types.search import MinSteps, search_min, search_symmetric
 
 
@@ -66,7 +66,7 @@ def symmetric(x: Array, half: int) -> tuple[Array, Array]:
     extreme = xp.take_along_axis(x, first, axis=1)
     extreme = xp.where(extreme == 0, xp.zeros_like(extreme), extreme)  # no negative zero
     d = extreme / -half
-    inverse = xp.where(d != 0, 1 / d, xp.zeros_like(d))
+    inverse = xp.where(d != 0, number(1, x) / d, xp.zeros_like(d))
     return d, _truncated(x * inverse + (half + 0.5), 2 * half - 1)
 
 
@@ -84,8 +84,8 @@ def with_minimum(x: Array, top: int) -> tuple[Array, Array, Array]:
     """
     xp = namespace(x)
     m = lowest(x, axis=1)
-    d = xp.abs(xp.max(x, axis=1, keepdims=True) - m) / top  # abs: no negative zero
-    inverse = xp.where(d != 0, 1 / d, xp.zeros_like(d))
+    d = xp.abs(xp.max(x, axis=1, keepdims=True) - m) / number(top, x)  # abs: no negative zero
+    inverse = xp.where(d != 0, number(1, x) / d, xp.zeros_like(d))
     return d, m, _truncated((x - m) * inverse + 0.5, top)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quant_types.arrays import Array, namespace, sum_rows
+from quant_types.arrays import Array, namespace, number, square_root, sum_rows
 from quant_types.errors import (
     BadDtype,
     BadImportance,
@@ -115,7 +115,7 @@ def row_mean_squares(x: Array, n: int) -> Array:
     step = max(1, _TILE_WEIGHTS // n)
     for start in range(0, rows.shape[0], step):
         tile = xp.permute_dims(xp.astype(rows[start : start + step], xp.float32), (1, 0))
-        means[start : start + step] = sum_rows(tile * tile) / n
+        means[start : start + step] = sum_rows(tile * tile) / number(n, x)
     return means
 
 
@@ -178,7 +178,7 @@ def quantize_array(x: Array, fmt: BlockFormat, importance: Array | None, out: Ar
                 weights = xp.asarray(weights)
                 if means is not None:
                     mean = means[xp.asarray(at // blocks_per_row)][:, None]
-                    weights = weights * xp.sqrt(mean + tile * tile)
+                    weights = weights * square_root(mean + tile * tile)
             result[start : start + step] = fmt.quantize(tile, weights)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.arrays import Array, contiguous, namespace, sum_rows
+from quant_types.arrays import Array, contiguous, namespace, number, square_root, sum_rows
 from quant_types.k_quants import columns
 from quant_types.search import GROUP_MAX_EPS, extreme_of
 
@@ -65,11 +65,11 @@ def search(x: Array, w: Array) -> Array:
         wq *= q
         return sum_qx, sum_rows(wq)
 
-    sum_qx, sum_q2 = sums(1 / (-extreme / VALUES[0]))
+    sum_qx, sum_q2 = sums(number(1, x) / (-extreme / number(VALUES[0], x)))
     scale = xp.where(sum_q2 > 0, sum_qx / sum_q2, xp.zeros_like(sum_q2))
     best = scale * sum_qx
     for step in range(-TRIES, TRIES + 1):
-        sum_qx, sum_q2 = sums((step + VALUES[0]) / extreme)
+        sum_qx, sum_q2 = sums(number(step + VALUES[0], x) / extreme)
         better = (sum_q2 > 0) & (sum_qx * sum_qx > best * sum_q2)
         new_scale = sum_qx / sum_q2
         scale = xp.where(better, new_scale, scale)
@@ -87,10 +87,10 @@ def error_weights(x: Array, importance: Array | None) -> Array:
         return columns(x * x, 32)
     lanes = contiguous(xp.permute_dims(x, (1, 0)))
     sigma2 = sum_rows(lanes * lanes) * (2 / x.shape[1])
-    return columns(importance * xp.sqrt(sigma2[:, None] + x * x), 32)
+    return columns(importance * square_root(sigma2[:, None] + x * x), 32)
 
 
 def inverse_of(d: Array) -> Array:
     """1 / d, and 0 for 0."""
     xp = namespace(d)
-    return xp.where(d != 0, 1 / d, xp.zeros_like(d))
+    return xp.where(d != 0, number(1, d) / d, xp.zeros_like(d))

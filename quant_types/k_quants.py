@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from quant_types.arrays import Array, clamp, contiguous, namespace, nearest_int, sum_rows
+from quant_types.arrays import (
+    Array,
+    clamp,
+    contiguous,
+    namespace,
+    nearest_int,
+    number,
+    square_root,
+    sum_rows,
+)
 from quant_types.search import MinSteps, search_min, search_positive
 
 QK_K = 256  # weights in a super-block
@@ -32,7 +41,7 @@ def half_and_float(v: Array) -> tuple[Array, Array]:
 def mean_weights(x: Array) -> Array:
     """Weights without an importance matrix, `[32, lanes]`: root mean square plus magnitude."""
     xp = namespace(x)
-    return xp.sqrt(sum_rows(x * x) / 32) + xp.abs(x)
+    return square_root(sum_rows(x * x) / 32) + xp.abs(x)
 
 
 def importance_weights(x: Array, importance: Array, length: int, factor: int) -> Array:
@@ -46,17 +55,17 @@ def importance_weights(x: Array, importance: Array, length: int, factor: int) ->
     xp = namespace(x)
     x = contiguous(xp.permute_dims(x, (1, 0)))
     sigma2 = factor * sum_rows(x * x) / QK_K
-    weights = xp.sqrt(sigma2 + x * x) * xp.permute_dims(importance, (1, 0))
+    weights = square_root(sigma2 + x * x) * xp.permute_dims(importance, (1, 0))
     return columns(xp.permute_dims(weights, (1, 0)), length)
 
 
 def largest_as_unit(v: Array, top: int) -> tuple[Array, Array]:
     """`[blocks, n]` -> the unit that makes the largest `top`, and nearest_int in that unit."""
     xp = namespace(v)
-    largest = clamp(xp.max(v, axis=1, keepdims=True), 0.0, None)
+    largest = clamp(xp.max(v, axis=1, keepdims=True), 0.0, None) + 0.0
     zero = xp.zeros_like(largest)
-    inverse = xp.where(largest > 0, top / largest, zero)
-    return largest / top, nearest_int(inverse * v)
+    inverse = xp.where(largest > 0, number(top, v) / largest, zero)
+    return largest / number(top, v), nearest_int(inverse * v)
 
 
 def quantize_again(

@@ -18,6 +18,7 @@ from quant_types.arrays import (
     join,
     namespace,
     nearest_int,
+    number,
     sum_rows,
 )
 from quant_types.format import BlockFormat
@@ -76,12 +77,12 @@ def quantize(x: Array, importance: Array | None = None) -> Array:
         scale, quants = search_descent(lanes, 4)
         scale = xp.reshape(scale, (-1, 16))
         largest = extreme_of(xp.permute_dims(scale, (1, 0)))[:, None]
-        inverse = -32 / largest
+        inverse = number(-32, x) / largest
         codes = nearest_int(inverse * scale)
         codes = clamp(((codes & 255) ^ 128) - 128, -32, 31) + 32  # an int8 wraps
         zero = largest == 0
         codes = xp.where(zero, xp.zeros_like(codes), codes)
-        d = xp.where(zero, xp.zeros_like(largest), 1 / inverse)
+        d = xp.where(zero, xp.zeros_like(largest), number(1, x) / inverse)
     else:
         w = importance_weights(x, importance, 16, 2)
         scale, quants = search_symmetric(lanes, w, 4)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.arrays import Array, clamp, field, join, namespace, nearest_int
+from quant_types.arrays import Array, clamp, field, join, namespace, nearest_int, number
 from quant_types.format import BlockFormat
 from quant_types.k_quants import QK_K, columns, half_and_float, quantize_again, rows
 from quant_types.search import GROUP_MAX_EPS, extreme_of, search_symmetric
@@ -40,8 +40,8 @@ def quantize(x: Array, importance: Array | None = None) -> Array:
     scale, quants = search_symmetric(lanes, w, 32)
     scale = xp.reshape(scale, (-1, 16))
     largest = extreme_of(xp.permute_dims(scale, (1, 0)))[:, None]
-    inverse = -128 / largest
-    d, d_float = half_and_float(1 / inverse)
+    inverse = number(-128, x) / largest
+    d, d_float = half_and_float(number(1, x) / inverse)
     scales = clamp(nearest_int(inverse * scale), None, 127)
     scales = ((scales & 255) ^ 128) - 128  # an int8 wraps
     quants = quantize_again(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.arrays import Array, field, join, namespace
+from quant_types.arrays import Array, field, join, namespace, number
 from quant_types.format import BlockFormat
 
 RECORD = np.dtype([("d", "<f2"), ("qs", "i1", 32)])
@@ -25,8 +25,8 @@ def dequantize(data: Array) -> Array:
 def quantize(x: Array, importance: Array | None = None) -> Array:
     """float32 `[blocks, 32]` -> uint8 `[blocks, 34]` (ggml `quantize_row_q8_0_ref`)."""
     xp = namespace(x)
-    d = xp.max(xp.abs(x), axis=1, keepdims=True) / 127
-    inverse = xp.where(d != 0, 1 / d, xp.zeros_like(d))
+    d = xp.max(xp.abs(x), axis=1, keepdims=True) / number(127, x)
+    inverse = xp.where(d != 0, number(1, x) / d, xp.zeros_like(d))
     v = x * inverse
     # C's roundf: half away from zero; where 1/d is infinite its conversion to int8 gives 0.
     q = xp.trunc(v)

@@ -16,6 +16,7 @@ from quant_types.arrays import (
     lowest,
     namespace,
     nearest_int,
+    number,
     selector,
     sum_rows,
 )
@@ -87,13 +88,13 @@ def search_min(
     start = low
     sum_w, sum_x = sum_rows(w), sum_rows(w * x)
 
-    inverse = top / (high - low)
-    scale = 1 / inverse
+    inverse = number(top, x) / (high - low)
+    scale = number(1, x) / inverse
     best_inverse, best_low = inverse, low
     zeros = xp.zeros_like(scale)
     best = error(_min_levels(x, inverse, low, x_low, high, top), scale, low)
     for numerator in steps.numerators():
-        inverse = numerator / (high - low)
+        inverse = number(numerator, x) / (high - low)
         levels = _min_levels(x, inverse, low, x_low, high, top)
         wl = w * levels
         sum_l = sum_rows(wl)
@@ -164,12 +165,13 @@ def search_symmetric(x: Array, w: Array, top: int) -> tuple[Array, Array]:
         return sum_lx, sum_rows(weighted)
 
     extreme = extreme_of(x)
-    best_inverse = -top / extreme
+    best_inverse = number(-top, x) / extreme
     sum_lx, sum_l2 = sums(best_inverse)
     scale = xp.where(sum_l2 != 0, sum_lx / sum_l2, xp.zeros_like(sum_l2))
     best = scale * sum_lx
     for step in [*range(-9, 0), *range(1, 10)]:
-        inverse = -float(np.float32(top) + np.float32(0.1) * np.float32(step)) / extreme
+        numerator = -float(np.float32(top) + np.float32(0.1) * np.float32(step))
+        inverse = number(numerator, x) / extreme
         sum_lx, sum_l2 = sums(inverse)
         choose = selector((sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2))
         new_scale = sum_lx / sum_l2
@@ -216,12 +218,14 @@ def search_positive(x: Array, w: Array, top: int) -> tuple[Array, Array]:
         largest = xp.where(largest > x[i], largest, x[i])
     zero = largest < GROUP_MAX_EPS
 
-    inverse = top / largest
-    best = error(1 / inverse, _as_uint8(nearest_int(inverse * x)))
+    one = number(1, x)
+    inverse = number(top, x) / largest
+    best = error(one / inverse, _as_uint8(nearest_int(inverse * x)))
     for step in [*range(-4, 0), *range(1, 5)]:
-        new_inverse = float(np.float32(0.1) * np.float32(step) + np.float32(top)) / largest
+        numerator = float(np.float32(0.1) * np.float32(step) + np.float32(top))
+        new_inverse = number(numerator, x) / largest
         quants = clamp(nearest_int(new_inverse * x), None, top)
-        new_error = error(1 / new_inverse, quants)
+        new_error = error(one / new_inverse, quants)
         better = new_error < best
         best = xp.where(better, new_error, best)
         inverse = xp.where(better, new_inverse, inverse)
@@ -275,7 +279,7 @@ def search_descent(x: Array, top: int) -> tuple[Array, Array]:
     xp = namespace(x)
     extreme = extreme_of(x)
     zero = xp.abs(extreme) < GROUP_MAX_EPS
-    levels = xp.astype(clamp(nearest_int(-top / extreme * x), -top, top - 1), xp.float32)
+    levels = xp.astype(clamp(nearest_int(number(-top, x) / extreme * x), -top, top - 1), xp.float32)
     w = x * x
     sum_lx = sum_rows(w * x * levels)
     sum_l2 = sum_rows(w * levels * levels)

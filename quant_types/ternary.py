@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quant_types.arrays import Array, namespace
+from quant_types.arrays import Array, namespace, number
 
 
 def digits(x: Array) -> tuple[Array, Array]:
@@ -18,7 +18,7 @@ def digits(x: Array) -> tuple[Array, Array]:
     """
     xp = namespace(x)
     d = xp.max(xp.abs(x), axis=1, keepdims=True)
-    inverse = xp.where(d != 0, 1 / d, xp.zeros_like(d))
+    inverse = xp.where(d != 0, number(1, x) / d, xp.zeros_like(d))
     v = x * inverse
     # C's lroundf: half away from zero; the digit of what is not finite comes out as 1.
     v = xp.where(xp.isfinite(v), v, xp.zeros_like(v))
