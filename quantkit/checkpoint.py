@@ -18,11 +18,18 @@ from typing import Any
 import numpy as np
 
 from quantkit import disk
-from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
+from quantkit.errors import (
+    CorruptFile,
+    ShardMissing,
+    SourceError,
+    SourceNotFound,
+    UnsupportedSource,
+)
 from quantkit.ggml_types import GGMLType, type_by_id, type_by_name
 from quantkit.gguf_file import Header, read_header
 from quantkit.splits import split_siblings
 
+LARGE = 1 << 30  # bytes
 INDEX = "model.safetensors.index.json"
 
 
@@ -69,9 +76,15 @@ class Files:
         self._fds: dict[Path, int] = {}
         for path in sorted(set(paths)):
             self._fds[path] = disk.open_read(path)
+        # a source that would push everything else out of memory gives its pages back
+        self._large = sum(os.fstat(fd).st_size for fd in self._fds.values()) > LARGE
 
     def __enter__(self) -> Files:
         return self
+
+    def locate(self, t: SourceTensor, row: int) -> tuple[int, int]:
+        """The descriptor of a tensor's file, and the offset of one of its rows there."""
+        return self._fds[t.path], t.offset + row * t.row_bytes
 
     def __exit__(self, *exc: object) -> None:
         for fd in self._fds.values():
@@ -99,7 +112,16 @@ class Files:
         return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, width)
 
     def _read(self, t: SourceTensor, offset: int, size: int) -> bytes:
-        data = disk.pread(self._fds[t.path], size, offset)
+        fd = self._fds[t.path]
+        try:
+            data = disk.pread(fd, size, offset)
+        except OSError as e:
+            raise SourceError(
+                f"{t.path}: tensor {t.name} cannot be read ({e.strerror}); "
+                "see to the disk and run it again"
+            ) from None
+        if self._large:
+            disk.forget(fd, offset, size)
         if len(data) != size:
             raise CorruptFile(
                 f"{t.path}: tensor {t.name} ends early: {size} bytes wanted, "

@@ -31,7 +31,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            typer.echo("stopped; nothing was left behind", err=True)
+            typer.echo("stopped; the same command goes on from here", err=True)
             sys.exit(130)
 
     def start(self, model: Model, plan: Plan) -> Callable[[int], None]:

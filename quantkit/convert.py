@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from quantkit import edits, pipeline
 from quantkit.errors import RecipeError, SourceNotFound
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
+from quantkit.outputs import check_outputs
 from quantkit.plan import PLAIN, Plan, Request, plan_conversion, plan_copy, plan_quantization
 from quantkit.recipes import find_recipe, needs_importance
 from quantkit.splits import NO_SPLITS, Splits
@@ -128,9 +129,9 @@ def _carry_out(
     if run.dry:
         run.report(model, plan)
         return plan
-    pipeline.check_outputs(plan, run.force)
+    check_outputs(plan, run.force)
     threads = run.threads or pipeline.default_threads()
-    pipeline.execute(plan, threads, run.report(model, plan), importance or {})
+    pipeline.execute(plan, threads, run.report(model, plan), importance or {}, run.force)
     return plan
 
 

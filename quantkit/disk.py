@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 _seek_lock = threading.Lock()
@@ -52,10 +54,102 @@ def open_read(path: Path) -> int:
     return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
 
-def open_write(path: Path) -> int:
-    """A descriptor for a new, empty file that is read and written at offsets."""
+def open_new(path: Path) -> int:
+    """A descriptor for a new, empty file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     return os.open(path, flags, 0o644)
+
+
+def open_append(path: Path) -> int:
+    """A descriptor whose writes go to the end of a file that exists."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+
+
+def open_locked(path: Path) -> int:
+    """A descriptor for a file, made if need be, that no other process can open so until it is
+    closed. Raises BlockingIOError if one has."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            _lock(fd)
+            if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except OSError as e:
+            os.close(fd)
+            if e.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                raise BlockingIOError(e.errno, os.strerror(e.errno), str(path)) from None
+            raise
+        os.close(fd)  # renamed or removed between the two calls: it is another file now
+
+
+def _lock(fd: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        locking, exclusively = getattr(msvcrt, "locking"), getattr(msvcrt, "LK_NBLCK")  # noqa: B009
+        os.lseek(fd, 1 << 62, os.SEEK_SET)
+        locking(fd, exclusively, 1)
+        return
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def sync(fd: int) -> None:
+    """Bring a file's data, and its size, to the disk."""
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
+def sync_directories(directories: Iterable[Path]) -> None:
+    """Bring renames to the disk, where the system can be asked to."""
+    for directory in directories:
+        try:
+            fd = os.open(directory, os.O_RDONLY)
+        except OSError:  # Windows cannot open a directory
+            continue
+        with contextlib.suppress(OSError):
+            os.fsync(fd)
+        os.close(fd)
+
+
+def copy_range(source: int, target: int, source_offset: int, offset: int, size: int) -> None:
+    """Copy bytes between files, inside the kernel where it can."""
+    while size > 0:
+        done = 0
+        if hasattr(os, "copy_file_range"):
+            try:
+                done = os.copy_file_range(source, target, size, source_offset, offset)
+            except OSError as e:
+                if e.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+        if done == 0:
+            data = pread(source, min(size, 1 << 22), source_offset)
+            if not data:
+                raise OSError(errno.EIO, "the input ends early")
+            pwrite(target, memoryview(data), offset)
+            done = len(data)
+        size, source_offset, offset = size - done, source_offset + done, offset + done
+
+
+def forget(fd: int, offset: int, size: int) -> None:
+    """Tell the system that these bytes of a file will not be read again."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a file from one that was changed since: its size and time."""
+    found = os.stat(path)
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def allocated(path: Path) -> int:
+    """Bytes that a file occupies on the disk; 0 if it is not there."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return 0
+    return getattr(found, "st_blocks", -(-found.st_size // 512)) * 512
 
 
 def free_bytes(directory: Path) -> int:

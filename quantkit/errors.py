@@ -18,6 +18,8 @@ QuantkitError
 ├── ImatrixError           an importance matrix that is damaged, incomplete, or of another model
 └── OutputError            the output cannot be written
     ├── OutputExists
+    ├── OutputInUse            another run is writing it
+    ├── JournalMismatch        what an earlier run left belongs to another job
     ├── DiskFull
     └── PlanError              the plan contradicts itself (a bug in quantkit, never the user's)
 """
@@ -93,6 +95,14 @@ class OutputError(QuantkitError):
 
 class OutputExists(OutputError):
     """The output is there already and --force was not given."""
+
+
+class OutputInUse(OutputError):
+    """Another run is writing the output."""
+
+
+class JournalMismatch(OutputError):
+    """What an earlier run left of the output belongs to another job."""
 
 
 class DiskFull(OutputError):

@@ -80,7 +80,7 @@ def test_what_was_chosen_is_said(checkpoint: Callable[[str], Path], here: Path) 
     assert "derived from the merges" in result.stderr
 
 
-def test_ctrl_c_leaves_nothing(
+def test_ctrl_c_says_how_to_go_on(
     checkpoint: Callable[[str], Path], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quantkit import pipeline
@@ -91,5 +91,10 @@ def test_ctrl_c_leaves_nothing(
     monkeypatch.setattr(pipeline, "_process", stop)
     result = run(app, ["quantize", str(checkpoint("mixtral-4x")), "-t", "Q4_K_M"])
     assert result.exit_code == 130
-    assert "nothing was left behind" in result.stderr
-    assert list(here.iterdir()) == []
+    assert "the same command goes on from here" in result.stderr
+    names = ["ckpt-Q4_K_M.gguf.journal", "ckpt-Q4_K_M.gguf.partial"]
+    assert sorted(p.name for p in here.iterdir()) == names
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert run(app, ["quantize", str(checkpoint("mixtral-4x")), "-t", "Q4_K_M"]).exit_code == 0
+    assert [p.name for p in here.iterdir()] == ["ckpt-Q4_K_M.gguf"]

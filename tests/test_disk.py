@@ -43,7 +43,7 @@ def test_reading_past_the_end_is_short(tmp_path: Path) -> None:
 def test_writes_that_the_system_cuts_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: whole(fd, data[:3], at))
-    fd = disk.open_write(tmp_path / "f")
+    fd = disk.open_new(tmp_path / "f")
     try:
         disk.pwrite(fd, memoryview(b"0123456789"), 2)
     finally:
@@ -52,7 +52,7 @@ def test_writes_that_the_system_cuts_short(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_reserved_space_reads_as_zeros(tmp_path: Path) -> None:
-    fd = disk.open_write(tmp_path / "f")
+    fd = disk.open_new(tmp_path / "f")
     try:
         disk.reserve(fd, 5000)
     finally:

@@ -77,7 +77,7 @@ def test_unsupported_architecture(broken: Broken, tmp_path: Path) -> None:
     edit_config(source, architectures=["MixtralForSequenceClassification"])
     fails(
         errors.UnsupportedArchitecture,
-        "'MixtralForSequenceClassification' & nearest: Mixtral & supported: Llama",
+        "'MixtralForSequenceClassification' & nearest: Mixtral & LlamaForCausalLM",
         source, tmp_path / "out",
     )  # fmt: skip
 
@@ -250,7 +250,7 @@ def test_no_room_is_known_before_the_first_byte(
     broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "free_bytes", lambda directory: 1_000_000)
-    monkeypatch.setattr(disk, "open_write", lambda path: pytest.fail("something was opened"))
+    monkeypatch.setattr(disk, "open_locked", lambda path: pytest.fail("something was opened"))
     fails(errors.DiskFull, "GB needed & 0.00 GB free", broken(), tmp_path / "out")
 
 

@@ -1,0 +1,247 @@
+"""The files that a run writes: `.partial` until whole, journalled, locked against a second run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from quantkit import disk
+from quantkit.errors import DiskFull, ModelError, OutputError, OutputExists, OutputInUse
+from quantkit.journal import Identity, Journal, Rows, identities
+from quantkit.plan import Plan, PlannedFile
+
+SYNC_SECONDS = 5.0  # how much work a power cut may cost
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+def journal_path(path: Path) -> Path:
+    """What of it is on disk."""
+    return path.with_name(path.name + ".journal")
+
+
+class OutputFile:
+    """One file in the making. Threads may `write`; one thread at a time may `sync`."""
+
+    def __init__(
+        self, planned: PlannedFile, fd: int, journal: Journal, resumed: bool = False
+    ) -> None:
+        self.planned, self._fd, self.journal, self.resumed = planned, fd, journal, resumed
+        self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
+        self._written: list[Rows] = []
+        self._lock = threading.Lock()
+
+    def has(self, tensor: str, row: int, count: int) -> bool:
+        """Whether an earlier run wrote these rows."""
+        return self.journal.has(self.tensors[tensor][0], row, count)
+
+    def write(self, tensor: str, row: int, count: int, data: memoryview) -> None:
+        """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
+        index, t = self.tensors[tensor]
+        self._put(data, t.offset + row * (len(data) // count))
+        self._note(index, row, count)
+
+    def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, row_bytes: int) -> None:
+        """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
+        index, t = self.tensors[tensor]
+        try:
+            disk.copy_range(fd, self._fd, offset, t.offset + row * row_bytes, count * row_bytes)
+        except OSError as e:
+            raise output_error(e, self.planned.path) from None
+        self._note(index, row, count)
+
+    def begin(self) -> None:
+        """Give the file its size and its header (again, if an earlier run did)."""
+        try:
+            disk.reserve(self._fd, self.planned.size)
+        except OSError as e:
+            raise output_error(e, self.planned.path) from None
+        self._put(memoryview(self.planned.header), 0)
+        disk.sync(self._fd)
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, then say so in the journal."""
+        with self._lock:
+            written, self._written = self._written, []
+        if written:
+            try:
+                disk.sync(self._fd)
+            except OSError as e:
+                raise output_error(e, self.planned.path) from None
+            self.journal.append(written)
+
+    def discard(self) -> None:
+        """Remove what there is of the file."""
+        partial_path(self.planned.path).unlink(missing_ok=True)
+        journal_path(self.planned.path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file and its journal, and of the lock with them."""
+        os.close(self._fd)
+        self.journal.close()
+
+    def _put(self, data: memoryview, offset: int) -> None:
+        try:
+            disk.pwrite(self._fd, data, offset)
+        except OSError as e:
+            raise output_error(e, self.planned.path) from None
+
+    def _note(self, index: int, row: int, count: int) -> None:
+        with self._lock:
+            self._written.append((index, row, count))
+
+
+def output_error(e: OSError, path: Path) -> OutputError:
+    """What the system says of a write, as an error with a name."""
+    if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return DiskFull(f"{path}: the disk is full ({e.strerror}); make room and run it again")
+    return OutputError(f"{path}: cannot be written ({e.strerror}); then run it again")
+
+
+def check_outputs(plan: Plan, force: bool) -> None:
+    """Everything about the outputs that can be known before the first byte.
+
+    Raises OutputExists, DiskFull, OutputError (no such directory; an input would be overwritten).
+    """
+    inputs = {t.path.resolve() for t in plan.sources.values()}
+    needed: dict[Path, int] = {}
+    for f in plan.files:
+        parent = f.path.resolve().parent
+        if not parent.is_dir():
+            raise OutputError(f"{parent}: no such directory; make it first")
+        if f.path.resolve() in inputs:
+            raise OutputError(f"{f.path} is the input; name another output with -o")
+        if f.path.exists() and not force and not journal_path(f.path).exists():
+            raise OutputExists(f"{f.path} exists already; --force overwrites it")
+        there = disk.allocated(partial_path(f.path))
+        needed[parent] = needed.get(parent, 0) + max(f.size - there, 0)
+    for parent, size in needed.items():
+        if size > (free := disk.free_bytes(parent)):
+            raise DiskFull(
+                f"{parent}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+                "make room, or name another disk with -o"
+            )
+
+
+@contextmanager
+def open_outputs(
+    plan: Plan, importance: Mapping[str, Any], force: bool
+) -> Iterator[list[OutputFile]]:
+    """The files of the plan that are not whole yet. Renamed if the body ends well.
+
+    If it does not, what is on disk stays for the next run, but for a model that is wrong (nothing
+    could ever come of it). Raises OutputInUse, OutputExists, JournalMismatch, DiskFull and
+    OutputError.
+    """
+    begun = _open_all(plan, identities(plan, importance), force)
+    try:
+        with _syncing(begun):
+            yield begun
+        for output in begun:
+            output.sync()
+        for output in begun:
+            output.journal.finish()
+        for output in begun:
+            os.replace(partial_path(output.planned.path), output.planned.path)
+        disk.sync_directories({f.path.parent for f in plan.files})
+        for f in plan.files:
+            journal_path(f.path).unlink(missing_ok=True)
+    except ModelError:
+        for output in begun:
+            output.discard()
+        raise
+    except BaseException:
+        for output in begun:
+            with suppress(OutputError):
+                output.sync()
+        raise
+    finally:
+        for output in begun:
+            output.close()
+
+
+def _open_all(plan: Plan, names: Mapping[Path, Identity], force: bool) -> list[OutputFile]:
+    begun: list[OutputFile] = []
+    try:
+        for f in plan.files:
+            if (output := _open(f, names[f.path], force)) is not None:
+                begun.append(output)
+    except BaseException:
+        for output in begun:
+            if not output.resumed:
+                output.discard()
+            output.close()
+        raise
+    return begun
+
+
+def _open(f: PlannedFile, identity: Identity, force: bool) -> OutputFile | None:
+    """A file to be written, begun anew or gone on with; None if an earlier run finished it."""
+    partial, journal = partial_path(f.path), journal_path(f.path)
+    try:
+        fd = disk.open_locked(partial)
+    except BlockingIOError:
+        raise OutputInUse(f"{f.path} is being written by another run; wait for it") from None
+    except OSError as e:
+        raise output_error(e, f.path) from None
+    output = None
+    try:
+        size = os.fstat(fd).st_size
+        found = None if force else Journal.resume(journal, identity)
+        if found is not None and found.complete and size == 0 and f.path.is_file():
+            found.close()  # the run died after the file had taken its name
+            return None
+        if found is not None and size == f.size:
+            output = OutputFile(f, fd, found, resumed=True)
+        elif f.path.exists() and not force:
+            raise OutputExists(f"{f.path} exists already; --force overwrites it")
+        else:
+            os.ftruncate(fd, 0)
+            output = OutputFile(f, fd, Journal.create(journal, identity))
+        output.begin()
+        return output
+    except OutputError:
+        if output is not None and not output.resumed:
+            output.discard()
+            output.journal.close()
+        output = None
+        raise
+    finally:
+        if output is None:
+            if os.fstat(fd).st_size == 0:
+                partial.unlink(missing_ok=True)
+            os.close(fd)
+
+
+@contextmanager
+def _syncing(outputs: list[OutputFile]) -> Iterator[None]:
+    """Sync every few seconds, beside the work. What goes wrong there is raised at the end."""
+    stop = threading.Event()
+    failed: list[OutputError] = []
+
+    def run() -> None:
+        while not stop.wait(SYNC_SECONDS):
+            try:
+                for output in outputs:
+                    output.sync()
+            except OutputError as e:
+                failed.append(e)
+                return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
