@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import read_json
-from quantkit.errors import CorruptFile, QuantkitError, TokenizerError
+from quantkit.errors import CorruptFile, TokenizerError
 from quantkit.gguf_file import KeyValue, parse_key_values
 from quantkit.rules import Architecture, Config, Key
-from quantkit.tokenizer import named_ids, read_vocabulary
+from quantkit.tokenizer import malformed, read_vocabulary
+from quantkit.vocab.rules import rules_for
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
     from quantkit.model import ModelTensor
-
-# CodeLlama, told by the size of its vocabulary (llama.cpp `conversion/llama.py`, set_vocab)
-_CODE_LLAMA = (32016, (("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010)))
 
 
 def checkpoint_metadata(
@@ -43,28 +40,26 @@ def checkpoint_metadata(
     writer.add_file_type(file_type)
     _add_keys(writer, late)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
-    with _malformed(TokenizerError, directory, "tokenizer files"):
-        vocab = read_vocabulary(directory, config.get("vocab_size"), pre)
-        if config.get("vocab_size") == _CODE_LLAMA[0]:
-            named_ids(vocab.special, _CODE_LLAMA[1])
+    notes = _add_vocabulary(writer, directory, arch, config, pre)
+    return encode(writer), notes
+
+
+def _add_vocabulary(
+    writer: GGUFWriter, directory: Path, arch: Architecture, config: Config, pre: str | None
+) -> tuple[str, ...]:
+    """`tokenizer.*`; the notes say what was chosen."""
+    named = config.values.get("architectures") or [""]
+    architecture = named[0] if named[0] in arch.hf_names else arch.hf_names[0]
+    size = config.get("vocab_size")
+    vocab = read_vocabulary(directory, size, pre, rules_for(architecture, size), architecture)
+    with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
         vocab.write(writer)
-    return encode(writer), tuple(vocab.notes)
-
-
-@contextmanager
-def _malformed(error: type[QuantkitError], directory: Path, what: str) -> Iterator[None]:
-    """Small files in which anything may stand: what trips over their contents is their fault."""
-    from yaml import YAMLError
-
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, YAMLError) as e:
-        reason = " ".join(str(e).split())
-        raise error(f"{directory}: malformed {what} ({type(e).__name__}: {reason})") from e
+        encode(writer)  # values are packed only as they are written
+    return tuple(vocab.notes)
 
 
 def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:
-    """The key-values that were added to `writer`, as bytes."""
+    """The key-values that were added to `writer` so far, as bytes."""
     from gguf.gguf_writer import WriterState
 
     buffer = io.BytesIO()
@@ -83,15 +78,16 @@ def _add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTen
     for t in tensors:
         writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), 0)
     total, shared, expert, expert_count = writer.get_total_parameter_count()
-    with _malformed(CorruptFile, directory, "README.md, whose front matter"):
+    with malformed(CorruptFile, f"{directory}: malformed README.md or generation_config.json"):
         found = Metadata.load(None, directory.resolve(), None, total)
-    generation = directory / "generation_config.json"
-    if generation.is_file() and found.sampling_penalty_repeat is None:
-        found.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
-    if found.size_label is None and total > 0:
-        found.size_label = size_label(total, shared, expert, expert_count)
-    writer.add_type("model")
-    found.set_gguf_meta_model(writer)
+        generation = directory / "generation_config.json"
+        if generation.is_file() and found.sampling_penalty_repeat is None:
+            found.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
+        if found.size_label is None and total > 0:
+            found.size_label = size_label(total, shared, expert, expert_count)
+        writer.add_type("model")
+        found.set_gguf_meta_model(writer)
+        encode(writer)  # values are packed only as they are written
 
 
 def _read_keys(

@@ -8,7 +8,7 @@ quantkit keeps its own reading because the gguf package on PyPI trails that of l
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,30 @@ TYPES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 @dataclass
 class SpecialTokens:
-    """What a tokenizer adds and where its special tokens are. Insertion order is the file's."""
+    """What a tokenizer adds and where its special tokens are. Insertion order is the file's.
+
+    `templates`: chat templates by name; "default" is the one that is used unasked.
+    `normalizer`: "lowercase" and "strip_accents", where the tokenizer does that.
+    """
 
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
-    chat_template: str | Sequence[Mapping[str, str]] | None = None
+    templates: dict[str, str] = field(default_factory=dict)
+    normalizer: dict[str, bool] = field(default_factory=dict)
 
 
-def read_special_tokens(directory: Path, n_vocab: int | None = None) -> SpecialTokens:
+def read_config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json; empty if there is none. Raises CorruptFile."""
+    return _optional(directory / "tokenizer_config.json") or {}
+
+
+def read_special_tokens(
+    directory: Path, n_vocab: int | None = None, template_file_wins: bool = False
+) -> SpecialTokens:
     """Read tokenizer.json, tokenizer_config.json, config.json and the chat template files.
 
-    Ids of `n_vocab` and above are left out. Raises CorruptFile, TokenizerError.
+    Ids of `n_vocab` and above are left out. `template_file_wins`: chat_template.jinja is preferred
+    to tokenizer_config.json. Raises CorruptFile, TokenizerError.
     """
     out = SpecialTokens()
     tokenizer = _optional(directory / "tokenizer.json")
@@ -41,8 +54,9 @@ def read_special_tokens(directory: Path, n_vocab: int | None = None) -> SpecialT
         names = _Names(dict(config or {}), config is not None)
         _read_post_processor(tokenizer.get("post_processor"), names, out.add, types)
         config = names.config if config is not None else None
+        _read_normalizer(tokenizer.get("normalizer"), out.normalizer)
+    out.templates = _templates(directory, config or {}, template_file_wins)
     if config is not None:
-        out.chat_template = _chat_template(directory, config)
         added = (tokenizer or {}).get("added_tokens") or []
         by_content = {t.get("content"): t.get("id") for t in reversed(added) if isinstance(t, dict)}
         for kind in types:
@@ -156,23 +170,60 @@ def _read_template(
             names.config["sep_token"] = names.eos
 
 
-def _chat_template(directory: Path, config: dict[str, Any]) -> Any:
-    """The template of tokenizer_config.json, else chat_template.jinja (with the named ones beside
+def _read_normalizer(step: dict[str, Any] | None, out: dict[str, bool]) -> None:
+    kind = (step or {}).get("type")
+    if step is None or kind is None:
+        return
+    if kind == "Lowercase":
+        out["lowercase"] = True
+    elif kind == "StripAccents":
+        out["strip_accents"] = True
+    elif kind == "BertNormalizer":
+        for name in ("lowercase", "strip_accents"):
+            if isinstance(step.get(name), bool):
+                out[name] = step[name]
+    elif kind == "Sequence":
+        for inner in step.get("normalizers", []):
+            _read_normalizer(inner, out)
+
+
+def _templates(directory: Path, config: dict[str, Any], file_wins: bool) -> dict[str, str]:
+    """The templates of tokenizer_config.json, else chat_template.jinja (with the named ones beside
     it), else chat_template.json."""
-    if isinstance(config.get("chat_template"), str | list):
-        return config["chat_template"]
+    places = [_template_of_config, _templates_of_files]
+    for read in reversed(places) if file_wins else places:
+        if found := read(directory, config):
+            return found
+    return {}
+
+
+def _template_of_config(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    return _by_name(config.get("chat_template"))
+
+
+def _templates_of_files(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     jinja, as_json = directory / "chat_template.jinja", directory / "chat_template.json"
     if jinja.is_file():
-        text = jinja.read_text(encoding="utf-8")
         more = sorted((directory / "additional_chat_templates").glob("*.jinja"))
-        if not more:
-            return text
         named = [{"name": t.stem, "template": t.read_text(encoding="utf-8")} for t in more]
-        return [{"name": "default", "template": text}, *named]
-    if as_json.is_file():
-        template = read_json(as_json).get("chat_template")
-        return template if isinstance(template, str | list) else None
-    return None
+        text = jinja.read_text(encoding="utf-8")
+        return _by_name([{"name": "default", "template": text}, *named])
+    return _by_name(read_json(as_json).get("chat_template")) if as_json.is_file() else {}
+
+
+_IN_NAMES = string.ascii_letters + string.digits
+
+
+def _by_name(value: Any) -> dict[str, str]:
+    """One template, or a list of named ones; names are kept to letters, digits and underscores."""
+    if isinstance(value, str):
+        return {"default": value}
+    out: dict[str, str] = {}
+    for entry in value if isinstance(value, list) else []:
+        name, template = str(entry.get("name", "")), entry.get("template")
+        if name and isinstance(template, str):
+            out["".join(c if c in _IN_NAMES else "_" for c in name)] = template
+    return out
 
 
 def read_merges(tokenizer: dict[str, Any]) -> list[str]:

@@ -1,288 +1,214 @@
 """The vocabulary of a checkpoint as llama.cpp keeps it: tokens, scores, types, merges.
 
-Three kinds, tried in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
+Tried in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
 
 1. `tokenizer.model`: a SentencePiece vocabulary, as it is.
 2. `tokenizer.json` with byte fallback: a SentencePiece vocabulary that lost its scores. llama.cpp
    gives every piece the same one and then splits text differently from the model; here they are
    derived from the merges.
 3. any other BPE `tokenizer.json`: byte-level BPE with its merges.
+4. `vocab.json` with `merges.txt`, and tiktoken ranks: byte-level BPE in older files.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import read_json
-from quantkit.errors import TokenizerError
-from quantkit.pretokenizer import find_pre
-from quantkit.special_tokens import SpecialTokens, read_merges, read_special_tokens
+from quantkit.errors import QuantkitError, TokenizerError
+from quantkit.special_tokens import SpecialTokens, read_config, read_merges, read_special_tokens
+from quantkit.vocab import byte_level, sentencepiece, tiktoken
+from quantkit.vocab.byte_level import ByteLevel
+from quantkit.vocab.rules import VocabRules
+from quantkit.vocab.sentencepiece import Pieces
+from quantkit.vocab.tokens import TokenType
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 
-class TokenType(IntEnum):
-    """llama.cpp's token types (llama.h `llama_token_type`)."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-SPACE = "\u2581"  # SentencePiece's visible space
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
 @dataclass
 class Vocabulary:
-    """One vocabulary. `scores` is None for BPE, `merges` is None for SentencePiece."""
+    """One vocabulary. `scores` is None for byte-level BPE, `merges` is None for SentencePiece.
 
-    model: str  # tokenizer.ggml.model: "llama" or "gpt2"
-    pre: str  # tokenizer.ggml.pre
+    `space_prefix` is written first; what `late_...` holds is written last, over what was said
+    before. Ids are by kind ("bos", "eot" ...), as are flags (`add_bos_token` ...).
+    """
+
+    model: str  # tokenizer.ggml.model: "llama", "gpt2" or "gemma4"
+    pre: str  # tokenizer.ggml.pre; "" leaves the key out
     tokens: list[str]
     types: list[int]
     scores: list[float] | None = None
     merges: list[str] | None = None
-    add_space_prefix: bool | None = None
+    space_prefix: bool | None = None
     special: SpecialTokens = field(default_factory=SpecialTokens)
+    late_ids: dict[str, int] = field(default_factory=dict)
+    late_add: dict[str, bool] = field(default_factory=dict)
+    late_space_prefix: bool | None = None
     notes: list[str] = field(default_factory=list)
 
     def write(self, writer: GGUFWriter) -> None:
         """Add the vocabulary's keys, in llama.cpp's order."""
-        if self.add_space_prefix is not None:
-            writer.add_add_space_prefix(self.add_space_prefix)
+        if self.space_prefix is not None:
+            writer.add_add_space_prefix(self.space_prefix)
         writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.pre)
+        if self.pre:
+            writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
         if self.scores is not None:
             writer.add_token_scores(self.scores)
         writer.add_token_types(self.types)
         if self.merges:
             writer.add_token_merges(self.merges)
-        for kind, token_id in self.special.ids.items():
-            getattr(writer, f"add_{kind}_token_id")(token_id)
-        for kind, flag in self.special.add.items():
-            if add := getattr(writer, f"add_add_{kind}_token", None):
-                add(flag)
-        if self.special.chat_template is not None:
-            writer.add_chat_template(self.special.chat_template)
+        _write_ids(writer, self.special.ids)
+        _write_flags(writer, self.special.add)
+        _write_templates(writer, self.special.templates)
+        for name, flag in self.special.normalizer.items():
+            writer.add_bool(f"tokenizer.ggml.normalizer.{name}", flag)
+        _write_ids(writer, self.late_ids)
+        _write_flags(writer, self.late_add)
+        if self.late_space_prefix is not None:
+            writer.add_add_space_prefix(self.late_space_prefix)
 
 
-def read_vocabulary(directory: Path, vocab_size: int, pre: str | None = None) -> Vocabulary:
-    """The vocabulary of a checkpoint directory, padded to `vocab_size` tokens.
+def _write_ids(writer: GGUFWriter, ids: Mapping[str, int]) -> None:
+    for kind, token_id in ids.items():
+        if add := getattr(writer, f"add_{kind}_token_id", None):  # there is none for "cls"
+            add(token_id)
 
-    `pre` overrules the name of a BPE pre-tokenizer. Raises TokenizerError, CorruptFile.
+
+def _write_flags(writer: GGUFWriter, flags: Mapping[str, bool]) -> None:
+    for kind, flag in flags.items():
+        if add := getattr(writer, f"add_add_{kind}_token", None):
+            add(flag)
+
+
+def _write_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
+    """The default template, and the named ones with the list of their names."""
+    named = {name: text for name, text in templates.items() if name != "default"}
+    for name, text in named.items():
+        writer.add_string(f"tokenizer.chat_template.{name}", text)
+    if named:
+        writer.add_array("tokenizer.chat_templates", sorted(named))
+    if "default" in templates:
+        writer.add_chat_template(templates["default"])
+
+
+def read_vocabulary(
+    directory: Path, vocab_size: int | None, pre: str | None = None,
+    rules: VocabRules | None = None, architecture: str = "",
+) -> Vocabulary:  # fmt: skip
+    """The vocabulary of a checkpoint directory, padded to `vocab_size` tokens (None: as many as
+    there are). `pre` overrules the name of a BPE pre-tokenizer; `rules` are the family's.
+
+    Raises TokenizerError, CorruptFile.
     """
-    if (directory / "tokenizer.model").is_file():
-        return _sentencepiece(directory, vocab_size)
+    with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
+        return _read(directory, vocab_size, pre, rules or VocabRules(), architecture)
+
+
+@contextmanager
+def malformed(error: type[QuantkitError], what: str) -> Iterator[None]:
+    """Small files in which anything may stand: what trips over their contents is their fault.
+
+    The bodies read and interpret files and do nothing else.
+    """
+    try:
+        yield
+    except QuantkitError:
+        raise
+    except Exception as e:
+        reason = " ".join(str(e).split())
+        raise error(f"{what} ({type(e).__name__}: {reason})") from e
+
+
+def _read(
+    directory: Path, size: int | None, pre: str | None, rules: VocabRules, architecture: str
+) -> Vocabulary:
+    if size is not None:
+        size = -(-size // rules.round_to) * rules.round_to
+    found = _read_tokens(directory, size, pre, rules, architecture)
+    if isinstance(found, Pieces):
+        vocab = Vocabulary(
+            rules.model or "llama", "" if rules.model else "default", found.tokens, found.types,
+            found.scores, space_prefix=found.space_prefix, notes=found.notes,
+        )  # fmt: skip
+        if rules.model:  # such a model joins by merges all the same
+            vocab.merges = read_merges(read_json(directory / "tokenizer.json"))
+        n_vocab = len(vocab.tokens)
+        vocab.special = read_special_tokens(directory, n_vocab, rules.template_file_wins)
+    else:
+        vocab = Vocabulary(
+            "gpt2", found.pre, found.tokens, found.types, merges=found.merges, notes=found.notes
+        )
+        vocab.special = read_special_tokens(directory, None, rules.template_file_wins)
+    _apply(rules, vocab, read_config(directory))
+    return vocab
+
+
+def _read_tokens(
+    directory: Path, size: int | None, pre: str | None, rules: VocabRules, architecture: str
+) -> Pieces | ByteLevel:
     path = directory / "tokenizer.json"
-    if not path.is_file():
+    if (directory / "tokenizer.model").is_file() and not (rules.model and path.is_file()):
+        return sentencepiece.from_model(directory, size, rules.added)
+    if path.is_file():
+        tokenizer = read_json(path)
+        model = _checked_model(path, tokenizer)
+        if model.get("byte_fallback"):
+            return sentencepiece.from_merges(directory, tokenizer, size, rules.added)
+    elif kind := tiktoken.find(directory):
+        return tiktoken.read(directory, kind, size, pre)
+    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        tokenizer = byte_level.from_vocab_and_merges(directory)
+    else:
         raise TokenizerError(f"{directory}: neither tokenizer.model nor tokenizer.json is there")
-    tokenizer = read_json(path)
+    return byte_level.from_json(directory, tokenizer, size, pre, rules.pre, architecture)
+
+
+def _checked_model(path: Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     model = tokenizer.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else None
+    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or kind != "BPE":
         raise TokenizerError(f"{path}: a {kind} tokenizer; BPE and SentencePiece are read")
     if not isinstance(model.get("vocab"), dict) or not all(
         isinstance(i, int) and i >= 0 for i in model["vocab"].values()
     ):
         raise TokenizerError(f"{path}: its vocabulary is not a table of pieces and ids")
-    if model.get("byte_fallback"):
-        return _from_merges(directory, tokenizer, vocab_size)
-    return _byte_level(directory, tokenizer, vocab_size, pre)
+    return model
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    path = directory / "tokenizer_config.json"
-    return read_json(path) if path.is_file() else {}
+def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> None:
+    """The family's differences."""
+    ids = {token: i for i, token in reversed([*enumerate(vocab.tokens)])}
 
+    def token_id(token: int | str) -> int | None:
+        if isinstance(token, int):
+            return token
+        if token.startswith("{"):
+            entry = config.get(token[1:-1])
+            token = str(entry.get("content") if isinstance(entry, dict) else entry)
+        return ids.get(token)
 
-def looks_special(token: str) -> bool:
-    """Tokens that act as control tokens though their files do not say so (llama.cpp's list)."""
-    return (
-        token in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
-        or (token.startswith("<|") and token.endswith("|>"))
-        or (token.startswith("<\uff5c") and token.endswith("\uff5c>"))
-        or (token.startswith("<unused") and token.endswith(">"))
-    )
-
-
-def _added(token: str, special: bool) -> tuple[str, TokenType]:
-    if special or looks_special(token):
-        return token, TokenType.CONTROL
-    return token.replace(SPACE, " "), TokenType.USER_DEFINED  # llama.cpp wants it normalized
-
-
-# --- SentencePiece ----------------------------------------------------------------------------
-
-
-def _sentencepiece(directory: Path, vocab_size: int) -> Vocabulary:
-    from sentencepiece import SentencePieceProcessor
-
-    path = directory / "tokenizer.model"
-    sp = SentencePieceProcessor()
-    try:
-        sp.LoadFromFile(str(path))
-    except (RuntimeError, OSError) as e:
-        raise TokenizerError(f"{path}: not a SentencePiece model ({str(e).strip()})") from None
-
-    def piece(i: int) -> tuple[str, float, TokenType]:
-        kind = TokenType.NORMAL
-        for test, found in (
-            (sp.IsUnknown, TokenType.UNKNOWN), (sp.IsControl, TokenType.CONTROL),
-            (sp.IsUnused, TokenType.UNUSED), (sp.IsByte, TokenType.BYTE),
-        ):  # fmt: skip
-            if test(i):
-                kind = found
-                break
-        return sp.IdToPiece(i), sp.GetScore(i), kind
-
-    pieces = {i: piece(i) for i in range(sp.vocab_size())}
-    prefix = _config(directory).get("add_prefix_space")
-    return _scored(directory, pieces, vocab_size, prefix, [])
-
-
-def _from_merges(directory: Path, tokenizer: dict[str, Any], vocab_size: int) -> Vocabulary:
-    """A tokenizer.json that was a SentencePiece model once.
-
-    SentencePiece joins the neighbours whose joint piece has the best score; a BPE tokenizer joins
-    those whose merge stands first. So the n-th piece that a merge makes gets the score -n, and the
-    pieces that no merge makes follow in the order of their ids, as in the original.
-    """
-    vocab: dict[str, int] = tokenizer["model"]["vocab"]
-    added = [t for t in tokenizer.get("added_tokens") or [] if isinstance(t, dict)]
-    specials = {t["content"] for t in added if t.get("special")}
-    unknown = tokenizer["model"].get("unk_token") or _content(_config(directory).get("unk_token"))
-
-    merged: dict[str, None] = {}
-    for left, _, right in (m.partition(" ") for m in read_merges(tokenizer)):
-        merged.setdefault((left + right).replace("\u0120", " "))
-    outside = {t["content"] for t in added} | {p for p in vocab if _BYTE.fullmatch(p)}
-    plain = (p for p, _ in sorted(vocab.items(), key=lambda item: item[1]))
-    ranked = [*merged, *(p for p in plain if p not in merged and p not in outside)]
-    scores = {p: -float(n) for n, p in enumerate(ranked)}
-
-    pieces = {}
-    for p, i in vocab.items():
-        kind = TokenType.NORMAL
-        if p == unknown:
-            kind = TokenType.UNKNOWN
-        elif _BYTE.fullmatch(p):
-            kind = TokenType.BYTE
-        elif p in specials:
-            kind = TokenType.CONTROL
-        pieces[i] = (p, scores.get(p, 0.0), kind)
-    for t in added:
-        if t["content"] not in vocab:
-            text, kind = _added(t["content"], bool(t.get("special")))
-            pieces[int(t["id"])] = (text, -1000.0, kind)
-    prefix = _config(directory).get("add_prefix_space")
-    if prefix is None and not _prepends_space(tokenizer):
-        prefix = False
-    note = f"scores of {len(merged)} pieces derived from the merges of tokenizer.json"
-    return _scored(directory, pieces, vocab_size, prefix, [note])
-
-
-def _content(entry: Any) -> Any:
-    return entry.get("content") if isinstance(entry, dict) else entry
-
-
-def _prepends_space(tokenizer: dict[str, Any]) -> bool:
-    """Whether the tokenizer puts a space before the text, as SentencePiece does by default."""
-    steps = []
-    for name, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
-        step = tokenizer.get(name) or {}
-        steps += step.get(inner, [step])
-    return any(
-        s.get("type") == "Prepend"
-        or (s.get("type") == "Metaspace" and s.get("prepend_scheme", "always") != "never")
-        for s in steps
-    )
-
-
-def _scored(
-    directory: Path, pieces: dict[int, tuple[str, float, TokenType]], vocab_size: int,
-    prefix: Any, notes: list[str],
-) -> Vocabulary:  # fmt: skip
-    """Pieces, then what added_tokens.json and tokenizer_config.json say of single ids, padded.
-
-    llama.cpp `conversion/base.py`, _create_vocab_sentencepiece.
-    """
-    tokens = [f"[PAD{i}]" for i in range(vocab_size)]
-    scores = [-10000.0] * vocab_size
-    types = [int(TokenType.UNUSED)] * vocab_size
-
-    def put(i: int, token: str, score: float, kind: TokenType) -> None:
-        if 0 <= i < vocab_size:
-            tokens[i], scores[i], types[i] = token, score, int(kind)
-
-    for i, (token, score, kind) in pieces.items():
-        put(i, token, score, kind)
-    extra = directory / "added_tokens.json"
-    for token, i in (read_json(extra) if extra.is_file() else {}).items():
-        put(int(i), token, -1000.0, TokenType.USER_DEFINED)
-    for i, entry in (_config(directory).get("added_tokens_decoder") or {}).items():
-        token, kind = _added(entry["content"], bool(entry.get("special")))
-        put(int(i), token, -1000.0, kind)
-    dropped = sum(i >= vocab_size for i in pieces)
-    if dropped:
-        notes.append(f"{dropped} pieces past the model's {vocab_size} tokens are left out")
-    special = read_special_tokens(directory, n_vocab=vocab_size)
-    return Vocabulary(
-        "llama", "default", tokens, types, scores,
-        add_space_prefix=prefix if isinstance(prefix, bool) else None,
-        special=special, notes=notes,
-    )  # fmt: skip
-
-
-# --- byte-level BPE -----------------------------------------------------------------------------
-
-
-def _byte_level(
-    directory: Path, tokenizer: dict[str, Any], vocab_size: int, pre: str | None
-) -> Vocabulary:
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    name, why = (pre, "given") if pre else find_pre(tokenizer, path)
-    try:
-        hf = Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: {e}") from None
-    by_id = {i: token for token, i in hf.get_vocab(with_added_tokens=True).items()}
-    if by_id and max(by_id) >= vocab_size:
-        raise TokenizerError(
-            f"{path}: token id {max(by_id)} is past config.json's vocab_size {vocab_size}"
-        )
-    added = hf.get_added_tokens_decoder()
-    tokens, types = [], []
-    for i in range(vocab_size):
-        token, kind = by_id.get(i), TokenType.NORMAL
-        if token is None:
-            token, kind = f"[PAD{i}]", TokenType.UNUSED
-        elif i in added:
-            if not added[i].normalized:
-                ids = hf.encode(token, add_special_tokens=False).ids
-                token = hf.decode(ids, skip_special_tokens=False)
-            token, kind = _added(token, added[i].special)
-        tokens.append(token)
-        types.append(int(kind))
-    return Vocabulary(
-        "gpt2", name, tokens, types, merges=read_merges(tokenizer),
-        special=read_special_tokens(directory), notes=[f"pre-tokenizer {name}: {why}"],
-    )  # fmt: skip
-
-
-def named_ids(special: SpecialTokens, ids: Iterable[tuple[str, int]]) -> None:
-    """Give special tokens fixed ids, where they have none yet."""
-    for kind, token_id in ids:
-        special.ids.setdefault(kind, token_id)
+    for kind, token in rules.ids:
+        if (i := token_id(token)) is not None:
+            vocab.special.ids.setdefault(kind, i)
+    found = ((kind, token_id(token)) for kind, token in rules.late_ids)
+    vocab.late_ids = {kind: i for kind, i in found if i is not None}
+    vocab.late_add = dict(rules.add)
+    prefix = config.get("add_prefix_space")
+    if rules.config_space_prefix and isinstance(prefix, bool):
+        if rules.config_space_prefix == "first":
+            vocab.space_prefix = prefix
+        else:
+            vocab.late_space_prefix = prefix
+    if rules.space_prefix is not None:
+        vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
+    for token in rules.shown:
+        if (i := ids.get(token)) is not None:
+            vocab.types[i] = int(TokenType.USER_DEFINED)

@@ -1,0 +1,152 @@
+"""What single families do differently with their vocabularies, as rows.
+
+A family without a row takes what its files say (`VocabRules()`). Facts of the `set_vocab` methods
+of llama.cpp's converter (`conversion/*.py`, MIT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """How tokens are added to a SentencePiece vocabulary: from which files, later ones winning.
+
+    `plain`: each becomes CONTROL if it is special, else USER_DEFINED, as it is written; otherwise
+    tokens that look special are CONTROL too, and U+2581 is a space. `unknown`: the special token
+    that is called `unk_token` is UNKNOWN.
+    """
+
+    files: tuple[str, ...] = ("added_tokens.json", "tokenizer_config.json")
+    plain: bool = False
+    score: float = -1000.0
+    special_score: float = -1000.0
+    unknown: bool = False
+
+
+@dataclass(frozen=True)
+class VocabRules:
+    """One family's differences.
+
+    `names`: `architectures` of config.json. `size`: the row holds for this vocabulary size only.
+    `pre`: the one pre-tokenizer that llama.cpp knows for the family.
+    `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first" or "last".
+    `space_prefix`: what is written last, whatever the files say.
+    `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
+    is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
+    in the vocabulary has no effect.
+    `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
+    `shown`: texts that are shown, though the files call them special. `template_file_wins`:
+    chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
+    """
+
+    names: tuple[str, ...] = ()
+    size: int | None = None
+    pre: str = ""
+    config_space_prefix: str = ""
+    space_prefix: bool | None = None
+    ids: tuple[tuple[str, str], ...] = ()
+    late_ids: tuple[tuple[str, int | str], ...] = ()
+    add: tuple[tuple[str, bool], ...] = ()
+    round_to: int = 1
+    added: AddedTokens = AddedTokens()
+    template_file_wins: bool = False
+    model: str = ""
+    shown: tuple[str, ...] = ()
+
+
+_LLAMA = VocabRules(
+    names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
+           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM"),
+    config_space_prefix="first",
+)  # fmt: skip
+_GRANITE = replace(
+    _LLAMA, names=("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
+    pre="refact",
+)  # fmt: skip
+
+
+def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
+    """A row and its two sizes that mean a model: CodeLlama's, and the first Granite's."""
+    code = (("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010))
+    return (
+        replace(row, size=32016, late_ids=code),
+        replace(row, size=49152, add=(("bos", False),)),
+        row,
+    )
+
+
+_GLM = VocabRules(
+    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM"),
+    pre="glm4",
+    ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"),
+         ("eom", "<|observation|>")),
+)  # fmt: skip
+_END = "<|endoftext|>"
+
+RULES: tuple[VocabRules, ...] = (
+    *_llama_like(_LLAMA),
+    *_llama_like(_GRANITE),
+    *_llama_like(replace(_LLAMA, names=("AfmoeForCausalLM",), pre="afmoe")),
+    VocabRules(
+        names=("ArcticForCausalLM",),
+        added=AddedTokens(("tokenizer_config.json",), plain=True, score=-10000.0,
+                          special_score=0.0, unknown=True),
+    ),
+    VocabRules(
+        names=("Phi3ForCausalLM", "PhiMoEForCausalLM", "PhimoeForCausalLM"),
+        added=AddedTokens(("added_tokens.json", "tokenizer_config.json", "tokenizer.json"),
+                          plain=True),
+    ),
+    VocabRules(names=("Ernie4_5_ForCausalLM", "Ernie4_5ForCausalLM", "Ernie4_5_MoeForCausalLM"),
+               config_space_prefix="last"),
+    VocabRules(
+        names=("GemmaForCausalLM",), space_prefix=False,
+        late_ids=(("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)),
+    ),
+    VocabRules(names=("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+               space_prefix=False),
+    VocabRules(
+        names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), model="gemma4",
+        space_prefix=False, add=(("bos", True),),
+        shown=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
+               "<tool_response|>", '<|"|>'),
+    ),
+    _GLM,
+    replace(_GLM, names=("Glm4ForCausalLM",),
+            ids=(("eos", _END), ("eot", "<|user|>"), ("unk", _END), ("bos", _END))),
+    VocabRules(
+        names=("SolarOpenForCausalLM",), pre="solar-open",
+        ids=(("eos", _END), ("eot", _END), ("unk", "<unk>"), ("bos", "<|startoftext|>")),
+    ),
+    VocabRules(names=("NemotronHForCausalLM",), pre="pixtral", round_to=8),
+    VocabRules(names=("GraniteMoeHybridForCausalLM", "BambaForCausalLM"), round_to=8),
+    VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", "<|bos|>"),)),
+    VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
+               late_ids=(("eos", "{eos_token}"),)),
+    VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
+    VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
+    VocabRules(names=("BailingMoeV2ForCausalLM",), pre="bailingmoe2"),
+    VocabRules(names=("LLaDAMoEModel", "LLaDAMoEModelLM"), pre="llada-moe"),
+    VocabRules(names=("DeepseekForCausalLM", "DeepseekV2ForCausalLM"), pre="deepseek-llm"),
+    VocabRules(names=("GrokForCausalLM", "Grok1ForCausalLM"), pre="grok-2"),
+    VocabRules(names=("MiniMaxM2ForCausalLM",), pre="minimax-m2"),
+    VocabRules(names=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"), pre="llama4"),
+    VocabRules(names=("OlmoForCausalLM", "OlmoeForCausalLM"), pre="olmo"),
+    VocabRules(names=("Exaone4ForCausalLM",), pre="exaone4"),
+    VocabRules(names=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"), pre="exaone-moe"),
+    VocabRules(names=("Lfm2ForCausalLM", "Lfm2MoeForCausalLM"), pre="lfm2"),
+    VocabRules(names=("Cohere2MoeForCausalLM",), pre="cohere2moe"),
+    VocabRules(names=("FalconH1ForCausalLM",), pre="falcon-h1"),
+)  # fmt: skip
+
+_keys = [(name, row.size) for row in RULES for name in row.names]
+if len(set(_keys)) != len(_keys):
+    raise RuntimeError("a family has two rows of vocabulary rules")
+
+
+def rules_for(architecture: str, vocab_size: int) -> VocabRules:
+    """The row of an architecture (as config.json names it), or what holds without one."""
+    rows = (r for r in RULES if architecture in r.names and r.size in (None, vocab_size))
+    return next(rows, VocabRules())
