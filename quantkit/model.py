@@ -108,7 +108,11 @@ def _read_config(directory: Path) -> tuple[Architecture, Config]:
     raw = read_json(path)
     arch = find(_architecture_name(raw, directory))
     text = raw.get("text_config")  # the text part of a model of several modes
-    config = Config({**arch.defaults, **raw, **(text if isinstance(text, dict) else {})}, str(path))
+    values = {**arch.defaults, **raw, **(text if isinstance(text, dict) else {})}
+    for ours, theirs in arch.aliases.items():
+        if (value := Config(values).find(theirs)) is not None:
+            values[ours] = value
+    config = Config(values, str(path))
     for expect in arch.expects:
         expect.check(config)
     return arch, config

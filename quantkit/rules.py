@@ -44,13 +44,14 @@ class Config:
         the value is not `kind`.
         """
         for name in names:
-            if (value := self._find(name)) is not None:
+            if (value := self.find(name)) is not None:
                 return self.typed(name, value, kind)
         if default is _REQUIRED:
             raise ConfigError(f"{self.where}: '{names[0]}' is missing")
         return default
 
-    def _find(self, name: str) -> Any:
+    def find(self, name: str) -> Any:
+        """Whatever stands under `name`, or None."""
         value: Any = self.values
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -374,6 +375,8 @@ class Architecture:
     expert_order: tuple[str, ...] = ()
     # names of source tensors that are dropped, as regular expressions
     drops: tuple[str, ...] = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
+    # our name of a config key -> the family's own; `a.b` is key b of table a
+    aliases: Mapping[str, str] = field(default_factory=dict)
     # what transformers assumes where config.json is silent
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # tensors computed from the config: name -> float32 values, or None where there is none

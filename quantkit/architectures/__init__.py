@@ -4,11 +4,41 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from quantkit.architectures import deepseek, glm, llama, qwen
+from quantkit.architectures import (
+    bailing,
+    dbrx,
+    deepseek,
+    dots1,
+    gemma,
+    glm,
+    gpt_oss,
+    granite,
+    grok,
+    llama,
+    minimax,
+    olmoe,
+    phimoe,
+    qwen,
+)
 from quantkit.errors import UnsupportedArchitecture
 from quantkit.rules import Architecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (*llama.FAMILY, *qwen.FAMILY, *deepseek.FAMILY, *glm.FAMILY)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *bailing.FAMILY,
+    *dbrx.FAMILY,
+    *deepseek.FAMILY,
+    *dots1.FAMILY,
+    *gemma.FAMILY,
+    *glm.FAMILY,
+    *gpt_oss.FAMILY,
+    *granite.FAMILY,
+    *grok.FAMILY,
+    *llama.FAMILY,
+    *minimax.FAMILY,
+    *olmoe.FAMILY,
+    *phimoe.FAMILY,
+    *qwen.FAMILY,
+)
 
 _BY_NAME = {name: arch for arch in ARCHITECTURES for name in arch.hf_names}
 if len(_BY_NAME) != sum(len(arch.hf_names) for arch in ARCHITECTURES):

@@ -4,6 +4,7 @@ converter (`conversion/base.py`, TextModel.set_gguf_parameters), and rows that r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import ConfigError
@@ -14,6 +15,7 @@ from quantkit.rules import (
     Key,
     Map,
     RowMap,
+    edited,
     halves,
     linear,
     rotary,
@@ -137,6 +139,12 @@ def optional_key(name: str, *config: str, kind: str = "UINT32") -> Key:
     return Key("{arch}." + name, config, kind, default=None)
 
 
+def text_keys(*order: str) -> tuple[Key, ...]:
+    """The keys of TEXT_KEYS with these last parts of their names, in this order."""
+    by_name = {key.name.rpartition(".")[2]: key for key in TEXT_KEYS}
+    return tuple(by_name[name] for name in order)
+
+
 ROPE_DIMENSION = Key("{arch}.rope.dimension_count", lambda c: c.head_dim)
 EXPERT_FFN = Key("{arch}.expert_feed_forward_length", "moe_intermediate_size")
 LEADING_DENSE = Key("{arch}.leading_dense_block_count", "first_k_dense_replace")
@@ -183,6 +191,11 @@ def expert_dims(ffn: str = "moe_intermediate_size") -> dict[str, Dim]:
         "expert_ffn": lambda c: c.get(ffn),
         "2expert_ffn": lambda c: 2 * c.get(ffn),
     }
+
+
+def shifted(*maps: Map) -> tuple[Map, ...]:
+    """Norms whose weights are kept as their distance from one."""
+    return tuple(replace(m, rows=edited(m.rows, ("add", 1.0))) for m in maps)
 
 
 EMBEDDINGS = (

@@ -19,7 +19,6 @@ from quantkit.architectures.common import (
     LEADING_DENSE,
     MTP_LAYERS,
     NEXTN_KEY,
-    nextn_layers,
     NEXTN_MAPS,
     NORMS,
     RMS_NORM,
@@ -32,6 +31,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    nextn_layers,
     no_key,
     optional_key,
     router,
@@ -49,7 +49,6 @@ from quantkit.rules import (
     linear,
     piece,
     vector,
-    whole,
 )
 
 ATTN = f"{L}.self_attn"

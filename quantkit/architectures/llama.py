@@ -11,9 +11,11 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
+    DROPS,
     EMBEDDINGS,
     GATE_DOWN_UP,
     NORMS,
+    OTHER_MODES,
     ROPE_DIMENSION,
     SILU,
     TEXT_KEYS,
@@ -25,9 +27,10 @@ from quantkit.architectures.common import (
     experts,
     gated_mlp,
     router,
+    transposed_experts,
 )
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect
+from quantkit.rules import Architecture, Config, Expect, Key
 
 OLD = f"{L}.block_sparse_moe"
 
@@ -98,4 +101,45 @@ MIXTRAL = replace(
     expert_order=GATE_DOWN_UP,
 )
 
-FAMILY = (LLAMA, MIXTRAL)
+FF = f"{L}.feed_forward"
+
+
+def _sparse(config: Config, bid: int) -> bool:
+    """Every `interleave_moe_layer_step`th layer of Llama 4 has experts."""
+    return bool((bid + 1) % config.get("interleave_moe_layer_step") == 0)
+
+
+LLAMA4 = replace(
+    LLAMA,
+    hf_names=("Llama4ForConditionalGeneration", "Llama4ForCausalLM"),
+    gguf_arch="llama4",
+    keys=tuple(
+        replace(key, config="intermediate_size_mlp") if "feed_forward" in key.name else key
+        for key in TEXT_KEYS
+    ),
+    late_keys=(
+        VOCAB_SIZE,
+        ROPE_DIMENSION,
+        Key("{arch}.interleave_moe_layer_step", "interleave_moe_layer_step"),
+        Key("{arch}.expert_feed_forward_length", "intermediate_size"),
+    ),
+    dims={
+        **DIMS,
+        **expert_dims("intermediate_size"),
+        "ffn": lambda c: c.get("intermediate_size_mlp"),
+    },
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(),
+        *gated_mlp(FF, layers="dense MLP"),
+        router(f"{FF}.router", "experts"),
+        *transposed_experts(f"{FF}.experts", "experts"),
+        *gated_mlp(f"{FF}.shared_expert", "_shexp", "expert_ffn", "experts"),
+    ),
+    layers={"experts": _sparse, "dense MLP": lambda c, bid: not _sparse(c, bid)},
+    drops=(*DROPS, *OTHER_MODES),
+    defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
+)
+
+FAMILY = (LLAMA, MIXTRAL, LLAMA4)

@@ -1,0 +1,82 @@
+"""Gemma 2 and 3, dense: norms are kept as their distance from one. llama.cpp:
+`conversion/gemma.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantkit.architectures.common import (
+    DIMS,
+    DROPS,
+    EMBEDDINGS,
+    OTHER_MODES,
+    RMS_NORM,
+    TEXT_KEYS,
+    L,
+    attention,
+    gated_mlp,
+    qk_norms,
+    shifted,
+    text_keys,
+)
+from quantkit.rules import Architecture, Config, Expect, Key, vector
+
+_NORMS = shifted(
+    EMBEDDINGS[1],
+    vector(f"{L}.input_layernorm", "attn_norm"),
+    vector(f"{L}.post_attention_layernorm", "post_attention_norm"),
+    vector(f"{L}.pre_feedforward_layernorm", "ffn_norm"),
+    vector(f"{L}.post_feedforward_layernorm", "post_ffw_norm"),
+)
+
+GEMMA2 = Architecture(
+    hf_names=("Gemma2ForCausalLM",),
+    gguf_arch="gemma2",
+    keys=text_keys("context_length", "embedding_length", "block_count", "feed_forward_length",
+                   "head_count", "head_count_kv", "layer_norm_rms_epsilon", "key_length",
+                   "value_length"),
+    late_keys=(
+        Key("{arch}.attn_logit_softcapping", "attn_logit_softcapping", "FLOAT32"),
+        Key("{arch}.final_logit_softcapping", "final_logit_softcapping", "FLOAT32"),
+        Key("{arch}.attention.sliding_window", "sliding_window"),
+    ),
+    expects=(RMS_NORM, Expect("hidden_activation", ("gelu_pytorch_tanh",))),
+    dims=DIMS,
+    maps=(EMBEDDINGS[0], *_NORMS, *attention(), *gated_mlp()),
+    drops=(*DROPS, r"lm_head\.weight"),  # tied; some tools write it all the same
+    defaults={
+        "rms_norm_eps": 1e-6, "head_dim": 256, "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0, "sliding_window": 4096, "tie_word_embeddings": True,
+    },
+    fuses=("qkv",),
+)  # fmt: skip
+
+
+def _window(config: Config) -> int | None:
+    if config.values.get("sliding_window_pattern") == 1:
+        return None
+    n: int = config.get("sliding_window")
+    return n
+
+
+GEMMA3 = replace(
+    GEMMA2,
+    hf_names=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    gguf_arch="gemma3",
+    keys=TEXT_KEYS,
+    late_keys=(
+        Key("{arch}.final_logit_softcapping", "final_logit_softcapping", "FLOAT32", default=None),
+        Key("{arch}.attention.sliding_window", _window),
+    ),
+    expects=(*GEMMA2.expects, Expect("attn_logit_softcapping", (None,))),
+    maps=(EMBEDDINGS[0], *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp()),
+    drops=(*GEMMA2.drops, *OTHER_MODES),
+    # what transformers assumes: multimodal releases leave most of it out
+    defaults={
+        "rms_norm_eps": 1e-6, "head_dim": 256, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208,
+        "max_position_embeddings": 131072, "sliding_window": 4096, "tie_word_embeddings": True,
+    },
+)  # fmt: skip
+
+FAMILY = (GEMMA2, GEMMA3)

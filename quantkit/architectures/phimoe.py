@@ -1,0 +1,117 @@
+"""Phi-3.5-MoE: layer norms with biases, long rotary factors. llama.cpp: `conversion/phi.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from quantkit.architectures.common import (
+    DIMS,
+    EMBEDDINGS,
+    GATE_DOWN_UP,
+    RMS_NORM,
+    SILU,
+    W123,
+    L,
+    attention,
+    expert_dims,
+    experts,
+    rope_of,
+    router,
+    text_keys,
+)
+from quantkit.errors import ConfigError
+from quantkit.rules import Architecture, Config, Key, Map, linear, whole
+
+OLD = f"{L}.block_sparse_moe"
+
+
+def _original_length(config: Config) -> int:
+    found = config.rope.get("original_max_position_embeddings")
+    n: int = config.get("max_position_embeddings") if found is None else found
+    return n
+
+
+def _factors(name: str) -> Callable[[Config], Any]:
+    """`short_factor` or `long_factor` of the rotary settings, float32 `[head_dim / 2]`."""
+
+    def read(config: Config) -> Any:
+        import numpy as np
+
+        values = config.rope.get(name)
+        if values is None:
+            return None
+        if not isinstance(values, list) or len(values) != config.head_dim // 2:
+            raise ConfigError(
+                f"{config.where}: '{name}' must hold {config.head_dim // 2} numbers"
+            )
+        return np.array(values, np.float32)
+
+    return read
+
+
+def attn_factor(config: Config) -> float | None:
+    """How much attention is sharpened over a context longer than the original one."""
+    rope = config.rope
+    if not rope.get("long_factor"):
+        return None
+    length = _original_length(config)
+    scale = config.get("max_position_embeddings") / length
+    if rope.get("rope_type") not in ("su", "longrope"):
+        raise ConfigError(f"{config.where}: rope_type must be longrope, as there are factors")
+    return math.sqrt(1 + math.log(scale) / math.log(length)) if scale > 1 else 1.0
+
+
+_AFTER_LENGTH = (
+    *text_keys("embedding_length", "feed_forward_length", "block_count", "head_count",
+               "head_count_kv", "layer_norm_rms_epsilon"),
+    Key("{arch}.rope.dimension_count", lambda c: c.head_dim),
+    Key("{arch}.rope.freq_base", lambda c: rope_of(c).get("rope_theta"), "FLOAT32"),
+)  # fmt: skip
+
+
+def _norm(source: str, role: str) -> tuple[Map, ...]:
+    return (
+        Map(f"{source}.weight", ("hidden",), whole(f"{role}.weight")),
+        Map(f"{source}.bias", ("hidden",), whole(f"{role}.bias")),
+    )
+
+
+PHIMOE = Architecture(
+    hf_names=("PhiMoEForCausalLM", "PhimoeForCausalLM"),
+    gguf_arch="phimoe",
+    keys=(
+        Key("{arch}.rope.scaling.attn_factor", attn_factor, "FLOAT32"),
+        *text_keys("context_length"),
+        Key("{arch}.rope.scaling.original_context_length", _original_length),
+        *_AFTER_LENGTH,
+    ),
+    late_keys=(
+        # zero where there is none
+        Key("{arch}.attention.sliding_window", lambda c: c.get("sliding_window", default=0)),
+        *text_keys("expert_used_count", "expert_count"),
+    ),
+    expects=(RMS_NORM, SILU),
+    dims={**DIMS, **expert_dims("intermediate_size")},
+    maps=(
+        *EMBEDDINGS[:1],
+        *_norm("model.norm", "output_norm"),
+        *linear("lm_head", ("vocab", "hidden"), "output"),
+        *_norm(f"{L}.input_layernorm", "attn_norm"),
+        *_norm(f"{L}.post_attention_layernorm", "ffn_norm"),
+        *attention(bias=None, out_bias=None),
+        router(f"{OLD}.gate"),
+        router(f"{L}.mlp.router", like=f"{OLD}.gate.weight"),
+        *experts(f"{OLD}.experts", W123, fused=f"{L}.mlp.experts"),
+    ),
+    expert_order=GATE_DOWN_UP,
+    defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    computed={
+        "rope_factors_long.weight": _factors("long_factor"),
+        "rope_factors_short.weight": _factors("short_factor"),
+    },
+    fuses=("qkv",),
+)
+
+FAMILY = (PHIMOE,)
