@@ -198,9 +198,11 @@ def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> N
     for kind, token in rules.ids:
         if (i := token_id(token)) is not None:
             vocab.special.ids.setdefault(kind, i)
-    found = ((kind, token_id(token)) for kind, token in rules.late_ids)
-    vocab.late_ids = {kind: i for kind, i in found if i is not None}
-    vocab.late_add = dict(rules.add)
+    for kind, token in rules.late_ids:  # what is there already keeps its place
+        if (i := token_id(token)) is not None:
+            (vocab.special.ids if kind in vocab.special.ids else vocab.late_ids)[kind] = i
+    for kind, flag in rules.add:
+        (vocab.special.add if kind in vocab.special.add else vocab.late_add)[kind] = flag
     prefix = config.get("add_prefix_space")
     if rules.config_space_prefix and isinstance(prefix, bool):
         if rules.config_space_prefix == "first":
