@@ -75,16 +75,16 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
         level = make_level(exact)
 
         @inner
-        def add_errors(ws, scale_at, low_at):
-            """ERROR of the levels in Q under a scale and a bottom."""
+        def add_errors(ws):
+            """ERROR of the levels in Q under NEW_SCALE and NEW_LOW."""
             for j in range(LANES):
                 ws[ERROR + j] = ZERO
             for r in range(rounds):
                 at = r * _STEP * LANES
                 for j in range(LANES):
                     total = ws[ERROR + j]
-                    scale = ws[scale_at + j]
-                    low = ws[low_at + j]
+                    scale = ws[NEW_SCALE + j]
+                    low = ws[NEW_LOW + j]
                     for i in range(_STEP):
                         k = at + i * LANES + j
                         v = scale * ws[Q + k] + low - ws[X + k]
@@ -164,13 +164,16 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                 ws[LOW + j] = low
                 ws[START + j] = low
                 ws[BEST_LOW + j] = low
+                ws[NEW_LOW + j] = low
                 inverse = top / (ws[HIGH + j] - low)
                 ws[INVERSE + j] = inverse
                 ws[BEST_INVERSE + j] = inverse
-                ws[SCALE + j] = ONE / inverse
+                scale = ONE / inverse
+                ws[SCALE + j] = scale
+                ws[NEW_SCALE + j] = scale
             bound(ws)
             add_levels(ws)
-            add_errors(ws, SCALE, LOW)
+            add_errors(ws)
             for j in range(LANES):
                 ws[BEST + j] = ws[ERROR + j]
 
@@ -194,7 +197,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                     ws[NEW_SCALE + j] = through_zero if above else scale
                     ws[NEW_LOW + j] = ZERO if above else low
                     ws[DETERMINANT + j] = determinant
-                add_errors(ws, NEW_SCALE, NEW_LOW)
+                add_errors(ws)
                 for j in range(LANES):
                     error = ws[ERROR + j]
                     best = ws[BEST + j]

@@ -1,0 +1,92 @@
+"""Every format, by both engines, with and without importance: ggml's bytes, all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import quant_types
+from quant_types import BlockFormat
+from tests import oracle
+from tests.quant_types.weights import KINDS, importance, weights
+
+FORMATS = [pytest.param(fmt, id=fmt.name) for fmt in quant_types.FORMATS]
+KIND_NAMES = [*KINDS, "trained"]
+
+
+def assert_same_blocks(found: np.ndarray, wanted: np.ndarray, fmt: BlockFormat, what: str) -> None:
+    """Not one byte differs; else how many blocks do, and the first of them by field."""
+    if np.array_equal(found, wanted):
+        return
+    a, b = (data.reshape(-1, fmt.type_size) for data in (found, wanted))
+    bad = np.flatnonzero((a != b).any(axis=1))
+    fields = [
+        f"{name}: {a[bad[0]].view(fmt.record)[0][name]} for {b[bad[0]].view(fmt.record)[0][name]}"
+        for name in fmt.record.names or ()
+    ]
+    pytest.fail(
+        f"{fmt.name}, {what}: {len(bad)} of {len(a)} blocks differ from {oracle.stamp()}, "
+        f"first {bad[0]}\n" + "\n".join(fields)
+    )
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_quantize(fmt: BlockFormat, kind: str) -> None:
+    x = weights(kind)
+    wanted = oracle.quantize(x, fmt.name)
+    for engine in ("lanes", "array"):
+        found = quant_types.quantize(x, fmt, engine=engine)
+        assert_same_blocks(found, wanted, fmt, f"{engine}, {kind}")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_quantize_by_importance(fmt: BlockFormat, kind: str) -> None:
+    x = weights(kind)
+    values = importance(x.shape[-1])
+    wanted = oracle.quantize(x, fmt.name, values)
+    for engine in ("lanes", "array"):
+        found = quant_types.quantize(x, fmt, importance=values, engine=engine)
+        assert_same_blocks(found, wanted, fmt, f"{engine}, {kind}, by importance")
+
+
+@pytest.mark.parametrize("values", ["zero", "one", "huge", "tiny", "spike"])
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.values[0].takes_importance])
+def test_unusual_importance(fmt: BlockFormat, values: str) -> None:
+    """Weights that underflow, overflow or leave one channel alone."""
+    x = weights("normal")[:32]
+    n = x.shape[-1]
+    table = {
+        "zero": np.zeros(n),
+        "one": np.ones(n),
+        "huge": importance(n) * 1e30,
+        "tiny": importance(n) * 1e-38,
+        "spike": np.where(np.arange(n) % 32 == 7, 1e10, 1e-10),
+    }
+    given = table[values].astype(np.float32)
+    wanted = oracle.quantize(x, fmt.name, given)
+    for engine in ("lanes", "array"):
+        found = quant_types.quantize(x, fmt, importance=given, engine=engine)
+        assert_same_blocks(found, wanted, fmt, f"{engine}, importance {values}")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_dequantize(fmt: BlockFormat) -> None:
+    """Bit for bit `to_float`, of real blocks and of any bytes (a NaN's bits aside)."""
+    rng = np.random.default_rng(3)
+    blocks = (1 << 20) // fmt.block_size
+    data = oracle.quantize(weights("heavy_tailed"), fmt.name)
+    noise = rng.integers(0, 256, (blocks, fmt.type_size), np.uint8)
+    for name, given in (("blocks", data), ("bytes", noise)):
+        found, wanted = quant_types.dequantize(given, fmt), oracle.dequantize(given, fmt.name)
+        nan = np.isnan(wanted)
+        assert np.array_equal(np.isnan(found), nan), name
+        assert np.array_equal(found[~nan].view(np.uint32), wanted[~nan].view(np.uint32)), name
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_sizes(fmt: BlockFormat) -> None:
+    for blocks in (1, 3):
+        n = blocks * fmt.block_size
+        assert fmt.row_bytes(n) == oracle.row_bytes(fmt.name, n) == blocks * fmt.type_size
