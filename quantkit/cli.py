@@ -13,6 +13,7 @@ from quantkit import __version__
 from quantkit.console import Progress, print_plan
 
 if TYPE_CHECKING:
+    from quantkit.convert import Run
     from quantkit.imatrix import Imatrix
     from quantkit.splits import Splits
 
@@ -40,6 +41,9 @@ MaxTensors = Annotated[
 ]
 FirstEmpty = Annotated[
     bool, typer.Option("--no-tensor-first-split", help="Only metadata in the first split.")
+]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="Stay below this much memory: 512MB, 1GB.")
 ]
 Pre = Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a BPE pre-tokenizer.")]
 
@@ -72,6 +76,7 @@ def convert(
     no_tensor_first_split: FirstEmpty = False,
     dry_run: DryRun = False,
     threads: Threads = None,
+    memory: Memory = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +85,7 @@ def convert(
 
     splits = _splits(split_max_size, split_max_tensors, no_tensor_first_split)
     with Progress() as progress:
-        run = jobs.Run(force, dry_run, threads, progress.start)
+        run = _run(force, dry_run, threads, memory, progress)
         plan = jobs.convert(checkpoint, output, outtype.lower(), pre=pre, splits=splits, run=run)
     print_plan(plan, as_json, dry_run, progress.seconds)
 
@@ -137,12 +142,16 @@ def quantize(
     split_max_size: MaxSize = None,
     split_max_tensors: MaxTensors = 0,
     no_tensor_first_split: FirstEmpty = False,
+    only_splits: Annotated[
+        str | None, typer.Option(help="Make only these splits, such as 3,7-9.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse an output that differs from its label.")
     ] = False,
     pre: Pre = None,
     dry_run: DryRun = False,
     threads: Threads = None,
+    memory: Memory = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -150,6 +159,7 @@ def quantize(
     from quantkit import convert as jobs
     from quantkit import edits, recipes
     from quantkit.plan import Request
+    from quantkit.splits import parse_numbers
 
     listed = tensor_type_file.read_text(encoding="utf-8").split() if tensor_type_file else []
     request = Request(
@@ -161,6 +171,7 @@ def quantize(
             tuple(recipes.tensor_type(text) for text in (*tensor_type, *listed)),
         ),
         splits=_splits(split_max_size, split_max_tensors, no_tensor_first_split),
+        only_splits=parse_numbers(only_splits) if only_splits else (),
         keep_split=keep_split,
         allow_requantize=allow_requantize,
         strict=strict,
@@ -171,7 +182,7 @@ def quantize(
             imatrix=_imatrix(imatrix, include_weights, exclude_weights),
             imatrix_strict=imatrix_strict,
             prune=edits.parse_layers(prune_layers) if prune_layers else (),
-            override_kv=override_kv, pre=pre, run=jobs.Run(force, dry_run, threads, progress.start),
+            override_kv=override_kv, pre=pre, run=_run(force, dry_run, threads, memory, progress),
         )  # fmt: skip
     print_plan(plan, as_json, dry_run, progress.seconds)
 
@@ -187,6 +198,7 @@ def split(
     no_tensor_first_split: FirstEmpty = False,
     dry_run: DryRun = False,
     threads: Threads = None,
+    memory: Memory = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -195,7 +207,7 @@ def split(
 
     splits = _splits(split_max_size, split_max_tensors, no_tensor_first_split)
     with Progress() as progress:
-        plan = jobs.split(source, output, splits, jobs.Run(force, dry_run, threads, progress.start))
+        plan = jobs.split(source, output, splits, _run(force, dry_run, threads, memory, progress))
     print_plan(plan, as_json, dry_run, progress.seconds)
 
 
@@ -205,6 +217,7 @@ def merge(
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     dry_run: DryRun = False,
     threads: Threads = None,
+    memory: Memory = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -212,7 +225,7 @@ def merge(
     from quantkit import convert as jobs
 
     with Progress() as progress:
-        plan = jobs.merge(first, output, jobs.Run(force, dry_run, threads, progress.start))
+        plan = jobs.merge(first, output, _run(force, dry_run, threads, memory, progress))
     print_plan(plan, as_json, dry_run, progress.seconds)
 
 
@@ -236,6 +249,15 @@ def report(
         Console().print(table.as_table(rows))
     else:
         typer.echo(table.as_markdown(rows))
+
+
+def _run(
+    force: bool, dry: bool, threads: int | None, memory: str | None, progress: Progress
+) -> Run:
+    from quantkit.convert import Run
+    from quantkit.splits import parse_size
+
+    return Run(force, dry, threads, parse_size(memory) if memory else None, progress.start)
 
 
 def _splits(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:

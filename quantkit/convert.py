@@ -11,7 +11,15 @@ from quantkit import edits, pipeline
 from quantkit.errors import RecipeError, SourceNotFound
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
 from quantkit.outputs import check_outputs
-from quantkit.plan import PLAIN, Plan, Request, plan_conversion, plan_copy, plan_quantization
+from quantkit.plan import (
+    PLAIN,
+    Plan,
+    Request,
+    plan_conversion,
+    plan_copy,
+    plan_quantization,
+    within,
+)
 from quantkit.recipes import find_recipe, needs_importance
 from quantkit.splits import NO_SPLITS, Splits
 
@@ -29,6 +37,7 @@ class Run:
     force: bool = False
     dry: bool = False
     threads: int | None = None
+    memory: int | None = None  # bytes
     report: Callable[[Model, Plan], pipeline.Progress] = lambda model, plan: lambda done: None
 
 
@@ -126,11 +135,13 @@ def open_source(source: Path, pre: str | None = None) -> Model:
 def _carry_out(
     model: Model, plan: Plan, run: Run, importance: pipeline.Importance | None = None
 ) -> Plan:
+    threads = run.threads or pipeline.default_threads()
+    if run.memory is not None:
+        plan = within(plan, threads, run.memory)
     if run.dry:
         run.report(model, plan)
         return plan
     check_outputs(plan, run.force)
-    threads = run.threads or pipeline.default_threads()
     pipeline.execute(plan, threads, run.report(model, plan), importance or {}, run.force)
     return plan
 

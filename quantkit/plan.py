@@ -24,6 +24,7 @@ from quantkit.segments import Segment, uncovered
 from quantkit.splits import NO_SPLITS, Splits, split_keys, split_path
 
 CHUNK_WEIGHTS = 1 << 20  # what a worker takes at once, if a row is not longer
+BASE_MEMORY = 250_000_000  # bytes of the interpreter with its libraries and compiled kernels
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Plan:
     segments: Mapping[str, tuple[Segment, ...]]
     sources: Mapping[str, SourceTensor]
     verbatim: bool = False
+    chunk_weights: int = CHUNK_WEIGHTS
 
     @property
     def files(self) -> tuple[PlannedFile, ...]:
@@ -139,18 +141,20 @@ class Plan:
         )
 
     def chunks(self) -> Iterator[Chunk]:
-        """The work, in the order of the first output. No chunk holds rows of two experts, since
-        each has importances of its own."""
-        for t in self.outputs[0].by_name.values():
+        """The work, in the order of the segments. No chunk holds rows of two experts, since each
+        has importances of its own."""
+        tensors = {name: t for output in self.outputs for name, t in output.by_name.items()}
+        for name, segments in self.segments.items():
+            t = tensors[name]
             matrix = t.shape[-2] if len(t.shape) > 2 else t.weights
-            for s in self.segments[t.name]:
+            for s in segments:
                 unit = max(len(s.order), 1)
-                most = CHUNK_WEIGHTS // (s.row_length(self.sources[s.source]) * unit) * unit
+                most = self.chunk_weights // (s.row_length(self.sources[s.source]) * unit) * unit
                 start = 0
                 while start < s.count:
                     in_matrix = matrix - (s.first_row + start) % matrix
                     count = min(max(most, unit), s.count - start, in_matrix)
-                    yield Chunk(t.name, s, start, count)
+                    yield Chunk(name, s, start, count)
                     start += count
 
     def chunk_bytes(self, chunk: Chunk) -> int:
@@ -162,7 +166,8 @@ class Plan:
         read = segment.source_bytes(source, chunk.count)
         decoded = 0 if source.ggml.is_float and not segment.edits else 4 * weights
         moved = read if segment.order or segment.height or segment.step > 1 else 0
-        formats = {type_by_name(o.by_name[chunk.tensor].format) for o in self.outputs}
+        held = [o.by_name[chunk.tensor] for o in self.outputs if chunk.tensor in o.by_name]
+        formats = {type_by_name(t.format) for t in held}
         return read * segment.step + moved + decoded + max(f.row_bytes(weights) for f in formats)
 
     def memory(self, threads: int) -> int:
@@ -182,6 +187,7 @@ class Request:
     kv: tuple[KeyValue, ...] = ()
     late_kv: tuple[KeyValue, ...] = ()
     splits: Splits = NO_SPLITS
+    only_splits: tuple[int, ...] = ()
     keep_split: bool = False
     allow_requantize: bool = False
     has_imatrix: bool = False
@@ -237,7 +243,43 @@ def plan_quantization(
         if request.strict:
             _check_honest(output)
         planned.append(output)
-    return _checked(model, planned)
+    plan = _checked(model, planned)
+    return only(plan, request.only_splits) if request.only_splits else plan
+
+
+def only(plan: Plan, splits: Sequence[int]) -> Plan:
+    """The part of a plan that makes these splits of every output, counted from 1.
+
+    The files are those of the whole plan, byte for byte: splits are independent jobs. Raises
+    RecipeError.
+    """
+    for output in plan.outputs:
+        if beyond := [n for n in splits if not 1 <= n <= len(output.files)]:
+            raise RecipeError(
+                f"{output.type} has {len(output.files)} splits; there is no split {beyond[0]}"
+            )
+    outputs = tuple(
+        replace(o, files=tuple(o.files[n - 1] for n in sorted(set(splits)))) for o in plan.outputs
+    )
+    held = {name for output in outputs for name in output.by_name}
+    segments = {name: s for name, s in plan.segments.items() if name in held}
+    used = {s.source for rows in segments.values() for s in rows}
+    sources = {name: t for name, t in plan.sources.items() if name in used}
+    return replace(plan, outputs=outputs, segments=segments, sources=sources)
+
+
+def within(plan: Plan, threads: int, memory: int) -> Plan:
+    """The plan in chunks so small that `threads` workers stay within `memory` bytes, what the
+    interpreter and its libraries take included. Raises RecipeError if the smallest do not."""
+    while BASE_MEMORY + plan.memory(threads) > memory:
+        if plan.chunk_weights < 1 << 12:
+            needed = (BASE_MEMORY + plan.memory(threads)) / 1e6
+            raise RecipeError(
+                f"--memory {memory / 1e6:.0f}MB is too little: {threads} threads need at least "
+                f"{needed:.0f}MB; give more, or fewer --threads"
+            )
+        plan = replace(plan, chunk_weights=plan.chunk_weights // 2)
+    return plan
 
 
 def model_facts(model: Model, request: Request = PLAIN) -> Facts:
@@ -343,7 +385,8 @@ def _file(
 
 
 def _checked(model: Model, outputs: Sequence[Output]) -> Plan:
-    segments = {t.name: t.segments for t in model.tensors}
+    made = {t.name: t.segments for t in model.tensors}
+    segments = {name: made[name] for name in outputs[0].by_name}
     plan = Plan(tuple(outputs), segments, model.sources)
     check(plan)
     return plan

@@ -50,11 +50,22 @@ NO_SPLITS = Splits()
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `300M`, `4G` (powers of ten, as llama.cpp reads them). Raises RecipeError."""
-    match = re.fullmatch(r"(\d+)([KMG])", text.strip().upper())
+    """Bytes of `300M`, `4G`, `512MB`: powers of ten, as in llama.cpp. Raises RecipeError."""
+    match = re.fullmatch(r"(\d+)([KMG])B?", text.strip().upper())
     if not match or not int(match[1]):
-        raise RecipeError(f"{text!r} is not a split size; for instance 300M or 4G")
+        raise RecipeError(f"{text!r} is not a size; for instance 300M or 4G")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """`3,7-9` as (3, 7, 8, 9). Raises RecipeError."""
+    out: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise RecipeError(f"{text!r} is not a list of numbers; for instance 3,7-9")
+        out.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(out))
 
 
 def split_path(path: Path, index: int, count: int) -> Path:
@@ -62,19 +73,19 @@ def split_path(path: Path, index: int, count: int) -> Path:
     return path.with_name(f"{path.name.removesuffix('.gguf')}-{index + 1:05d}-of-{count:05d}.gguf")
 
 
-def split_siblings(path: Path) -> list[Path]:
-    """Every file of the set that `path` is one of, by its name; `[path]` if it is not split."""
-    match = _NAME.fullmatch(path.name)
+def split_siblings(name: str) -> list[str]:
+    """Every file of the set that the file `name` is one of; `[name]` if it is not split."""
+    match = _NAME.fullmatch(name)
     if not match:
-        return [path]
-    base = path.with_name(f"{match['prefix']}.gguf")
-    return [split_path(base, i, int(match["count"])) for i in range(int(match["count"]))]
+        return [name]
+    base, count = Path(f"{match['prefix']}.gguf"), int(match["count"])
+    return [str(split_path(base, i, count)) for i in range(count)]
 
 
-def unsplit_name(path: Path) -> str:
-    """The file's name without `.gguf` and without the split it is."""
-    match = _NAME.fullmatch(path.name)
-    return match["prefix"] if match else path.stem
+def unsplit_name(name: str) -> str:
+    """A file's name without `.gguf` and without the split it is."""
+    match = _NAME.fullmatch(name)
+    return match["prefix"] if match else Path(name).stem
 
 
 def split_keys(index: int, count: int, n_tensors: int) -> tuple[KeyValue, ...]:

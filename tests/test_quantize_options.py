@@ -16,7 +16,7 @@ from quantkit.checkpoint import Files, open_gguf, open_gguf_set
 from quantkit.cli import app
 from quantkit.convert import Run, convert, merge, quantize, split
 from quantkit.gguf_file import read_header
-from quantkit.plan import Request
+from quantkit.plan import BASE_MEMORY, CHUNK_WEIGHTS, Request
 from quantkit.recipes import Overrides, tensor_type
 from quantkit.splits import Splits, parse_size, split_path
 from tests import golden
@@ -86,6 +86,36 @@ def test_split_then_merge_is_the_same_file(checkpoint: Get, tmp_path: Path) -> N
     assert sha256(tmp_path / "again.gguf") == sha256(whole)
 
 
+def test_shares_for_several_machines(checkpoint: Get, tmp_path: Path) -> None:
+    """Each split is a job of its own, and gives the very file of the whole run."""
+    source, types = checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"]
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    splits = Splits(max_tensors=5)
+    plan = quantize(source, types, tmp_path / "whole", request=Request(splits=splits))
+    count = len(plan.outputs[0].files)
+    for share in ((3,), (1, 5), tuple(n for n in range(1, count + 1) if n not in (1, 3, 5))):
+        request = Request(splits=splits, only_splits=share)
+        part = quantize(source, types, tmp_path / "parts", request=request)
+        assert len(part.files) == 2 * len(share)
+        assert part.source_bytes < plan.source_bytes
+    whole, parts = (
+        {p.name: sha256(p) for p in (tmp_path / name).iterdir()} for name in ("whole", "parts")
+    )
+    assert whole == parts
+    assert len(whole) == 2 * count
+
+
+def test_memory_is_kept_by_smaller_chunks(checkpoint: Get, tmp_path: Path) -> None:
+    source = checkpoint("mixtral-4x")
+    plan = quantize(source, ["Q4_K_M", "F32"], tmp_path, run=Run(threads=2, memory=BASE_MEMORY + 500_000))
+    assert plan.chunk_weights < CHUNK_WEIGHTS
+    assert BASE_MEMORY + plan.memory(2) <= BASE_MEMORY + 500_000
+    (tmp_path / "whole").mkdir()
+    whole = quantize(source, ["Q4_K_M", "F32"], tmp_path / "whole")
+    assert [sha256(f.path) for f in plan.files] == [sha256(f.path) for f in whole.files]
+
+
 def test_keep_split(checkpoint: Get, tmp_path: Path) -> None:
     source = checkpoint("mixtral-4x")
     cut = convert(source, tmp_path / "m.gguf", "bf16", splits=Splits(max_tensors=6)).files
@@ -121,7 +151,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "4", "4T", "-4G", "0M", "four"])
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(errors.RecipeError, match="not a split size"):
+    with pytest.raises(errors.RecipeError, match="not a size"):
         parse_size(text)
 
 
@@ -226,7 +256,10 @@ def test_options_of_the_command(checkpoint: Get, tmp_path: Path) -> None:
         (["--override-kv", "my.key=bool:yes"], "'yes' is not a value of type bool"),
         (["--prune-layers", "0,7"], "layer 7 cannot be pruned"),
         (["--prune-layers", "first"], "not a list of layers"),
-        (["--split-max-size", "4"], "not a split size"),
+        (["--split-max-size", "4"], "not a size"),
+        (["--memory", "1MB"], "too little"),
+        (["--split-max-tensors", "9", "--only-splits", "4"], "there is no split 4"),
+        (["--split-max-tensors", "9", "--only-splits", "2-1"], "not a list of numbers"),
         (["--imatrix", "nowhere.gguf"], "nowhere.gguf"),
         (["-t", "IQ3_M"], "nearest that can is Q3_K_S"),
         (["-t", "Q2_K_S"], "importance matrix"),
