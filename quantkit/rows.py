@@ -30,18 +30,24 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
         rows = rows.reshape(-1, len(s.order), rows.shape[1])[:, list(s.order)]
         rows = rows.reshape(count, -1)
     for name, *values in s.edits:
-        rows = EDITS[str(name)](_editable(rows), *values)
+        rows = EDITS[str(name)](rows, *values)
     return np.ascontiguousarray(rows)
 
 
-def _editable(rows: Rows) -> Rows:
+def _computable(rows: Rows) -> Rows:
     """llama.cpp's converter computes in float32, or in float16 where that is the source's."""
     return rows if rows.dtype == np.float16 else rows.astype(np.float32)
 
 
+def _add(rows: Rows, x: float) -> Rows:
+    rows = _computable(rows)
+    out: Rows = rows + rows.dtype.type(x)
+    return out
+
+
 def _minus_exp(rows: Rows) -> Rows:
     # in float64 and rounded once: what a correctly rounded exponential gives
-    out: Rows = -np.exp(rows.astype(np.float64)).astype(rows.dtype)
+    out: Rows = -np.exp(rows.astype(np.float64)).astype(_computable(rows[:0]).dtype)
     return out
 
 
@@ -52,8 +58,7 @@ def _heads_across(rows: Rows, groups: int, heads: int) -> Rows:
 
 # what a segment's `edits` may name
 EDITS: dict[str, Callable[..., Rows]] = {
-    "add": lambda rows, x: rows + rows.dtype.type(x),
-    "multiply": lambda rows, x: rows * rows.dtype.type(x),
+    "add": _add,
     "minus_exp": _minus_exp,
     "heads_across": _heads_across,
 }

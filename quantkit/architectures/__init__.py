@@ -19,6 +19,7 @@ from quantkit.architectures import (
     olmoe,
     phimoe,
     qwen,
+    qwen_next,
 )
 from quantkit.errors import UnsupportedArchitecture
 from quantkit.rules import Architecture
@@ -38,6 +39,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *olmoe.FAMILY,
     *phimoe.FAMILY,
     *qwen.FAMILY,
+    *qwen_next.FAMILY,
 )
 
 _BY_NAME = {name: arch for arch in ARCHITECTURES for name in arch.hf_names}
