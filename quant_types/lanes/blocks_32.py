@@ -6,7 +6,7 @@ import numpy as np
 
 from quant_types.lanes.compile import PLAIN, WEIGHTED, inner, kernel
 from quant_types.lanes.groups import pack_fifth, pack_nibbles
-from quant_types.lanes.scalars import ZERO, load
+from quant_types.lanes.scalars import load
 from quant_types.lanes.tile_32 import (
     BLOCKS,
     make_minimum,
@@ -89,12 +89,11 @@ def make_weighted(quantize, store, words_each):
     def weighted(floats, words, kind, table, rows, out):
         tile = new_tile()
         records = out.view(np.uint16).reshape(-1, words_each)
-        mean = ZERO
         for first in range(0, len(records), BLOCKS):
             count = min(BLOCKS, len(records) - first)
             if not load(floats, words, kind, first * 32, count * 32, tile.x):
                 return first
-            mean = weigh(tile, floats, words, kind, table, rows, first * 32, count * 32, mean)
+            weigh(tile, floats, words, kind, table, rows, first * 32, count * 32)
             quantize(tile)
             store(tile, records, first, count)
         return -1

@@ -15,6 +15,7 @@ from quant_types.lanes.scalars import ONE, ZERO, clamped, load
 
 BLOCKS = WEIGHTS // 32  # in a tile, a lane each in the searches
 assert BLOCKS == LANES
+ROWS = 8  # whose mean squares are taken at once
 _HALF = np.float32(0.5)
 _L = symmetric_search.layout(LANES, 32)
 _columns = make_columns(32)
@@ -33,7 +34,8 @@ class Tile(NamedTuple):
     m_bits: np.ndarray
     q: np.ndarray  # uint8 [WEIGHTS]
     w: np.ndarray  # float32 [WEIGHTS]: the weight of each error, under importance
-    part: np.ndarray  # float32 [WEIGHTS]: of a row, while its mean square is taken
+    means: np.ndarray  # float32 [ROWS]: mean squares of the rows at hand
+    part: np.ndarray  # float32 [WEIGHTS]: of these rows, while means are taken
     ws: np.ndarray  # workspace of the searches
 
 
@@ -51,7 +53,8 @@ def new_tile():
         np.empty(BLOCKS, np.uint16),
         np.empty(WEIGHTS, np.uint8),
         np.zeros(WEIGHTS, np.float32),
-        np.empty(WEIGHTS, np.float32),
+        np.empty(ROWS, np.float32),
+        np.zeros(WEIGHTS, np.float32),
         workspace(max(min_search.SIZE, _L.size)),
     )
 
@@ -111,37 +114,45 @@ def with_minimum(tile, top):
 
 
 @inner
-def row_mean(floats, words, kind, start, n, part):
-    """Mean square of the row of `n` weights from `start`, added in order; `part` is scratch."""
-    total = ZERO
-    for first in range(0, n, WEIGHTS):
-        count = min(WEIGHTS, n - first)
-        load(floats, words, kind, start + first, count, part)
-        for i in range(count):
-            total += part[i] * part[i]
-    return total / np.float32(n)
+def row_means(tile, floats, words, kind, first, count, n):
+    """Mean squares of `count` rows from `first`, each added in order, into means.
+
+    The sums are chains of additions: rows side by side let them overlap.
+    """
+    size = WEIGHTS // ROWS
+    for r in range(ROWS):
+        tile.means[r] = ZERO
+    for at in range(0, n, size):
+        width = min(size, n - at)
+        for r in range(count):
+            load(floats, words, kind, (first + r) * n + at, width, tile.part[r * size :])
+        for i in range(width):
+            for r in range(ROWS):
+                x = tile.part[r * size + i]
+                tile.means[r] += x * x
+    for r in range(ROWS):
+        tile.means[r] /= np.float32(n)
 
 
 @inner
-def weigh(tile, floats, words, kind, table, rows, start, count, mean):
+def weigh(tile, floats, words, kind, table, rows, start, count):
     """The tile's w: `importance * sqrt(mean + x * x)`, for `count` weights from `start`.
 
-    mean is the mean square of the row that the tile starts in, where it starts within one. Return
-    that of the row it ends in.
+    mean is the mean square of the row; means has those of `ROWS` rows since the last call.
     """
     n = table.shape[1]
     done = 0
     while done < count:
         row, at = (start + done) // n, (start + done) % n
-        if at == 0:
-            mean = row_mean(floats, words, kind, start + done, n, tile.part)
+        if at == 0 and row % ROWS == 0:
+            row_means(tile, floats, words, kind, row, min(ROWS, rows.size - row), n)
+        mean = tile.means[row % ROWS]
         run = min(n - at, count - done)
         importance = table[rows[row]][at : at + run]
         x, w = tile.x[done : done + run], tile.w[done : done + run]
         for i in range(run):
             w[i] = importance[i] * np.sqrt(mean + x[i] * x[i])
         done += run
-    return mean
 
 
 def make_symmetric(half):
