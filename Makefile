@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-torch check bench clean
+.PHONY: demo test test-torch test-ray check bench clean
 
 $(BIN)/quantkit: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ $(VENV)/.torch: $(VENV)/.dev
 	$(PIP) --editable ".[dev,torch]" --constraint constraints-dev.txt
 	@touch $@
 
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP) --editable ".[dev,ray]" --constraint constraints-dev.txt
+	@touch $@
+
 demo: $(BIN)/quantkit
 	@rm -rf demo && mkdir demo
 	$(BIN)/python examples/demo_checkpoint.py demo/Demo-4x1M
@@ -29,10 +33,13 @@ demo: $(BIN)/quantkit
 	$(BIN)/quantkit report demo/*.gguf
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not torch"
+	$(BIN)/python -m pytest -m "not torch and not ray"
 
 test-torch: $(VENV)/.torch
 	$(BIN)/python -m pytest -m torch
+
+test-ray: $(VENV)/.ray
+	$(BIN)/python -m pytest -m ray
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -145,6 +145,9 @@ def quantize(
     only_splits: Annotated[
         str | None, typer.Option(help="Make only these splits, such as 3,7-9.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", help="ray: make every split a task on a Ray cluster.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse an output that differs from its label.")
     ] = False,
@@ -182,7 +185,8 @@ def quantize(
             imatrix=_imatrix(imatrix, include_weights, exclude_weights),
             imatrix_strict=imatrix_strict,
             prune=edits.parse_layers(prune_layers) if prune_layers else (),
-            override_kv=override_kv, pre=pre, run=_run(force, dry_run, threads, memory, progress),
+            override_kv=override_kv, pre=pre,
+            run=_run(force, dry_run, threads, memory, progress, cluster),
         )  # fmt: skip
     print_plan(plan, as_json, dry_run, progress.seconds)
 
@@ -252,12 +256,13 @@ def report(
 
 
 def _run(
-    force: bool, dry: bool, threads: int | None, memory: str | None, progress: Progress
-) -> Run:
+    force: bool, dry: bool, threads: int | None, memory: str | None, progress: Progress,
+    cluster: str | None = None,
+) -> Run:  # fmt: skip
     from quantkit.convert import Run
     from quantkit.splits import parse_size
 
-    return Run(force, dry, threads, parse_size(memory) if memory else None, progress.start)
+    return Run(force, dry, threads, parse_size(memory) if memory else None, cluster, progress.start)
 
 
 def _splits(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:

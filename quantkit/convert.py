@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit import edits, pipeline
+from quantkit.cluster import quantize_on
 from quantkit.errors import RecipeError, SourceNotFound
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
 from quantkit.outputs import check_outputs
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """How a job is carried out, whatever it writes.
+    """How a job is carried out, whatever it writes. `threads` default to all cores (to one for a
+    task of a cluster).
 
     `report` is told the model and the plan before work begins and answers where progress goes.
     """
@@ -38,6 +40,7 @@ class Run:
     dry: bool = False
     threads: int | None = None
     memory: int | None = None  # bytes
+    cluster: str | None = None  # "ray"
     report: Callable[[Model, Plan], pipeline.Progress] = lambda model, plan: lambda done: None
 
 
@@ -83,7 +86,10 @@ def quantize(
     if prune:
         model, count, old_names = edits.prune(model, prune)
         late_kv = (*late_kv, count)
-    request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
+    given, request = (
+        request,
+        replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None),
+    )
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
     importance: pipeline.Importance = {}
@@ -91,6 +97,15 @@ def quantize(
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
         model = replace(model, notes=(*model.notes, *notes))
         importance = imatrix.for_tensors(model.tensors, old_names)
+    if run.cluster and not run.dry:
+        call = {
+            "source": source.resolve(), "output": (output or Path()).resolve(), "request": given,
+            "imatrix": imatrix, "imatrix_strict": imatrix_strict, "prune": prune,
+            "override_kv": override_kv, "pre": pre, "force": run.force,
+        }  # fmt: skip
+        check_outputs(plan, run.force)
+        quantize_on(run.cluster, plan, call, run.threads or 1, run.report(model, plan))
+        return plan
     return _carry_out(model, plan, run, importance)
 
 

@@ -5,7 +5,10 @@ QuantkitError
 │   ├── SourceNotFound         no such file or directory, or nothing in it that is a model
 │   ├── ShardMissing           the index names a file that is not on disk
 │   ├── CorruptFile            truncated, overlapping or malformed bytes
-│   └── UnsupportedSource      a spelling, dtype or file type that is not read (yet)
+│   ├── UnsupportedSource      a spelling, dtype or file type that is not read (yet)
+│   ├── SourceForbidden        the Hub wants a login, or terms accepted
+│   ├── SourceUnreachable      no answer, or none that can be used, after several tries
+│   └── SourceChanged          other bytes on the Hub than when the run began
 ├── ModelError             the input is readable, and wrong
 │   ├── UnsupportedArchitecture
 │   ├── ConfigError            a key of config.json is missing or not what the architecture needs
@@ -21,6 +24,7 @@ QuantkitError
     ├── OutputInUse            another run is writing it
     ├── JournalMismatch        what an earlier run left belongs to another job
     ├── DiskFull
+    ├── ClusterError           Ray is missing, or its workers keep dying
     └── PlanError              the plan contradicts itself (a bug in quantkit, never the user's)
 """
 
@@ -47,6 +51,18 @@ class CorruptFile(SourceError):
 
 class UnsupportedSource(SourceError):
     """A readable input of a kind that quantkit does not take."""
+
+
+class SourceForbidden(SourceError):
+    """A model on the Hub that is gated, or closed to the token at hand."""
+
+
+class SourceUnreachable(SourceError):
+    """A server that gives no answer, or none that can be used, after several tries."""
+
+
+class SourceChanged(SourceError):
+    """A file on the Hub that is not what it was when the run began."""
 
 
 class ModelError(QuantkitError):
@@ -103,6 +119,10 @@ class OutputInUse(OutputError):
 
 class JournalMismatch(OutputError):
     """What an earlier run left of the output belongs to another job."""
+
+
+class ClusterError(OutputError):
+    """Ray is not installed, or its workers keep dying."""
 
 
 class DiskFull(OutputError):

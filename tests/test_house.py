@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 # each layer may import those before it, and its own
 LAYERS = (
     {"errors", "ggml_types", "disk"},
-    {"gguf_file", "roles", "segments"},
+    {"hub"},
+    {"remote"},
+    {"inputs"},
+    {"gguf_file", "safetensors_file", "roles", "segments"},
     {"splits"},
     {"rules", "checkpoint", "recipes", "imatrix", "mixtures"},
     {"architectures", "vocab", "pretokenizer", "special_tokens"},
@@ -24,6 +27,7 @@ LAYERS = (
     {"journal"},
     {"outputs"},
     {"rows"},
+    {"cluster"},
     {"pipeline", "report"},
     {"convert"},
     {"console"},
