@@ -85,7 +85,8 @@ def run(arguments: list[str], directory: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert process.returncode == 0 and process.stdout is not None
+    assert process.returncode == 0
+    assert process.stdout is not None
     inner = json.loads(process.stdout.read())["seconds"]
     return {"seconds": seconds, "inner": inner, "cpu": cpu, **peak}
 

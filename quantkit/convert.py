@@ -86,10 +86,8 @@ def quantize(
     if prune:
         model, count, old_names = edits.prune(model, prune)
         late_kv = (*late_kv, count)
-    given, request = (
-        request,
-        replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None),
-    )
+    given = request
+    request = replace(given, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
     importance: pipeline.Importance = {}
