@@ -33,7 +33,7 @@ def test_zeros_of_either_sign(name: str, engine: str) -> None:
 def test_every_magnitude(name: str, engine: str) -> None:
     """Blocks at every power of two: scales whose inverse is infinite, scales past float16."""
     rng = np.random.default_rng(1)
-    powers = np.exp2(np.repeat(np.arange(-149, 128), 32)).astype(np.float32)[:, None]
+    powers = np.exp2(np.repeat(np.arange(-149, 128), 8)).astype(np.float32)[:, None]
     x = rng.uniform(-1, 1, (len(powers), 256)).astype(np.float32)
     _same(x * powers, name, engine)
     x.reshape(-1, 32)[:, 5] = 1.0  # the greatest is a power of two
