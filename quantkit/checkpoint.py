@@ -39,6 +39,8 @@ class SourceTensor:
     one axis (so that a permutation of rows serves a bias as well) or is `flat`.
 
     `data` holds the values of the few tensors that are computed from the config instead of read.
+    `raw` is the stored dtype of what is not weights by itself; with a `coding`, the weights are
+    made of such `parts` (`codings.py`).
     """
 
     name: str
@@ -48,6 +50,10 @@ class SourceTensor:
     offset: int  # bytes
     data: np.ndarray[Any, np.dtype[np.float32]] | None = None
     flat: bool = False
+    raw: str = ""
+    coding: str = ""
+    parts: tuple[SourceTensor, ...] = ()
+    settings: tuple[int, ...] = ()  # of the coding
 
     @property
     def n_per_row(self) -> int:
@@ -135,7 +141,14 @@ def _numpy_dtype(ggml: GGMLType) -> Any:
         import ml_dtypes
 
         return ml_dtypes.bfloat16
-    return {"F32": np.float32, "F16": np.float16}.get(ggml.name, np.uint8)
+    types = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64}
+    return types.get(ggml.name, np.uint8)
+
+
+# safetensors dtype -> the ggml type that is read, for weights and for what they are made of
+_WEIGHTS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+_RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8", "I32": "I32",
+        "I64": "I64"}  # fmt: skip
 
 
 def safetensors_of(directory: Path) -> list[SourceTensor]:
@@ -219,15 +232,17 @@ def read_safetensors(path: Path) -> list[SourceTensor]:
     entries.pop("__metadata__", None)
     out = []
     for name, entry in sorted(entries.items()):
-        ggml = {"F32": "F32", "F16": "F16", "BF16": "BF16"}.get(entry["dtype"])
+        dtype = entry["dtype"]
+        ggml = _WEIGHTS.get(dtype) or _RAW.get(dtype)
         if ggml is None:
             raise UnsupportedSource(
-                f"{path}: tensor {name} is {entry['dtype']}; F32, F16 and BF16 are read"
+                f"{path}: tensor {name} is {dtype}; F32, F16 and BF16 are read"
             )
         # a scalar is a row of one weight
         shape = tuple(entry["shape"]) or (1,)
         start = 8 + size + entry["data_offsets"][0]
-        out.append(SourceTensor(name, type_by_name(ggml), shape, path, start))
+        raw = "" if dtype in _WEIGHTS else dtype
+        out.append(SourceTensor(name, type_by_name(ggml), shape, path, start, raw=raw))
     return out
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from quantkit import roles
 from quantkit.architectures import find
 from quantkit.checkpoint import SourceTensor, open_gguf_set, read_json, safetensors_of
+from quantkit.codings import decoded
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue
@@ -51,6 +52,8 @@ class Model:
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
 
+MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
+
 
 def from_gguf(path: Path) -> Model:
     """A GGUF file, or the set of splits that it is one of, taken as it is. Raises SourceError."""
@@ -82,6 +85,7 @@ def from_checkpoint(
 
     arch, config = _read_config(directory)
     found = {t.name: t for t in safetensors_of(directory)}
+    found = {t.name: t for t in decoded(tuple(found.values()), config.values)}
     outtype = _chosen(outtype, found.values())
     config = replace(config, mtp=predicting_layers(arch, config, found, options))
     placed, sources = place(arch, config, found, options)
@@ -91,10 +95,16 @@ def from_checkpoint(
             sources[name] = source
             placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
     tensors = tuple(
-        ModelTensor(name, shape, _stored(name, shape, outtype, arch), segments)
+        ModelTensor(
+            name, shape,
+            _stored(name, shape, outtype, arch, options, sources[segments[0].source]), segments,
+        )
         for name, (shape, segments) in placed.items()
     )
-    kv, notes = checkpoint_metadata(directory, arch, config, tensors, OUTTYPES[outtype][0], pre)
+    file_type = OUTTYPES[outtype][0]
+    if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
+        file_type = MXFP4_FILE
+    kv, notes = checkpoint_metadata(directory, arch, config, tensors, file_type, pre)
     return Model(directory.resolve().name, arch.gguf_arch, tensors, sources, kv, notes)
 
 
@@ -134,8 +144,15 @@ def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
     return outtype
 
 
-def _stored(name: str, shape: tuple[int, ...], outtype: str, arch: Architecture) -> str:
+def _stored(
+    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, options: Options,
+    source: SourceTensor,
+) -> str:  # fmt: skip
     wanted, role = type_by_name(OUTTYPES[outtype][1]), roles.parse(name)
+    if not source.ggml.is_float:
+        return source.ggml.name
+    if options.fp8_as_q8 and source.coding == "fp8":
+        wanted = type_by_name("Q8_0")
     if role.role not in arch.rounds and roles.stays_f32(role, len(shape)):
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

@@ -41,7 +41,8 @@ def execute(
     `importance` holds float32 `[experts, n]` (one row for a plain matrix) by tensor name. Raises
     NonFiniteWeight, SourceError, OutputError.
     """
-    paths = [t.path for t in plan.sources.values() if t.data is None]
+    sources = [t for t in plan.sources.values() if t.data is None]
+    paths = [part.path for t in sources for part in (t, *t.parts)]
     with Files(paths) as files, open_outputs(plan, importance, force) as outputs:
         targets = _targets(outputs)
 

@@ -14,7 +14,13 @@ from functools import cached_property
 from math import prod
 
 from quantkit.checkpoint import SourceTensor
-from quantkit.errors import ConfigError, TensorMissing, TensorShape, TensorUnknown
+from quantkit.errors import (
+    ConfigError,
+    TensorMissing,
+    TensorShape,
+    TensorUnknown,
+    UnsupportedSource,
+)
 from quantkit.rules import DEFAULTS, Architecture, Config, Map, Options, Piece
 from quantkit.segments import Segment
 
@@ -298,6 +304,11 @@ def _check(m: _Match, layout: _Layout) -> None:
         raise TensorUnknown(
             f"tensor {m.tensor.name} is of expert {m.xid}; "
             f"{config.where} says {experts} experts"
+        )
+    if m.tensor.raw:
+        raise UnsupportedSource(
+            f"{m.tensor.path}: tensor {m.tensor.name} is {m.tensor.raw}, and no "
+            f"quantization_config of {config.where} says how it is read"
         )
     expected = layout.shape(m.map, m.bid)
     if m.tensor.shape != expected:

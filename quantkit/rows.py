@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.checkpoint import Files, SourceTensor
+from quantkit.codings import read
 from quantkit.plan import Chunk, Plan
 
 Rows = np.ndarray[Any, Any]
@@ -23,9 +24,9 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
     span = (count - 1) * s.step + 1
     if s.height:
         column = s.column + chunk.start * s.step
-        rows = files.read_columns(source, s.source_row, s.height, column, span)[:, :: s.step].T
+        rows = read(files, source, s.source_row, s.height, column, span)[:, :: s.step].T
     else:
-        rows = files.read_rows(source, s.source_row + chunk.start * s.step, span)[:: s.step]
+        rows = read(files, source, s.source_row + chunk.start * s.step, span)[:: s.step]
     if s.order:
         rows = rows.reshape(-1, len(s.order), rows.shape[1])[:, list(s.order)]
         rows = rows.reshape(count, -1)

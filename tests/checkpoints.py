@@ -19,7 +19,11 @@ import numpy as np
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden"
 FRANKENMOE = DATA / "frankenmoe-mergekit"  # as mergekit writes it: fused experts, tokenizer.json
-DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES: dict[str, Any] = {
+    "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": np.uint8, "U8": np.uint8, "I8": np.int8,
+    "I32": np.int32, "I64": np.int64,
+}  # fmt: skip
 
 
 def values(name: str, dtype: str, shape: list[int], how: dict[str, Any]) -> np.ndarray:
@@ -28,10 +32,15 @@ def values(name: str, dtype: str, shape: list[int], how: dict[str, Any]) -> np.n
     if "data" in how:
         return np.array(how["data"]).astype(DTYPES[dtype]).reshape(shape)
     raw = hashlib.shake_256(name.encode()).digest(8 * n)
+    if "low" in how:  # integers from low up to high
+        u = np.frombuffer(raw, "<u8") % np.uint64(how["high"] - how["low"])
+        return (u.astype(np.int64) + how["low"]).astype(DTYPES[dtype]).reshape(shape)
     u = np.frombuffer(raw, "<u2").reshape(n, 4).sum(axis=1, dtype=np.int64)
     x = how["mean"] + how["std"] * ((u - 131070) / 37837.2)
     if n > 4096:
         x = np.where(u % 2003 == 0, x * 6, x)
+    if dtype == "F8_E4M3":
+        x = np.clip(x, -448, 448)  # the format has no infinity
     return x.astype(np.float32).astype(DTYPES[dtype]).reshape(shape)
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     {"splits"},
     {"rules", "checkpoint", "recipes", "imatrix", "mixtures"},
     {"architectures", "vocab", "pretokenizer", "special_tokens"},
-    {"tokenizer", "placement"},
+    {"tokenizer", "placement", "codings"},
     {"metadata"},
     {"model"},
     {"plan", "edits"},
