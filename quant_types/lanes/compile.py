@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -28,15 +30,16 @@ _ROWS = types.Array(types.int64, 1, "A", readonly=True)
 PLAIN = types.int64(_FLOATS, _WORDS, types.int64, _OUT)
 WEIGHTED = types.int64(_FLOATS, _WORDS, types.int64, _TABLE, _ROWS, _OUT)
 
+_PACKAGE = Path(__file__).parents[1]  # quant_types: the tables of the searches are there
 _lock = threading.Lock()
 _announced = False
 
 
-def source_digest(folder: Path = Path(__file__).parent) -> str:
-    """Digest of every source file of the kernels and of the compiler's version."""
+def source_digest(package: Path) -> str:
+    """Digest of the compiler's version and of every source file that a kernel may draw on."""
     digest = hashlib.sha256(f"{sys.version}\0{numba.__version__}".encode())
-    for path in sorted(folder.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -48,13 +51,16 @@ def cache_dir() -> Path:
     """
     given = os.environ.get("QUANTKIT_CACHE_DIR")
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(given or Path(user).expanduser() / "quantkit") / f"kernels-{source_digest()}"
     try:
+        folder = Path(given) if given else Path(user).expanduser() / "quantkit"
+        folder /= f"kernels-{source_digest(_PACKAGE)}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except (OSError, RuntimeError):  # not writable, or no home
-        return Path(tempfile.mkdtemp(prefix="quantkit-kernels-"))
+    except (OSError, RuntimeError):  # not writable, or no home: for this process alone
+        folder = Path(tempfile.mkdtemp(prefix="quantkit-kernels-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
 
 def _announce(function: Callable[..., Any]) -> None:
