@@ -136,11 +136,12 @@ def _join_fp8(found: Found, name: str, settings: Mapping[str, Any]) -> SourceTen
 
 
 @cache
-def _e4m3() -> np.ndarray[Any, np.dtype[np.float32]]:
+def _e4m3() -> Rows:
     import ml_dtypes
 
     codes = np.arange(256, dtype=np.uint8)
-    return codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    values: Rows = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return values
 
 
 def _read_fp8(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,10 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
         rows = rows.reshape(-1, len(s.order), rows.shape[1])[:, list(s.order)]
         rows = rows.reshape(count, -1)
     for name, *values in s.edits:
-        rows = EDITS[str(name)](rows, *values)
+        if name == "unit_columns":
+            rows = _computable(rows) / (_column_norms(files, source) + np.float32(1e-7))
+        else:
+            rows = EDITS[str(name)](rows, *values)
     return np.ascontiguousarray(rows)
 
 
@@ -57,7 +61,20 @@ def _heads_across(rows: Rows, groups: int, heads: int) -> Rows:
     return rows.reshape(len(rows), groups, heads, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
-# what a segment's `edits` may name
+@lru_cache(maxsize=1)
+def _column_norms(files: Files, source: SourceTensor) -> Rows:
+    """The length of every column of a matrix: squares added row after row in float32, as
+    `torch.norm` adds those of a small one."""
+    total = np.zeros((1, source.n_per_row), np.float32)
+    step = max((1 << 20) // source.n_per_row, 1)
+    for first in range(0, source.n_rows, step):
+        rows = read(files, source, first, min(step, source.n_rows - first)).astype(np.float32)
+        total = np.add.reduce(np.concatenate((total, rows * rows)), axis=0, keepdims=True)
+    out: Rows = np.sqrt(total)
+    return out
+
+
+# what a segment's `edits` may name, beside "unit_columns", which needs the whole matrix
 EDITS: dict[str, Callable[..., Rows]] = {
     "add": _add,
     "minus_exp": _minus_exp,

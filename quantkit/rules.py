@@ -364,13 +364,17 @@ class Architecture:
 
     hf_names: tuple[str, ...]
     gguf_arch: str
-    keys: tuple[Key, ...]  # before general.file_type in the file
+    keys: tuple[Key, ...]  # after general.* and before general.file_type in the file
     late_keys: tuple[Key, ...]  # after it; a key of both keeps its place and takes this value
     expects: tuple[Expect, ...]
     dims: Mapping[str, Dim]  # a list holds one value a layer
     maps: tuple[Map, ...]
     # kinds of layers: name -> whether layer `bid` is one
     layers: Mapping[str, Callable[[Config, int], bool]] = field(default_factory=dict)
+    # keys that come before general.*
+    first_keys: tuple[Key, ...] = ()
+    # another architecture of the same name in config.json, where the config asks for it
+    variant: Callable[[Config], Architecture | None] = lambda config: None
     # roles in the order in which llama.cpp emits the stacked experts of a block
     expert_order: tuple[str, ...] = ()
     # names of source tensors that are dropped, as regular expressions

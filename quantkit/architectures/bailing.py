@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quantkit.architectures.common import (
     DENSE_FIRST,
     DIMS,
@@ -22,7 +24,26 @@ from quantkit.architectures.common import (
     gated_mlp,
     router,
 )
-from quantkit.rules import Architecture, Expect, Key, Map, parts, vector, whole
+from quantkit.rules import (
+    Architecture,
+    Dims,
+    Expect,
+    Key,
+    Map,
+    Piece,
+    Shape,
+    edited,
+    parts,
+    vector,
+    whole,
+)
+
+
+def _head(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+    """The output matrix, whose columns the model brings to length one as it runs."""
+    rows = whole("output.weight")
+    return (edited(rows, ("unit_columns",)) if dims["norm_head"] else rows)(dims, source, xid)
+
 
 BAILING = Architecture(
     hf_names=("BailingMoeForCausalLM",),
@@ -42,13 +63,14 @@ BAILING = Architecture(
         **DIMS,
         **expert_dims(),
         "shared_ffn": lambda c: c.get("num_shared_experts") * c.get("moe_intermediate_size"),
+        "norm_head": lambda c: int(c.get("norm_head", kind="BOOL", default=False)),
         "qkv": lambda c: c.head_dim
         * (c.get("num_attention_heads") + 2 * c.get("num_key_value_heads")),
     },
     maps=(
         Map("model.word_embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
         vector("model.norm", "output_norm"),
-        Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
+        Map("lm_head.weight", ("vocab", "hidden"), _head),
         *NORMS,
         Map(f"{L}.attention.query_key_value.weight", ("qkv", "hidden"),
             parts(("attn_q.weight", "q", "heads"), ("attn_k.weight", "kv", "kv_heads"),

@@ -81,8 +81,8 @@ def _norm(source: str, role: str) -> tuple[Map, ...]:
 PHIMOE = Architecture(
     hf_names=("PhiMoEForCausalLM", "PhimoeForCausalLM"),
     gguf_arch="phimoe",
+    first_keys=(Key("{arch}.rope.scaling.attn_factor", attn_factor, "FLOAT32"),),
     keys=(
-        Key("{arch}.rope.scaling.attn_factor", attn_factor, "FLOAT32"),
         *text_keys("context_length"),
         Key("{arch}.rope.scaling.original_context_length", _original_length),
         *_AFTER_LENGTH,

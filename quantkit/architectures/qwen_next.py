@@ -232,7 +232,7 @@ QWEN35 = replace(
                *_SSM_KEYS, _SECTIONS),
     expects=(RMS_NORM, SILU),
     dims={
-        **{k: v for k, v in QWEN2_MOE.dims.items() if "expert" not in k and "used" != k},
+        **{k: v for k, v in QWEN2_MOE.dims.items() if "expert" not in k and k != "used"},
         **_LINEAR_SIZES,
     },
     maps=(
