@@ -32,6 +32,7 @@ def checkpoint_metadata(
     from gguf import GGUFWriter
 
     writer = GGUFWriter(None, arch.gguf_arch)
+    _add_keys(writer, _read_keys(arch.first_keys, arch, config))
     _add_general(writer, directory, tensors)
     early, late = (_read_keys(keys, arch, config) for keys in (arch.keys, arch.late_keys))
     for name in early.keys() & late.keys():  # written twice: the first place, the last value

@@ -123,6 +123,7 @@ def _read_config(directory: Path) -> tuple[Architecture, Config]:
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
     config = Config(values, str(path))
+    arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
     return arch, config
