@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from fnmatch import fnmatchcase as fnmatch
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,15 @@ from quantkit.errors import (
 )
 from quantkit.ggml_types import GGMLType, type_by_id, type_by_name
 from quantkit.gguf_file import Header, read_header
+from quantkit.inputs import File, Input, LocalInput, map_files, open_input
+from quantkit.safetensors_file import read_entries
 from quantkit.splits import split_siblings
 
 LARGE = 1 << 30  # bytes
+BANDS = 2  # matrices held whole, where the columns of a file on the Hub are wanted
 INDEX = "model.safetensors.index.json"
+
+Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class SourceTensor:
     name: str
     ggml: GGMLType
     shape: tuple[int, ...]  # NumPy order
-    path: Path
+    path: File
     offset: int  # bytes
     data: np.ndarray[Any, np.dtype[np.float32]] | None = None
     flat: bool = False
@@ -78,24 +85,35 @@ class SourceTensor:
 class Files:
     """The open input files. One `Files` serves any number of threads."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._fds: dict[Path, int] = {}
-        for path in sorted(set(paths)):
-            self._fds[path] = disk.open_read(path)
+    def __init__(self, paths: Iterable[File]) -> None:
+        self._stop = threading.Event()
+        self._inputs: dict[File, Input] = {}
+        for path in dict.fromkeys(paths):
+            self._inputs[path] = open_input(path, self._stop)
+        self._bands: dict[Key, Future[np.ndarray[Any, Any]]] = {}
+        self._lock = threading.Lock()
         # a source that would push everything else out of memory gives its pages back
-        self._large = sum(os.fstat(fd).st_size for fd in self._fds.values()) > LARGE
+        self._large = sum(f.size for f in self._inputs.values()) > LARGE
 
     def __enter__(self) -> Files:
         return self
 
-    def locate(self, t: SourceTensor, row: int) -> tuple[int, int]:
-        """The descriptor of a tensor's file, and the offset of one of its rows there."""
-        return self._fds[t.path], t.offset + row * t.row_bytes
-
     def __exit__(self, *exc: object) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-        self._fds.clear()
+        for opened in self._inputs.values():
+            opened.close()
+        self._inputs.clear()
+
+    def stop(self) -> None:
+        """End reads that wait for a server; they raise SourceUnreachable."""
+        self._stop.set()
+
+    def locate(self, t: SourceTensor, row: int) -> tuple[int, int] | None:
+        """The descriptor of a tensor's file, and the offset of one of its rows there; None if it
+        is not on this machine."""
+        opened = self._inputs[t.path]
+        if not isinstance(opened, LocalInput):
+            return None
+        return opened.fd, t.offset + row * t.row_bytes
 
     def read_rows(self, t: SourceTensor, first: int, count: int) -> np.ndarray[Any, Any]:
         """Rows `first` to `first + count` of `t`.
@@ -112,22 +130,41 @@ class Files:
         self, t: SourceTensor, first: int, count: int, column: int, width: int
     ) -> np.ndarray[Any, Any]:
         """`width` columns of rows `first` to `first + count` of a float `t`: `[count, width]`."""
+        if self.locate(t, 0) is None:  # a request a row would be far too many
+            return self._band(t, first, count)[:, column : column + width]
         size = t.row_bytes // t.n_per_row
         starts = (t.offset + r * t.row_bytes + column * size for r in range(first, first + count))
         data = b"".join(self._read(t, start, width * size) for start in starts)
         return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, width)
 
-    def _read(self, t: SourceTensor, offset: int, size: int) -> bytes:
-        fd = self._fds[t.path]
+    def _band(self, t: SourceTensor, first: int, count: int) -> np.ndarray[Any, Any]:
+        """Rows that are asked for piece by piece: fetched once, and held until BANDS others are."""
+        key = (t.name, first, count)
+        with self._lock:
+            band = self._bands.get(key)
+            mine = band is None
+            if band is None:
+                band = self._bands[key] = Future()
+                if len(self._bands) > BANDS:
+                    del self._bands[next(iter(self._bands))]
+        if mine:
+            try:
+                band.set_result(self.read_rows(t, first, count))
+            except BaseException as e:
+                band.set_exception(e)
+        return band.result()
+
+    def _read(self, t: SourceTensor, offset: int, size: int) -> bytes | bytearray:
+        opened = self._inputs[t.path]
         try:
-            data = disk.pread(fd, size, offset)
+            data = opened.pread(size, offset)
         except OSError as e:
             raise SourceError(
                 f"{t.path}: tensor {t.name} cannot be read ({e.strerror}); "
                 "see to the disk and run it again"
             ) from None
-        if self._large:
-            disk.forget(fd, offset, size)
+        if self._large and isinstance(opened, LocalInput):
+            disk.forget(opened.fd, offset, size)
         if len(data) != size:
             raise CorruptFile(
                 f"{t.path}: tensor {t.name} ends early: {size} bytes wanted, "
@@ -151,40 +188,45 @@ _RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8
         "I64": "I64"}  # fmt: skip
 
 
-def safetensors_of(directory: Path) -> list[SourceTensor]:
+def safetensors_of(
+    directory: Path, files: Mapping[str, File] | None = None
+) -> list[SourceTensor]:
     """Every tensor of a checkpoint directory: file after file, sorted by name in each.
 
-    That is the order in which llama.cpp's converter meets them. Raises SourceNotFound,
-    ShardMissing, CorruptFile, UnsupportedSource.
+    That is the order in which llama.cpp's converter meets them. `files`: where the weights are, by
+    name, if not in the directory. Raises SourceNotFound, ShardMissing, CorruptFile,
+    UnsupportedSource.
     """
+    if files is None:
+        files = {path.name: path for path in directory.iterdir() if path.is_file()}
     index = directory / INDEX
     if index.is_file():
-        return _indexed(directory, index)
-    paths = sorted(directory.glob("model*.safetensors"))
-    if not paths:
-        if any(directory.glob("pytorch_model*.bin")):
+        return _indexed(directory, index, files)
+    names = sorted(name for name in files if fnmatch(name, "model*.safetensors"))
+    if not names:
+        if any(fnmatch(name, "pytorch_model*.bin") for name in files):
             raise UnsupportedSource(
                 f"{directory}: only .bin weights here; save the model as safetensors "
                 "(save_pretrained does) and try again"
             )
         raise SourceNotFound(f"{directory}: no model*.safetensors and no {INDEX} in it")
-    return _unique([t for path in paths for t in read_safetensors(path)])
+    return _read_all([files[name] for name in names])
 
 
-def _indexed(directory: Path, index: Path) -> list[SourceTensor]:
+def _indexed(directory: Path, index: Path, files: Mapping[str, File]) -> list[SourceTensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise CorruptFile(f"{index}: 'weight_map' is not a table of tensor names to file names")
-    files = sorted(set(weight_map.values()))
-    for name in files:
+    names = sorted(set(weight_map.values()))
+    for name in names:
         if name != os.path.basename(name):
             raise CorruptFile(f"{index}: {name!r} points outside the checkpoint's directory")
-    if missing := [name for name in files if not (directory / name).is_file()]:
+    if missing := [name for name in names if name not in files]:
         raise ShardMissing(
-            f"{directory}: {len(missing)} of {len(files)} weight files are not there: "
+            f"{directory}: {len(missing)} of {len(names)} weight files are not there: "
             f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; download them again"
         )
-    tensors = _unique([t for name in files for t in read_safetensors(directory / name)])
+    tensors = _read_all([files[name] for name in names])
     found = {t.name for t in tensors}
     if lost := sorted(weight_map.keys() - found):
         raise CorruptFile(
@@ -199,6 +241,10 @@ def _indexed(directory: Path, index: Path) -> list[SourceTensor]:
     return tensors
 
 
+def _read_all(files: list[File]) -> list[SourceTensor]:
+    return _unique([t for found in map_files(read_safetensors, files) for t in found])
+
+
 def _unique(tensors: list[SourceTensor]) -> list[SourceTensor]:
     seen: dict[str, SourceTensor] = {}
     for t in tensors:
@@ -211,42 +257,24 @@ def _unique(tensors: list[SourceTensor]) -> list[SourceTensor]:
     return tensors
 
 
-def read_safetensors(path: Path) -> list[SourceTensor]:
-    """The tensors of one safetensors file, sorted by name.
-
-    The safetensors library validates the header (sizes, overlaps, the file's length); the byte
-    offsets, which it does not hand out, are then read from the same JSON.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-        with path.open("rb") as f:
-            (size,) = struct.unpack("<Q", f.read(8))
-            entries = json.loads(f.read(size))
-    except (SafetensorError, ValueError, struct.error) as e:
-        raise CorruptFile(
-            f"{path}: not a whole safetensors file ({e}); download it again"
-        ) from None
-    entries.pop("__metadata__", None)
+def read_safetensors(path: File) -> list[SourceTensor]:
+    """The tensors of one safetensors file, sorted by name. Raises CorruptFile, UnsupportedSource,
+    and for a file on the Hub what reading it raises."""
     out = []
-    for name, entry in sorted(entries.items()):
-        dtype = entry["dtype"]
-        ggml = _WEIGHTS.get(dtype) or _RAW.get(dtype)
+    for e in read_entries(path):
+        ggml = _WEIGHTS.get(e.dtype) or _RAW.get(e.dtype)
         if ggml is None:
             raise UnsupportedSource(
-                f"{path}: tensor {name} is {dtype}; F32, F16 and BF16 are read"
+                f"{path}: tensor {e.name} is {e.dtype}; F32, F16 and BF16 are read"
             )
         # a scalar is a row of one weight
-        shape = tuple(entry["shape"]) or (1,)
-        start = 8 + size + entry["data_offsets"][0]
-        raw = "" if dtype in _WEIGHTS else dtype
-        out.append(SourceTensor(name, type_by_name(ggml), shape, path, start, raw=raw))
+        raw = "" if e.dtype in _WEIGHTS else e.dtype
+        shape = e.shape or (1,)
+        out.append(SourceTensor(e.name, type_by_name(ggml), shape, path, e.start, raw=raw))
     return out
 
 
-def open_gguf(path: Path) -> tuple[Header, list[SourceTensor]]:
+def open_gguf(path: File) -> tuple[Header, list[SourceTensor]]:
     """The header of a GGUF file and its tensors in file order."""
     header = read_header(path)
     tensors = []
@@ -258,22 +286,28 @@ def open_gguf(path: Path) -> tuple[Header, list[SourceTensor]]:
     return header, tensors
 
 
-def open_gguf_set(path: Path) -> tuple[Header, list[SourceTensor]]:
+def open_gguf_set(
+    path: File, files: Mapping[str, File] | None = None
+) -> tuple[Header, list[SourceTensor]]:
     """The first header of a GGUF file's set of splits, and the tensors of all of them.
 
-    Raises ShardMissing, CorruptFile (splits that do not belong together) beside `open_gguf`'s.
+    `files`: where the others are, by name, if not beside it. Raises ShardMissing, CorruptFile
+    (splits that do not belong together) beside `open_gguf`'s.
     """
     header, tensors = open_gguf(path)
     if header.get("split.count", 0) < 2:
         return header, tensors
-    files = split_siblings(path)
-    if missing := [f.name for f in files if not f.is_file()]:
+    names = split_siblings(path.name)
+    if files is None:
+        assert isinstance(path, Path)
+        files = {f.name: f for f in map(path.with_name, names) if f.is_file()}
+    if missing := [name for name in names if name not in files]:
         raise ShardMissing(
-            f"{path.parent}: {len(missing)} of {len(files)} splits are not there: {missing[0]}"
+            f"{path.parent}: {len(missing)} of {len(names)} splits are not there: {missing[0]}"
         )
-    opened = [open_gguf(f) for f in files]
+    opened = map_files(open_gguf, [files[name] for name in names])
     found = [(h.get("split.no"), h.get("split.count")) for h, _ in opened]
-    if found != [(i, len(files)) for i in range(len(files))]:
+    if found != [(i, len(names)) for i in range(len(names))]:
         raise CorruptFile(f"{path}: the splits beside it are not of one set: {found}")
     first = opened[0][0]
     tensors = _unique([t for _, shard in opened for t in shard])

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CorruptFile, SourceNotFound, UnsupportedSource
+from quantkit.inputs import File, open_input
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -120,19 +121,17 @@ def parse_key_values(data: bytes) -> tuple[KeyValue, ...]:
     return _Reader(data, "metadata").header().kv
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: File) -> Header:
     """Read and check the header of a GGUF file.
 
-    Raises SourceNotFound, CorruptFile (anything that does not hold together) and
-    UnsupportedSource (another version or byte order).
+    Raises SourceNotFound, CorruptFile (anything that does not hold together), UnsupportedSource
+    (another version or byte order), and for a file on the Hub what reading it raises.
     """
     try:
-        file_size = path.stat().st_size
-        with path.open("rb") as f:
-            size = 1 << 20
+        with closing(open_input(path)) as f:
+            file_size, size, data = f.size, 1 << 20, b""
             while True:  # the header's size is nowhere written: read until it parses
-                f.seek(0)
-                data = f.read(size)
+                data += f.pread(size - len(data), len(data))
                 try:
                     header = _Reader(data, str(path)).header()
                     break
@@ -149,7 +148,7 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def _check_offsets(header: Header, file_size: int, path: Path) -> None:
+def _check_offsets(header: Header, file_size: int, path: File) -> None:
     from quantkit.ggml_types import type_by_id
 
     seen: set[str] = set()

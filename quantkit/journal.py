@@ -17,6 +17,7 @@ from typing import Any
 
 from quantkit import __version__, disk
 from quantkit.errors import JournalMismatch
+from quantkit.inputs import fingerprint
 from quantkit.plan import Plan, PlannedFile
 
 Rows = tuple[int, int, int]  # index of the tensor in its file, first row, count
@@ -34,8 +35,8 @@ _COMPLETE = "complete"
 def identities(plan: Plan, importance: Mapping[str, Any]) -> dict[Path, Identity]:
     """What each file of a plan is going to be, by its path: everything that its bytes depend on."""
     source = hashlib.sha256()
-    for path in sorted({t.path for t in plan.sources.values() if t.data is None}):
-        source.update(f"{path.name}\0{disk.fingerprint(path)}\0".encode())
+    for file in sorted({t.path for t in plan.sources.values() if t.data is None}, key=str):
+        source.update(f"{file.name}\0{fingerprint(file)}\0".encode())
     weights = hashlib.sha256()
     for name in sorted(importance):
         weights.update(name.encode() + importance[name].tobytes())

@@ -18,6 +18,7 @@ from quantkit.codings import decoded
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue
+from quantkit.inputs import File
 from quantkit.placement import place, predicting_layers
 from quantkit.rules import DEFAULTS, Architecture, Config, Options
 from quantkit.segments import Segment
@@ -55,11 +56,14 @@ OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": 
 MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
 
 
-def from_gguf(path: Path) -> Model:
-    """A GGUF file, or the set of splits that it is one of, taken as it is. Raises SourceError."""
-    header, tensors = open_gguf_set(path)
+def from_gguf(path: File, files: Mapping[str, File] | None = None) -> Model:
+    """A GGUF file, or the set of splits that it is one of, taken as it is. Raises SourceError.
+
+    `files`: where the other splits are, by name, if not beside it.
+    """
+    header, tensors = open_gguf_set(path, files)
     return Model(
-        name=re.sub(r"[-.](BF16|F16|F32)$", "", unsplit_name(path), flags=re.IGNORECASE),
+        name=re.sub(r"[-.](BF16|F16|F32)$", "", unsplit_name(path.name), flags=re.IGNORECASE),
         arch=header.get("general.architecture", ""),
         tensors=tuple(
             ModelTensor(t.name, t.shape, t.ggml.name, (Segment(t.name, 0, 0, t.n_rows),))
@@ -72,9 +76,9 @@ def from_gguf(path: Path) -> Model:
 
 def from_checkpoint(
     directory: Path, outtype: str | None = "auto", pre: str | None = None,
-    options: Options = DEFAULTS,
+    options: Options = DEFAULTS, files: Mapping[str, File] | None = None,
 ) -> Model:  # fmt: skip
-    """A Hugging Face checkpoint directory.
+    """A Hugging Face checkpoint directory. `files`: where its weights are, by name, if not in it.
 
     `outtype` is one of OUTTYPES, or "auto" (bf16 stays, everything else becomes f16, as llama.cpp's
     converter chooses), or None for the widest type of the source: nothing is rounded that a
@@ -84,7 +88,7 @@ def from_checkpoint(
     from quantkit.metadata import checkpoint_metadata
 
     arch, config = _read_config(directory)
-    found = {t.name: t for t in safetensors_of(directory)}
+    found = {t.name: t for t in safetensors_of(directory, files)}
     found = {t.name: t for t in decoded(tuple(found.values()), config.values)}
     outtype = _chosen(outtype, found.values())
     config = replace(config, mtp=predicting_layers(arch, config, found, options))

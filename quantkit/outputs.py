@@ -111,7 +111,8 @@ def check_outputs(plan: Plan, force: bool) -> None:
 
     Raises OutputExists, DiskFull, OutputError (no such directory; an input would be overwritten).
     """
-    inputs = {t.path.resolve() for t in plan.sources.values()}
+    paths = {t.path for t in plan.sources.values()}
+    inputs = {path.resolve() for path in paths if isinstance(path, Path)}
     needed: dict[Path, int] = {}
     for f in plan.files:
         parent = f.path.resolve().parent

@@ -62,6 +62,7 @@ def execute(
                 for future in pending:
                     progress(future.result())
             except BaseException:
+                files.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -86,10 +87,9 @@ def _process(
     source = plan.sources[chunk.segment.source]
     if not targets:
         return
-    if plan.verbatim:
-        fd, offset = files.locate(source, chunk.segment.source_row + chunk.start)
+    if plan.verbatim and (found := files.locate(source, chunk.segment.source_row + chunk.start)):
         for _, output in targets:
-            output.copy(*place, fd, offset, source.row_bytes)
+            output.copy(*place, *found, source.row_bytes)
         return
     rows = fetch(chunk, plan, files)
     floats: np.ndarray[Any, Any] | None = rows if source.ggml.is_float else None
@@ -100,7 +100,7 @@ def _process(
     format_made, made = "", memoryview(b"")
     for fmt, output in targets:
         if fmt != format_made:
-            copied = fmt == source.ggml.name and not source.ggml.is_float
+            copied = plan.verbatim or (fmt == source.ggml.name and not source.ggml.is_float)
             if not copied and floats is None:
                 floats = dequantize(rows, source)
             data = rows if copied else _quantized(floats, fmt, weights, chunk, source)

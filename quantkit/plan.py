@@ -17,6 +17,7 @@ from quantkit.checkpoint import SourceTensor
 from quantkit.errors import PlanError, RecipeError
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes, replaced, uint32
+from quantkit.inputs import File
 from quantkit.mixtures import Facts
 from quantkit.model import Model, ModelTensor
 from quantkit.recipes import NO_OVERRIDES, Choice, Overrides, Recipe
@@ -218,7 +219,7 @@ def plan_quantization(
     """The model in one output a recipe, in llama-quantize's order. Raises RecipeError."""
     tensors = sorted(model.tensors, key=lambda t: _quantize_order(t.name))
     if request.keep_split:
-        shards = sorted({model.sources[t.segments[0].source].path for t in tensors})
+        shards = sorted({_shard(model, t) for t in tensors}, key=str)
         tensors = sorted(model.tensors, key=lambda t: shards.index(_shard(model, t)))
     facts = model_facts(model, request)
     stored = [(t.name, t.shape, t.stored) for t in tensors]
@@ -310,11 +311,11 @@ def _file_type(recipe: Recipe, kv: Sequence[KeyValue], formats: Sequence[str]) -
     return recipes.guessed_file_type(formats) if stated is None else stated
 
 
-def _shard(model: Model, t: ModelTensor) -> Path:
+def _shard(model: Model, t: ModelTensor) -> File:
     return model.sources[t.segments[0].source].path
 
 
-def _runs(shards: Sequence[Path]) -> list[range]:
+def _runs(shards: Sequence[File]) -> list[range]:
     """The runs of tensors that lie in one shard of the source."""
     starts = [i for i, shard in enumerate(shards) if i == 0 or shard != shards[i - 1]]
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(shards)], strict=True)]

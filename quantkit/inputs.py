@@ -1,0 +1,70 @@
+"""Files to read from, here or on the Hub, behind one `pread`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from quantkit import disk
+from quantkit.remote import Reader, RemoteFile
+
+File = Path | RemoteFile  # both have `name`, `suffix` and `parent`, and print as people know them
+_T = TypeVar("_T")
+AT_ONCE = 16  # requests under way, where the answer takes longer than the bytes
+
+
+class Input(Protocol):
+    """An open file of `size` bytes. Any number of threads may read."""
+
+    @property
+    def size(self) -> int: ...
+
+    def pread(self, size: int, offset: int) -> bytes | bytearray:
+        """`size` bytes at `offset`; shorter only at the end of the file."""
+
+    def close(self) -> None: ...
+
+
+class LocalInput:
+    """A file on this machine, and its descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = disk.open_read(path)
+        found = os.fstat(self.fd)
+        self.size = found.st_size
+        if stat.S_ISDIR(found.st_mode):
+            os.close(self.fd)
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """`size` bytes at `offset`; shorter only at the end of the file."""
+        return disk.pread(self.fd, size, offset)
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        os.close(self.fd)
+
+
+def open_input(file: File, stop: threading.Event | None = None) -> Input:
+    """Open a file for reading; `stop` ends what waits for a server. Raises OSError."""
+    return Reader(file, stop) if isinstance(file, RemoteFile) else LocalInput(file)
+
+
+def fingerprint(file: File) -> str:
+    """What tells a file from one that was changed since."""
+    return file.fingerprint if isinstance(file, RemoteFile) else disk.fingerprint(file)
+
+
+def map_files(read: Callable[[File], _T], files: Iterable[File]) -> list[_T]:
+    """`read` of each file; several at once where they are far away."""
+    files = list(files)
+    if not any(isinstance(f, RemoteFile) for f in files):
+        return [read(f) for f in files]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(read, files))
