@@ -50,15 +50,35 @@ def _add(rows: Rows, x: float) -> Rows:
     return out
 
 
-def _minus_exp(rows: Rows) -> Rows:
-    # in float64 and rounded once: what a correctly rounded exponential gives
-    out: Rows = -np.exp(rows.astype(np.float64)).astype(_computable(rows[:0]).dtype)
+def torch_exp(x: Rows) -> Rows:
+    """float32 to float32, with the last bit that `torch.exp` has, where that is not the nearest.
+
+    torch leaves it to a vector library, which takes 2^(j/128) from a table, in two parts, and
+    corrects it with a polynomial of degree two, all in single precision; every operation and its
+    order decide the bits.
+    """
+    f32 = np.float32
+    step = np.log(2) / 128
+    high = f32(round(step * 2**16) / 2**16)  # short enough for k * high to be exact
+    k = np.rint(x * f32(1 / step))
+    y = x - k * high - k * f32(step - float(high))
+    powers = np.exp2(np.arange(128) / 128)
+    table = powers.astype(f32)
+    tails = (powers - table).astype(f32)
+    octave, place = np.divmod(k.astype(np.int32), 128)
+    base = table[place]
+    out: Rows = np.ldexp(base + (base * (y + y * y * f32(0.5)) + tails[place]), octave)
     return out
+
+
+def _minus_exp(rows: Rows) -> Rows:
+    return -torch_exp(rows.astype(np.float32)).astype(_computable(rows[:0]).dtype)
 
 
 def _heads_across(rows: Rows, groups: int, heads: int) -> Rows:
     """Channels `[groups, heads, n]` of each row in the order `[heads, groups, n]`."""
-    return rows.reshape(len(rows), groups, heads, -1).swapaxes(1, 2).reshape(rows.shape)
+    out: Rows = rows.reshape(len(rows), groups, heads, -1).swapaxes(1, 2).reshape(rows.shape)
+    return out
 
 
 @lru_cache(maxsize=1)
