@@ -65,7 +65,7 @@ def root(
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face checkpoint directory.")],
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory, or hf://ORG/MODEL.")],
     output: Out = None,
     outtype: Annotated[
         str, typer.Option("--outtype", help="auto, f32, f16, bf16 or q8_0.")
@@ -92,7 +92,7 @@ def convert(
 
 @app.command()
 def quantize(
-    source: Annotated[Path, typer.Argument(help="A checkpoint directory or a GGUF file.")],
+    source: Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")],
     types: Annotated[
         list[str], typer.Option("--type", "-t", help="Q4_K_M, Q8_0 ... May be repeated.")
     ],
@@ -193,7 +193,7 @@ def quantize(
 
 @app.command()
 def split(
-    source: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    source: Annotated[str, typer.Argument(help="A GGUF file, here or on the Hub.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The splits' name without -00001-of-.")
     ] = None,
@@ -217,7 +217,7 @@ def split(
 
 @app.command()
 def merge(
-    first: Annotated[Path, typer.Argument(help="Any file of a set of splits.")],
+    first: Annotated[str, typer.Argument(help="Any file of a set of splits.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     dry_run: DryRun = False,
     threads: Threads = None,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit import edits, pipeline
+from quantkit import edits, pipeline, remote
 from quantkit.cluster import quantize_on
-from quantkit.errors import RecipeError, SourceNotFound
+from quantkit.errors import RecipeError, SourceNotFound, UnsupportedSource
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
 from quantkit.outputs import check_outputs
 from quantkit.plan import (
@@ -48,29 +48,29 @@ ONCE = Run()
 
 
 def convert(
-    directory: Path, output: Path | None = None, outtype: str = "auto", *,
+    directory: Path | str, output: Path | None = None, outtype: str = "auto", *,
     pre: str | None = None, splits: Splits = NO_SPLITS, run: Run = ONCE,
 ) -> Plan:  # fmt: skip
-    """Convert a checkpoint directory to GGUF, as llama.cpp's converter would.
+    """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a `.gguf` path or a directory (default: the
     current one). Returns the plan that was carried out. Raises QuantkitError.
     """
     if outtype not in ("auto", *OUTTYPES):
         raise RecipeError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
-    model = from_checkpoint(directory, outtype, pre)
+    model = open_checkpoint(directory, outtype, pre)
     label = _label(model)
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
     return _carry_out(model, plan, run)
 
 
 def quantize(
-    source: Path, types: Sequence[str], output: Path | None = None, *,
+    source: Path | str, types: Sequence[str], output: Path | None = None, *,
     request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
     prune: Sequence[int] = (), override_kv: Sequence[str] = (), pre: str | None = None,
     run: Run = ONCE,
 ) -> Plan:  # fmt: skip
-    """Quantize a checkpoint directory or a GGUF file to one output a type, all in one read.
+    """Quantize a checkpoint directory, a GGUF file or `hf://...`: an output a type, in one read.
 
     `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
     `<name>-<TYPE>.gguf` for each. `prune` are layers to leave out, `override_kv` keys to set as
@@ -97,9 +97,9 @@ def quantize(
         importance = imatrix.for_tensors(model.tensors, old_names)
     if run.cluster and not run.dry:
         call = {
-            "source": source.resolve(), "output": (output or Path()).resolve(), "request": given,
-            "imatrix": imatrix, "imatrix_strict": imatrix_strict, "prune": prune,
-            "override_kv": override_kv, "pre": pre, "force": run.force,
+            "source": _anywhere(source, model), "output": (output or Path()).resolve(),
+            "request": given, "imatrix": imatrix, "imatrix_strict": imatrix_strict,
+            "prune": prune, "override_kv": override_kv, "pre": pre, "force": run.force,
         }  # fmt: skip
         check_outputs(plan, run.force)
         quantize_on(run.cluster, plan, call, run.threads or 1, run.report(model, plan))
@@ -123,26 +123,59 @@ def check_importance(
     return found.lines()
 
 
-def split(source: Path, output: Path | None, splits: Splits, run: Run = ONCE) -> Plan:
+def split(source: Path | str, output: Path | None, splits: Splits, run: Run = ONCE) -> Plan:
     """Cut a GGUF file into splits, its bytes as they are. `output` names them without `-00001-of-`
     (default: the name of the source, in the current directory)."""
     if not splits:
         raise RecipeError("say where to split: --split-max-size 4G or --split-max-tensors 128")
-    model = from_gguf(source)
-    return _carry_out(model, plan_copy(model, output or Path(f"{source.stem}.gguf"), splits), run)
+    model = _open_gguf(source)
+    output = output or Path(f"{Path(source).stem}.gguf")
+    return _carry_out(model, plan_copy(model, output, splits), run)
 
 
-def merge(first: Path, output: Path, run: Run = ONCE) -> Plan:
+def merge(first: Path | str, output: Path, run: Run = ONCE) -> Plan:
     """Join a set of splits, of which `first` is any, into one file."""
-    model = from_gguf(first)
+    model = _open_gguf(first)
     return _carry_out(model, plan_copy(model, output), run)
 
 
-def open_source(source: Path, pre: str | None = None) -> Model:
-    """A checkpoint directory, nothing rounded, or a GGUF file. Raises SourceError, ModelError."""
-    if not source.exists():
+def open_source(source: Path | str, pre: str | None = None) -> Model:
+    """A checkpoint, nothing rounded, or a GGUF file; here or on the Hub (`hf://ORG/MODEL`,
+    `hf://ORG/MODEL/FILE.gguf`). Raises SourceError, ModelError."""
+    if remote.is_remote(source):
+        is_gguf = remote.names_file(source)
+    elif Path(source).exists():
+        is_gguf = not Path(source).is_dir()
+    else:
         raise SourceNotFound(f"{source}: no such file or directory")
-    return from_checkpoint(source, None, pre) if source.is_dir() else from_gguf(source)
+    return _open_gguf(source) if is_gguf else open_checkpoint(source, None, pre)
+
+
+def open_checkpoint(source: Path | str, outtype: str | None, pre: str | None = None) -> Model:
+    """A checkpoint directory, or a model on the Hub. Raises SourceError, ModelError."""
+    if not remote.is_remote(source):
+        return from_checkpoint(Path(source), outtype, pre)
+    if remote.names_file(source):
+        raise UnsupportedSource(f"{source} is one file; name the model that is to be converted")
+    with remote.snapshot(source) as found:
+        return from_checkpoint(found.directory, outtype, pre, files=found.files)
+
+
+def _open_gguf(source: Path | str) -> Model:
+    if not remote.is_remote(source):
+        return from_gguf(Path(source))
+    with remote.snapshot(source) as found:
+        if found.file is None:
+            raise UnsupportedSource(f"{source}: a GGUF file is expected: {source}/FILE.gguf")
+        return from_gguf(found.file, found.files)
+
+
+def _anywhere(source: Path | str, model: Model) -> Path | str:
+    """The source as another machine finds it: by its whole path, or at the commit that was read."""
+    if not remote.is_remote(source):
+        return Path(source).resolve()
+    file = next(t.path for t in model.sources.values() if isinstance(t.path, remote.RemoteFile))
+    return remote.pinned(source, file)
 
 
 def _carry_out(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
 from quantkit import hub
@@ -83,9 +83,22 @@ class Snapshot:
     file: RemoteFile | None = None
 
 
-def is_remote(source: Path | str) -> bool:
+def is_remote(source: Path | str) -> TypeGuard[str]:
     """Whether a source is on the Hub and not on this machine."""
     return isinstance(source, str) and source.startswith(SCHEME)
+
+
+def names_file(source: str) -> bool:
+    """Whether it is one file of a model."""
+    match = _SOURCE.fullmatch(source)
+    return match is not None and match["file"] is not None
+
+
+def pinned(source: str, file: RemoteFile) -> str:
+    """The source at the commit that `file` was found at, whatever its branch does meanwhile."""
+    match = _SOURCE.fullmatch(source)
+    inside = f"/{match['file']}" if match and match["file"] else ""
+    return f"{SCHEME}{file.repo}@{file.commit}{inside}"
 
 
 @contextmanager
