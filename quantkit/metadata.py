@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from quantkit.tokenizer import malformed, read_vocabulary
 from quantkit.vocab.rules import rules_for
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter
+    from gguf import GGUFWriter, Metadata
 
     from quantkit.model import ModelTensor
 
@@ -33,7 +35,7 @@ def checkpoint_metadata(
 
     writer = GGUFWriter(None, arch.gguf_arch)
     _add_keys(writer, _read_keys(arch.first_keys, arch, config))
-    _add_general(writer, directory, tensors)
+    add_general(writer, directory, tensors)
     early, late = (_read_keys(keys, arch, config) for keys in (arch.keys, arch.late_keys))
     for name in early.keys() & late.keys():  # written twice: the first place, the last value
         early[name] = late.pop(name)
@@ -41,17 +43,19 @@ def checkpoint_metadata(
     writer.add_file_type(file_type)
     _add_keys(writer, late)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
-    notes = _add_vocabulary(writer, directory, arch, config, pre)
+    named = config.values.get("architectures") or [""]
+    architecture = named[0] if named[0] in arch.hf_names else arch.hf_names[0]
+    notes = add_vocabulary(writer, directory, architecture, config.get("vocab_size"), pre)
     return encode(writer), notes
 
 
-def _add_vocabulary(
-    writer: GGUFWriter, directory: Path, arch: Architecture, config: Config, pre: str | None
+def add_vocabulary(
+    writer: GGUFWriter, directory: Path, architecture: str, size: int, pre: str | None
 ) -> tuple[str, ...]:
-    """`tokenizer.*`; the notes say what was chosen."""
-    named = config.values.get("architectures") or [""]
-    architecture = named[0] if named[0] in arch.hf_names else arch.hf_names[0]
-    size = config.get("vocab_size")
+    """`tokenizer.*`, `size` tokens of the vocabulary; the notes say what was chosen.
+
+    Raises CorruptFile, TokenizerError.
+    """
     vocab = read_vocabulary(directory, size, pre, rules_for(architecture, size), architecture)
     with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
         vocab.write(writer)
@@ -71,8 +75,11 @@ def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:
     return parse_key_values(buffer.getvalue())
 
 
-def _add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTensor]) -> None:
-    """`general.*`: names, sizes and licence, from the directory's name and its model card."""
+def add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTensor]) -> None:
+    """`general.*`: names, sizes and licence, from the directory's name and its model card.
+
+    Raises CorruptFile.
+    """
     import numpy as np
     from gguf import Metadata, size_label
 
@@ -84,11 +91,35 @@ def _add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTen
         generation = directory / "generation_config.json"
         if generation.is_file() and found.sampling_penalty_repeat is None:
             found.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
+        _check(found, directory)
         if found.size_label is None and total > 0:
             found.size_label = size_label(total, shared, expert, expert_count)
         writer.add_type("model")
         found.set_gguf_meta_model(writer)
         encode(writer)  # values are packed only as they are written
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "Optional[str]": (str,), "Optional[int]": (int,), "Optional[float]": (int, float),
+}  # fmt: skip
+
+
+def _check(found: Metadata, directory: Path) -> None:
+    """Every value is of its key's kind; YAML's numbers and dates become text where text belongs."""
+    for field in fields(found):
+        value, allowed = getattr(found, field.name), _KINDS.get(str(field.type), (list,))
+        if value is None or (field.name == "license" and isinstance(value, list)):
+            continue
+        if allowed == (str,) and isinstance(value, int | float | date):
+            setattr(found, field.name, str(value))
+        elif not isinstance(value, allowed) or isinstance(value, bool):
+            sampling = field.name.startswith("sampling_")
+            where = directory / ("generation_config.json" if sampling else "README.md")
+            kind = {list: "a list", str: "text"}.get(allowed[0], "a number")
+            raise CorruptFile(f"{where}: {field.name} is {value!r}, not {kind}")
+    for name in ("tags", "languages"):
+        if (values := getattr(found, name)) is not None:
+            setattr(found, name, [str(v) for v in values])
 
 
 def _read_keys(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.errors import TokenizerError
 from quantkit.vocab.hashes import CHECK_TEXT, HASHES
-from quantkit.vocab.patterns import NAMES, SPLITS, Split
+from quantkit.vocab.patterns import NAMES, OTHER_NAMES, SPLITS, Split
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -63,9 +63,11 @@ def find_pre(tokenizer: Tokenizer, family: str = "", architecture: str = "") -> 
 
 
 def known_pre(name: str) -> str:
-    """`name`, if llama.cpp knows a pre-tokenizer of that name. Raises TokenizerError."""
+    """`name`, if llama.cpp knows a byte-level pre-tokenizer by it. Raises TokenizerError."""
     if name in NAMES:
         return name
+    if name in OTHER_NAMES:
+        raise TokenizerError(f"pre-tokenizer '{name}' is not one for byte-level vocabularies")
     near = difflib.get_close_matches(name, NAMES, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else f"; it knows {', '.join(NAMES)}"
     raise TokenizerError(f"llama.cpp knows no pre-tokenizer '{name}'{hint}")

@@ -155,10 +155,10 @@ SPLITS: tuple[Split, ...] = (
     Split(("superbpe",), (r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
     Split(("bloom", "poro-chat", "gpt3-finnish"), (_BLOOM,)),
     Split(("viking",), (_BLOOM, r"\p{N}")),
-    Split(("whitespace",), (r"\S+",)),
-    Split(("gemma4", "granite-embed-multi-311m", "sarvam-moe"), (r"[^\n]+|[\n]+",)),
 )  # fmt: skip
 
 NAMES: tuple[str, ...] = tuple(name for split in SPLITS for name in split.names)
+# llama.cpp's other pre-tokenizers, of BPE vocabularies that are not byte-level
+OTHER_NAMES = ("whitespace", "gemma4", "granite-embed-multi-311m", "sarvam-moe")
 if len(set(NAMES)) != len(NAMES):
     raise RuntimeError("a pre-tokenizer is in two rows")
