@@ -15,12 +15,37 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import types
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
-# Sub-functions of kernels are compiled into them.
-inner = numba.njit(**OPTIONS)
+
+def _described(value: Any) -> str:
+    """What distinguishes a value that a sub-function has in its closure."""
+    if hasattr(value, "py_func"):
+        return f"{value.py_func.__module__}.{value.py_func.__qualname__}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{value.tobytes().hex()}"
+    if isinstance(value, bool | int | float | np.generic):
+        return f"{type(value).__name__} {value!r}"
+    raise TypeError(f"no kernel may close over a {type(value).__name__}")
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """Decorator: a sub-function of kernels, compiled into each of them.
+
+    Its symbol is made of its qualified name and a number that starts anew in each process. Kernels
+    come from the cache of many processes, and the linker takes functions of the same symbol for
+    the same: so what a factory closes over goes into the name.
+    """
+    cells = function.__closure__ or ()
+    if cells:
+        named = zip(function.__code__.co_freevars, cells, strict=True)
+        text = ";".join(f"{name}={_described(cell.cell_contents)}" for name, cell in named)
+        function.__qualname__ += "_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return numba.njit(**OPTIONS)(function)
+
 
 _FLOATS = types.Array(types.float32, 1, "C", readonly=True, aligned=False)
 _WORDS = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
