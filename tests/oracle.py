@@ -91,7 +91,7 @@ def dequantize(data: np.ndarray, name: str) -> np.ndarray:
     n = data.shape[-1] // traits.type_size * traits.block_size
     out = np.empty((*data.shape[:-1], n), np.float32)
     if not traits.to_float:  # F32 has no conversion
-        return data.view(np.float32).copy()
+        return np.array(data.view(np.float32))
     convert = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(
         traits.to_float
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import shutil
@@ -16,18 +17,21 @@ from quant_types.lanes import compile as compile_module
 
 PACKAGE = Path(quant_types.__file__).parent
 PROGRAM = """
-import numpy as np, quant_types
+import sys, numpy as np, quant_types
 x = np.linspace(-1, 1, 256, dtype=np.float32)
-print(bytes(quant_types.quantize(x, "Q8_0", engine="lanes")).hex())
+for name in sys.argv[1:]:
+    print(bytes(quant_types.quantize(x, name, engine="lanes")).hex())
 """
 
 
-def run(cache: Path, package_parent: Path = PACKAGE.parent, **environment: str) -> str:
-    """The program's output, with its kernels kept under `cache`."""
-    variables = {**os.environ, "QUANTKIT_CACHE_DIR": str(cache), "PYTHONPATH": str(package_parent)}
+def run(
+    cache: Path, package_parent: Path = PACKAGE.parent, names: tuple[str, ...] = ("Q8_0",)
+) -> str:
+    """A line of bytes a format from a new process, with its kernels kept under `cache`."""
+    variables = {"QUANTKIT_CACHE_DIR": str(cache), "PYTHONPATH": str(package_parent)}
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**variables, **environment},
+        [sys.executable, "-c", PROGRAM, *names],
+        env={**os.environ, **variables},
         cwd=cache,
         capture_output=True,
         text=True,
@@ -61,6 +65,40 @@ def test_a_changed_source_never_runs_a_stale_kernel(tmp_path: Path, changed: str
     assert run(tmp_path, copy.parent) != before
     source.write_text(text)
     assert run(tmp_path, copy.parent) == before
+
+
+def test_kernels_of_several_processes_do_not_mix(tmp_path: Path) -> None:
+    """Each is compiled and kept by a process of its own; a last one runs them all."""
+    names = ("Q2_K", "Q4_K")
+    alone = [run(tmp_path, names=(name,)) for name in names]
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
+    assert run(tmp_path, names=names) == "".join(alone)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == kept
+
+
+def test_sub_functions_have_symbols_of_their_own() -> None:
+    """Two that share a qualified name, all that the linker goes by, are the same function."""
+    found: dict[str, list[object]] = {}
+
+    def visit(value: object) -> None:
+        function = getattr(value, "py_func", None) or getattr(value, "__wrapped__", None)
+        if function is None or not function.__module__.startswith("quant_types.lanes"):
+            return
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        identity = [function.__code__, *map(compile_module._described, cells)]
+        name = f"{function.__module__}.{function.__qualname__}"
+        assert found.setdefault(name, identity) == identity, name
+        for cell in cells:
+            visit(cell)
+
+    for path in sorted((PACKAGE / "lanes").glob("*.py")):
+        module = importlib.import_module(f"quant_types.lanes.{path.stem}")
+        for value in vars(module).values():
+            visit(value)
+    factories = {name.split(".<locals>")[0] for name in found if ".<locals>" in name}
+    variants = [name for name in found if "min_search.make_search.<locals>.search_" in name]
+    assert len(factories) > 8
+    assert len(variants) >= 6
 
 
 def test_digest_covers_the_whole_package(tmp_path: Path) -> None:

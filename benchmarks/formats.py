@@ -1,0 +1,113 @@
+"""Rates of every format against ggml's, in one process: `python -m benchmarks.formats`.
+
+Each figure is the median of runs that take turns, so that a busy machine slows all alike. Weights
+are float32 and normal; ratios are to `ggml_quantize_chunk` on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import quant_types
+from quant_types import BlockFormat
+from tests import oracle
+
+ROWS, N = 256, 4096
+RUNS = 9
+BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
+
+
+def medians(calls: list[Callable[[], object]]) -> list[float]:
+    """Seconds of each call, the median over runs that take turns; the first run is not counted."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for run in range(RUNS + 1):
+        for call, taken in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            call()
+            if run:
+                taken.append(time.perf_counter() - start)
+    return [float(np.median(taken)) for taken in seconds]
+
+
+def row(fmt: BlockFormat, x: np.ndarray, importance: np.ndarray | None) -> str:
+    """A format's line of the table."""
+    out = np.empty((len(x), fmt.row_bytes(x.shape[1])), np.uint8)
+    half = len(x) // 2
+
+    def lanes(rows: slice) -> None:
+        quant_types.quantize(x[rows], fmt, importance, "lanes", out[rows])
+
+    with ThreadPoolExecutor(2) as pool:
+        halves = (slice(0, half), slice(half, None))
+        ggml, one, two, array = medians(
+            [
+                lambda: oracle.quantize(x, fmt.name, importance),
+                lambda: lanes(slice(None)),
+                lambda: list(pool.map(lanes, halves)),
+                lambda: quant_types.quantize(x, fmt, importance, "array", out),
+            ]
+        )
+    name = fmt.name + ("" if importance is None else ", importance")
+    millions = x.size / 1e6
+    return (
+        f"| {name} | {millions / ggml:.1f} | {millions / one:.0f} | {ggml / one:.1f} "
+        f"| {one / two:.2f} | {millions / array:.1f} | {ggml / array:.2f} |"
+    )
+
+
+def cpu() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def table(formats: list[BlockFormat]) -> str:
+    """The Markdown table, and what it was measured with."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((ROWS, N)) * 0.02).astype(np.float32)
+    importance = np.square(rng.standard_normal(N)).astype(np.float32)
+    lines = [
+        f"Measured on {cpu()}, {oracle.stamp()}, "
+        f"numba {version('numba')}, numpy {version('numpy')}; millions of weights a second.",
+        "",
+        "| format | ggml | lanes | times ggml | two threads | array | times ggml |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for fmt in formats:
+        lines.append(row(fmt, x, None))
+        if fmt.takes_importance:
+            lines.append(row(fmt, x, importance))
+    return "\n".join(lines)
+
+
+def write(path: Path, text: str) -> None:
+    """Put `text` between the markers of `path`, which is made where there is none."""
+    page = path.read_text() if path.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
+    before, rest = page.split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", help="formats, all of them by default")
+    parser.add_argument("--write", type=Path, help="a page with the markers to write between")
+    options = parser.parse_args()
+    names = options.names or [fmt.name for fmt in quant_types.FORMATS]
+    text = table([quant_types.get_format(name) for name in names])
+    print(text)
+    if options.write:
+        write(options.write, text)
+
+
+if __name__ == "__main__":
+    main()
