@@ -115,7 +115,7 @@ def _check(found: Metadata, directory: Path) -> None:
         elif not isinstance(value, allowed) or isinstance(value, bool):
             sampling = field.name.startswith("sampling_")
             where = directory / ("generation_config.json" if sampling else "README.md")
-            kind = {list: "a list", str: "text"}.get(allowed[0], "a number")
+            kind = "text" if str in allowed else "a list" if list in allowed else "a number"
             raise CorruptFile(f"{where}: {field.name} is {value!r}, not {kind}")
     for name in ("tags", "languages"):
         if (values := getattr(found, name)) is not None:

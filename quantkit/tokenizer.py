@@ -155,7 +155,8 @@ def _read_tokens(
     directory: Path, size: int | None, pre: str | None, rules: VocabRules, architecture: str
 ) -> Pieces | ByteLevel:
     path = directory / "tokenizer.json"
-    if (directory / "tokenizer.model").is_file() and not (rules.model and path.is_file()):
+    json_wins = path.is_file() and (rules.model or _is_ranks(directory / "tokenizer.model"))
+    if (directory / "tokenizer.model").is_file() and not json_wins:
         return sentencepiece.from_model(directory, size, rules.added)
     if path.is_file():
         tokenizer = read_json(path)
@@ -169,6 +170,15 @@ def _read_tokens(
     else:
         raise TokenizerError(f"{directory}: neither tokenizer.model nor tokenizer.json is there")
     return byte_level.from_json(directory, tokenizer, size, pre, rules.pre, architecture)
+
+
+def _is_ranks(path: Path) -> bool:
+    """Whether a tokenizer.model is Llama 3's: tiktoken ranks, which tokenizer.json says as well."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as f:
+        first = f.readline(200).split()
+    return len(first) == 2 and first[1].isdigit()
 
 
 def _checked_model(path: Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,6 +221,6 @@ def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> N
             vocab.late_space_prefix = prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
-    for token in rules.shown:
-        if (i := ids.get(token)) is not None:
+    for text in rules.shown:
+        if (i := ids.get(text)) is not None:
             vocab.types[i] = int(TokenType.USER_DEFINED)

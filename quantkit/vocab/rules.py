@@ -46,7 +46,7 @@ class VocabRules:
     pre: str = ""
     config_space_prefix: str = ""
     space_prefix: bool | None = None
-    ids: tuple[tuple[str, str], ...] = ()
+    ids: tuple[tuple[str, int | str], ...] = ()
     late_ids: tuple[tuple[str, int | str], ...] = ()
     add: tuple[tuple[str, bool], ...] = ()
     round_to: int = 1
