@@ -30,14 +30,16 @@ from quantkit.errors import (
 from quantkit.ggml_types import GGMLType, type_by_id, type_by_name
 from quantkit.gguf_file import Header, read_header
 from quantkit.inputs import File, Input, LocalInput, map_files, open_input
+from quantkit.remote import RemoteFile
 from quantkit.safetensors_file import read_entries
 from quantkit.splits import split_siblings
+from quantkit.torch_file import read_torch_entries
 
 LARGE = 1 << 30  # bytes
-BANDS = 2  # matrices held whole, where the columns of a file on the Hub are wanted
-INDEX = "model.safetensors.index.json"
+BANDS = 3  # matrices held whole at once, where the columns of a file on the Hub are wanted
+INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
-Key = tuple[str, int, int]
+Key = tuple[str, tuple[int, ...], int, int]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class SourceTensor:
     def n_rows(self) -> int:
         """Rows, all leading axes taken together."""
         return prod(self.shape) // self.n_per_row
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its rows come from a server."""
+        return isinstance(self.path, RemoteFile)
 
     @property
     def _is_vector(self) -> bool:
@@ -130,7 +137,7 @@ class Files:
         self, t: SourceTensor, first: int, count: int, column: int, width: int
     ) -> np.ndarray[Any, Any]:
         """`width` columns of rows `first` to `first + count` of a float `t`: `[count, width]`."""
-        if self.locate(t, 0) is None:  # a request a row would be far too many
+        if t.is_remote:  # a request a row would be far too many
             return self._band(t, first, count)[:, column : column + width]
         size = t.row_bytes // t.n_per_row
         starts = (t.offset + r * t.row_bytes + column * size for r in range(first, first + count))
@@ -138,14 +145,14 @@ class Files:
         return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, width)
 
     def _band(self, t: SourceTensor, first: int, count: int) -> np.ndarray[Any, Any]:
-        """Rows that are asked for piece by piece: fetched once, and held until BANDS others are."""
-        key = (t.name, first, count)
+        """Rows that are asked for piece by piece: fetched once, and held until others are."""
+        key = (t.name, t.shape, first, count)
         with self._lock:
             band = self._bands.get(key)
             mine = band is None
             if band is None:
                 band = self._bands[key] = Future()
-                if len(self._bands) > BANDS:
+                if len(self._bands) == BANDS:  # chunks at work may still hold the one that goes
                     del self._bands[next(iter(self._bands))]
         if mine:
             try:
@@ -191,7 +198,8 @@ _RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8
 def safetensors_of(
     directory: Path, files: Mapping[str, File] | None = None
 ) -> list[SourceTensor]:
-    """Every tensor of a checkpoint directory: file after file, sorted by name in each.
+    """Every tensor of a checkpoint directory: file after file, sorted by name in each (those of
+    `.bin` files in their own order).
 
     That is the order in which llama.cpp's converter meets them. `files`: where the weights are, by
     name, if not in the directory. Raises SourceNotFound, ShardMissing, CorruptFile,
@@ -199,18 +207,12 @@ def safetensors_of(
     """
     if files is None:
         files = {path.name: path for path in directory.iterdir() if path.is_file()}
-    index = directory / INDEX
-    if index.is_file():
-        return _indexed(directory, index, files)
-    names = sorted(name for name in files if fnmatch(name, "model*.safetensors"))
-    if not names:
-        if any(fnmatch(name, "pytorch_model*.bin") for name in files):
-            raise UnsupportedSource(
-                f"{directory}: only .bin weights here; save the model as safetensors "
-                "(save_pretrained does) and try again"
-            )
-        raise SourceNotFound(f"{directory}: no model*.safetensors and no {INDEX} in it")
-    return _read_all([files[name] for name in names])
+    for index, pattern in (INDEX, "model*.safetensors"), (BIN_INDEX, "pytorch_model*.bin"):
+        if (directory / index).is_file():
+            return _indexed(directory, directory / index, files)
+        if names := sorted(name for name in files if fnmatch(name, pattern)):
+            return _read_all([files[name] for name in names])
+    raise SourceNotFound(f"{directory}: no model*.safetensors and no {INDEX} in it")
 
 
 def _indexed(directory: Path, index: Path, files: Mapping[str, File]) -> list[SourceTensor]:
@@ -230,19 +232,19 @@ def _indexed(directory: Path, index: Path, files: Mapping[str, File]) -> list[So
     found = {t.name for t in tensors}
     if lost := sorted(weight_map.keys() - found):
         raise CorruptFile(
-            f"{directory}: {INDEX} lists {lost[0]} in {weight_map[lost[0]]}, which does not "
+            f"{directory}: {index.name} lists {lost[0]} in {weight_map[lost[0]]}, which does not "
             f"hold it ({len(lost)} such tensors); download the checkpoint again"
         )
     if extra := sorted(found - weight_map.keys()):
         raise CorruptFile(
-            f"{directory}: tensor {extra[0]} is in a shard but not in {INDEX} "
+            f"{directory}: tensor {extra[0]} is in a shard but not in {index.name} "
             f"({len(extra)} such tensors); the shards and the index are of different models"
         )
     return tensors
 
 
 def _read_all(files: list[File]) -> list[SourceTensor]:
-    return _unique([t for found in map_files(read_safetensors, files) for t in found])
+    return _unique([t for found in map_files(read_weights, files) for t in found])
 
 
 def _unique(tensors: list[SourceTensor]) -> list[SourceTensor]:
@@ -257,11 +259,11 @@ def _unique(tensors: list[SourceTensor]) -> list[SourceTensor]:
     return tensors
 
 
-def read_safetensors(path: File) -> list[SourceTensor]:
-    """The tensors of one safetensors file, sorted by name. Raises CorruptFile, UnsupportedSource,
-    and for a file on the Hub what reading it raises."""
+def read_weights(path: File) -> list[SourceTensor]:
+    """The tensors of one safetensors file, sorted by name, or of one `.bin` file. Raises
+    CorruptFile, UnsupportedSource, and for a file on the Hub what reading it raises."""
     out = []
-    for e in read_entries(path):
+    for e in read_torch_entries(path) if path.suffix == ".bin" else read_entries(path):
         ggml = _WEIGHTS.get(e.dtype) or _RAW.get(e.dtype)
         if ggml is None:
             raise UnsupportedSource(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from quantkit import edits, pipeline, remote
 from quantkit.cluster import quantize_on
 from quantkit.errors import RecipeError, SourceNotFound, UnsupportedSource
+from quantkit.memory import within
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
 from quantkit.outputs import check_outputs
 from quantkit.plan import (
@@ -19,7 +20,6 @@ from quantkit.plan import (
     plan_conversion,
     plan_copy,
     plan_quantization,
-    within,
 )
 from quantkit.recipes import find_recipe, needs_importance
 from quantkit.splits import NO_SPLITS, Splits

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from threading import Semaphore
 from types import MappingProxyType
 from typing import Any
 
@@ -45,16 +46,17 @@ def execute(
     paths = [part.path for t in sources for part in (t, *t.parts)]
     with Files(paths) as files, open_outputs(plan, importance, force) as outputs:
         targets = _targets(outputs)
+        workers, cores = plan.workers(threads), Semaphore(threads)
 
         def work(chunk: Chunk) -> int:
-            _process(chunk, plan, files, targets.get(chunk.tensor, []), importance)
+            _process(chunk, plan, files, targets.get(chunk.tensor, []), importance, cores)
             return chunk.segment.source_bytes(plan.sources[chunk.segment.source], chunk.count)
 
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(workers) as pool:
             pending: set[Future[int]] = set()
             try:
                 for chunk in plan.chunks():
-                    if len(pending) >= 2 * threads:
+                    if len(pending) >= 2 * workers:
                         done, pending = wait(pending, return_when=FIRST_COMPLETED)
                         for future in done:
                             progress(future.result())
@@ -79,9 +81,10 @@ def _targets(outputs: list[OutputFile]) -> dict[str, list[Target]]:
 
 
 def _process(
-    chunk: Chunk, plan: Plan, files: Files, targets: list[Target], importance: Importance
-) -> None:
-    """One chunk into every file that does not have it."""
+    chunk: Chunk, plan: Plan, files: Files, targets: list[Target], importance: Importance,
+    cores: Semaphore,
+) -> None:  # fmt: skip
+    """One chunk into every file that does not have it. `cores` are those that may compute."""
     place = (chunk.tensor, chunk.row, chunk.count)
     targets = [(fmt, output) for fmt, output in targets if not output.has(*place)]
     source = plan.sources[chunk.segment.source]
@@ -92,8 +95,14 @@ def _process(
             output.copy(*place, *found, source.row_bytes)
         return
     rows = fetch(chunk, plan, files)
+    with cores:
+        _make(rows, chunk, plan, targets, importance.get(chunk.tensor))
+
+
+def _make(rows: Any, chunk: Chunk, plan: Plan, targets: list[Target], weights: Any) -> None:
+    """The rows of a chunk in every format that is wanted, into every file that wants them."""
+    source = plan.sources[chunk.segment.source]
     floats: np.ndarray[Any, Any] | None = rows if source.ggml.is_float else None
-    weights = importance.get(chunk.tensor)
     if weights is not None:
         n_rows = targets[0][1].tensors[chunk.tensor][1].weights // chunk.segment.row_length(source)
         weights = weights[chunk.row // (n_rows // len(weights))]
@@ -105,7 +114,7 @@ def _process(
                 floats = dequantize(rows, source)
             data = rows if copied else _quantized(floats, fmt, weights, chunk, source)
             format_made, made = fmt, np.ascontiguousarray(data).data.cast("B")
-        output.write(*place, made)
+        output.write(chunk.tensor, chunk.row, chunk.count, made)
 
 
 def _quantized(

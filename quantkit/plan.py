@@ -13,11 +13,11 @@ from math import prod
 from pathlib import Path
 
 from quantkit import recipes
-from quantkit.checkpoint import SourceTensor
+from quantkit.checkpoint import BANDS, SourceTensor
 from quantkit.errors import PlanError, RecipeError
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes, replaced, uint32
-from quantkit.inputs import File
+from quantkit.inputs import AT_ONCE, File
 from quantkit.mixtures import Facts
 from quantkit.model import Model, ModelTensor
 from quantkit.recipes import NO_OVERRIDES, Choice, Overrides, Recipe
@@ -25,7 +25,6 @@ from quantkit.segments import Segment, uncovered
 from quantkit.splits import NO_SPLITS, Splits, split_keys, split_path
 
 CHUNK_WEIGHTS = 1 << 20  # what a worker takes at once, if a row is not longer
-BASE_MEMORY = 250_000_000  # bytes of the interpreter with its libraries and compiled kernels
 
 
 @dataclass(frozen=True)
@@ -172,8 +171,19 @@ class Plan:
         return read * segment.step + moved + decoded + max(f.row_bytes(weights) for f in formats)
 
     def memory(self, threads: int) -> int:
-        """The most bytes of weights that `threads` workers hold at once."""
-        return threads * max(map(self.chunk_bytes, self.chunks()), default=0)
+        """The most bytes of weights that a run on `threads` cores holds at once."""
+        each = max(map(self.chunk_bytes, self.chunks()), default=0)
+        return self.workers(threads) * each + BANDS * self._band
+
+    def workers(self, threads: int) -> int:
+        """Threads that keep `threads` cores busy: more where rows come from a server."""
+        return threads + AT_ONCE * any(t.is_remote for t in self.sources.values())
+
+    @property
+    def _band(self) -> int:
+        """Bytes of the largest matrix that is fetched whole because its columns are wanted."""
+        wanted = [(s.height, self.sources[s.source]) for r in self.segments.values() for s in r]
+        return max((height * t.row_bytes for height, t in wanted if t.is_remote), default=0)
 
 
 @dataclass(frozen=True)
@@ -267,20 +277,6 @@ def only(plan: Plan, splits: Sequence[int]) -> Plan:
     used = {s.source for rows in segments.values() for s in rows}
     sources = {name: t for name, t in plan.sources.items() if name in used}
     return replace(plan, outputs=outputs, segments=segments, sources=sources)
-
-
-def within(plan: Plan, threads: int, memory: int) -> Plan:
-    """The plan in chunks so small that `threads` workers stay within `memory` bytes, what the
-    interpreter and its libraries take included. Raises RecipeError if the smallest do not."""
-    while BASE_MEMORY + plan.memory(threads) > memory:
-        if plan.chunk_weights < 1 << 12:
-            needed = (BASE_MEMORY + plan.memory(threads)) / 1e6
-            raise RecipeError(
-                f"--memory {memory / 1e6:.0f}MB is too little: {threads} threads need at least "
-                f"{needed:.0f}MB; give more, or fewer --threads"
-            )
-        plan = replace(plan, chunk_weights=plan.chunk_weights // 2)
-    return plan
 
 
 def model_facts(model: Model, request: Request = PLAIN) -> Facts:

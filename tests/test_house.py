@@ -24,7 +24,7 @@ LAYERS = (
     {"metadata"},
     {"model"},
     {"plan", "edits"},
-    {"journal"},
+    {"journal", "memory"},
     {"outputs"},
     {"rows"},
     {"cluster"},

@@ -16,7 +16,8 @@ from quantkit.checkpoint import Files, open_gguf, open_gguf_set
 from quantkit.cli import app
 from quantkit.convert import Run, convert, merge, quantize, split
 from quantkit.gguf_file import read_header
-from quantkit.plan import BASE_MEMORY, CHUNK_WEIGHTS, Request
+from quantkit.memory import BASE_MEMORY
+from quantkit.plan import CHUNK_WEIGHTS, Request
 from quantkit.recipes import Overrides, tensor_type
 from quantkit.splits import Splits, parse_size, split_path
 from tests import golden

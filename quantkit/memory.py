@@ -1,0 +1,24 @@
+"""How much memory a run may take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantkit.errors import RecipeError
+from quantkit.plan import Plan
+
+BASE_MEMORY = 250_000_000  # bytes of the interpreter with its libraries and compiled kernels
+
+
+def within(plan: Plan, threads: int, memory: int) -> Plan:
+    """The plan in chunks so small that `threads` workers stay within `memory` bytes, what the
+    interpreter and its libraries take included. Raises RecipeError if the smallest do not."""
+    while BASE_MEMORY + plan.memory(threads) > memory:
+        if plan.chunk_weights < 1 << 12:
+            needed = (BASE_MEMORY + plan.memory(threads)) / 1e6
+            raise RecipeError(
+                f"--memory {memory / 1e6:.0f}MB is too little: {threads} threads need at least "
+                f"{needed:.0f}MB; give more, or fewer --threads"
+            )
+        plan = replace(plan, chunk_weights=plan.chunk_weights // 2)
+    return plan
