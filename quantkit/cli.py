@@ -234,6 +234,25 @@ def merge(
 
 
 @app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="A checkpoint directory or a GGUF file.")],
+    headers: Annotated[bool, typer.Option("--headers", help="Do not read the weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a model is, and what is wrong with it, before anything is made of it."""
+    from dataclasses import asdict
+
+    from quantkit import inspect as look
+
+    with Progress() as progress:
+        found = look.inspect(source, weights=not headers, progress=progress.bar("reading"))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        typer.echo("\n".join(look.lines(found)))
+
+
+@app.command()
 def report(
     files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
     context: Annotated[

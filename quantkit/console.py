@@ -38,8 +38,20 @@ class Progress:
         """Say what was chosen, draw the bar, and answer how to move it (bytes that are done)."""
         for note in model.notes:
             typer.echo(f"note: {note}", err=True)
+        show = self.bar(" ".join(output.type for output in plan.outputs))
+        total, so_far = plan.source_bytes, 0
+
+        def advance(done: int) -> None:
+            nonlocal so_far
+            so_far += done
+            show(so_far, total)
+
+        return advance
+
+    def bar(self, label: str) -> Callable[[int, int], None]:
+        """Draw a bar, and answer how to set it: bytes done, bytes in all."""
         if not sys.stderr.isatty():
-            return lambda done: None
+            return lambda done, total: None
         from rich import progress
         from rich.console import Console
 
@@ -49,9 +61,8 @@ class Progress:
             progress.TimeRemainingColumn(), console=Console(stderr=True),
         )  # fmt: skip
         self._bar.start()
-        names = " ".join(output.type for output in plan.outputs)
-        task = self._bar.add_task(names, total=plan.source_bytes)
-        return lambda done: self._bar.advance(task, done)
+        task = self._bar.add_task(label, total=None)
+        return lambda done, total: self._bar.update(task, completed=done, total=total)
 
 
 def print_plan(plan: Plan, as_json: bool, dry: bool, seconds: float) -> None:
