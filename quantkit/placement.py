@@ -281,6 +281,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
         if m is None or not layout.has(m, bid):
             if any(d.fullmatch(t.name) for d in drops):
                 continue
+            _check_block(t, bid, layout)
             kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
             raise TensorUnknown(
                 f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
@@ -292,13 +293,17 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
         yield _Match(t, m, bid, xid, (t.ggml.is_float, t.path.name, in_file))
 
 
+def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
+    if bid is not None and bid >= layout.config.blocks:
+        raise TensorUnknown(
+            f"tensor {t.name} is of layer {bid}; "
+            f"{layout.config.where} says num_hidden_layers {layout.config.layers}"
+        )
+
+
 def _check(m: _Match, layout: _Layout) -> None:
     config = layout.config
-    if m.bid is not None and m.bid >= config.blocks:
-        raise TensorUnknown(
-            f"tensor {m.tensor.name} is of layer {m.bid}; "
-            f"{config.where} says num_hidden_layers {config.layers}"
-        )
+    _check_block(m.tensor, m.bid, layout)
     experts = layout.dims[m.bid or 0].get("experts", 0)
     if "xid" in m.map.fields and m.xid >= experts:
         raise TensorUnknown(
