@@ -77,9 +77,8 @@ def _by_hash(tokenizer: Tokenizer) -> str | None:
     """The name for the check text's ids, with the special tokens that the library or transformers
     (its `add_bos_token` and `add_eos_token`) put around them."""
     plain = tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids
-    ids = [tokenizer.encode(CHECK_TEXT).ids, plain]
     special = [i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special]
-    ids += [[i, *plain] for i in special]
+    ids = [tokenizer.encode(CHECK_TEXT).ids, *([i, *plain] for i in special), plain]
     hashes = (sha256(str(i).encode()).hexdigest() for i in ids)
     return next((HASHES[h] for h in hashes if h in HASHES), None)
 
