@@ -140,6 +140,8 @@ def _read(
         )  # fmt: skip
         if rules.model:  # such a model joins by merges all the same
             vocab.merges = read_merges(read_json(directory / "tokenizer.json"))
+        if pre is not None:
+            vocab.notes.append(f"--pre {pre} is of no effect: this vocabulary is SentencePiece's")
         n_vocab = len(vocab.tokens)
         vocab.special = read_special_tokens(directory, n_vocab, rules.template_file_wins)
     else:

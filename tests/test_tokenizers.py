@@ -219,6 +219,12 @@ def test_given_pre_overrules(tmp_path: Path) -> None:
     assert str(directory) in str(caught.value)
 
 
+def test_given_pre_where_there_is_none(tmp_path: Path) -> None:
+    vocab = vocabulary(write_files("mixtral-4x", tmp_path), "qwen2")
+    assert vocab.pre == "default"
+    assert "of no effect" in vocab.notes[-1]
+
+
 def templates(directory: Path) -> dict[str, str]:
     return vocabulary(directory).special.templates
 
