@@ -1,7 +1,7 @@
 """Vocabularies that llama.cpp's converter has converted: small files and their keys.
 
 Those of the whole conversions, and more (`vocab-...`) made with its `--vocab-only` and transformers
-5.23 from edited files; `pre` was given wherever llama.cpp did not know the hash.
+5.23 (4.57 for two) from edited files; `pre` was given wherever llama.cpp did not know the hash.
 """
 
 from __future__ import annotations
