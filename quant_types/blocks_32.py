@@ -34,7 +34,7 @@ def unpack_fifth(qh: Array) -> Array:
 
 def weighted_steps(top: int) -> MinSteps:
     """What ggml tries for Q4_1 and Q5_1 with an importance matrix."""
-    return MinSteps(top, start=-0.9, delta=0.05, last=36)
+    return MinSteps(top, start=-0.9, delta=0.05, last=36, clamps_first=True)
 
 
 def _columns(a: Array) -> Array:

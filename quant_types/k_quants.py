@@ -113,7 +113,7 @@ def unpack_scales(packed: Array) -> tuple[Array, Array]:
 
 def weighted_steps(top: int) -> MinSteps:
     """What the search tries with an importance matrix, whatever the format."""
-    return MinSteps(top, start=-0.9, delta=0.05, last=36)
+    return MinSteps(top, start=-0.9, delta=0.05, last=36, clamps_first=True)
 
 
 def search_min_weighted(

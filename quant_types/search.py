@@ -33,12 +33,29 @@ class MinSteps(NamedTuple):
     start: float
     delta: float
     last: int  # steps are counted from 0 to this
+    clamps_first: bool = False  # a step clamps before it rounds; matters out of range only
 
     def numerators(self) -> list[float]:
         """What to divide by the range, exact in float32: `start + delta * step + top` in order."""
         steps = np.arange(self.last + 1, dtype=np.float32)
         ladder = np.float32(self.start) + np.float32(self.delta) * steps
         return [float(value) for value in ladder + np.float32(self.top)]
+
+
+def _bounded_levels(
+    x: Array, inverse: Array, low: Array, x_low: Array, x_high: Array, top: int
+) -> Array:
+    """`nearest_int(clamp(inverse * (x - low), 0, top))` as float32, 0 for NaN: `[n, lanes]`."""
+    xp = namespace(x)
+    v = x - low
+    v *= inverse
+    ends = inverse * (x_high - low) - inverse * (x_low - low)
+    if not bool(xp.all(xp.isfinite(ends))):  # else no NaN is between
+        v = xp.where(v > 0, v, xp.zeros_like(v))
+    v = clamp(v, 0.0, float(top))
+    v += _ROUND
+    v -= _ROUND
+    return v
 
 
 def _min_levels(
@@ -90,12 +107,15 @@ def search_min(
 
     inverse = number(top, x) / (high - low)
     scale = number(1, x) / inverse
-    best_inverse, best_low = inverse, low
+    # Out of range the first levels are zeros, of an infinite inverse: 0 says so.
+    best_inverse = xp.where(xp.isfinite(inverse), inverse, xp.zeros_like(inverse))
+    best_low = low
+    step_levels = _bounded_levels if steps.clamps_first else _min_levels
     zeros = xp.zeros_like(scale)
     best = error(_min_levels(x, inverse, low, x_low, high, top), scale, low)
     for numerator in steps.numerators():
         inverse = number(numerator, x) / (high - low)
-        levels = _min_levels(x, inverse, low, x_low, high, top)
+        levels = step_levels(x, inverse, low, x_low, high, top)
         wl = w * levels
         sum_l = sum_rows(wl)
         sum_xl = sum_rows(wl * x)
@@ -115,7 +135,11 @@ def search_min(
         best_low = choose(low, best_low)  # the quants are of the range before it moves
         low = choose(new_low, low)
 
-    quants = clamp(nearest_int((x - best_low) * best_inverse), 0, top)
+    if steps.clamps_first:
+        levels = _bounded_levels(x, best_inverse, best_low, x_low, high, top)
+        quants = xp.astype(levels, xp.int32)
+    else:
+        quants = clamp(nearest_int((x - best_low) * best_inverse), 0, top)
     quants = xp.where(flat, xp.zeros_like(quants), quants)
     return xp.where(flat, zeros, scale), -xp.where(flat, start, low), quants
 

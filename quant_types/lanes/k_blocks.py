@@ -104,15 +104,17 @@ def make_quants(length: int, low: int, high: int):
 
 
 def make_leftovers(length: int, low: int, high: int):
-    """`leftovers(x, count, d, inverse, bottom, q)`: where a scale is zero, the search's quants.
+    """`leftovers(x, count, d, inverse, bottom, q, clamps_first)`: the search's quants.
 
-    Where the search found nothing (inverse 0) they are zeros, as ggml leaves them.
+    They stay where a scale came out as zero, and are zeros where the search found nothing
+    (inverse 0), as ggml leaves them.
     """
     sub_blocks = 256 // length
     low_int, high_int, shift = np.int32(low), np.int32(high), np.int32(-low)
+    high_float = np.float32(high)
 
     @inner
-    def leftovers(x, count, d, inverse, bottom, q):
+    def leftovers(x, count, d, inverse, bottom, q, clamps_first):
         for b in range(count):
             for j in range(sub_blocks):
                 s = j * TILE + b
@@ -121,6 +123,9 @@ def make_leftovers(length: int, low: int, high: int):
                     at = b * 256 + j * length
                     for i in range(length):
                         v = inverse[s] * (x[at + i] - bottom[s])
+                        if clamps_first:
+                            v = v if v > ZERO else ZERO
+                            v = v if v < high_float else high_float
                         q[at + i] = np.uint8(clamped(v, low_int, high_int) + base)
 
     return leftovers

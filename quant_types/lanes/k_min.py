@@ -49,7 +49,7 @@ _weighted_q5_k = make_weighted(32, _columns_32, _search(32, weighted_steps(31), 
 
 
 @inner
-def _store_q2_k(tile, count, out):
+def _store_q2_k(tile, count, clamps_first, out):
     """Blocks of a tile whose codes and units are known."""
     halve_units(tile)
     for b in range(count):
@@ -63,14 +63,14 @@ def _store_q2_k(tile, count, out):
             tile.dm[j * TILE + b] = tile.unit[TILE + b] * np.float32(code >> 4)
         put_half(block, 80, tile.bits[b])
         put_half(block, 82, tile.bits[TILE + b])
-    _leftovers_3(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
+    _leftovers_3(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
     _quants_3(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
         pack_crumbs(tile.q[b * 256 : b * 256 + 256], out[b * 84 + 16 : b * 84 + 80])
 
 
 @inner
-def _store_q4_k(tile, count, limit, out):
+def _store_q4_k(tile, count, limit, clamps_first, out):
     """Blocks of a tile whose codes and units are known."""
     halve_units(tile)
     for b in range(count):
@@ -78,7 +78,7 @@ def _store_q4_k(tile, count, limit, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, limit, block[4:])
-    _leftovers_15(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
+    _leftovers_15(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
     _quants_15(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
         q, qs = tile.q[b * 256 : b * 256 + 256], out[b * 144 + 16 : b * 144 + 144]
@@ -88,7 +88,7 @@ def _store_q4_k(tile, count, limit, out):
 
 
 @inner
-def _store_q5_k(tile, count, out):
+def _store_q5_k(tile, count, clamps_first, out):
     """Blocks of a tile whose codes and units are known."""
     halve_units(tile)
     for b in range(count):
@@ -96,7 +96,7 @@ def _store_q5_k(tile, count, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, 63, block[4:])
-    _leftovers_31(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q)
+    _leftovers_31(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
     _quants_31(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
         q, block = tile.q[b * 256 : b * 256 + 256], out[b * 176 : b * 176 + 176]
@@ -122,7 +122,7 @@ def q2_k(floats, words, kind, out):
             return first
         _plain_q2_k(tile, count)
         _units_15(tile)
-        _store_q2_k(tile, count, out[first * 84 :])
+        _store_q2_k(tile, count, False, out[first * 84 :])
     return -1
 
 
@@ -138,7 +138,7 @@ def q2_k_importance(floats, words, kind, table, rows, out):
         load_importance(table, rows, first, count, tile.importance)
         _weighted_q2_k(tile, count)
         _positive_15(tile.values, tile.sums, tile.codes, tile.unit, tile.scratch)
-        _store_q2_k(tile, count, out[first * 84 :])
+        _store_q2_k(tile, count, True, out[first * 84 :])
     return -1
 
 
@@ -153,7 +153,7 @@ def q4_k(floats, words, kind, out):
             return first
         _plain_q4_k(tile, count)
         _units_63(tile)
-        _store_q4_k(tile, count, 63, out[first * 144 :])
+        _store_q4_k(tile, count, 63, False, out[first * 144 :])
     return -1
 
 
@@ -169,7 +169,7 @@ def q4_k_importance(floats, words, kind, table, rows, out):
         load_importance(table, rows, first, count, tile.importance)
         _weighted_q4_k(tile, count)
         _positive_63(tile.values, tile.sums, tile.codes, tile.unit, tile.scratch)
-        _store_q4_k(tile, count, 255, out[first * 144 :])
+        _store_q4_k(tile, count, 255, True, out[first * 144 :])
     return -1
 
 
@@ -184,7 +184,7 @@ def q5_k(floats, words, kind, out):
             return first
         _plain_q5_k(tile, count)
         _units_63(tile)
-        _store_q5_k(tile, count, out[first * 176 :])
+        _store_q5_k(tile, count, False, out[first * 176 :])
     return -1
 
 
@@ -200,5 +200,5 @@ def q5_k_importance(floats, words, kind, table, rows, out):
         load_importance(table, rows, first, count, tile.importance)
         _weighted_q5_k(tile, count)
         _positive_63(tile.values, tile.sums, tile.codes, tile.unit, tile.scratch)
-        _store_q5_k(tile, count, out[first * 176 :])
+        _store_q5_k(tile, count, True, out[first * 176 :])
     return -1

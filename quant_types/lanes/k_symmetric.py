@@ -138,7 +138,7 @@ def _store_q6_k(tile, count, out):
         code = np.int8(min(tile.codes[k], np.int32(127)))
         tile.codes[k] = np.int32(code)
     _scale_sub_blocks(tile, np.int32(0))
-    _leftovers_32(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q)
+    _leftovers_32(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q, False)
     _quants_32(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
     for b in range(count):
         block, q = out[b * 210 : b * 210 + 210], tile.q[b * 256 : b * 256 + 256]
@@ -295,7 +295,7 @@ def q3_k_importance(floats, words, kind, table, rows, out):
         for b in range(TILE):
             tile.unit[b] = scales[_S.scale + b]
         _scale_sub_blocks(tile, np.int32(-32))
-        _leftovers_4(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q)
+        _leftovers_4(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q, False)
         _quants_4(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
         _store_q3_k(tile, count, out[first * 110 :])
     return -1

@@ -16,6 +16,7 @@ from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 from quant_types.search import MinSteps
 
 _STEP = 8  # weights of a lane in one pass of the inner loop
+INFINITE = np.float32(np.inf)
 _LIMIT = np.float32(4194303.0)  # nearest_int is a rounding up to here, bits beyond
 
 # Offsets in the workspace, in arrays of [32, LANES], then of [LANES].
@@ -55,6 +56,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
     top = np.float32(steps.top)
     round_top = np.float32(top + ROUND)
     top_int = np.int32(steps.top)
+    clamps_first = steps.clamps_first
     rounds = length // _STEP
 
     def make_level(exact: bool):
@@ -71,27 +73,15 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
 
         return by_bits if exact else rounded
 
-    def make_pass(exact: bool):
-        level = make_level(exact)
+    @inner
+    def bounded(v):
+        """Clamps before it rounds: a NaN is 0."""
+        v = v if v > ZERO else ZERO
+        v = v if v < top else top
+        v = v + ROUND
+        return v - ROUND
 
-        @inner
-        def add_errors(ws):
-            """ERROR of the levels in Q under NEW_SCALE and NEW_LOW."""
-            for j in range(LANES):
-                ws[ERROR + j] = ZERO
-            for r in range(rounds):
-                at = r * _STEP * LANES
-                for j in range(LANES):
-                    total = ws[ERROR + j]
-                    scale = ws[NEW_SCALE + j]
-                    low = ws[NEW_LOW + j]
-                    for i in range(_STEP):
-                        k = at + i * LANES + j
-                        v = scale * ws[Q + k] + low - ws[X + k]
-                        v = abs(v) if absolute else v * v
-                        total += ws[W + k] * v
-                    ws[ERROR + j] = total
-
+    def make_add_levels(level):
         @inner
         def add_levels(ws):
             """Q, and its weighted sums."""
@@ -119,6 +109,30 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                     ws[SUM_L + j] = sum_l
                     ws[SUM_L2 + j] = sum_l2
                     ws[SUM_XL + j] = sum_xl
+
+        return add_levels
+
+    def make_pass(exact: bool):
+        @inner
+        def add_errors(ws):
+            """ERROR of the levels in Q under NEW_SCALE and NEW_LOW."""
+            for j in range(LANES):
+                ws[ERROR + j] = ZERO
+            for r in range(rounds):
+                at = r * _STEP * LANES
+                for j in range(LANES):
+                    total = ws[ERROR + j]
+                    scale = ws[NEW_SCALE + j]
+                    low = ws[NEW_LOW + j]
+                    for i in range(_STEP):
+                        k = at + i * LANES + j
+                        v = scale * ws[Q + k] + low - ws[X + k]
+                        v = abs(v) if absolute else v * v
+                        total += ws[W + k] * v
+                    ws[ERROR + j] = total
+
+        add_first = make_add_levels(make_level(exact))
+        add_levels = make_add_levels(bounded) if clamps_first else add_first
 
         @inner
         def bound(ws):
@@ -167,12 +181,13 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                 ws[NEW_LOW + j] = low
                 inverse = top / (ws[HIGH + j] - low)
                 ws[INVERSE + j] = inverse
-                ws[BEST_INVERSE + j] = inverse
+                # Out of range the first levels are zeros, of an infinite inverse: 0 says so.
+                ws[BEST_INVERSE + j] = inverse if inverse < INFINITE else ZERO
                 scale = ONE / inverse
                 ws[SCALE + j] = scale
                 ws[NEW_SCALE + j] = scale
             bound(ws)
-            add_levels(ws)
+            add_first(ws)
             add_errors(ws)
             for j in range(LANES):
                 ws[BEST + j] = ws[ERROR + j]
@@ -181,7 +196,8 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                 numerator = numerators[step]
                 for j in range(LANES):
                     ws[INVERSE + j] = numerator / (ws[HIGH + j] - ws[LOW + j])
-                bound(ws)
+                if not clamps_first:
+                    bound(ws)
                 add_levels(ws)
                 for j in range(LANES):
                     sum_w = ws[SUM_W + j]

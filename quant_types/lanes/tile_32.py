@@ -11,7 +11,7 @@ from quant_types.lanes import min_search, symmetric_search
 from quant_types.lanes.compile import inner
 from quant_types.lanes.groups import GROUPS, WEIGHTS, extremes, halves, ranges, to_int8
 from quant_types.lanes.k_blocks import LANES, make_columns, workspace
-from quant_types.lanes.scalars import ONE, ZERO, clamped, load
+from quant_types.lanes.scalars import ONE, ZERO, clamped, load, nearest_int
 
 BLOCKS = WEIGHTS // 32  # in a tile, a lane each in the searches
 assert BLOCKS == LANES
@@ -184,7 +184,7 @@ def make_symmetric(half):
 def make_minimum(top):
     """`minimum_weighted(tile)`: quants of `quant_types.blocks_32.minimum_weighted`."""
     search = min_search.make_search(32, weighted_steps(top), False)
-    low, high = np.int32(0), np.int32(top)
+    top_float = np.float32(top)
 
     @inner
     def minimum_weighted(tile):
@@ -204,7 +204,9 @@ def make_minimum(top):
             inverse = tile.inverse[g]
             bottom = tile.low[g]
             for i in range(8):
-                q = clamped(inverse * (tile.x[8 * g + i] - bottom), low, high)
-                tile.q[8 * g + i] = np.uint8(q)
+                v = inverse * (tile.x[8 * g + i] - bottom)
+                v = v if v > ZERO else ZERO
+                v = v if v < top_float else top_float
+                tile.q[8 * g + i] = np.uint8(nearest_int(v))
 
     return minimum_weighted

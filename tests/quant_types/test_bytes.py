@@ -71,6 +71,23 @@ def test_unusual_importance(fmt: BlockFormat, values: str) -> None:
         assert_same_blocks(found, wanted, fmt, f"{engine}, importance {values}")
 
 
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.values[0].takes_importance])
+def test_importance_that_leaves_outliers_out(fmt: BlockFormat) -> None:
+    """The search fits the few channels that count, and the others are far out of range."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        palette = rng.standard_normal(6) * 10.0 ** rng.integers(-20, 20, 6)
+        palette[: seed % 4] = (-6.1785402e16, 0.0, 1.0)[: seed % 4]
+        x = rng.choice(palette, (8, 256)).astype(np.float32)
+        used = rng.random(256) < (0.02, 0.3, 1.0)[seed % 3]
+        given = rng.exponential(size=256) * used * (1, 1e-20, 1e15)[seed // 3 % 3]
+        given = given.astype(np.float32)
+        wanted = oracle.quantize(x, fmt.name, given)
+        for engine in ("lanes", "array"):
+            found = quant_types.quantize(x, fmt, importance=given, engine=engine)
+            assert_same_blocks(found, wanted, fmt, f"{engine}, seed {seed}")
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_dequantize(fmt: BlockFormat) -> None:
     """Bit for bit `to_float`, of real blocks and of any bytes (a NaN's bits aside)."""
