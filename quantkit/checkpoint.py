@@ -195,9 +195,7 @@ _RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8
         "I64": "I64"}  # fmt: skip
 
 
-def safetensors_of(
-    directory: Path, files: Mapping[str, File] | None = None
-) -> list[SourceTensor]:
+def safetensors_of(directory: Path, files: Mapping[str, File] | None = None) -> list[SourceTensor]:
     """Every tensor of a checkpoint directory: file after file, sorted by name in each (those of
     `.bin` files in their own order).
 

@@ -13,7 +13,7 @@ from quantkit import __version__
 from quantkit.console import Progress, print_plan
 
 if TYPE_CHECKING:
-    from quantkit.convert import Run
+    from quantkit.convert import Reading, Run
     from quantkit.imatrix import Imatrix
     from quantkit.splits import Splits
 
@@ -48,6 +48,21 @@ Memory = Annotated[
 Pre = Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a BPE pre-tokenizer.")]
 
 
+ExpertsUsed = Annotated[
+    int | None, typer.Option("--experts-used", help="Experts that a token uses.")
+]
+KeepExperts = Annotated[
+    str | None, typer.Option("--keep-experts", help="Keep only these experts, such as 0,1,3.")
+]
+Mtp = Annotated[bool, typer.Option("--mtp", help="Only the layers that predict further tokens.")]
+NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Without those layers.")]
+FuseQkv = Annotated[bool, typer.Option("--fuse-qkv", help="One tensor for attention's q, k and v.")]
+FuseGateUp = Annotated[
+    bool, typer.Option("--fuse-gate-up-exps", help="One tensor for the experts' gate and up.")
+]
+Fp8AsQ8 = Annotated[bool, typer.Option("--fp8-as-q8", help="What is FP8 becomes Q8_0.")]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"quantkit {__version__}")
@@ -71,6 +86,13 @@ def convert(
         str, typer.Option("--outtype", help="auto, f32, f16, bf16 or q8_0.")
     ] = "auto",
     pre: Pre = None,
+    experts_used: ExpertsUsed = None,
+    keep_experts: KeepExperts = None,
+    mtp: Mtp = False,
+    no_mtp: NoMtp = False,
+    fuse_qkv: FuseQkv = False,
+    fuse_gate_up_exps: FuseGateUp = False,
+    fp8_as_q8: Fp8AsQ8 = False,
     split_max_size: MaxSize = None,
     split_max_tensors: MaxTensors = 0,
     no_tensor_first_split: FirstEmpty = False,
@@ -84,9 +106,14 @@ def convert(
     from quantkit import convert as jobs
 
     splits = _splits(split_max_size, split_max_tensors, no_tensor_first_split)
+    reading = _reading(
+        pre, experts_used, keep_experts, mtp, no_mtp, fuse_qkv, fuse_gate_up_exps, fp8_as_q8
+    )
     with Progress() as progress:
         run = _run(force, dry_run, threads, memory, progress)
-        plan = jobs.convert(checkpoint, output, outtype.lower(), pre=pre, splits=splits, run=run)
+        plan = jobs.convert(
+            checkpoint, output, outtype.lower(), reading=reading, splits=splits, run=run
+        )
     print_plan(plan, as_json, dry_run, progress.seconds)
 
 
@@ -152,6 +179,13 @@ def quantize(
         bool, typer.Option("--strict", help="Refuse an output that differs from its label.")
     ] = False,
     pre: Pre = None,
+    experts_used: ExpertsUsed = None,
+    keep_experts: KeepExperts = None,
+    mtp: Mtp = False,
+    no_mtp: NoMtp = False,
+    fuse_qkv: FuseQkv = False,
+    fuse_gate_up_exps: FuseGateUp = False,
+    fp8_as_q8: Fp8AsQ8 = False,
     dry_run: DryRun = False,
     threads: Threads = None,
     memory: Memory = None,
@@ -161,7 +195,7 @@ def quantize(
     """Quantize a checkpoint or a GGUF file: all types from one read, no 16-bit file in between."""
     from quantkit import convert as jobs
     from quantkit import edits, recipes
-    from quantkit.plan import Request
+    from quantkit.planner import Request
     from quantkit.splits import parse_numbers
 
     listed = tensor_type_file.read_text(encoding="utf-8").split() if tensor_type_file else []
@@ -179,13 +213,16 @@ def quantize(
         allow_requantize=allow_requantize,
         strict=strict,
     )
+    reading = _reading(
+        pre, experts_used, keep_experts, mtp, no_mtp, fuse_qkv, fuse_gate_up_exps, fp8_as_q8
+    )
     with Progress() as progress:
         plan = jobs.quantize(
             source, types, output, request=request,
             imatrix=_imatrix(imatrix, include_weights, exclude_weights),
             imatrix_strict=imatrix_strict,
             prune=edits.parse_layers(prune_layers) if prune_layers else (),
-            override_kv=override_kv, pre=pre,
+            override_kv=override_kv, reading=reading,
             run=_run(force, dry_run, threads, memory, progress, cluster),
         )  # fmt: skip
     print_plan(plan, as_json, dry_run, progress.seconds)
@@ -282,6 +319,21 @@ def _run(
     from quantkit.splits import parse_size
 
     return Run(force, dry, threads, parse_size(memory) if memory else None, cluster, progress.start)
+
+
+def _reading(
+    pre: str | None, experts_used: int | None, keep: str | None, mtp: bool, no_mtp: bool,
+    fuse_qkv: bool, fuse_gate_up: bool, fp8_as_q8: bool,
+) -> Reading:  # fmt: skip
+    from quantkit.convert import Reading
+    from quantkit.rules import Options
+    from quantkit.splits import parse_numbers
+
+    if mtp and no_mtp:
+        raise typer.BadParameter("--mtp and --no-mtp exclude each other")
+    layers = "only" if mtp else "without" if no_mtp else "with"
+    options = Options(layers, fuse_qkv, fuse_gate_up, fp8_as_q8)
+    return Reading(pre, options, parse_numbers(keep) if keep else (), experts_used)
 
 
 def _splits(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:

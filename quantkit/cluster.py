@@ -7,23 +7,25 @@ that dies leaves a journal, so that its task goes on where it stopped, on any ma
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import ClusterError, QuantkitError
-from quantkit.plan import PLAIN, Plan
+from quantkit.plan import Plan
 
 RETRIES = 3  # of a task whose worker died
+Task = Callable[[dict[str, Any], str, int, int], None]
 
 
 def quantize_on(
-    cluster: str, plan: Plan, call: Mapping[str, Any], threads: int, done: Callable[[int], None]
-) -> None:
+    cluster: str, plan: Plan, task: Task, call: Mapping[str, Any], threads: int,
+    done: Callable[[int], None],
+) -> None:  # fmt: skip
     """Make every file of `plan` on a cluster ("ray" is the one there is), a task each.
 
-    `call` are the arguments of `convert.quantize` that gave the plan, without `types` and `run`;
-    `threads` what a task may use. `done` is told the part of the source that each split that is
+    `task` makes one split of one output, given `call`, the output's type, the split's number and
+    the `threads` it may use. `done` is told the part of the source that each split that is
     ready stands for, in bytes. Raises ClusterError, and whatever a task raises.
     """
     if cluster != "ray":
@@ -34,13 +36,13 @@ def quantize_on(
         raise ClusterError("Ray is not installed; pip install 'quantkit[ray]'") from None
     ours = not ray.is_initialized()
     if ours:  # RAY_ADDRESS names a cluster; without it, Ray starts one on this machine
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        task = ray.remote(num_cpus=threads, max_retries=RETRIES)(make_split)
+        remote = ray.remote(num_cpus=threads, max_retries=RETRIES)(task)
         shared = ray.put(dict(call))
         share = plan.source_bytes / sum(f.size for f in plan.files)
         pending = {
-            task.remote(shared, output.type, i + 1, threads): round(f.size * share)
+            remote.remote(shared, output.type, i + 1, threads): round(f.size * share)
             for output in plan.outputs
             for i, f in enumerate(output.files)
         }
@@ -58,13 +60,3 @@ def quantize_on(
     finally:
         if ours:
             ray.shutdown()
-
-
-def make_split(call: dict[str, Any], kind: str, number: int, threads: int) -> None:
-    """One split of one output: a task."""
-    from quantkit.convert import Run, quantize
-
-    request = replace(call.get("request", PLAIN), only_splits=(number,))
-    force = bool(call.get("force"))
-    arguments = {k: v for k, v in call.items() if k not in ("request", "force")}
-    quantize(types=[kind], request=request, run=Run(force=force, threads=threads), **arguments)

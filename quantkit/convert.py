@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit import edits, pipeline, remote
 from quantkit.cluster import quantize_on
@@ -13,15 +13,16 @@ from quantkit.errors import RecipeError, SourceNotFound, UnsupportedSource
 from quantkit.memory import within
 from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
 from quantkit.outputs import check_outputs
-from quantkit.plan import (
+from quantkit.plan import Plan
+from quantkit.planner import (
     PLAIN,
-    Plan,
     Request,
     plan_conversion,
     plan_copy,
     plan_quantization,
 )
 from quantkit.recipes import find_recipe, needs_importance
+from quantkit.rules import DEFAULTS, Options
 from quantkit.splits import NO_SPLITS, Splits
 
 if TYPE_CHECKING:
@@ -47,9 +48,31 @@ class Run:
 ONCE = Run()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How a source is read. `pre` and `options` are for checkpoints; `keep_experts` and
+    `experts_used` make a smaller mixture of what is there."""
+
+    pre: str | None = None
+    options: Options = DEFAULTS
+    keep_experts: tuple[int, ...] = ()
+    experts_used: int | None = None
+
+    def changed(self, model: Model) -> Model:
+        """The model with the experts that are asked for. Raises RecipeError."""
+        if self.experts_used is not None:
+            model = edits.use_experts(model, self.experts_used)
+        if self.keep_experts:
+            model = edits.keep_experts(model, self.keep_experts)
+        return model
+
+
+AS_IT_IS = Reading()
+
+
 def convert(
     directory: Path | str, output: Path | None = None, outtype: str = "auto", *,
-    pre: str | None = None, splits: Splits = NO_SPLITS, run: Run = ONCE,
+    reading: Reading = AS_IT_IS, splits: Splits = NO_SPLITS, run: Run = ONCE,
 ) -> Plan:  # fmt: skip
     """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
 
@@ -58,7 +81,7 @@ def convert(
     """
     if outtype not in ("auto", *OUTTYPES):
         raise RecipeError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
-    model = open_checkpoint(directory, outtype, pre)
+    model = reading.changed(open_checkpoint(directory, outtype, reading))
     label = _label(model)
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
     return _carry_out(model, plan, run)
@@ -67,7 +90,7 @@ def convert(
 def quantize(
     source: Path | str, types: Sequence[str], output: Path | None = None, *,
     request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
-    prune: Sequence[int] = (), override_kv: Sequence[str] = (), pre: str | None = None,
+    prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
     run: Run = ONCE,
 ) -> Plan:  # fmt: skip
     """Quantize a checkpoint directory, a GGUF file or `hf://...`: an output a type, in one read.
@@ -79,7 +102,11 @@ def quantize(
     recipes = list(dict.fromkeys(find_recipe(name) for name in types))
     if not recipes:
         raise RecipeError("no type given; for instance --type Q4_K_M")
-    model = open_source(source, pre)
+    model = open_source(source, reading)
+    if imatrix and reading.keep_experts:
+        imatrix = edits.kept_importance(
+            imatrix, open_source(source, AS_IT_IS), reading.keep_experts
+        )
     kv = tuple(edits.parse_override(text, model) for text in override_kv)
     late_kv = imatrix.key_values if imatrix else ()
     old_names: Mapping[str, str] = {}
@@ -99,12 +126,20 @@ def quantize(
         call = {
             "source": _anywhere(source, model), "output": (output or Path()).resolve(),
             "request": given, "imatrix": imatrix, "imatrix_strict": imatrix_strict,
-            "prune": prune, "override_kv": override_kv, "pre": pre, "force": run.force,
+            "prune": prune, "override_kv": override_kv, "reading": reading, "force": run.force,
         }  # fmt: skip
         check_outputs(plan, run.force)
-        quantize_on(run.cluster, plan, call, run.threads or 1, run.report(model, plan))
+        quantize_on(run.cluster, plan, make_split, call, run.threads or 1, run.report(model, plan))
         return plan
     return _carry_out(model, plan, run, importance)
+
+
+def make_split(call: dict[str, Any], kind: str, number: int, threads: int) -> None:
+    """One split of one output: what a machine of a cluster does."""
+    request = replace(call["request"], only_splits=(number,))
+    run = Run(force=call["force"], threads=threads)
+    rest = {k: v for k, v in call.items() if k not in ("request", "force")}
+    quantize(types=[kind], request=request, run=run, **rest)
 
 
 def check_importance(
@@ -139,7 +174,7 @@ def merge(first: Path | str, output: Path, run: Run = ONCE) -> Plan:
     return _carry_out(model, plan_copy(model, output), run)
 
 
-def open_source(source: Path | str, pre: str | None = None) -> Model:
+def open_source(source: Path | str, reading: Reading = AS_IT_IS) -> Model:
     """A checkpoint, nothing rounded, or a GGUF file; here or on the Hub (`hf://ORG/MODEL`,
     `hf://ORG/MODEL/FILE.gguf`). Raises SourceError, ModelError."""
     if remote.is_remote(source):
@@ -148,17 +183,20 @@ def open_source(source: Path | str, pre: str | None = None) -> Model:
         is_gguf = not Path(source).is_dir()
     else:
         raise SourceNotFound(f"{source}: no such file or directory")
-    return _open_gguf(source) if is_gguf else open_checkpoint(source, None, pre)
+    model = _open_gguf(source) if is_gguf else open_checkpoint(source, None, reading)
+    return reading.changed(model)
 
 
-def open_checkpoint(source: Path | str, outtype: str | None, pre: str | None = None) -> Model:
+def open_checkpoint(source: Path | str, outtype: str | None, reading: Reading = AS_IT_IS) -> Model:
     """A checkpoint directory, or a model on the Hub. Raises SourceError, ModelError."""
     if not remote.is_remote(source):
-        return from_checkpoint(Path(source), outtype, pre)
+        return from_checkpoint(Path(source), outtype, reading.pre, reading.options)
     if remote.names_file(source):
         raise UnsupportedSource(f"{source} is one file; name the model that is to be converted")
     with remote.snapshot(source) as found:
-        return from_checkpoint(found.directory, outtype, pre, files=found.files)
+        return from_checkpoint(
+            found.directory, outtype, reading.pre, reading.options, files=found.files
+        )
 
 
 def _open_gguf(source: Path | str) -> Model:
@@ -194,7 +232,8 @@ def _carry_out(
 
 def _label(model: Model) -> str:
     file_type = next(item.value for item in model.kv if item.key == "general.file_type")
-    return next(weights for number, weights in OUTTYPES.values() if number == file_type)
+    labels = dict(OUTTYPES.values())
+    return labels.get(file_type, "MXFP4")  # the one other: experts that are MXFP4 in the source
 
 
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:

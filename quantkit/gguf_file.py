@@ -98,6 +98,12 @@ def uint32(key: str, value: int) -> KeyValue:
     return KeyValue(key, struct.pack("<II", _UINT32, value))
 
 
+def string(key: str, value: str) -> KeyValue:
+    """A STRING entry."""
+    data = value.encode("utf-8", "surrogateescape")
+    return KeyValue(key, struct.pack("<IQ", _STRING, len(data)) + data)
+
+
 def replaced(kv: Iterable[KeyValue], *new: KeyValue) -> tuple[KeyValue, ...]:
     """`kv` without the keys of `new`, then `new`: the order that ggml's `gguf_set_val_*` leaves."""
     keys = {item.key for item in new}

@@ -17,7 +17,8 @@ from quantkit.checkpoint import Files
 from quantkit.convert import open_source
 from quantkit.errors import ModelError
 from quantkit.model import Model, ModelTensor
-from quantkit.plan import Chunk, Plan, plan_conversion
+from quantkit.plan import Chunk, Plan
+from quantkit.planner import plan_conversion
 from quantkit.rows import fetch
 from quantkit.threads import default_threads, in_threads
 

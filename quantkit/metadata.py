@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import date
 from pathlib import Path
@@ -75,17 +75,27 @@ def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:
     return parse_key_values(buffer.getvalue())
 
 
+def count_and_label(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, str]:
+    """The weights of tensors, given as (name, shape), and the label of a model of that size
+    (`4x7B`), as gguf-py counts them."""
+    import numpy as np
+    from gguf import GGUFWriter, size_label
+
+    counter = GGUFWriter(None, "")
+    for name, shape in tensors:
+        counter.add_tensor_info(name, shape, np.dtype(np.float32), 0)
+    counts = counter.get_total_parameter_count()
+    return counts[0], size_label(*counts)
+
+
 def add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTensor]) -> None:
     """`general.*`: names, sizes and licence, from the directory's name and its model card.
 
     Raises CorruptFile.
     """
-    import numpy as np
-    from gguf import Metadata, size_label
+    from gguf import Metadata
 
-    for t in tensors:
-        writer.add_tensor_info(t.name, t.shape, np.dtype(np.float32), 0)
-    total, shared, expert, expert_count = writer.get_total_parameter_count()
+    total, label = count_and_label((t.name, t.shape) for t in tensors)
     with malformed(CorruptFile, f"{directory}: malformed README.md or generation_config.json"):
         found = Metadata.load(None, directory.resolve(), None, total)
         generation = directory / "generation_config.json"
@@ -93,7 +103,7 @@ def add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTens
             found.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
         _check(found, directory)
         if found.size_label is None and total > 0:
-            found.size_label = size_label(total, shared, expert, expert_count)
+            found.size_label = label
         writer.add_type("model")
         found.set_gguf_meta_model(writer)
         encode(writer)  # values are packed only as they are written

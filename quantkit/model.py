@@ -47,6 +47,7 @@ class Model:
     tensors: tuple[ModelTensor, ...]
     sources: Mapping[str, SourceTensor]
     kv: tuple[KeyValue, ...]
+    partial: frozenset[str] = frozenset()  # sources of which not all rows are wanted
     notes: tuple[str, ...] = field(default=(), compare=False)  # for people: choices that were made
 
 
@@ -100,8 +101,10 @@ def from_checkpoint(
             placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
     tensors = tuple(
         ModelTensor(
-            name, shape,
-            _stored(name, shape, outtype, arch, options, sources[segments[0].source]), segments,
+            name,
+            shape,
+            _stored(name, shape, outtype, arch, options, sources[segments[0].source]),
+            segments,
         )
         for name, (shape, segments) in placed.items()
     )
@@ -109,7 +112,8 @@ def from_checkpoint(
     if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
         file_type = MXFP4_FILE
     kv, notes = checkpoint_metadata(directory, arch, config, tensors, file_type, pre)
-    return Model(directory.resolve().name, arch.gguf_arch, tensors, sources, kv, notes)
+    name = directory.resolve().name
+    return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
 def _read_config(directory: Path) -> tuple[Architecture, Config]:

@@ -16,7 +16,7 @@ from quantkit import errors, pipeline
 from quantkit.architectures import ARCHITECTURES, find
 from quantkit.gguf_file import read_header
 from quantkit.model import OUTTYPES, Model, from_checkpoint
-from quantkit.plan import plan_conversion
+from quantkit.planner import plan_conversion
 from quantkit.rows import torch_exp
 from quantkit.rules import Map, Options
 from tests import golden
@@ -55,9 +55,7 @@ def _jobs() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("case", "outtype"), _jobs())
-def test_same_file_as_llama_cpp(
-    case: str, outtype: str, checkpoint: Get, tmp_path: Path
-) -> None:
+def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_path: Path) -> None:
     theirs = architectures()[case]["golden"]
     path = tmp_path / "out.gguf"
     convert(checkpoint(case), path, outtype, theirs["pre"], options(theirs["args"]))

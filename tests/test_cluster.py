@@ -13,7 +13,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.convert import Run, quantize
-from quantkit.plan import Request
+from quantkit.planner import Request
 from quantkit.splits import Splits
 from tests.conftest import sha256
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quantkit import disk, errors
-from quantkit.convert import Run, convert, quantize
+from quantkit.convert import Reading, Run, convert, quantize
 from tests.checkpoints import read_safetensors, write_safetensors
 
 Broken = Callable[..., Path]
@@ -342,7 +342,7 @@ def test_unknown_pre_tokenizer_is_named_on_the_command_line(broken: Broken, tmp_
     path = source / "tokenizer.json"
     path.write_text(path.read_text().replace(r"\\p{N}{1,3}", r"\\p{N}{1,7}"))
     fails(errors.TokenizerError, "--pre", source, tmp_path / "out")
-    plan = convert(source, tmp_path / "m.gguf", pre="llama-bpe")
+    plan = convert(source, tmp_path / "m.gguf", reading=Reading(pre="llama-bpe"))
     assert plan.files[0].path.exists()
 
 

@@ -12,24 +12,26 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # each layer may import those before it, and its own
 LAYERS = (
-    {"errors", "ggml_types", "disk"},
+    {"errors", "ggml_types", "disk", "threads"},
     {"hub"},
     {"remote"},
     {"inputs"},
     {"gguf_file", "safetensors_file", "roles", "segments"},
-    {"splits"},
+    {"splits", "torch_file"},
     {"rules", "checkpoint", "recipes", "imatrix", "mixtures"},
     {"architectures", "vocab", "pretokenizer", "special_tokens"},
     {"tokenizer", "placement", "codings"},
     {"metadata"},
     {"model"},
     {"plan", "edits"},
+    {"planner"},
     {"journal", "memory"},
     {"outputs"},
     {"rows"},
     {"cluster"},
     {"pipeline", "report"},
     {"convert"},
+    {"inspect"},
     {"console"},
     {"cli"},
 )

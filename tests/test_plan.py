@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit import errors, plan
+from quantkit import errors, plan, planner
 from quantkit.checkpoint import SourceTensor
 from quantkit.ggml_types import type_by_name
 from quantkit.model import Model, ModelTensor, from_checkpoint
@@ -40,7 +40,7 @@ def test_chunks_cover_every_row_once(counts: list[int], blocks: int, group: int)
     counts = [c * group for c in counts]
     order = tuple(reversed(range(group))) if group > 1 else ()
     model = small(counts, 256 * blocks, order)
-    p = plan.plan_quantization(
+    p = planner.plan_quantization(
         model, [(find_recipe("Q8_0"), Path("a")), (find_recipe("F32"), Path("b"))]
     )
     row = 0
@@ -56,7 +56,7 @@ def test_chunks_cover_every_row_once(counts: list[int], blocks: int, group: int)
 
 def test_memory_does_not_grow_with_the_model() -> None:
     few, many = (
-        plan.plan_conversion(small([rows], 4096), "BF16", Path("a")).memory(2)
+        planner.plan_conversion(small([rows], 4096), "BF16", Path("a")).memory(2)
         for rows in (10_000, 10_000_000)
     )
     assert few == many < 32e6
@@ -74,7 +74,7 @@ def test_planned_sizes_are_the_bytes_on_disk(
 
 def test_a_plan_is_a_value(checkpoint: Callable[[str], Path]) -> None:
     outputs = [(find_recipe("Q4_K_M"), Path("a.gguf"))]
-    a, b = (plan.plan_quantization(from_checkpoint(checkpoint("mixtral-4x"), None), outputs)
+    a, b = (planner.plan_quantization(from_checkpoint(checkpoint("mixtral-4x"), None), outputs)
             for _ in range(2))  # fmt: skip
     assert a.outputs == b.outputs
     assert a.segments == b.segments
@@ -92,7 +92,7 @@ def test_a_plan_is_a_value(checkpoint: Callable[[str], Path]) -> None:
     ],
 )
 def test_check_refuses_what_does_not_tile(damage: Callable[..., object], words: str) -> None:
-    good = plan.plan_conversion(small([4, 4], 256), "BF16", Path("a"))
+    good = planner.plan_conversion(small([4, 4], 256), "BF16", Path("a"))
     plan.check(good)
     bad = replace(good, segments={"token_embd.weight": damage(good.segments["token_embd.weight"])})
     with pytest.raises(errors.PlanError, match=words):
@@ -100,7 +100,7 @@ def test_check_refuses_what_does_not_tile(damage: Callable[..., object], words: 
 
 
 def test_check_refuses_a_gap_in_the_file() -> None:
-    good = plan.plan_conversion(small([4], 256), "BF16", Path("a"))
+    good = planner.plan_conversion(small([4], 256), "BF16", Path("a"))
     f = good.files[0]
     moved = replace(f, tensors=(replace(f.tensors[0], offset=f.tensors[0].offset + 32),))
     with pytest.raises(errors.PlanError, match="starts at"):
@@ -111,4 +111,4 @@ def test_a_source_that_nothing_uses_is_refused() -> None:
     model = small([4], 256)
     sources = {**model.sources, "spare": replace(model.sources["s0"], name="spare")}
     with pytest.raises(errors.PlanError, match="spare"):
-        plan.plan_conversion(replace(model, sources=sources), "BF16", Path())
+        planner.plan_conversion(replace(model, sources=sources), "BF16", Path())

@@ -91,4 +91,3 @@ def test_the_trained_frankenmoe(
         assert golden.tensors(path) == goldens[output.type]["tensors"], output.type
         assert sha256(path) == goldens[output.type]["file_sha256"], output.type
         assert path.stat().st_size == output.size
-

@@ -17,7 +17,8 @@ from quantkit.cli import app
 from quantkit.convert import Run, convert, merge, quantize, split
 from quantkit.gguf_file import read_header
 from quantkit.memory import BASE_MEMORY
-from quantkit.plan import CHUNK_WEIGHTS, Request
+from quantkit.plan import CHUNK_WEIGHTS
+from quantkit.planner import Request
 from quantkit.recipes import Overrides, tensor_type
 from quantkit.splits import Splits, parse_size, split_path
 from tests import golden
@@ -109,7 +110,9 @@ def test_shares_for_several_machines(checkpoint: Get, tmp_path: Path) -> None:
 
 def test_memory_is_kept_by_smaller_chunks(checkpoint: Get, tmp_path: Path) -> None:
     source = checkpoint("mixtral-4x")
-    plan = quantize(source, ["Q4_K_M", "F32"], tmp_path, run=Run(threads=2, memory=BASE_MEMORY + 500_000))
+    plan = quantize(
+        source, ["Q4_K_M", "F32"], tmp_path, run=Run(threads=2, memory=BASE_MEMORY + 500_000)
+    )
     assert plan.chunk_weights < CHUNK_WEIGHTS
     assert BASE_MEMORY + plan.memory(2) <= BASE_MEMORY + 500_000
     (tmp_path / "whole").mkdir()

@@ -18,7 +18,7 @@ from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import KeyValue, uint32
 from quantkit.mixtures import Facts, is_quantized, more_bits
 from quantkit.model import Model, ModelTensor
-from quantkit.plan import model_facts
+from quantkit.planner import model_facts
 from quantkit.recipes import (
     ALIASES,
     LATER,
