@@ -1,7 +1,8 @@
 """Rates of every format against ggml's, in one process: `python -m benchmarks.formats`.
 
 Each figure is the median of runs that take turns, so that a busy machine slows all alike. Weights
-are float32 and normal; ratios are to `ggml_quantize_chunk` on one thread.
+are float32 and normal; ratios are to `ggml_quantize_chunk` on one thread. Two threads are compared
+with one by the best run of each, since they show what they gain only while a second core is free.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ RUNS = 9
 BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
 
 
-def medians(calls: list[Callable[[], object]]) -> list[float]:
-    """Seconds of each call, the median over runs that take turns; the first run is not counted."""
+def measure(calls: list[Callable[[], object]]) -> list[list[float]]:
+    """Seconds of each call in runs that take turns, in order; the first run is not counted."""
     seconds: list[list[float]] = [[] for _ in calls]
     for run in range(RUNS + 1):
         for call, taken in zip(calls, seconds, strict=True):
@@ -34,32 +35,43 @@ def medians(calls: list[Callable[[], object]]) -> list[float]:
             call()
             if run:
                 taken.append(time.perf_counter() - start)
-    return [float(np.median(taken)) for taken in seconds]
+    return [sorted(taken) for taken in seconds]
+
+
+def threads(lanes: Callable[[slice], None], rows: int, seconds: float) -> float:
+    """How many times faster two threads do what takes one of them `seconds`."""
+    repeats = max(1, round(0.03 / seconds))  # long enough that handing out work costs nothing
+    halves = (slice(0, rows // 2), slice(rows // 2, None))
+
+    def half(part: slice) -> None:
+        for _ in range(repeats):
+            lanes(part)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = measure([lambda: list(map(half, halves)), lambda: list(pool.map(half, halves))])
+    return one[0] / two[0]
 
 
 def row(fmt: BlockFormat, x: np.ndarray, importance: np.ndarray | None) -> str:
     """A format's line of the table."""
     out = np.empty((len(x), fmt.row_bytes(x.shape[1])), np.uint8)
-    half = len(x) // 2
 
     def lanes(rows: slice) -> None:
         quant_types.quantize(x[rows], fmt, importance, "lanes", out[rows])
 
-    with ThreadPoolExecutor(2) as pool:
-        halves = (slice(0, half), slice(half, None))
-        ggml, one, two, array = medians(
-            [
-                lambda: oracle.quantize(x, fmt.name, importance),
-                lambda: lanes(slice(None)),
-                lambda: list(pool.map(lanes, halves)),
-                lambda: quant_types.quantize(x, fmt, importance, "array", out),
-            ]
-        )
+    runs = measure(
+        [
+            lambda: oracle.quantize(x, fmt.name, importance),
+            lambda: lanes(slice(None)),
+            lambda: quant_types.quantize(x, fmt, importance, "array", out),
+        ]
+    )
+    ggml, one, array = (float(np.median(taken)) for taken in runs)
     name = fmt.name + ("" if importance is None else ", importance")
     millions = x.size / 1e6
     return (
         f"| {name} | {millions / ggml:.1f} | {millions / one:.0f} | {ggml / one:.1f} "
-        f"| {one / two:.2f} | {millions / array:.1f} | {ggml / array:.2f} |"
+        f"| {threads(lanes, len(x), one):.2f} | {millions / array:.1f} | {ggml / array:.2f} |"
     )
 
 
