@@ -8,7 +8,7 @@ order decides the bytes of the file, so it is kept here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -21,6 +21,7 @@ from quantkit.errors import (
     TensorUnknown,
     UnsupportedSource,
 )
+from quantkit.roles import parse
 from quantkit.rules import DEFAULTS, Architecture, Config, Map, Options, Piece
 from quantkit.segments import Segment
 
@@ -56,9 +57,8 @@ def place(
             _add(waiting, placed, piece, m) for piece in layout.pieces(m.map, m.bid, m.xid)
         )
         # one tensor an expert: the stacks of a block come together
-        block = [layout.joined(f"{role}.weight") for role in arch.expert_order]
-        if block and "{xid}" in (m.map.like or m.map.source):
-            names = dict.fromkeys(_full_name(role, m.bid) for role in block)
+        if "{xid}" in (m.map.like or m.map.source):
+            names = dict.fromkeys(_kin(names, m.bid, layout)) or names
         if all(_is_whole(waiting.get(name), used) for name in names):
             for name in names:
                 shape, segments = waiting.pop(name)
@@ -236,9 +236,17 @@ class _Layout:
                     raise ConfigError(f"{self.config.where}: the model has no {empty}")
         experts, per_token = (self.dims[0].get(name) for name in ("experts", "used"))
         if experts and per_token is not None and not 1 <= per_token <= experts:
-            raise ConfigError(
-                f"{self.config.where}: {per_token} experts are used of {experts}"
-            )
+            raise ConfigError(f"{self.config.where}: {per_token} experts are used of {experts}")
+
+
+def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
+    """All stacked experts of a block that are of one kind with `names`, in the family's order."""
+    kinds = {parse(name).role.rpartition("_")[2] for name in names}
+    return [
+        _full_name(layout.joined(f"{role}.weight"), bid)
+        for role in layout.arch.expert_order
+        if role.rpartition("_")[2] in kinds
+    ]
 
 
 def _add(
@@ -304,11 +312,10 @@ def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
 def _check(m: _Match, layout: _Layout) -> None:
     config = layout.config
     _check_block(m.tensor, m.bid, layout)
-    experts = layout.dims[m.bid or 0].get("experts", 0)
+    experts = layout.dims[m.bid or 0].get(m.map.experts, 0)
     if "xid" in m.map.fields and m.xid >= experts:
         raise TensorUnknown(
-            f"tensor {m.tensor.name} is of expert {m.xid}; "
-            f"{config.where} says {experts} experts"
+            f"tensor {m.tensor.name} is of expert {m.xid}; {config.where} says {experts} experts"
         )
     if m.tensor.raw:
         raise UnsupportedSource(
@@ -355,7 +362,7 @@ def _missing(
         if layout.has(m, bid) and any(
             _full_name(p.role, bid) == target for p in layout.pieces(m, bid, 0)
         ):
-            xids = range(layout.dims[bid or 0]["experts"] if "xid" in m.fields else 1)
+            xids = range(layout.dims[bid or 0][m.experts] if "xid" in m.fields else 1)
             mid = (bid or 0) - layout.config.layers
             names = [m.source.format(bid=bid, mid=mid, xid=x) for x in xids]
             missing = [name for name in names if name not in present]

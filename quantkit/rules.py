@@ -121,6 +121,7 @@ class Options:
 
 DEFAULTS = Options()
 
+
 @dataclass(frozen=True)
 class Key:
     """One GGUF key. `{arch}` in its name is the GGUF architecture.
@@ -203,12 +204,12 @@ def whole(role: str, *shape: str) -> RowMap:
     return pieces
 
 
-def stack(role: str) -> RowMap:
-    """One expert's rows become its place in the stacked tensor."""
+def stack(role: str, experts: str = "experts") -> RowMap:
+    """One expert's rows become its place in the stacked tensor of `experts`."""
 
     def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
         n = _rows(source)
-        return (piece(role, (dims["experts"], *source), n, xid * n),)
+        return (piece(role, (dims[experts], *source), n, xid * n),)
 
     return pieces
 
@@ -308,10 +309,11 @@ class Map:
     """A source tensor, by name, and what becomes of it.
 
     `source` may hold `{bid}` (the block), `{mid}` (a block that predicts further tokens, counted
-    from 0) and `{xid}` (the expert). `shape` names the dimensions it must have. `layers` names the
-    kind of layers that have it (`Architecture.layers`), all of them if empty. `like` is the older
-    spelling of the same tensor: llama.cpp orders tensors by name, so a respelled checkpoint keeps
-    the order of the spelling that its converter knows. `flat`: its weights count as rows of one.
+    from 0) and `{xid}` (the expert, of as many as `experts` says). `shape` names the dimensions it
+    must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
+    if empty. `like` is the older spelling of the same tensor: llama.cpp orders tensors by name, so
+    a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
+    weights count as rows of one.
     """
 
     source: str
@@ -321,6 +323,7 @@ class Map:
     optional: bool = False
     like: str = ""
     flat: bool = False
+    experts: str = "experts"
 
     @property
     def template(self) -> str:

@@ -59,8 +59,10 @@ def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_pa
     theirs = architectures()[case]["golden"]
     path = tmp_path / "out.gguf"
     convert(checkpoint(case), path, outtype, theirs["pre"], options(theirs["args"]))
-    golden.assert_same(path, theirs["outtypes"][outtype], theirs.get("either"))
-    if not theirs.get("either"):
+    # False: llama.cpp was made to read a plain vocabulary where the family's own is another
+    skip = "no keys" if theirs.get("vocabulary", True) else "tokenizer."
+    golden.assert_same(path, theirs["outtypes"][outtype], theirs.get("either"), skip)
+    if not theirs.get("either") and theirs.get("vocabulary", True):
         assert sha256(path) == theirs["outtypes"][outtype]["file_sha256"]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from quantkit.architectures.common import (
     DENSE_FIRST,
@@ -11,6 +12,8 @@ from quantkit.architectures.common import (
     DOWN_GATE_UP,
     EXPERT_FFN,
     LEADING_DENSE,
+    MTP_LAYERS,
+    NEXTN_MAPS,
     NORMS,
     RMS_NORM,
     ROPE_DIMENSION,
@@ -18,14 +21,19 @@ from quantkit.architectures.common import (
     TEXT_KEYS,
     VOCAB_SIZE,
     WEIGHTS_NORM,
+    WEIGHTS_SCALE,
     L,
     expert_dims,
     experts,
     gated_mlp,
+    nextn_layers,
+    partial_rope,
     router,
+    router_bias,
 )
 from quantkit.rules import (
     Architecture,
+    Config,
     Dims,
     Expect,
     Key,
@@ -43,6 +51,26 @@ def _head(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
     """The output matrix, whose columns the model brings to length one as it runs."""
     rows = whole("output.weight")
     return (edited(rows, ("unit_columns",)) if dims["norm_head"] else rows)(dims, source, xid)
+
+
+_AROUND = (
+    Map("model.word_embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
+    vector("model.norm", "output_norm"),
+    *NORMS,
+    Map(f"{L}.attention.dense.weight", ("hidden", "q"), whole("attn_output.weight")),
+)
+_SPARSE = (
+    *gated_mlp(layers="dense MLP"),
+    router(layers="experts"),
+    *experts(layers="experts"),
+    *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
+)
+
+
+def _shared_ffn(config: Config) -> int:
+    width = config.get("moe_shared_expert_intermediate_size", "moe_intermediate_size")
+    n: int = config.get("num_shared_experts") * width
+    return n
 
 
 BAILING = Architecture(
@@ -68,22 +96,51 @@ BAILING = Architecture(
         * (c.get("num_attention_heads") + 2 * c.get("num_key_value_heads")),
     },
     maps=(
-        Map("model.word_embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
-        vector("model.norm", "output_norm"),
+        *_AROUND,
         Map("lm_head.weight", ("vocab", "hidden"), _head),
-        *NORMS,
         Map(f"{L}.attention.query_key_value.weight", ("qkv", "hidden"),
             parts(("attn_q.weight", "q", "heads"), ("attn_k.weight", "kv", "kv_heads"),
                   ("attn_v.weight", "kv"))),
-        Map(f"{L}.attention.dense.weight", ("hidden", "q"), whole("attn_output.weight")),
-        *gated_mlp(layers="dense MLP"),
-        router(layers="experts"),
-        *experts(layers="experts"),
-        *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
+        *_SPARSE,
     ),
     layers=DENSE_FIRST,
     expert_order=DOWN_GATE_UP,
     fuses=("qkv",),
 )  # fmt: skip
 
-FAMILY = (BAILING,)
+BAILING_V2 = replace(
+    BAILING,
+    hf_names=("BailingMoeV2ForCausalLM",),
+    gguf_arch="bailingmoe2",
+    late_keys=(
+        partial_rope(0.5),
+        LEADING_DENSE,
+        VOCAB_SIZE,
+        EXPERT_FFN,
+        Key("{arch}.expert_shared_feed_forward_length", _shared_ffn),
+        WEIGHTS_SCALE,
+        Key("{arch}.expert_shared_count", "num_shared_experts"),
+        WEIGHTS_NORM,
+        Key("{arch}.nextn_predict_layers",
+            lambda c: None if c.find("num_nextn_predict_layers") is None else c.mtp),
+    ),
+    expects=(*BAILING.expects, Expect("use_qk_norm", (True,))),
+    dims={**BAILING.dims, "shared_ffn": _shared_ffn},
+    maps=(
+        *_AROUND,
+        Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
+        Map(f"{L}.attention.query_key_value.weight", ("qkv", "hidden"), whole("attn_qkv.weight")),
+        vector(f"{L}.attention.query_layernorm", "attn_q_norm", "head"),
+        vector(f"{L}.attention.key_layernorm", "attn_k_norm", "head"),
+        *_SPARSE,
+        router_bias(f"{L}.mlp.gate.expert_bias", "experts"),
+        *NEXTN_MAPS[:3],
+        vector(f"{L}.final_layernorm", "layer_output_norm", layers="mtp"),
+    ),
+    layers={**DENSE_FIRST, **MTP_LAYERS},
+    mtp=nextn_layers,
+    keeps_mtp=True,
+    fuses=(),
+)  # fmt: skip
+
+FAMILY = (BAILING, BAILING_V2)

@@ -110,7 +110,7 @@ def _keys_and_values(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
     ]
 
 
-_LATENT = (
+LATENT = (
     *linear(f"{ATTN}.q_proj", ("q", "hidden"), "attn_q", layers="one query matrix", bias=False),
     *linear(f"{ATTN}.q_a_proj", ("q_lora", "hidden"), "attn_q_a", layers="two", bias=False),
     vector(f"{ATTN}.q_a_layernorm", "attn_q_a_norm", "q_lora", "two"),
@@ -132,7 +132,7 @@ def _log_multiplier(config: Config) -> float | None:
 
 
 # llama.cpp's converter writes these two early if transformers knows the config's class
-_LENGTHS = (
+LENGTHS = (
     Key("{arch}.attention.key_length",
         lambda c: c.get("kv_lora_rank") + c.get("qk_rope_head_dim")),
     Key("{arch}.attention.value_length", "kv_lora_rank"),
@@ -151,14 +151,14 @@ DEEPSEEK_V2 = replace(
     DEEPSEEK,
     hf_names=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
     gguf_arch="deepseek2",
-    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(_early, _LENGTHS)),
+    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(_early, LENGTHS)),
     late_keys=(
         Key("{arch}.attention.head_count_kv", lambda c: 1),
         LEADING_DENSE,
         VOCAB_SIZE,
         optional_key("attention.q_lora_rank", "q_lora_rank"),
         Key("{arch}.attention.kv_lora_rank", "kv_lora_rank"),
-        *_LENGTHS,
+        *LENGTHS,
         Key("{arch}.attention.key_length_mla",
             lambda c: c.get("qk_nope_head_dim") + c.get("qk_rope_head_dim")),
         Key("{arch}.attention.value_length_mla", "v_head_dim"),
@@ -184,7 +184,7 @@ DEEPSEEK_V2 = replace(
         "values": lambda c: c.get("num_attention_heads") * c.get("v_head_dim"),
     },
     maps=(
-        *EMBEDDINGS, *NORMS, *_LATENT, *_SPARSE, router_bias(layers="experts", optional=True),
+        *EMBEDDINGS, *NORMS, *LATENT, *_SPARSE, router_bias(layers="experts", optional=True),
     ),
     layers={
         **DEEPSEEK.layers,

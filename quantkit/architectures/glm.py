@@ -85,7 +85,8 @@ GLM4_MOE = Architecture(
 SOLAR_OPEN = replace(
     GLM4_MOE,
     hf_names=("SolarOpenForCausalLM",),
-    defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5, "head_dim": 128},
+    defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5, "head_dim": 128, "first_k_dense_replace": 0},
+    keeps_mtp=False,
 )
 
-FAMILY = (GLM4_MOE,)
+FAMILY = (GLM4_MOE, SOLAR_OPEN)

@@ -1,5 +1,6 @@
-"""Granite, dense and with experts (also shared ones). llama.cpp: `conversion/granite.py`.
+"""Granite, dense, with experts (also shared ones), and with Mamba layers.
 
+llama.cpp: `conversion/granite.py`.
 The routed experts' gate and up matrices are one tensor, as are the shared expert's.
 """
 
@@ -24,7 +25,9 @@ from quantkit.architectures.common import (
     optional_key,
     router,
 )
-from quantkit.rules import Architecture, Key, Map, halves, linear, whole
+from quantkit.architectures.mamba import mamba2, mamba2_dims, per_layer, ssm_keys
+from quantkit.errors import ConfigError
+from quantkit.rules import Architecture, Config, Key, Map, halves, whole
 
 MOE = f"{L}.block_sparse_moe"
 SHARED = f"{L}.shared_mlp"
@@ -81,6 +84,15 @@ GRANITE_MOE = replace(
     expert_order=GATE_UP_DOWN,
 )
 
+def _shared_mlp(suffix: str, layers: str) -> tuple[Map, ...]:
+    """The shared network: an expert beside others, or the only one."""
+    gate, up, down = (f"ffn_{name}{suffix}.weight" for name in ("gate", "up", "down"))
+    return (
+        Map(f"{SHARED}.input_linear.weight", ("2shared_ffn", "hidden"), halves(gate, up), layers),
+        Map(f"{SHARED}.output_linear.weight", ("hidden", "shared_ffn"), whole(down), layers),
+    )
+
+
 GRANITE_MOE_SHARED = replace(
     GRANITE_MOE,
     hf_names=("GraniteMoeSharedForCausalLM",),
@@ -93,12 +105,65 @@ GRANITE_MOE_SHARED = replace(
         "shared_ffn": lambda c: c.get("shared_intermediate_size"),
         "2shared_ffn": lambda c: 2 * c.get("shared_intermediate_size"),
     },
-    maps=(
-        *GRANITE_MOE.maps,
-        Map(f"{SHARED}.input_linear.weight", ("2shared_ffn", "hidden"),
-            halves("ffn_gate_shexp.weight", "ffn_up_shexp.weight")),
-        *linear(f"{SHARED}.output_linear", ("hidden", "shared_ffn"), "ffn_down_shexp", bias=False),
+    maps=(*GRANITE_MOE.maps, *_shared_mlp("_shexp", "")),
+)
+
+_SIZES = ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv")
+
+
+def _is_mamba(config: Config, bid: int) -> bool:
+    types = config.find("layer_types")
+    if not isinstance(types, list) or len(types) != config.layers:
+        raise ConfigError(f"{config.where}: 'layer_types' must name each of {config.layers} layers")
+    return bool(types[bid] != "attention")
+
+
+def _has_mamba(config: Config) -> bool:
+    return any(_is_mamba(config, bid) for bid in range(config.layers))
+
+
+def _has_experts(config: Config, bid: int = 0) -> bool:
+    return bool(config.get("num_local_experts", default=0))
+
+
+def _without_mamba(config: Config) -> Architecture | None:
+    """Granite 4 without a Mamba layer runs as the older Granite."""
+    if _has_mamba(config):
+        return None
+    name = "granitemoe" if config.find("num_experts_per_tok") else "granite"
+    return replace(GRANITE_HYBRID, gguf_arch=name, variant=lambda config: None)
+
+
+GRANITE_HYBRID = replace(
+    GRANITE_MOE_SHARED,
+    hf_names=("GraniteMoeHybridForCausalLM",),
+    gguf_arch="granitehybrid",
+    late_keys=(
+        *GRANITE_MOE_SHARED.late_keys,
+        *ssm_keys(*_SIZES),
+        per_layer("attention.head_count_kv", "num_key_value_heads",
+                  lambda c, bid: not _is_mamba(c, bid)),
+        Key("{arch}.rope.scaling.finetuned", lambda c: not _has_mamba(c), "BOOL"),
+        # as good as unbounded where no position is encoded
+        Key("{arch}.context_length", lambda c: 1 << 20 if _has_mamba(c) else None),
     ),
+    dims={**GRANITE_MOE_SHARED.dims, **mamba2_dims(*_SIZES)},
+    maps=(
+        *EMBEDDINGS, *NORMS,
+        *attention(rotated=True, layers="attention"),
+        *mamba2(f"{L}.mamba", "Mamba"),
+        *(replace(m, layers="experts") for m in GRANITE_EXPERTS),
+        *_shared_mlp("_shexp", "experts"),
+        *_shared_mlp("", "one MLP"),
+    ),
+    layers={
+        "Mamba": _is_mamba,
+        "attention": lambda c, bid: not _is_mamba(c, bid),
+        "experts": _has_experts,
+        "one MLP": lambda c, bid: not _has_experts(c),
+    },
+    defaults={"rms_norm_eps": 1e-6},
+    variant=_without_mamba,
 )  # fmt: skip
 
-FAMILY = (GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED)
+FAMILY = (GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID)

@@ -5,6 +5,7 @@ llama.cpp: `conversion/nemotron.py`, `conversion/granite.py` and `conversion/mam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from quantkit.architectures.common import (
@@ -21,6 +22,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
+from quantkit.architectures.mamba import mamba2, mamba2_dims, per_layer, ssm_keys
 from quantkit.errors import ConfigError
 from quantkit.rules import (
     Architecture,
@@ -28,7 +30,6 @@ from quantkit.rules import (
     Expect,
     Key,
     Map,
-    edited,
     linear,
     stack,
     vector,
@@ -53,31 +54,18 @@ def _kind(config: Config, bid: int) -> str:
     return _KINDS[pattern[bid]]
 
 
-def _per_layer(key: str, kind: str, name: str) -> Key:
-    """A value for the layers of one kind, zero for the others."""
-
-    def read(config: Config) -> list[int]:
-        n = config.get(name)
-        return [n if _kind(config, bid) == kind else 0 for bid in range(config.layers)]
-
-    return Key("{arch}." + key, read)
+def _is(kind: str) -> Callable[[Config, int], bool]:
+    return lambda config, bid: _kind(config, bid) == kind
 
 
-def _inner(config: Config) -> int:
-    n: int = config.get("mamba_num_heads") * config.get("mamba_head_dim")
-    return n
-
+_SIZES = ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel")
 
 NEMOTRON_H_KEYS = (
     VOCAB_SIZE,
     Key("{arch}.rope.dimension_count",
         lambda c: c.get("hidden_size") // c.get("num_attention_heads")),
-    Key("{arch}.ssm.conv_kernel", "conv_kernel"),
-    Key("{arch}.ssm.state_size", "ssm_state_size"),
-    Key("{arch}.ssm.group_count", "n_groups"),
-    Key("{arch}.ssm.inner_size", _inner),
-    Key("{arch}.ssm.time_step_rank", "mamba_num_heads"),
-    _per_layer("attention.head_count_kv", "attention", "num_key_value_heads"),
+    *ssm_keys(*_SIZES),
+    per_layer("attention.head_count_kv", "num_key_value_heads", _is("attention")),
     Key("{arch}.rope.scaling.finetuned", lambda c: False, "BOOL"),
     Key("{arch}.context_length", lambda c: 1 << 20),
     Key("{arch}.attention.key_length", lambda c: c.head_dim),
@@ -95,16 +83,7 @@ _SHARED = (
     Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
     vector(f"{L}.norm", "attn_norm"),
     *attention(M, rotated=True, layers="attention"),
-    Map(f"{M}.A_log", ("ssm_heads",), edited(whole("ssm_a", "ssm_heads", "one"), ("minus_exp",)),
-        "Mamba"),
-    Map(f"{M}.D", ("ssm_heads",), whole("ssm_d", "ssm_heads", "one"), "Mamba"),
-    Map(f"{M}.dt_bias", ("ssm_heads",), whole("ssm_dt.bias"), "Mamba"),
-    Map(f"{M}.conv1d.weight", ("conv", "one", "kernel"),
-        whole("ssm_conv1d.weight", "conv", "kernel"), "Mamba"),
-    Map(f"{M}.conv1d.bias", ("conv",), whole("ssm_conv1d.bias"), "Mamba", optional=True),
-    *linear(f"{M}.in_proj", ("ssm_in", "hidden"), "ssm_in", layers="Mamba", bias=False),
-    *linear(f"{M}.out_proj", ("hidden", "inner"), "ssm_out", layers="Mamba", bias=False),
-    Map(f"{M}.norm.weight", ("inner",), whole("ssm_norm.weight", "groups", "group"), "Mamba"),
+    *mamba2(M, "Mamba"),
 )  # fmt: skip
 
 
@@ -114,7 +93,7 @@ NEMOTRON_H = Architecture(
     keys=no_key(TEXT_KEYS, ".key_length", ".value_length"),
     late_keys=(
         *NEMOTRON_H_KEYS,
-        _per_layer("feed_forward_length", "MLP", "intermediate_size"),
+        per_layer("feed_forward_length", "intermediate_size", _is("MLP")),
     ),
     expects=(
         Expect("mlp_hidden_act", ("relu2",)),
@@ -126,26 +105,14 @@ NEMOTRON_H = Architecture(
     ),
     dims={
         **DIMS,
-        "ssm_heads": lambda c: c.get("mamba_num_heads"),
-        "groups": lambda c: c.get("n_groups"),
-        "group": lambda c: _inner(c) // c.get("n_groups"),
-        "inner": _inner,
-        "kernel": lambda c: c.get("conv_kernel"),
-        "conv": lambda c: _inner(c) + 2 * c.get("n_groups") * c.get("ssm_state_size"),
-        "ssm_in": lambda c: 2 * (_inner(c) + c.get("n_groups") * c.get("ssm_state_size"))
-        + c.get("mamba_num_heads"),
+        **mamba2_dims(*_SIZES),
     },
     maps=(
         *_SHARED,
         *linear(f"{M}.up_proj", ("ffn", "hidden"), "ffn_up", layers="MLP", bias=False),
         *linear(f"{M}.down_proj", ("hidden", "ffn"), "ffn_down", layers="MLP", bias=False),
     ),
-    layers={
-        "Mamba": lambda c, bid: _kind(c, bid) == "Mamba",
-        "attention": lambda c, bid: _kind(c, bid) == "attention",
-        "MLP": lambda c, bid: _kind(c, bid) == "MLP",
-        "experts": lambda c, bid: _kind(c, bid) == "experts",
-    },
+    layers={kind: _is(kind) for kind in ("Mamba", "attention", "MLP", "experts")},
     variant=_experts_of,
 )
 
@@ -154,7 +121,7 @@ NEMOTRON_H_MOE = replace(
     gguf_arch="nemotron_h_moe",
     late_keys=(
         *NEMOTRON_H_KEYS,
-        _per_layer("feed_forward_length", "experts", "moe_intermediate_size"),
+        per_layer("feed_forward_length", "moe_intermediate_size", _is("experts")),
         EXPERT_FFN,
         Key("{arch}.expert_shared_feed_forward_length", "moe_shared_expert_intermediate_size"),
         SHARED_COUNT,

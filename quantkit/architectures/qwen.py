@@ -1,5 +1,5 @@
-"""Qwen2 and Qwen3, dense and with experts, and the text part of Qwen3-VL; RND1 and LLaDA-MoE,
-which are made of the same parts.
+"""Qwen2 and Qwen3, dense and with experts, and the text part of Qwen3-VL; RND1, LLaDA-MoE and
+GroveMoE, which are made of the same parts.
 
 llama.cpp: `conversion/qwen.py`, `conversion/qwen3vl.py`, `conversion/llada.py`.
 """
@@ -28,7 +28,7 @@ from quantkit.architectures.common import (
     router,
     transposed_experts,
 )
-from quantkit.rules import Architecture, Config, Expect, Key, Map, whole
+from quantkit.rules import Architecture, Config, Expect, Key, Map, stack, whole
 
 # llama.cpp runs these with experts in every layer, or in none
 ALL_SPARSE = (Expect("mlp_only_layers", ([],)), Expect("decoder_sparse_step", (1,)))
@@ -126,4 +126,54 @@ RND1 = replace(
     ),
 )
 
-FAMILY = (QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE)
+LLADA_MOE = replace(
+    QWEN3_MOE,
+    hf_names=("LLaDAMoEModelLM", "LLaDAMoEModel"),
+    gguf_arch="llada-moe",
+    late_keys=(
+        Key("{arch}.expert_feed_forward_length", "expert_intermediate_size"),
+        Key("tokenizer.ggml.mask_token_id", lambda c: 156895),
+        Key("{arch}.attention.causal", lambda c: False, "BOOL"),
+        Key("diffusion.shift_logits", lambda c: False, "BOOL"),
+    ),
+    expects=(RMS_NORM, SILU, Expect("qk_layernorm", (True,))),
+    dims={**DIMS, **expert_dims("expert_intermediate_size")},
+    defaults=QWEN2.defaults,
+)
+
+
+def _chunk(config: Config) -> int:
+    n: int = config.get("head_dim", default=128)
+    return n
+
+
+CHUNK = f"{L}.mlp.chunk_experts.{{xid}}"
+
+GROVE_MOE = replace(
+    QWEN3_MOE,
+    hf_names=("GroveMoeForCausalLM",),
+    gguf_arch="grovemoe",
+    late_keys=(
+        EXPERT_FFN,
+        Key("{arch}.expert_chunk_feed_forward_length", _chunk),
+        Key("{arch}.experts_per_group", lambda c: 2),
+        Key("{arch}.expert_group_scale", lambda c: 0.05, "FLOAT32"),
+    ),
+    dims={**QWEN3_MOE.dims, "chunks": lambda c: c.get("num_experts") // 2, "chunk_ffn": _chunk},
+    maps=(
+        *QWEN3_MOE.maps,
+        # an expert for every two of the others
+        Map(f"{CHUNK}.gate_proj.weight", ("chunk_ffn", "hidden"),
+            stack("ffn_gate_chexps.weight", "chunks"), experts="chunks"),
+        Map(f"{CHUNK}.up_proj.weight", ("chunk_ffn", "hidden"),
+            stack("ffn_up_chexps.weight", "chunks"), experts="chunks"),
+        Map(f"{CHUNK}.down_proj.weight", ("hidden", "chunk_ffn"),
+            stack("ffn_down_chexps.weight", "chunks"), experts="chunks"),
+    ),
+    expert_order=(*DOWN_GATE_UP, "ffn_down_chexps", "ffn_gate_chexps", "ffn_up_chexps"),
+    drops=(*DROPS, r".*\.mlp\.gate\.expert_bias"),  # the model does not use it
+)
+
+FAMILY = (
+    QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, RND1, LLADA_MOE, GROVE_MOE,
+)  # fmt: skip

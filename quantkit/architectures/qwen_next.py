@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.architectures.common import (
+    DIMS,
     DROPS,
     EMBEDDINGS,
     OTHER_MODES,
@@ -149,10 +150,14 @@ _LINEAR_SIZES = {
     "2v_heads": lambda c: 2 * c.get("linear_num_value_heads"),
     "v_head": lambda c: c.get("linear_value_head_dim"),
     "values": lambda c: c.get("linear_num_value_heads") * c.get("linear_value_head_dim"),
-    "conv": lambda c: 2 * c.get("linear_num_key_heads") * c.get("linear_key_head_dim")
-    + c.get("linear_num_value_heads") * c.get("linear_value_head_dim"),
-    "qkvz": lambda c: 2 * c.get("linear_num_key_heads") * c.get("linear_key_head_dim")
-    + 2 * c.get("linear_num_value_heads") * c.get("linear_value_head_dim"),
+    "conv": lambda c: (
+        2 * c.get("linear_num_key_heads") * c.get("linear_key_head_dim")
+        + c.get("linear_num_value_heads") * c.get("linear_value_head_dim")
+    ),
+    "qkvz": lambda c: (
+        2 * c.get("linear_num_key_heads") * c.get("linear_key_head_dim")
+        + 2 * c.get("linear_num_value_heads") * c.get("linear_value_head_dim")
+    ),
     "kernel": lambda c: c.get("linear_conv_kernel_dim"),
     "2q": lambda c: 2 * c.get("num_attention_heads") * c.head_dim,
 }
@@ -232,7 +237,7 @@ QWEN35 = replace(
                *_SSM_KEYS, _SECTIONS),
     expects=(RMS_NORM, SILU),
     dims={
-        **{k: v for k, v in QWEN2_MOE.dims.items() if "expert" not in k and k != "used"},
+        **DIMS,
         **_LINEAR_SIZES,
     },
     maps=(

@@ -1,15 +1,17 @@
-"""Phi-3.5-MoE: layer norms with biases, long rotary factors. llama.cpp: `conversion/phi.py`."""
+"""Phi-3, and Phi-3.5-MoE with its layer norms with biases. llama.cpp: `conversion/phi.py`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
     EMBEDDINGS,
     GATE_DOWN_UP,
+    NORMS,
     RMS_NORM,
     SILU,
     W123,
@@ -17,6 +19,7 @@ from quantkit.architectures.common import (
     attention,
     expert_dims,
     experts,
+    kv_heads,
     rope_of,
     router,
     text_keys,
@@ -33,6 +36,12 @@ def _original_length(config: Config) -> int:
     return n
 
 
+def _rotated(config: Config) -> int:
+    """Channels of a head that are rotated."""
+    share = config.rope.get("partial_rotary_factor", 1.0)
+    return int(share * config.get("hidden_size")) // int(config.get("num_attention_heads"))
+
+
 def _factors(name: str) -> Callable[[Config], Any]:
     """`short_factor` or `long_factor` of the rotary settings, float32 `[head_dim / 2]`."""
 
@@ -42,10 +51,8 @@ def _factors(name: str) -> Callable[[Config], Any]:
         values = config.rope.get(name)
         if values is None:
             return None
-        if not isinstance(values, list) or len(values) != config.head_dim // 2:
-            raise ConfigError(
-                f"{config.where}: '{name}' must hold {config.head_dim // 2} numbers"
-            )
+        if not isinstance(values, list) or len(values) != _rotated(config) // 2:
+            raise ConfigError(f"{config.where}: '{name}' must hold {_rotated(config) // 2} numbers")
         return np.array(values, np.float32)
 
     return read
@@ -66,7 +73,7 @@ def attn_factor(config: Config) -> float | None:
 _AFTER_LENGTH = (
     *text_keys("embedding_length", "feed_forward_length", "block_count", "head_count",
                "head_count_kv", "layer_norm_rms_epsilon"),
-    Key("{arch}.rope.dimension_count", lambda c: c.head_dim),
+    Key("{arch}.rope.dimension_count", _rotated),
     Key("{arch}.rope.freq_base", lambda c: rope_of(c).get("rope_theta"), "FLOAT32"),
 )  # fmt: skip
 
@@ -114,4 +121,27 @@ PHIMOE = Architecture(
     fuses=("qkv",),
 )
 
-FAMILY = (PHIMOE,)
+PHI3 = replace(
+    PHIMOE,
+    hf_names=("Phi3ForCausalLM",),
+    gguf_arch="phi3",
+    late_keys=PHIMOE.late_keys[:1],
+    dims={
+        **DIMS,
+        "qkv": lambda c: c.head_dim * (c.get("num_attention_heads") + 2 * kv_heads(c)),
+        "2ffn": lambda c: 2 * c.get("intermediate_size"),
+    },
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        Map(f"{L}.self_attn.qkv_proj.weight", ("qkv", "hidden"), whole("attn_qkv.weight")),
+        Map(f"{L}.self_attn.o_proj.weight", ("hidden", "q"), whole("attn_output.weight")),
+        Map(f"{L}.mlp.gate_up_proj.weight", ("2ffn", "hidden"), whole("ffn_up.weight")),
+        Map(f"{L}.mlp.down_proj.weight", ("hidden", "ffn"), whole("ffn_down.weight")),
+    ),
+    expert_order=(),
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
+    fuses=(),
+)
+
+FAMILY = (PHI3, PHIMOE)

@@ -1,0 +1,85 @@
+"""ERNIE 4.5 with experts. llama.cpp: `conversion/ernie.py`, Ernie4_5MoeModel."""
+
+from __future__ import annotations
+
+from quantkit.architectures.common import (
+    DIMS,
+    DROPS,
+    EMBEDDINGS,
+    EXPERT_FFN,
+    GATE_UP_DOWN,
+    NORMS,
+    RMS_NORM,
+    SILU,
+    TEXT_KEYS,
+    L,
+    attention,
+    expert_dims,
+    experts,
+    gated_mlp,
+    no_key,
+    router,
+    text_keys,
+)
+from quantkit.rules import Architecture, Config, Expect, Key, Map, whole
+
+
+def _sparse(config: Config, bid: int) -> bool:
+    last = config.get("moe_layer_end_index", default=config.layers - 1)
+    first, step = config.get("moe_layer_start_index"), config.get("moe_layer_interval")
+    return bool(first <= bid <= last and (bid + 1) % step == 0)
+
+
+def _shared(config: Config) -> int:
+    n: int = config.get("moe_num_shared_experts", default=0)
+    return n
+
+
+def _shared_ffn(config: Config) -> int | None:
+    """What llama.cpp's converter writes; its loader does not read it."""
+    n: int = config.get("intermediate_size") // config.get("num_key_value_heads")
+    return n if _shared(config) else None
+
+
+ERNIE4_5_MOE = Architecture(
+    hf_names=("Ernie4_5_MoeForCausalLM",),
+    gguf_arch="ernie4_5-moe",
+    keys=no_key(TEXT_KEYS, ".expert_count", ".expert_used_count"),
+    late_keys=(
+        *text_keys("expert_count", "expert_used_count"),
+        Key("{arch}.interleave_moe_layer_step", "moe_layer_interval"),
+        Key("{arch}.leading_dense_block_count", "moe_layer_start_index"),
+        EXPERT_FFN,
+        Key("{arch}.expert_shared_count", "moe_num_shared_experts", default=None),
+        Key("{arch}.expert_shared_feed_forward_length", _shared_ffn),
+    ),
+    expects=(RMS_NORM, SILU, Expect("use_bias", (False,))),
+    aliases={"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
+    dims={
+        **DIMS,
+        **expert_dims(),
+        "shared_ffn": lambda c: _shared(c) * c.get("moe_intermediate_size"),
+    },
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(),
+        *gated_mlp(layers="dense MLP"),
+        router(layers="experts"),
+        Map(f"{L}.mlp.moe_statics.e_score_correction_bias", ("one", "experts"),
+            whole("exp_probs_b.bias"), "experts"),
+        *experts(layers="experts"),
+        *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "shared experts"),
+    ),
+    layers={
+        "experts": _sparse,
+        "shared experts": lambda c, bid: bool(_shared(c)) and _sparse(c, bid),
+        "dense MLP": lambda c, bid: not _sparse(c, bid),
+    },
+    expert_order=GATE_UP_DOWN,
+    drops=(*DROPS, r"model\.mtp_.*"),  # llama.cpp does not convert what predicts further tokens
+    defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "moe_layer_interval": 1},
+    fuses=("qkv",),
+)  # fmt: skip
+
+FAMILY = (ERNIE4_5_MOE,)

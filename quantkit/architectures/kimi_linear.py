@@ -1,0 +1,123 @@
+"""Kimi-Linear: delta attention in most layers, DeepSeek's latent attention in the others.
+
+llama.cpp: `conversion/kimi_linear.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantkit.architectures.common import (
+    DENSE_FIRST,
+    EMBEDDINGS,
+    EXPERT_FFN,
+    GATE_DOWN_UP,
+    LEADING_DENSE,
+    NORMS,
+    RMS_NORM,
+    SILU,
+    TEXT_KEYS,
+    VOCAB_SIZE,
+    W123,
+    WEIGHTS_SCALE,
+    L,
+    experts,
+    gated_mlp,
+    no_key,
+    router,
+    router_bias,
+)
+from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2, LATENT, LENGTHS
+from quantkit.rules import Architecture, Config, Expect, Key, Map, edited, linear, vector, whole
+
+MOE = f"{L}.block_sparse_moe"
+DELTA = "delta attention"
+
+
+def _is_full(config: Config, bid: int) -> bool:
+    """`full_attn_layers` counts from one."""
+    return bid + 1 in (config.find("linear_attn_config.full_attn_layers") or ())
+
+
+def _kv_heads(config: Config) -> list[int]:
+    """The latent is one head; delta attention has none."""
+    return [int(_is_full(config, bid)) for bid in range(config.layers)]
+
+
+def _conv(name: str) -> Map:
+    rows = whole(f"ssm_conv1d_{name}.weight", "one", "delta", "one", "kernel")
+    return Map(f"{ATTN}.{name}_conv1d.weight", ("delta", "one", "kernel"), rows, DELTA)
+
+
+def _delta(source: str, role: str, shape: tuple[str, str]) -> tuple[Map, ...]:
+    return linear(f"{ATTN}.{source}", shape, role, layers=DELTA, bias=False)
+
+
+KIMI_LINEAR = Architecture(
+    hf_names=("KimiLinearForCausalLM", "KimiLinearModel"),
+    gguf_arch="kimi-linear",
+    keys=(
+        *no_key(TEXT_KEYS, ".key_length", ".value_length"),
+        LENGTHS[0],
+        Key("{arch}.attention.value_length", "head_dim"),
+    ),
+    late_keys=(
+        VOCAB_SIZE,
+        Key("{arch}.attention.head_count_kv", _kv_heads),
+        Key("{arch}.ssm.conv_kernel", "linear_attn_config.short_conv_kernel_size"),
+        Key("{arch}.kda.head_dim", "linear_attn_config.head_dim"),
+        *(key for key in DEEPSEEK_V2.late_keys if key.name.endswith("_lora_rank")),
+        Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
+        *(key for key in DEEPSEEK_V2.late_keys if key.name.endswith("_mla")),
+        EXPERT_FFN,
+        Key("{arch}.expert_shared_count", "num_shared_experts"),
+        LEADING_DENSE,
+        WEIGHTS_SCALE,
+    ),
+    expects=(RMS_NORM, SILU, Expect("linear_attn_config", required=True)),
+    dims={
+        **DEEPSEEK_V2.dims,
+        "used": lambda c: c.get("num_experts_per_token"),
+        "shared_ffn": lambda c: c.get("num_shared_experts") * c.get("moe_intermediate_size"),
+        "kernel": lambda c: c.get("linear_attn_config.short_conv_kernel_size"),
+        "d_heads": lambda c: c.get("linear_attn_config.num_heads"),
+        "d_head": lambda c: c.get("linear_attn_config.head_dim"),
+        "delta": lambda c: c.get("linear_attn_config.num_heads")
+        * c.get("linear_attn_config.head_dim"),
+    },
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *(replace(m, layers=m.layers or "latent attention") for m in LATENT),
+        *_delta("q_proj", "attn_q", ("delta", "hidden")),
+        *_delta("k_proj", "attn_k", ("delta", "hidden")),
+        *_delta("v_proj", "attn_v", ("delta", "hidden")),
+        *_delta("o_proj", "attn_output", ("hidden", "delta")),
+        *map(_conv, "qkv"),
+        *_delta("f_a_proj", "ssm_f_a", ("d_head", "hidden")),
+        *_delta("f_b_proj", "ssm_f_b", ("delta", "d_head")),
+        *_delta("g_a_proj", "ssm_g_a", ("d_head", "hidden")),
+        *_delta("g_b_proj", "ssm_g_b", ("delta", "d_head")),
+        *_delta("b_proj", "ssm_beta", ("d_heads", "hidden")),
+        vector(f"{ATTN}.o_norm", "ssm_norm", "d_head", DELTA),
+        Map(f"{ATTN}.A_log", ("one", "one", "d_heads", "one"),
+            edited(whole("ssm_a"), ("minus_exp",)), DELTA),
+        Map(f"{ATTN}.dt_bias", ("delta",), whole("ssm_dt.bias"), DELTA),
+        *gated_mlp(layers="dense MLP"),
+        router(f"{MOE}.gate", "experts"),
+        router_bias(f"{MOE}.gate.e_score_correction_bias", "experts"),
+        *experts(f"{MOE}.experts", W123, "experts"),
+        *gated_mlp(f"{MOE}.shared_experts", "_shexp", "shared_ffn", "experts"),
+    ),
+    layers={
+        **DENSE_FIRST,
+        "latent attention": _is_full,
+        "one query matrix": lambda c, bid: _is_full(c, bid) and not c.find("q_lora_rank"),
+        "two": lambda c, bid: _is_full(c, bid) and bool(c.find("q_lora_rank")),
+        DELTA: lambda c, bid: not _is_full(c, bid),
+    },
+    expert_order=GATE_DOWN_UP,
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+)  # fmt: skip
+
+FAMILY = (KIMI_LINEAR,)
