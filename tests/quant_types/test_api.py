@@ -243,5 +243,7 @@ def test_import_is_light() -> None:
         "import sys, quant_types; "
         "print([m for m in ('numba', 'torch', 'ml_dtypes', 'quantkit') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
