@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from threading import Semaphore
 from types import MappingProxyType
 from typing import Any
@@ -61,7 +61,7 @@ def execute(
                         for future in done:
                             progress(future.result())
                     pending.add(pool.submit(work, chunk))
-                for future in pending:
+                for future in as_completed(pending):
                     progress(future.result())
             except BaseException:
                 files.stop()
@@ -113,7 +113,7 @@ def _make(rows: Any, chunk: Chunk, plan: Plan, targets: list[Target], weights: A
             if not copied and floats is None:
                 floats = dequantize(rows, source)
             data = rows if copied else _quantized(floats, fmt, weights, chunk, source)
-            format_made, made = fmt, np.ascontiguousarray(data).data.cast("B")
+            format_made, made = fmt, np.ascontiguousarray(data).view(np.uint8).data.cast("B")
         output.write(chunk.tensor, chunk.row, chunk.count, made)
 
 

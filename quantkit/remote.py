@@ -24,7 +24,7 @@ from quantkit.hub import SCHEME, Again, Answer
 
 # what stands beside the weights; other files are not fetched
 SMALL = (
-    "*config*.json", "*token*.json", "*.safetensors.index.json", "chat_template.*", "vocab*.json",
+    "*config*.json", "*token*.json", "*.index.json", "chat_template.*", "vocab*.json",
     "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 
@@ -138,6 +138,10 @@ def snapshot(source: str) -> Iterator[Snapshot]:
             raise type(e)(str(e).replace(str(directory), f"{SCHEME}{repo}")) from e
 
 
+def _same_server(a: str, b: str) -> bool:
+    return urlsplit(a)[:2] == urlsplit(b)[:2]
+
+
 def _is_small(path: str) -> bool:
     name = path.removeprefix("additional_chat_templates/")
     plain = name == PureWindowsPath(name).name  # no way out of the directory, on any system
@@ -162,6 +166,9 @@ def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
         info = hub.patiently(where, ask)
     except HFValidationError:
         raise SourceNotFound(f"{where}: not a name that a model can have") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        host = urlsplit(hub.endpoint()).hostname
+        raise SourceUnreachable(f"{where}: {host} does not answer as the Hub does") from None
     if info.sha is None or any(s.size is None for s in info.siblings or ()):
         raise SourceUnreachable(f"{where}: the server does not tell the sizes of its files")
     return [
@@ -216,13 +223,14 @@ class Reader:
 
         f, place, headers = self.file, self._place, hub.headers()
         url = hf_hub_url(f.repo, f.path, revision=f.commit, endpoint=hub.endpoint())
-        if place is not None and urlsplit(place[0])[:2] != urlsplit(url)[:2]:
+        if place is not None and not _same_server(place[0], url):
             headers.pop("authorization", None)  # the address itself is the permission
         headers |= {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
         with hub.answers(str(f)), hub.get(place[0] if place else url, headers) as answer:
-            if place is not None and answer.status in (400, 401, 403, 404, 410):
-                self._place = None
-                raise Again("its address expires", wait=0.0)
+            elsewhere = place is not None or not _same_server(answer.address, url)
+            if elsewhere and answer.status in (400, 401, 403, 404, 410):
+                self._place = None  # it has expired; the Hub tells another
+                raise Again(f"its store answers {answer.status}", 0.0 if place else None)
             self._check(answer, place, start, end)
             if answer.address != url:
                 self._place = (answer.address, answer.etag)

@@ -72,9 +72,9 @@ def read_entries(file: File) -> list[Entry]:
 
 def _parse(header: bytes, begin: int, file_size: int) -> list[Entry]:
     """The entries of a header whose tensors begin at byte `begin`. Raises ValueError."""
-    if not header.startswith(b"{"):
-        raise ValueError("the header is not JSON")
     found = json.loads(header.decode("utf-8"), object_pairs_hook=_once)
+    if not isinstance(found, dict):
+        raise ValueError("the header is not a JSON object")
     metadata = found.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("'__metadata__' is not a table of texts")
