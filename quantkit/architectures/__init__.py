@@ -24,6 +24,7 @@ from quantkit.architectures import (
     kimi_linear,
     lfm2,
     llama,
+    mimo,
     minimax,
     nemotron_h,
     olmoe,
@@ -31,6 +32,7 @@ from quantkit.architectures import (
     qwen,
     qwen_next,
     smallthinker,
+    step,
 )
 from quantkit.errors import UnsupportedArchitecture
 from quantkit.rules import Architecture
@@ -55,6 +57,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *kimi_linear.FAMILY,
     *lfm2.FAMILY,
     *llama.FAMILY,
+    *mimo.FAMILY,
     *minimax.FAMILY,
     *nemotron_h.FAMILY,
     *olmoe.FAMILY,
@@ -62,6 +65,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *qwen.FAMILY,
     *qwen_next.FAMILY,
     *smallthinker.FAMILY,
+    *step.FAMILY,
 )
 
 _BY_NAME = {name: arch for arch in ARCHITECTURES for name in arch.hf_names}

@@ -1,0 +1,130 @@
+"""MiMo-V2-Flash: values narrower than keys, sinks in layers with a sliding window, three layers
+that predict further tokens. llama.cpp: `conversion/mimo.py`."""
+
+from __future__ import annotations
+
+from quantkit.architectures.common import (
+    DIMS,
+    EMBEDDINGS,
+    EXPERT_FFN,
+    GATE_UP_DOWN,
+    NORMS,
+    SILU,
+    TEXT_KEYS,
+    L,
+    expert_dims,
+    experts,
+    gated_mlp,
+    optional_key,
+    router,
+    router_bias,
+)
+from quantkit.errors import ConfigError
+from quantkit.rules import Architecture, Config, Expect, Key, Map, linear, vector, whole
+
+A, P = f"{L}.self_attn", "model.mtp.layers.{mid}"
+AHEAD = 3  # layers that predict further tokens; config.json does not tell
+
+
+def _slides(config: Config) -> list[int]:
+    """1 for a layer with a sliding window, as are those that predict further tokens."""
+    pattern = config.find("hybrid_layer_pattern") or []
+    if len(pattern) != config.layers:
+        raise ConfigError(
+            f"{config.where}: 'hybrid_layer_pattern' must tell each of {config.layers} layers"
+        )
+    return [*pattern, *[1] * config.mtp]
+
+
+def _kv_heads(config: Config) -> list[int]:
+    full, sliding = config.get("num_key_value_heads"), config.get("swa_num_key_value_heads")
+    return [sliding if slides else full for slides in _slides(config)]
+
+
+def _sparse(config: Config, bid: int) -> bool:
+    frequency = config.find("moe_layer_freq")
+    return bid < config.layers and (not isinstance(frequency, list) or bool(frequency[bid]))
+
+
+def _has_sinks(config: Config, bid: int) -> bool:
+    kind = "swa" if _slides(config)[bid] else "full"
+    found: bool = config.get(f"add_{kind}_attention_sink_bias", kind="BOOL", default=False)
+    return found
+
+
+def _same(ours: str, theirs: str) -> Key:
+    """No key: llama.cpp has one value for both kinds of layers."""
+
+    def read(config: Config) -> None:
+        if config.get(ours) != config.get(theirs):
+            raise ConfigError(f"{config.where}: '{ours}' and '{theirs}' must be the same")
+
+    return Key("", read)
+
+
+_ATTENTION = (
+    *linear(f"{A}.q_proj", ("q", "hidden"), "attn_q", bias=False),
+    *linear(f"{A}.k_proj", ("kv", "hidden"), "attn_k", bias=False),
+    *linear(f"{A}.v_proj", ("values", "hidden"), "attn_v", bias=False),
+    *linear(f"{A}.o_proj", ("hidden", "heads_values"), "attn_output", bias=False),
+    Map(f"{A}.attention_sink_bias", ("heads",), whole("attn_sinks.weight"), "sinks"),
+)
+
+MIMO_V2 = Architecture(
+    hf_names=("MiMoV2FlashForCausalLM",),
+    gguf_arch="mimo2",
+    keys=TEXT_KEYS,
+    late_keys=(
+        _same("swa_head_dim", "head_dim"),
+        _same("swa_v_head_dim", "v_head_dim"),
+        _same("swa_num_attention_heads", "num_attention_heads"),
+        Key("{arch}.attention.head_count_kv", _kv_heads),
+        Key("{arch}.attention.sliding_window", "sliding_window"),
+        Key("{arch}.attention.sliding_window_pattern", _slides),
+        Key("{arch}.attention.value_length", "v_head_dim"),
+        EXPERT_FFN,
+        Key("{arch}.rope.dimension_count",
+            lambda c: int(c.head_dim * c.get("partial_rotary_factor", kind="FLOAT32"))),
+        Key("{arch}.attention.layer_norm_rms_epsilon", "layernorm_epsilon", "FLOAT32"),
+        optional_key("attention.value_scale", "attention_value_scale", kind="FLOAT32"),
+        Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None),
+    ),
+    expects=(SILU, Expect("topk_method", ("noaux_tc",)), Expect("n_shared_experts", (0,))),
+    dims={
+        **DIMS,
+        **expert_dims(),
+        "kv": lambda c: [n * c.head_dim for n in _kv_heads(c)],
+        "values": lambda c: [n * c.get("v_head_dim") for n in _kv_heads(c)],
+        "heads_values": lambda c: c.get("num_attention_heads") * c.get("v_head_dim"),
+    },
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *_ATTENTION,
+        *gated_mlp(layers="dense MLP"),
+        router(layers="experts"),
+        router_bias(layers="experts"),
+        *experts(layers="experts"),
+        *(
+            Map(m.source.replace(L, P), m.shape, m.rows, m.layers)
+            for m in (NORMS[0], *_ATTENTION, *gated_mlp())
+        ),
+        vector(f"{P}.pre_mlp_layernorm", "ffn_norm"),
+        Map(f"{P}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight")),
+        vector(f"{P}.enorm", "nextn.enorm"),
+        vector(f"{P}.hnorm", "nextn.hnorm"),
+        vector(f"{P}.final_layernorm", "layer_output_norm"),
+    ),
+    layers={
+        "experts": _sparse,
+        "dense MLP": lambda c, bid: not _sparse(c, bid),
+        "sinks": _has_sinks,
+    },
+    expert_order=GATE_UP_DOWN,
+    defaults={"layernorm_epsilon": 1e-5},
+    mtp=lambda c: AHEAD,
+    keeps_mtp=True,
+    fuses=("qkv",),
+)  # fmt: skip
+
+FAMILY = (MIMO_V2,)

@@ -1,0 +1,213 @@
+"""Step-3.5: heads of its own in layers with a sliding window, gated attention, experts stacked on
+disk. llama.cpp: `conversion/step3.py`, Step35Model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from quantkit.architectures.common import (
+    DIMS,
+    EMBEDDINGS,
+    EXPERT_FFN,
+    MTP_LAYERS,
+    NEXTN_KEY,
+    NEXTN_MAPS,
+    RMS_NORM,
+    TEXT_KEYS,
+    L,
+    attention,
+    expert_dims,
+    gated_mlp,
+    nextn_layers,
+    no_key,
+    optional_key,
+    qk_norms,
+    router,
+    router_bias,
+    shifted,
+)
+from quantkit.errors import ConfigError
+from quantkit.rules import Architecture, Config, Expect, Key, Map, vector, whole
+
+MOE = f"{L}.moe"
+
+
+def _slides(config: Config) -> list[bool]:
+    """Whether each layer has a sliding window; those that predict further tokens are listed too."""
+    types = [*config.find("layer_types"), *["full_attention"] * config.blocks][: config.blocks]
+    shares = [*config.find("partial_rotary_factors"), *[0.5] * config.blocks][: config.blocks]
+    found = [kind == "sliding_attention" for kind in types]
+    if shares != [1.0 if slides else 0.5 for slides in found]:
+        raise ConfigError(
+            f"{config.where}: 'partial_rotary_factors' must be 1 in sliding layers, 0.5 in others"
+        )
+    return found
+
+
+def _heads(name: str) -> Callable[[Config], list[int]]:
+    def read(config: Config) -> list[int]:
+        full = config.get(name)
+        sliding = config.get(f"attention_other_setting.{name}", default=full)
+        return [sliding if slides else full for slides in _slides(config)]
+
+    return read
+
+
+HEADS, KV_HEADS = _heads("num_attention_heads"), _heads("num_attention_groups")
+
+
+def _theta(i: int) -> Callable[[Config], Any]:
+    """The rotary base: one, or a list that begins with a full and a sliding layer's."""
+
+    def read(config: Config) -> Any:
+        found = config.find("rope_theta")
+        if isinstance(found, list):
+            return found[i]
+        return found if i == 0 else None
+
+    return read
+
+
+def _rope_factors(config: Config) -> Any:
+    """Llama 3's factors for the channels that full layers rotate, one for the others, float32
+    `[head_dim / 2]`; computed in Python's floats, as llama.cpp's converter does."""
+    import numpy as np
+
+    rope = config.rope
+    if str(rope.get("rope_type")).lower() != "llama3":
+        return None
+    dim = int(config.head_dim * 0.5)
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    powers = np.power(float(_theta(0)(config)), exponents.astype(np.float64)).astype(np.float32)
+    factor, length = float(rope.get("factor", 8.0)), int(rope["original_max_position_embeddings"])
+    low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
+    out = np.ones(config.head_dim // 2, np.float32)
+    for i, freq in enumerate(np.float32(1) / powers):
+        wavelength = 2 * math.pi / float(freq)
+        smooth = (length / wavelength - low) / (high - low)
+        if wavelength > length / low:
+            out[i] = factor
+        elif wavelength >= length / high:
+            out[i] = 1 / ((1 - smooth) / factor + smooth)
+    return out
+
+
+def _sparse_layers(config: Config) -> list[int]:
+    text = config.get("moe_layers_enum", kind="STRING")
+    try:
+        return sorted(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{config.where}: 'moe_layers_enum' is not a list of layers") from None
+
+
+def _sparse(config: Config, bid: int) -> bool:
+    return bid in _sparse_layers(config)
+
+
+def _clamps(name: str) -> Callable[[Config], list[float] | None]:
+    def read(config: Config) -> list[float] | None:
+        found = config.find(name)
+        if found is None:
+            return None
+        values = [0.0 if value is None else float(value) for value in found]
+        return [*values, *[0.0] * config.blocks][: config.blocks]
+
+    return read
+
+
+_KEYS = {
+    "{arch}.attention.head_count": HEADS,
+    "{arch}.rope.freq_base": _theta(0),
+    "{arch}.rope.freq_base_swa": _theta(1),
+}
+
+STEP35 = Architecture(
+    hf_names=("Step3p5ForCausalLM",),
+    gguf_arch="step35",
+    keys=tuple(
+        replace(key, config=_KEYS.get(key.name, key.config))
+        for key in no_key(TEXT_KEYS, ".head_count_kv")
+    ),
+    late_keys=(
+        Key("{arch}.attention.head_count_kv", KV_HEADS),
+        Key("{arch}.attention.sliding_window", "sliding_window"),
+        Key("{arch}.attention.sliding_window_pattern", _slides, "BOOL"),
+        Key("{arch}.attention.value_length", "head_dim"),
+        Key("{arch}.expert_count", "moe_num_experts"),
+        Key("{arch}.expert_used_count", "moe_top_k"),
+        EXPERT_FFN,
+        Key("{arch}.expert_shared_feed_forward_length", "share_expert_dim"),
+        optional_key("expert_weights_scale", "moe_router_scaling_factor", kind="FLOAT32"),
+        optional_key("expert_weights_norm", "norm_expert_weight", kind="BOOL"),
+        Key("{arch}.leading_dense_block_count", lambda c: _sparse_layers(c)[0]),
+        Key("{arch}.moe_every_n_layers", "moe_every_n_layer"),
+        Key("{arch}.swiglu_clamp_exp", _clamps("swiglu_limits"), "FLOAT32"),
+        Key("{arch}.swiglu_clamp_shexp", _clamps("swiglu_limits_shared"), "FLOAT32"),
+        NEXTN_KEY,
+    ),
+    expects=(
+        RMS_NORM,
+        Expect("layer_types", required=True),
+        Expect("partial_rotary_factors", required=True),
+        Expect("use_qk_norm", (True,)),
+        Expect("use_head_wise_attn_gate", (True,)),
+        Expect("use_moe_router_bias", (True,)),
+    ),
+    dims={
+        **DIMS,
+        **expert_dims(),
+        "experts": lambda c: c.get("moe_num_experts"),
+        "used": lambda c: c.get("moe_top_k"),
+        "heads": HEADS,
+        "kv_heads": KV_HEADS,
+        "q": lambda c: [n * c.head_dim for n in HEADS(c)],
+        "kv": lambda c: [n * c.head_dim for n in KV_HEADS(c)],
+        "shared_ffn": lambda c: c.get("share_expert_dim"),
+    },
+    maps=(
+        EMBEDDINGS[0],
+        *shifted(EMBEDDINGS[1]),
+        EMBEDDINGS[2],
+        *shifted(
+            vector(f"{L}.input_layernorm", "attn_norm"),
+            vector(f"{L}.post_attention_layernorm", "ffn_norm"),
+            *qk_norms(),
+        ),
+        *attention(),
+        Map(f"{L}.self_attn.g_proj.weight", ("heads", "hidden"), whole("attn_gate.weight")),
+        *gated_mlp(layers="dense MLP"),
+        router(f"{MOE}.gate", "experts"),
+        router_bias(f"{MOE}.router_bias", "experts"),
+        *(
+            Map(f"{MOE}.{name}.weight", ("experts", *shape), whole(f"{role}.weight"), "experts")
+            for name, role, shape in (
+                ("gate_proj", "ffn_gate_exps", ("expert_ffn", "hidden")),
+                ("up_proj", "ffn_up_exps", ("expert_ffn", "hidden")),
+                ("down_proj", "ffn_down_exps", ("hidden", "expert_ffn")),
+            )
+        ),
+        *gated_mlp(f"{L}.share_expert", "_shexp", "shared_ffn", "experts"),
+        NEXTN_MAPS[0],
+        *shifted(
+            *NEXTN_MAPS[1:3],
+            vector(f"{L}.transformer.shared_head.norm", "nextn.shared_head_norm", layers="mtp"),
+        ),
+        Map(f"{L}.transformer.shared_head.output.weight", ("vocab", "hidden"),
+            whole("nextn.shared_head_head.weight"), "mtp", optional=True),
+    ),
+    layers={
+        **MTP_LAYERS,
+        "experts": _sparse,
+        "dense MLP": lambda c, bid: not _sparse(c, bid),
+    },
+    defaults={"moe_every_n_layer": 1, "rms_norm_eps": 1e-5},
+    computed={"rope_freqs.weight": _rope_factors},
+    mtp=nextn_layers,
+    keeps_mtp=True,
+    fuses=("qkv",),
+)  # fmt: skip
+
+FAMILY = (STEP35,)
