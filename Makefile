@@ -18,7 +18,7 @@ $(VENV)/.dev: $(BIN)/quantkit constraints-dev.txt
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
-	$(PIP) --editable ".[dev,torch]" --constraint constraints-dev.txt
+	$(PIP) --editable ".[dev,torch,test-torch]" --constraint constraints-dev.txt
 	@touch $@
 
 $(VENV)/.ray: $(VENV)/.dev

@@ -13,7 +13,8 @@ import xllamacpp
 class Llama:
     """A model that is loaded and served on a loopback port by llama.cpp's own server."""
 
-    def __init__(self, path: Path, context: int = 512) -> None:
+    def __init__(self, path: Path, context: int = 512, exact: bool = False) -> None:
+        """`exact`: keys and values are kept in float32."""
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_ctx = context
@@ -21,6 +22,9 @@ class Llama:
         params.cpuparams.n_threads = 2
         params.n_gpu_layers = 0
         params.warmup = False
+        if exact:
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.port = 0
         self._server = xllamacpp.Server(params)
 
@@ -31,6 +35,20 @@ class Llama:
             "cache_prompt": False,
         })  # fmt: skip
         return answer if isinstance(answer, dict) else json.loads(answer)
+
+    def log_probabilities(self, prompt: list[int]) -> dict[int, float]:
+        """The log-probability of each token to come after the token ids of a prompt.
+
+        The server shows none beside a token that ends the text, or is part of a character; the bias
+        makes it choose another and does not change what it shows.
+        """
+        answer = self._server.handle_completions({
+            "prompt": prompt, "n_predict": 1, "temperature": 0.0, "logprobs": 1 << 20,
+            "logit_bias": [["a", 1000.0]], "cache_prompt": False,
+        })  # fmt: skip
+        answer = answer if isinstance(answer, dict) else json.loads(answer)
+        first = answer["choices"][0]["logprobs"]["content"][0]
+        return {t["id"]: t["logprob"] for t in first["top_logprobs"]}
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, without the special tokens that a model adds to a text."""
