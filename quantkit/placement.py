@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
@@ -49,20 +49,26 @@ def place(
     layout.check_dims()
     placed: Placed = {}
     used: dict[str, SourceTensor] = {}
-    waiting: dict[str, tuple[tuple[int, ...], list[Segment]]] = {}  # not all rows have arrived
+    waiting: dict[str, _Waiting] = {}
     for m in sorted(_matches(layout, sources), key=lambda m: m.order):
         _check(m, layout)
-        used[m.tensor.name] = replace(m.tensor, flat=True) if m.map.flat else m.tensor
-        names = dict.fromkeys(
-            _add(waiting, placed, piece, m) for piece in layout.pieces(m.map, m.bid, m.xid)
-        )
+        source = replace(m.tensor, flat=True) if m.map.flat else m.tensor
+        used[source.name] = source
+        names: dict[str, None] = {}
+        for piece in layout.pieces(m.map, m.bid, m.xid):
+            name = _full_name(piece.role, m.bid)
+            target = waiting.setdefault(name, _Waiting(piece.shape))
+            if name in placed or not target.take(piece, source):
+                raise TensorUnknown(f"tensor {source.name} is a second spelling of rows of {name}")
+            names[name] = None
         # one tensor an expert: the stacks of a block come together
         if "{xid}" in (m.map.like or m.map.source):
             names = dict.fromkeys(_kin(names, m.bid, layout)) or names
-        if all(_is_whole(waiting.get(name), used) for name in names):
+        if all(name in waiting and waiting[name].left == 0 for name in names):
             for name in names:
-                shape, segments = waiting.pop(name)
-                placed[name] = (shape, tuple(sorted(segments, key=lambda s: s.first_row)))
+                done = waiting.pop(name)
+                segments = sorted(done.rows.values(), key=lambda s: s.first_row)
+                placed[name] = (done.shape, tuple(segments))
     _check_nothing_missing(layout, sources, placed)
     if waiting:
         raise TensorMissing(f"{config.where}: only part of {min(waiting)} is in the checkpoint")
@@ -86,6 +92,26 @@ def predicting_layers(
     if options.mtp == "only" and not declared:
         raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
     return declared
+
+
+@dataclass
+class _Waiting:
+    """A tensor of which not all rows have arrived."""
+
+    shape: tuple[int, ...]
+    rows: dict[int, Segment] = field(default_factory=dict)  # by the row they begin at
+    left: int = field(init=False)  # weights
+
+    def __post_init__(self) -> None:
+        self.left = prod(self.shape)
+
+    def take(self, piece: Piece, source: SourceTensor) -> bool:
+        """Add rows of `source`; False if they are there, or are of a tensor of another shape."""
+        if piece.rows.first_row in self.rows or piece.shape != self.shape:
+            return False
+        self.rows[piece.rows.first_row] = replace(piece.rows, source=source.name)
+        self.left -= piece.rows.count * piece.rows.row_length(source)
+        return True
 
 
 @dataclass(frozen=True)
@@ -247,29 +273,6 @@ def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
         for role in layout.arch.expert_order
         if role.rpartition("_")[2] in kinds
     ]
-
-
-def _add(
-    waiting: dict[str, tuple[tuple[int, ...], list[Segment]]], placed: Placed, piece: Piece,
-    m: _Match,
-) -> str:  # fmt: skip
-    """Let the rows of a piece wait for the rest of their tensor. Returns its name."""
-    name = _full_name(piece.role, m.bid)
-    shape, segments = waiting.setdefault(name, (piece.shape, []))
-    taken = any(s.first_row == piece.rows.first_row for s in segments)
-    if name in placed or taken or shape != piece.shape:
-        raise TensorUnknown(f"tensor {m.tensor.name} is a second spelling of rows of {name}")
-    segments.append(replace(piece.rows, source=m.tensor.name))
-    return name
-
-
-def _is_whole(
-    found: tuple[tuple[int, ...], list[Segment]] | None, used: Mapping[str, SourceTensor]
-) -> bool:
-    if found is None:
-        return False
-    shape, segments = found
-    return sum(s.count * s.row_length(used[s.source]) for s in segments) == prod(shape)
 
 
 def _full_name(role: str, bid: int | None) -> str:
