@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from quantkit.checkpoint import Files, SourceTensor
-from quantkit.errors import ConfigError, TensorMissing, TensorShape, UnsupportedSource
+from quantkit.errors import ConfigError, CorruptFile, TensorMissing, TensorShape, UnsupportedSource
 from quantkit.ggml_types import type_by_name
 
 Rows = np.ndarray[Any, Any]
 Found = dict[str, SourceTensor]
+Join = Callable[[Found, str, Mapping[str, Any]], SourceTensor]
 
 
 def decoded(tensors: Sequence[SourceTensor], config: Mapping[str, Any]) -> list[SourceTensor]:
@@ -42,11 +43,20 @@ def decoded(tensors: Sequence[SourceTensor], config: Mapping[str, Any]) -> list[
     out: Found = {}
     for name in list(found):
         if name.endswith(suffix) and name in found:
-            joined = join(found, name.removesuffix(suffix), settings)
+            joined = _joined(join, found, name.removesuffix(suffix), settings)
             for part in joined.parts:
                 found.pop(part.name)
             out[joined.parts[0].name] = joined
     return [out.get(t.name, t) for t in tensors if t.name in found or t.name in out]
+
+
+def _joined(join: Join, found: Found, name: str, settings: Mapping[str, Any]) -> SourceTensor:
+    try:
+        return join(found, name, settings)
+    except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError) as e:
+        raise ConfigError(
+            f"quantization_config does not fit the parts of {name} ({type(e).__name__}: {e})"
+        ) from None
 
 
 def read(
@@ -196,7 +206,9 @@ def _read_gptq(
     packed = read(files, zeros, 0, zeros.n_rows, left, right - left)
     z = (packed[:, :, None] >> _shifts(bits) & mask).reshape(zeros.n_rows, -1)
     z = z[:, first - left * per :][:, :count] + plus
-    g = files.read_rows(groups, column, width).ravel()
+    g = read(files, groups, 0, 1, column, width).ravel()
+    if g.min() < 0 or g.max() >= scales.n_rows:
+        raise CorruptFile(f"{groups.path}: tensor {groups.name} names a group that is not there")
     s = read(files, scales, 0, scales.n_rows, first, count).astype(np.float32)
     return np.ascontiguousarray((s[g] * (q - z[g]).astype(np.float32)).T)
 
@@ -282,7 +294,6 @@ def _read_packed(
     return np.ascontiguousarray((q - offset).astype(np.float32) * s)
 
 
-Join = Callable[[Found, str, Mapping[str, Any]], SourceTensor]
 # quantization method -> the ending of the part that each weight has, and how it is put together
 _METHODS: dict[Any, tuple[str, Join]] = {
     "mxfp4": ("_blocks", _join_mxfp4),

@@ -120,7 +120,7 @@ class _Match:
     map: Map
     bid: int | None
     xid: int
-    order: tuple[bool, str, str]
+    order: tuple[int, str, str]
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,9 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
         # a fused tensor stands where the last of its experts would
         name = m.like.format(bid=bid, xid=9) if m.like else t.name
         in_file = name if t.path.suffix == ".safetensors" else f"{i:09}"
-        yield _Match(t, m, bid, xid, (t.ggml.is_float, t.path.name, in_file))
+        # repacked weights come first, those that are rebuilt from parts of other names last
+        turn = 0 if not t.ggml.is_float else 2 if t.coding in ("gptq", "awq", "packed") else 1
+        yield _Match(t, m, bid, xid, (turn, t.path.name, in_file))
 
 
 def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
