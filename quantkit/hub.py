@@ -34,7 +34,7 @@ SCHEME = "hf://"
 TRIES = 8  # failures in a row, without a byte in between, before giving up
 LONGEST_WAIT = 30.0  # seconds, where the server does not ask for another time
 LONGEST_ASKED = 300.0  # seconds; the Hub counts requests over five minutes
-BLOCK = 1 << 16  # bytes taken from a connection at once
+BLOCK = 1 << 14  # bytes taken from a connection at once; requests drops part of one at a cut
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 _log = logging.getLogger("quantkit")
@@ -175,8 +175,18 @@ def answers(where: str) -> Iterator[None]:
         raise SourceUnreachable(f"{where}: HF_HUB_OFFLINE is set; unset it and run again") from None
     except errors.HfHubHTTPError as e:
         raise refusal(where, e.response.status_code, e.response.headers) from None
+    except errors.HFValidationError:
+        raise SourceNotFound(f"{where}: not a name that a model can have") from None
+    except ValueError:  # requests' JSONDecodeError is an OSError as well
+        raise strange(where) from None
     except (OSError, *root) as e:
         raise Again(f"no answer ({type(e).__name__})") from None
+
+
+def strange(where: str) -> SourceUnreachable:
+    """An answer that cannot be made sense of."""
+    host = urlsplit(endpoint()).hostname
+    return SourceUnreachable(f"{where}: {host} does not answer as the Hub does")
 
 
 def refusal(where: str, status: int, told: Mapping[str, str]) -> Exception:

@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
@@ -151,7 +151,6 @@ def _is_small(path: str) -> bool:
 def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
     """Every file of a model at the commit that `revision` (default: main) is at now."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
 
     where = f"{SCHEME}{repo}" + (f"@{revision}" if revision else "")
     api = HfApi(endpoint=hub.endpoint())
@@ -164,11 +163,8 @@ def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
 
     try:
         info = hub.patiently(where, ask)
-    except HFValidationError:
-        raise SourceNotFound(f"{where}: not a name that a model can have") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        host = urlsplit(hub.endpoint()).hostname
-        raise SourceUnreachable(f"{where}: {host} does not answer as the Hub does") from None
+    except (TypeError, KeyError, AttributeError):  # JSON, but not of a model
+        raise hub.strange(where) from None
     if info.sha is None or any(s.size is None for s in info.siblings or ()):
         raise SourceUnreachable(f"{where}: the server does not tell the sizes of its files")
     return [
@@ -188,6 +184,7 @@ class Reader:
         self.file, self.size = file, file.size
         self._stop = stop or threading.Event()
         self._place: tuple[str, str] | None = None  # an address, and the etag that it tells
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Nothing to let go of: connections are huggingface_hub's."""
@@ -219,14 +216,31 @@ class Reader:
 
     def _parts(self, start: int, end: int) -> Iterator[bytes]:
         """Bytes `start` to `end`, as far as one request brings them."""
+        with ExitStack() as finding, hub.answers(str(self.file)):
+            if self._place is None:  # one asks the Hub, and the others wait for what it says
+                finding.enter_context(self._lock)
+            with self._ask(self._place, start, end) as answer:
+                finding.close()
+                left = end - start
+                for part in answer.parts:  # to their end: only then is the connection kept
+                    if self._stop.is_set():
+                        raise SourceUnreachable(f"{self.file}: reading was stopped")
+                    if left <= 0:
+                        break
+                    yield part[:left]
+                    left -= len(part)
+
+    @contextmanager
+    def _ask(self, place: tuple[str, str] | None, start: int, end: int) -> Iterator[Answer]:
+        """A good answer to a request for bytes `start` to `end`, from the place that is known."""
         from huggingface_hub import hf_hub_url
 
-        f, place, headers = self.file, self._place, hub.headers()
+        f, headers = self.file, hub.headers()
         url = hf_hub_url(f.repo, f.path, revision=f.commit, endpoint=hub.endpoint())
         if place is not None and not _same_server(place[0], url):
             headers.pop("authorization", None)  # the address itself is the permission
         headers |= {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
-        with hub.answers(str(f)), hub.get(place[0] if place else url, headers) as answer:
+        with hub.get(place[0] if place else url, headers) as answer:
             elsewhere = place is not None or not _same_server(answer.address, url)
             if elsewhere and answer.status in (400, 401, 403, 404, 410):
                 self._place = None  # it has expired; the Hub tells another
@@ -234,14 +248,7 @@ class Reader:
             self._check(answer, place, start, end)
             if answer.address != url:
                 self._place = (answer.address, answer.etag)
-            left = end - start
-            for part in answer.parts:  # to their end: only then is the connection kept
-                if self._stop.is_set():
-                    raise SourceUnreachable(f"{f}: reading was stopped")
-                if left <= 0:
-                    break
-                yield part[:left]
-                left -= len(part)
+            yield answer
 
     def _check(self, answer: Answer, place: tuple[str, str] | None, start: int, end: int) -> None:
         """What is about to be read is what was asked for, and of the file that was listed."""
