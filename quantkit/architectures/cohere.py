@@ -91,7 +91,7 @@ COHERE2_MOE = Architecture(
     },
     expert_order=DOWN_GATE_UP,
     defaults={
-        "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "norm_topk_prob": False,
+        "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "norm_topk_prob": True,
         "expert_selection_fn": "softmax", "tie_word_embeddings": True,
     },
 )  # fmt: skip

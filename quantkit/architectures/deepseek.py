@@ -149,7 +149,7 @@ def _early(key: Key) -> Key:
 
 DEEPSEEK_V2 = replace(
     DEEPSEEK,
-    hf_names=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM"),
+    hf_names=("DeepseekV2ForCausalLM",),
     gguf_arch="deepseek2",
     keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(_early, LENGTHS)),
     late_keys=(
@@ -191,8 +191,18 @@ DEEPSEEK_V2 = replace(
         "two": _two_query_matrices,
         "one query matrix": lambda c, bid: not _two_query_matrices(c, bid),
     },
+    defaults={**DEEPSEEK.defaults, "first_k_dense_replace": 0, "routed_scaling_factor": 1.0},
     mtp=nextn_layers,
     fuses=(),
+)  # fmt: skip
+
+DEEPSEEK_V3 = replace(
+    DEEPSEEK_V2,
+    hf_names=("DeepseekV3ForCausalLM",),
+    defaults={
+        **DEEPSEEK.defaults, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True, "n_group": 8, "topk_group": 4,
+    },
 )  # fmt: skip
 
 GLM4_MOE_LITE = replace(
@@ -201,8 +211,8 @@ GLM4_MOE_LITE = replace(
     late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY),
     maps=(*DEEPSEEK_V2.maps, *NEXTN_MAPS),
     layers={**DEEPSEEK_V2.layers, **MTP_LAYERS},
-    defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
     keeps_mtp=True,
 )
 
-FAMILY = (DEEPSEEK, DEEPSEEK_V2, GLM4_MOE_LITE)
+FAMILY = (DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE)

@@ -78,7 +78,8 @@ ERNIE4_5_MOE = Architecture(
     },
     expert_order=GATE_UP_DOWN,
     drops=(*DROPS, r"model\.mtp_.*"),  # llama.cpp does not convert what predicts further tokens
-    defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "moe_layer_interval": 1},
+    defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "moe_layer_interval": 1,
+              "tie_word_embeddings": True},
     fuses=("qkv",),
 )  # fmt: skip
 

@@ -80,7 +80,7 @@ EXAONE_MOE = Architecture(
     ),
     layers=DENSE_FIRST,
     expert_order=DOWN_GATE_UP,
-    defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
     fuses=("qkv",),
 )
 

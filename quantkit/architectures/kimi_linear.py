@@ -117,7 +117,7 @@ KIMI_LINEAR = Architecture(
         DELTA: lambda c, bid: not _is_full(c, bid),
     },
     expert_order=GATE_DOWN_UP,
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
 )  # fmt: skip
 
 FAMILY = (KIMI_LINEAR,)

@@ -102,6 +102,7 @@ QWEN3_VL = replace(
     gguf_arch="qwen3vl",
     late_keys=(DEEPSTACK,),
     drops=(*DROPS, *OTHER_MODES),
+    defaults={**QWEN3.defaults, "rope_theta": 500000.0},
 )
 
 QWEN3_VL_MOE = replace(
@@ -113,6 +114,7 @@ QWEN3_VL_MOE = replace(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
     ),
     drops=(*DROPS, *OTHER_MODES),
+    defaults=QWEN3_VL.defaults,
 )  # fmt: skip
 
 RND1 = replace(
