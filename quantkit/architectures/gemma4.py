@@ -1,13 +1,13 @@
-"""Gemma 4, dense and with experts: heads of other sizes in layers that see all, whose keys are
-their values. llama.cpp: `conversion/gemma.py`, Gemma4Model.
+"""Gemma 4: two sizes of heads, layers that share keys and values, and, as the release has it,
+experts beside the dense network, or inputs of every layer's own.
 
-The variants with embeddings for each layer, and with keys and values shared between layers, are not
-converted.
+llama.cpp: `conversion/gemma.py`, Gemma4Model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.common import (
@@ -18,13 +18,14 @@ from quantkit.architectures.common import (
     RMS_NORM,
     TEXT_KEYS,
     L,
-    attention,
-    expert_dims,
     gated_mlp,
-    qk_norms,
+    optional_key,
+    router,
 )
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect, Key, Map, vector, whole
+from quantkit.rules import Architecture, Config, Expect, Key, Map, linear, vector, whole
+
+A, X = f"{L}.self_attn", f"{L}.experts"
 
 
 def _slides(config: Config) -> list[bool]:
@@ -34,53 +35,82 @@ def _slides(config: Config) -> list[bool]:
     return [kind == "sliding_attention" for kind in types]
 
 
-def _is_full(config: Config, bid: int) -> bool:
-    return not _slides(config)[bid]
+def _shares(config: Config, bid: int) -> bool:
+    """Whether a layer takes the keys and values of an earlier one."""
+    return bool(bid >= config.layers - config.get("num_kv_shared_layers"))
 
 
-def _by_kind(full: str, sliding: str) -> Callable[[Config], list[int]]:
-    """One value for layers with a sliding window, one for the others (the same if not told)."""
+def _has_values(config: Config, bid: int) -> bool:
+    """Whether a layer has values beside its keys."""
+    alike = config.get("attention_k_eq_v", kind="BOOL", default=False)
+    return not _shares(config, bid) and (_slides(config)[bid] or not alike)
+
+
+def _of_full_layers(config: Config, name: str, inner: str) -> int | None:
+    """A size of the layers with full attention, if it is one of their own: `name`, or, as
+    transformers 5.23 writes it, `inner` in its table of the layers that differ."""
+    full = (bid for bid, slides in enumerate(_slides(config)) if not slides)
+    names = (name, *(f"per_layer_config.{bid}.{inner}" for bid in full))
+    found: int | None = config.get(*names, default=None)
+    return found
+
+
+def _head(config: Config) -> int:
+    n: int = _of_full_layers(config, "global_head_dim", "head_dim") or config.head_dim
+    return n
+
+
+def _kv_heads(config: Config) -> int | None:
+    return _of_full_layers(config, "num_global_key_value_heads", "num_key_value_heads")
+
+
+def _by_kind(full: Callable[[Config], int | None], name: str) -> Callable[[Config], list[int]]:
+    """A size of every layer: `full`'s, or that which config.json calls `name`."""
 
     def read(config: Config) -> list[int]:
-        values = config.get(full, sliding), config.get(sliding)
+        values = full(config) or config.get(name), config.get(name)
         return [values[slides] for slides in _slides(config)]
 
     return read
 
 
-HEAD = _by_kind("global_head_dim", "head_dim")
-KV_HEADS = _by_kind("num_global_key_value_heads", "num_key_value_heads")
+HEAD = _by_kind(_head, "head_dim")
+KV_HEADS = _by_kind(_kv_heads, "num_key_value_heads")
 
 
-def _has_experts(config: Config, bid: int) -> bool:
-    found: bool = config.get("enable_moe_block", kind="BOOL", default=False)
-    return found
-
-
-def _has_values(config: Config, bid: int) -> bool:
-    shared = config.get("attention_k_eq_v", kind="BOOL", default=False)
-    return not (shared and _is_full(config, bid))
-
-
-def _kv_heads_key(config: Config) -> list[int] | None:
-    return KV_HEADS(config) if config.find("num_global_key_value_heads") is not None else None
+def _ffn(config: Config) -> list[int]:
+    n = config.get("intermediate_size")
+    wide = config.get("use_double_wide_mlp", kind="BOOL", default=False)
+    return [2 * n if wide and _shares(config, bid) else n for bid in range(config.layers)]
 
 
 def _rope_factors(config: Config) -> Any:
-    """One for the channels that full layers rotate, and 1e30, which stops the others, float32
-    `[global_head_dim / 2]`."""
+    """One for the channels that layers with full attention rotate, and 1e30, which stops the
+    others, float32 `[head_dim / 2]`."""
     import numpy as np
 
     rope = config.rope.get("full_attention", {})
-    if rope.get("rope_type") != "proportional":
+    share = rope.get("partial_rotary_factor")
+    if rope.get("rope_type") != "proportional" or not isinstance(share, float | int):
         raise ConfigError(f"{config.where}: rope_type of full attention must be 'proportional'")
-    half = config.get("global_head_dim") // 2
-    rotated = int(config.get("global_head_dim") * rope["partial_rotary_factor"] / 2)
-    return np.where(np.arange(half) < rotated, 1.0, 1e30).astype(np.float32)
+    rotated = int(_head(config) * share / 2)
+    return np.where(np.arange(_head(config) // 2) < rotated, 1.0, 1e30).astype(np.float32)
 
 
-def _rotated_swa(config: Config) -> int:
-    return int(config.get("head_dim") * config.rope.get("partial_rotary_factor", 1.0))
+def _with_inputs(config: Config) -> Architecture | None:
+    return GEMMA4_INPUTS if config.get("hidden_size_per_layer_input") else None
+
+
+def _norm(source: str, role: str, layers: str = "") -> Map:
+    return vector(f"{L}.{source}", role, layers=layers)
+
+
+def _keys(layers: str, optional: bool) -> tuple[Map, ...]:
+    """Keys and their norms. Layers that share may keep some that nothing uses."""
+    return (
+        Map(f"{A}.k_proj.weight", ("kv", "hidden"), whole("attn_k.weight"), layers, optional),
+        vector(f"{A}.k_norm", "attn_k_norm", "head", layers, optional=optional),
+    )
 
 
 GEMMA4 = Architecture(
@@ -89,31 +119,31 @@ GEMMA4 = Architecture(
     # "proportional" is told by the frequency factors, not by a key
     keys=tuple(key for key in TEXT_KEYS if ".rope.scaling." not in key.name),
     late_keys=(
-        Key("{arch}.final_logit_softcapping", "final_logit_softcapping", "FLOAT32", default=None),
+        optional_key("final_logit_softcapping", "final_logit_softcapping", kind="FLOAT32"),
         Key("{arch}.attention.sliding_window", "sliding_window"),
-        Key("{arch}.attention.shared_kv_layers", lambda c: 0),
-        Key("{arch}.embedding_length_per_layer_input", lambda c: 0),
+        Key("{arch}.attention.shared_kv_layers", "num_kv_shared_layers"),
+        Key("{arch}.embedding_length_per_layer_input", "hidden_size_per_layer_input"),
         Key("{arch}.attention.sliding_window_pattern", _slides, "BOOL"),
-        Key("{arch}.attention.key_length", "global_head_dim"),
-        Key("{arch}.attention.value_length", "global_head_dim"),
+        Key("{arch}.attention.key_length", _head),
+        Key("{arch}.attention.value_length", _head),
         Key("{arch}.attention.key_length_swa", "head_dim"),
         Key("{arch}.attention.value_length_swa", "head_dim"),
-        Key("{arch}.expert_feed_forward_length",
-            ("expert_intermediate_size", "moe_intermediate_size"), default=None),
-        Key("{arch}.attention.head_count_kv", _kv_heads_key),
-        Key("{arch}.rope.dimension_count", "global_head_dim"),
-        Key("{arch}.rope.dimension_count_swa", _rotated_swa),
+        optional_key("expert_feed_forward_length", "expert_intermediate_size",
+                     "moe_intermediate_size"),
+        Key("{arch}.feed_forward_length",
+            lambda c: _ffn(c) if c.find("use_double_wide_mlp") else None),
+        Key("{arch}.attention.head_count_kv", lambda c: KV_HEADS(c) if _kv_heads(c) else None),
+        Key("{arch}.rope.dimension_count", _head),
+        Key("{arch}.rope.dimension_count_swa", "head_dim"),
     ),
     expects=(
         RMS_NORM,
         Expect("hidden_activation", ("gelu_pytorch_tanh",)),
-        Expect("hidden_size_per_layer_input", (0,)),
-        Expect("num_kv_shared_layers", (0,)),
-        Expect("use_double_wide_mlp", (False,)),
+        Expect("attention_bias", (False,)),
     ),
     dims={
         **DIMS,
-        **expert_dims(),
+        "ffn": _ffn,
         "experts": lambda c: c.get("num_experts", default=0),
         "used": lambda c: c.get("top_k_experts", default=0),
         "expert_ffn": lambda c: c.get("moe_intermediate_size", default=0),
@@ -124,31 +154,65 @@ GEMMA4 = Architecture(
     },
     maps=(
         *EMBEDDINGS[:2],
-        vector(f"{L}.input_layernorm", "attn_norm"),
-        vector(f"{L}.post_attention_layernorm", "post_attention_norm"),
-        vector(f"{L}.pre_feedforward_layernorm", "ffn_norm"),
-        vector(f"{L}.post_feedforward_layernorm", "post_ffw_norm"),
+        _norm("input_layernorm", "attn_norm"),
+        _norm("post_attention_layernorm", "post_attention_norm"),
+        _norm("pre_feedforward_layernorm", "ffn_norm"),
+        _norm("post_feedforward_layernorm", "post_ffw_norm"),
         Map(f"{L}.layer_scalar", ("one",), whole("layer_output_scale.weight")),
-        *(m for m in attention() if ".v_proj." not in m.source),
-        Map(f"{L}.self_attn.v_proj.weight", ("kv", "hidden"), whole("attn_v.weight"), "values"),
-        *qk_norms(),
+        *linear(f"{A}.q_proj", ("q", "hidden"), "attn_q", bias=False),
+        vector(f"{A}.q_norm", "attn_q_norm", "head"),
+        *_keys("keys", False),
+        *_keys("shared keys", True),
+        *linear(f"{A}.v_proj", ("kv", "hidden"), "attn_v", layers="values", bias=False),
+        Map(f"{A}.v_proj.weight", ("kv", "hidden"), whole("attn_v.weight"), "shared keys", True),
+        *linear(f"{A}.o_proj", ("hidden", "q"), "attn_output", bias=False),
         *gated_mlp(),
-        vector(f"{L}.post_feedforward_layernorm_1", "post_ffw_norm_1", layers="experts"),
-        vector(f"{L}.pre_feedforward_layernorm_2", "pre_ffw_norm_2", layers="experts"),
-        vector(f"{L}.post_feedforward_layernorm_2", "post_ffw_norm_2", layers="experts"),
-        Map(f"{L}.router.proj.weight", ("experts", "hidden"), whole("ffn_gate_inp.weight"),
-            "experts"),
+        _norm("post_feedforward_layernorm_1", "post_ffw_norm_1", "experts"),
+        _norm("pre_feedforward_layernorm_2", "pre_ffw_norm_2", "experts"),
+        _norm("post_feedforward_layernorm_2", "post_ffw_norm_2", "experts"),
+        router(f"{L}.router.proj", "experts"),
         Map(f"{L}.router.scale", ("hidden",), whole("ffn_gate_inp.scale"), "experts"),
         Map(f"{L}.router.per_expert_scale", ("experts",), whole("ffn_down_exps.scale"), "experts"),
-        Map(f"{L}.experts.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
+        Map(f"{X}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
             whole("ffn_gate_up_exps.weight"), "experts"),
-        Map(f"{L}.experts.down_proj", ("experts", "hidden", "expert_ffn"),
+        Map(f"{X}.down_proj", ("experts", "hidden", "expert_ffn"),
             whole("ffn_down_exps.weight"), "experts"),
     ),
-    layers={"experts": _has_experts, "values": _has_values},
+    layers={
+        "keys": lambda c, bid: not _shares(c, bid),
+        "values": _has_values,
+        "shared keys": _shares,
+        "experts": lambda c, bid: c.get("enable_moe_block", kind="BOOL", default=False),
+    },
     drops=(*DROPS, *OTHER_MODES, r"lm_head\.weight"),
-    defaults={"rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+    defaults={
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 0,
+    },
     computed={"rope_freqs.weight": _rope_factors},
+    variant=_with_inputs,
+)  # fmt: skip
+
+GEMMA4_INPUTS = replace(
+    GEMMA4,
+    dims={
+        **GEMMA4.dims,
+        "inputs_vocab": lambda c: c.get("vocab_size_per_layer_input", "vocab_size"),
+        "input": lambda c: c.get("hidden_size_per_layer_input"),
+        "inputs": lambda c: c.layers * c.get("hidden_size_per_layer_input"),
+    },
+    maps=(
+        *GEMMA4.maps,
+        Map("model.embed_tokens_per_layer.weight", ("inputs_vocab", "inputs"),
+            whole("per_layer_token_embd.weight")),
+        *linear("model.per_layer_model_projection", ("inputs", "hidden"), "per_layer_model_proj",
+                bias=False),
+        vector("model.per_layer_projection_norm", "per_layer_proj_norm", "input"),
+        *linear(f"{L}.per_layer_input_gate", ("input", "hidden"), "inp_gate", bias=False),
+        *linear(f"{L}.per_layer_projection", ("hidden", "input"), "proj", bias=False),
+        _norm("post_per_layer_input_norm", "post_norm"),
+    ),
+    variant=lambda config: None,
 )  # fmt: skip
 
 FAMILY = (GEMMA4,)
