@@ -143,6 +143,21 @@ def test_the_bytes_of_a_local_run(case: str, checkpoint: Get, hub: Hub, tmp_path
     assert hub.bytes_of("blob") <= 2 * (weights + shards * GUESS)
 
 
+@pytest.mark.parametrize(
+    "case", ["qwen3vlmoe", "llama4", "gpt-oss", "gpt-oss-bf16", "deepseek-v3-fp8", "qwen3-gptq"]
+)
+def test_rows_that_are_made_of_others(case: str, checkpoint: Get, hub: Hub, tmp_path: Path) -> None:
+    """Experts that are stored transposed, rows that alternate, weights beside their scales."""
+    source = checkpoint(case)
+    name = f"hf://org/{source.name}"
+    hub.publish(f"org/{source.name}", source)
+    here, far = there(tmp_path, "here"), there(tmp_path, "far")
+    assert sums(convert(name, far)) == sums(convert(source, here))
+    requests = [r.kind for r in hub.log].count("blob")
+    tensors = sum(len(read_weights(p)) for p in source.glob("*.safetensors"))
+    assert requests < 20 * tensors
+
+
 def test_the_token_goes_to_the_hub_only(sharded: Path, hub: Hub, tmp_path: Path) -> None:
     convert(MODEL, tmp_path)
     for request in hub.log:
