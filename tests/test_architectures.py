@@ -14,9 +14,10 @@ import pytest
 
 from quantkit import errors, pipeline
 from quantkit.architectures import ARCHITECTURES, find
-from quantkit.gguf_file import read_header
-from quantkit.model import OUTTYPES, Model, from_checkpoint
-from quantkit.planner import plan_conversion
+from quantkit.gguf_file import TensorInfo, align, header_bytes, read_header
+from quantkit.model import OUTTYPES, Model, from_checkpoint, from_gguf
+from quantkit.planner import plan_conversion, plan_quantization
+from quantkit.recipes import find_recipe
 from quantkit.rows import torch_exp
 from quantkit.rules import Map, Options
 from tests import golden
@@ -263,3 +264,46 @@ def test_exp_is_within_a_rounding_of_the_truth() -> None:
     x = np.linspace(-80, 80, 1 << 18, dtype=np.float32)
     true = np.exp(x.astype(np.float64))
     assert (np.abs(torch_exp(x) - true) <= 0.56 * np.spacing(true.astype(np.float32))).all()
+
+
+@pytest.mark.parametrize("damage", ["", "missing", "shape"])
+def test_experts_in_tensors_of_their_own_are_stacked(
+    damage: str, checkpoint: Get, tmp_path: Path
+) -> None:
+    """Mixtral files from before llama.cpp stacked experts: quantized, they equal today's."""
+    new, old = tmp_path / "new.gguf", tmp_path / "old.gguf"
+    convert(checkpoint("mixtral-4x"), new, "bf16", None, Options())
+    header, data = read_header(new), _bytes(new)
+    infos, blobs, offset = [], [], 0
+    for t in header.tensors:
+        parts = [(t.name, t.shape, data[t.name])]
+        if "_exps" in t.name:
+            n, *shape = t.shape
+            size = len(data[t.name]) // n
+            parts = [
+                (t.name.replace("_exps", f".{x}"), tuple(shape),
+                 data[t.name][x * size : (x + 1) * size])
+                for x in range(n)
+            ]  # fmt: skip
+            if t.name == "blk.1.ffn_up_exps.weight" and damage == "missing":
+                del parts[2]
+            if t.name == "blk.1.ffn_up_exps.weight" and damage == "shape":
+                parts[2] = (parts[2][0], (shape[0] // 2, shape[1]), parts[2][2][: size // 2])
+        for name, shape, blob in parts:
+            infos.append(TensorInfo(name, tuple(shape), t.ggml_type, offset))
+            blobs.append(blob.ljust(align(len(blob)), b"\0"))
+            offset += len(blobs[-1])
+    old.write_bytes(header_bytes(header.kv, infos) + b"".join(blobs))
+    if damage:
+        wanted = {"missing": errors.TensorMissing, "shape": errors.TensorShape}[damage]
+        with pytest.raises(wanted, match=r"expert 2 of 4|ffn_up\.2\.weight differ"):
+            from_gguf(old)
+        return
+    outputs = []
+    for source in new, old:
+        plan = plan_quantization(
+            from_gguf(source), [(find_recipe("Q4_K_M"), tmp_path / f"{source.stem}-q.gguf")]
+        )
+        pipeline.execute(plan, 2)
+        outputs.append(plan.files[0].path.read_bytes())
+    assert outputs[0] == outputs[1]
