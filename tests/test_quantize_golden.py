@@ -46,14 +46,15 @@ def test_same_bytes_as_llama_quantize(
 ) -> None:
     goldens = STORED["cases"][case]
     expected = {name: e for name, e in goldens[part].items() if name in NAMES and "fails" not in e}
-    source = tmp_path / "m-BF16.gguf"
+    source, out = tmp_path / "m-BF16.gguf", tmp_path / "out"
+    out.mkdir()
     convert(checkpoint(case), source, "bf16")
     imatrix = None
     if part == "types_imatrix":
         imatrix = replace(
             read_imatrix(DATA / "imatrix" / f"{case}.gguf"), file=f"imatrix/{case}.gguf"
         )
-    plan = quantize(source, list(expected), tmp_path, imatrix=imatrix)
+    plan = quantize(source, list(expected), out, imatrix=imatrix)
     assert len(plan.outputs) == len(expected) >= 6
     # where the whole 16-bit file is llama.cpp's, so is every file made from it
     made = json.loads((GOLDEN / "convert" / f"{case}.json").read_text())["outtypes"].get("bf16", {})
@@ -76,7 +77,8 @@ def test_the_trained_frankenmoe(
     """From the checkpoint and through a 16-bit file: the same whole files."""
     goldens = frankenmoe_golden[part]
     types = [name for name in goldens if name in NAMES]
-    source = frankenmoe["mergekit"]
+    source, out = frankenmoe["mergekit"], tmp_path / "out"
+    out.mkdir()
     if through == "bf16":
         convert(source, tmp_path / "m-BF16.gguf", "bf16")
         source = tmp_path / "m-BF16.gguf"
@@ -84,7 +86,7 @@ def test_the_trained_frankenmoe(
     if part == "quantize_imatrix":
         read = read_imatrix(DATA / "imatrix" / "frankenmoe-4x.gguf")
         imatrix = replace(read, file="q/imatrix.gguf")
-    plan = quantize(source, types, tmp_path, imatrix=imatrix)
+    plan = quantize(source, types, out, imatrix=imatrix)
     assert len(plan.outputs) >= 23
     for output in plan.outputs:
         path = output.files[0].path
