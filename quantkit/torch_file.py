@@ -23,8 +23,10 @@ from quantkit.safetensors_file import Entry
 _STORAGES = {"FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2),
              "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "CharStorage": ("I8", 1),
              "ByteStorage": ("U8", 1), "BoolStorage": ("U8", 1)}  # fmt: skip
-_MALFORMED = (pickle.UnpicklingError, struct.error, KeyError, IndexError, TypeError, ValueError,
-              AttributeError, EOFError, OverflowError, MemoryError, NotImplementedError)
+_MALFORMED = (
+    pickle.UnpicklingError, struct.error, KeyError, IndexError, TypeError, ValueError,
+    AttributeError, EOFError, OverflowError, MemoryError, NotImplementedError,
+)  # fmt: skip
 _MAX_PICKLE = 1 << 28  # bytes
 
 

@@ -23,9 +23,7 @@ _DTYPES = {"int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32", "
 
 
 def source(arrays: Arrays, settings: dict[str, Any], path: Path) -> tuple[SourceTensor, Files]:
-    raw = {
-        name: (_DTYPES[a.dtype.name], list(a.shape), a.tobytes()) for name, a in arrays.items()
-    }
+    raw = {name: (_DTYPES[a.dtype.name], list(a.shape), a.tobytes()) for name, a in arrays.items()}
     if "w.weight_scale_inv" in raw and "w.weight" in raw:
         raw["w.weight"] = ("F8_E4M3", *raw["w.weight"][1:])
     write_safetensors(path, raw)

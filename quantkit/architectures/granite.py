@@ -84,6 +84,7 @@ GRANITE_MOE = replace(
     expert_order=GATE_UP_DOWN,
 )
 
+
 def _shared_mlp(suffix: str, layers: str) -> tuple[Map, ...]:
     """The shared network: an expert beside others, or the only one."""
     gate, up, down = (f"ffn_{name}{suffix}.weight" for name in ("gate", "up", "down"))

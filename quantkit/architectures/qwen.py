@@ -174,7 +174,7 @@ GROVE_MOE = replace(
     ),
     expert_order=(*DOWN_GATE_UP, "ffn_down_chexps", "ffn_gate_chexps", "ffn_up_chexps"),
     drops=(*DROPS, r".*\.mlp\.gate\.expert_bias"),  # the model does not use it
-)
+)  # fmt: skip
 
 FAMILY = (
     QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, RND1, LLADA_MOE, GROVE_MOE,
