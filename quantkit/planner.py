@@ -64,6 +64,7 @@ def plan_quantization(
     if request.keep_split:
         shards = sorted({_shard(model, t) for t in tensors}, key=str)
         tensors = sorted(model.tensors, key=lambda t: shards.index(_shard(model, t)))
+    tensors = [replace(t, shape=_ggml_shape(t.shape)) for t in tensors]
     facts = model_facts(model, request)
     stored = [(t.name, t.shape, t.stored) for t in tensors]
     planned = []
@@ -131,6 +132,13 @@ def model_facts(model: Model, request: Request = PLAIN) -> Facts:
         tied=all(t.name != "output.weight" for t in model.tensors),
         has_imatrix=request.has_imatrix,
     )
+
+
+def _ggml_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """ggml does not count an axis of one that no other stands before: `[1, n]` is `[n]` to it."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _file_type(recipe: Recipe, kv: Sequence[KeyValue], formats: Sequence[str]) -> int:
