@@ -35,10 +35,11 @@ def _shared(config: Config) -> int:
     return n
 
 
-def _shared_ffn(config: Config) -> int | None:
-    """What llama.cpp's converter writes; its loader does not read it."""
-    n: int = config.get("intermediate_size") // config.get("num_key_value_heads")
-    return n if _shared(config) else None
+def _shared_ffn(config: Config) -> int:
+    """llama.cpp's converter writes `intermediate_size // num_key_value_heads`, which is the same in
+    the models that were released; its loader wants the width that the tensors have."""
+    n: int = _shared(config) * config.get("moe_intermediate_size")
+    return n
 
 
 ERNIE4_5_MOE = Architecture(
@@ -51,14 +52,14 @@ ERNIE4_5_MOE = Architecture(
         Key("{arch}.leading_dense_block_count", "moe_layer_start_index"),
         EXPERT_FFN,
         Key("{arch}.expert_shared_count", "moe_num_shared_experts", default=None),
-        Key("{arch}.expert_shared_feed_forward_length", _shared_ffn),
+        Key("{arch}.expert_shared_feed_forward_length", lambda c: _shared_ffn(c) or None),
     ),
     expects=(RMS_NORM, SILU, Expect("use_bias", (False,))),
     aliases={"num_experts": "moe_num_experts", "num_experts_per_tok": "moe_k"},
     dims={
         **DIMS,
         **expert_dims(),
-        "shared_ffn": lambda c: _shared(c) * c.get("moe_intermediate_size"),
+        "shared_ffn": _shared_ffn,
     },
     maps=(
         *EMBEDDINGS,

@@ -21,7 +21,6 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
-    no_key,
     optional_key,
     qk_norms,
     router,
@@ -50,7 +49,7 @@ def _shared_ffn(config: Config) -> int:
 EXAONE_MOE = Architecture(
     hf_names=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"),
     gguf_arch="exaone-moe",
-    keys=no_key(TEXT_KEYS, ".expert_gating_func"),
+    keys=TEXT_KEYS,
     late_keys=(
         VOCAB_SIZE,
         optional_key("attention.sliding_window", "sliding_window"),
@@ -80,7 +79,8 @@ EXAONE_MOE = Architecture(
     ),
     layers=DENSE_FIRST,
     expert_order=DOWN_GATE_UP,
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
+    # llama.cpp does not load the model without a scoring function
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
     fuses=("qkv",),
 )
 
