@@ -24,6 +24,7 @@ from quantkit.planner import (
 from quantkit.recipes import find_recipe, needs_importance
 from quantkit.rules import DEFAULTS, Options
 from quantkit.splits import NO_SPLITS, Splits
+from quantkit.threads import default_threads
 
 if TYPE_CHECKING:
     from quantkit.imatrix import Imatrix
@@ -219,7 +220,7 @@ def _anywhere(source: Path | str, model: Model) -> Path | str:
 def _carry_out(
     model: Model, plan: Plan, run: Run, importance: pipeline.Importance | None = None
 ) -> Plan:
-    threads = run.threads or pipeline.default_threads()
+    threads = run.threads or default_threads()
     if run.memory is not None:
         plan = within(plan, threads, run.memory)
     if run.dry:

@@ -159,7 +159,7 @@ def _of_the_weights(model: Model, progress: Callable[[int, int], None]) -> list[
     parts: dict[str, dict[int, bytes]] = defaultdict(dict)
     routers: dict[str, dict[int, bytes]] = defaultdict(dict)
     total, done = plan.source_bytes, 0
-    with Files(t.path for t in model.sources.values() if t.data is None) as files:
+    with Files(plan.inputs) as files:
 
         def look(chunk: Chunk) -> int:
             rows = fetch(chunk, plan, files)

@@ -35,7 +35,7 @@ _COMPLETE = "complete"
 def identities(plan: Plan, importance: Mapping[str, Any]) -> dict[Path, Identity]:
     """What each file of a plan is going to be, by its path: everything that its bytes depend on."""
     source = hashlib.sha256()
-    for file in sorted({t.path for t in plan.sources.values() if t.data is None}, key=str):
+    for file in sorted(plan.inputs, key=str):
         source.update(f"{file.name}\0{fingerprint(file)}\0".encode())
     weights = hashlib.sha256()
     for name in sorted(importance):

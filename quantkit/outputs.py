@@ -111,8 +111,7 @@ def check_outputs(plan: Plan, force: bool) -> None:
 
     Raises OutputExists, DiskFull, OutputError (no such directory; an input would be overwritten).
     """
-    paths = {t.path for t in plan.sources.values()}
-    inputs = {path.resolve() for path in paths if isinstance(path, Path)}
+    inputs = {path.resolve() for path in plan.inputs if isinstance(path, Path)}
     needed: dict[Path, int] = {}
     for f in plan.files:
         parent = f.path.resolve().parent

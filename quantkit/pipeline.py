@@ -6,9 +6,7 @@ and a run that died goes on with the chunks that are not on disk.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from threading import Semaphore
 from types import MappingProxyType
 from typing import Any
@@ -20,17 +18,11 @@ from quantkit.errors import NonFiniteWeight
 from quantkit.outputs import OutputFile, open_outputs
 from quantkit.plan import Chunk, Plan
 from quantkit.rows import dequantize, fetch, source_row
+from quantkit.threads import in_threads
 
 Progress = Callable[[int], None]  # bytes of the source that are done
 Importance = Mapping[str, "np.ndarray[Any, np.dtype[np.float32]]"]
 Target = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
-
-
-def default_threads() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def execute(
@@ -42,9 +34,7 @@ def execute(
     `importance` holds float32 `[experts, n]` (one row for a plain matrix) by tensor name. Raises
     NonFiniteWeight, SourceError, OutputError.
     """
-    sources = [t for t in plan.sources.values() if t.data is None]
-    paths = [part.path for t in sources for part in (t, *t.parts)]
-    with Files(paths) as files, open_outputs(plan, importance, force) as outputs:
+    with Files(plan.inputs) as files, open_outputs(plan, importance, force) as outputs:
         targets = _targets(outputs)
         workers, cores = plan.workers(threads), Semaphore(threads)
 
@@ -52,21 +42,8 @@ def execute(
             _process(chunk, plan, files, targets.get(chunk.tensor, []), importance, cores)
             return chunk.segment.source_bytes(plan.sources[chunk.segment.source], chunk.count)
 
-        with ThreadPoolExecutor(workers) as pool:
-            pending: set[Future[int]] = set()
-            try:
-                for chunk in plan.chunks():
-                    if len(pending) >= 2 * workers:
-                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                        for future in done:
-                            progress(future.result())
-                    pending.add(pool.submit(work, chunk))
-                for future in as_completed(pending):
-                    progress(future.result())
-            except BaseException:
-                files.stop()
-                pool.shutdown(cancel_futures=True)
-                raise
+        for done in in_threads(work, plan.chunks(), workers, files.stop):
+            progress(done)
 
 
 def _targets(outputs: list[OutputFile]) -> dict[str, list[Target]]:

@@ -16,7 +16,7 @@ from quantkit.checkpoint import BANDS, SourceTensor
 from quantkit.errors import PlanError
 from quantkit.ggml_types import type_by_name
 from quantkit.gguf_file import align
-from quantkit.inputs import AT_ONCE
+from quantkit.inputs import AT_ONCE, File
 from quantkit.segments import Segment, uncovered
 
 CHUNK_WEIGHTS = 1 << 20  # what a worker takes at once, if a row is not longer
@@ -126,6 +126,12 @@ class Plan:
     def files(self) -> tuple[PlannedFile, ...]:
         """Every file of every output."""
         return tuple(f for output in self.outputs for f in output.files)
+
+    @property
+    def inputs(self) -> set[File]:
+        """Every file that is read."""
+        read = (t for t in self.sources.values() if t.data is None)
+        return {part.path for t in read for part in (t, *t.parts)}
 
     @property
     def source_bytes(self) -> int:

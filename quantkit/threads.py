@@ -19,9 +19,11 @@ def default_threads() -> int:
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """`work` of every item, as it gets done. What one raises stops the rest and is raised."""
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int,
+    stop: Callable[[], None] = lambda: None,
+) -> Iterator[Result]:  # fmt: skip
+    """`work` of every item, as it gets done. What one raises stops the rest and is raised; `stop`
+    is called first, so that those under way need not be waited for."""
     with ThreadPoolExecutor(threads) as pool:
         pending: set[Future[Result]] = set()
         try:
@@ -36,5 +38,6 @@ def in_threads(
                 for future in done:
                     yield future.result()
         except BaseException:
+            stop()
             pool.shutdown(cancel_futures=True)
             raise
