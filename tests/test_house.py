@@ -88,6 +88,12 @@ def test_start_up_imports_nothing_heavy(start: str) -> None:
     assert run.stdout.splitlines()[-1] == "LOADED []"
 
 
+def test_the_tour_leads_through_every_room() -> None:
+    tour = (ROOT / "docs" / "tour.md").read_text()
+    rooms = {p.name for p in (ROOT / "quantkit").glob("*.py")} - {"__init__.py"}
+    assert [room for room in sorted(rooms) if room not in tour] == []
+
+
 def test_files_stay_short() -> None:
     for package in ("quantkit", "quant_types"):
         for path in (ROOT / package).rglob("*.py"):
