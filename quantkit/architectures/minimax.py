@@ -1,6 +1,10 @@
-"""MiniMax-M2. llama.cpp: `conversion/minimax.py`."""
+"""MiniMax-M2, and M1 and Text-01 with linear attention in seven of eight layers. llama.cpp:
+`conversion/minimax.py`; it also lists the tokens whose rows of the embedding are zero
+(`suppress_tokens`), which is not done here."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
@@ -19,9 +23,10 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.rules import Architecture, Config, Expect, Key
+from quantkit.errors import ConfigError
+from quantkit.rules import Architecture, Config, Expect, Key, Map, linear, vector, whole
 
-MOE = f"{L}.block_sparse_moe"
+MOE, A = f"{L}.block_sparse_moe", f"{L}.self_attn"
 
 
 def _rotated(config: Config) -> int:
@@ -64,4 +69,65 @@ MINIMAX_M2 = Architecture(
     fuses=("qkv",),
 )
 
-FAMILY = (MINIMAX_M2,)
+
+def _attends(config: Config, bid: int) -> bool:
+    """Whether a layer has full attention: every eighth has, which llama.cpp takes for granted."""
+    full = (bid + 1) % 8 == 0
+    types = config.find("attn_type_list")
+    if not isinstance(types, list) or len(types) != config.layers or types[bid] != full:
+        raise ConfigError(
+            f"{config.where}: 'attn_type_list' must be 1 for every eighth of {config.layers} "
+            "layers and 0 for the others"
+        )
+    return full
+
+
+_PARTS = ("full_attention", "linear_attention", "mlp")
+
+
+def _residual_scale(config: Config) -> float:
+    """How much of a layer's input is kept: llama.cpp has one number for all parts of a layer."""
+    first, *rest = (config.get(f"layernorm_{part}_alpha", kind="FLOAT32") for part in _PARTS)
+    if any(value != first for value in rest):
+        raise ConfigError(f"{config.where}: the three 'layernorm_..._alpha' must be the same")
+    return float(first)
+
+
+MINIMAX_01 = replace(
+    MINIMAX_M2,
+    hf_names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"),
+    gguf_arch="minimax-01",
+    late_keys=(
+        Key("{arch}.residual_scale", _residual_scale, "FLOAT32"),
+        Key("{arch}.rope.dimension_count", "rotary_dim"),
+    ),
+    expects=(
+        RMS_NORM,
+        SILU,
+        Expect("postnorm", (True,), required=True),
+        Expect("shared_intermediate_size", (0,)),
+        *(Expect(f"layernorm_{part}_beta", (1,), required=True) for part in _PARTS),
+    ),
+    dims={**MINIMAX_M2.dims, "3q": lambda c: 3 * c.get("num_attention_heads") * c.head_dim},
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(layers="full attention"),
+        Map(f"{A}.qkv_proj.weight", ("3q", "hidden"), whole("attn_qkv.weight"), "linear attention"),
+        *linear(f"{A}.output_gate", ("q", "hidden"), "attn_gate", layers="linear attention",
+                bias=False),
+        *linear(f"{A}.out_proj", ("hidden", "q"), "attn_output", layers="linear attention",
+                bias=False),
+        vector(f"{A}.norm", "attn_norm_2", "q", "linear attention"),
+        router(f"{MOE}.gate"),
+        *experts(f"{MOE}.experts", W123),
+    ),
+    layers={
+        "full attention": _attends,
+        "linear attention": lambda c, bid: not _attends(c, bid),
+    },
+    defaults={},
+    fuses=(),
+)  # fmt: skip
+
+FAMILY = (MINIMAX_M2, MINIMAX_01)
