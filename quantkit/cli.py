@@ -300,7 +300,7 @@ def report(
     """Print the table of the model card: Markdown when piped, a drawn table at a terminal."""
     from quantkit import report as table
 
-    rows = [table.read_row(path, context) for path in files]
+    rows = table.read_rows(files, context)
     if as_json:
         typer.echo(json.dumps(table.as_json(rows), indent=2))
     elif sys.stdout.isatty():

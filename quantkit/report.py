@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.ggml_types import type_by_id
-from quantkit.gguf_file import Header, read_header
+from quantkit.checkpoint import SourceTensor, open_gguf_set
+from quantkit.gguf_file import Header
 from quantkit.recipes import RECIPES
+from quantkit.splits import split_siblings, unsplit_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,29 +49,36 @@ def gigabytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.2f} MB"
 
 
-def read_row(path: Path, context: int | None = None) -> Row:
-    """The row of a GGUF file, from its header. Raises SourceError.
+def read_rows(paths: Sequence[Path], context: int | None = None) -> list[Row]:
+    """A row for each GGUF file, and one for each set of splits of which any is given.
 
-    `context` defaults to what the model was trained for, at most 4096 tokens.
+    `context` defaults to what the model was trained for, at most 4096 tokens. Raises SourceError.
     """
-    header = read_header(path)
+    models = {(path.parent, unsplit_name(path.name)): path for path in reversed(paths)}
+    return [_read_row(path, context) for path in reversed(models.values())]
+
+
+def _read_row(path: Path, context: int | None) -> Row:
+    header, tensors = open_gguf_set(path)
+    files = split_siblings(path.name) if header.get("split.count", 0) > 1 else [path.name]
     recipe = next((r for r in RECIPES if r.file_type == header.get("general.file_type")), None)
     arch = header.get("general.architecture", "")
     context = context or min(header.get(f"{arch}.context_length", 4096), 4096)
-    tensor_bytes = sum(_tensor_bytes(t.shape, t.ggml_type) for t in header.tensors)
-    weights = sum(prod(t.shape) for t in header.tensors)
+    tensor_bytes = sum(t.row_bytes * t.n_rows for t in tensors)
+    weights = sum(prod(t.shape) for t in tensors)
+    rows = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
     return Row(
-        name=path.name,
-        type=recipe.name if recipe else _main_type(header),
+        name=path.name if len(files) == 1 else f"{unsplit_name(path.name)} ({len(files)} files)",
+        type=recipe.name if recipe else _main_type(tensors),
         bits_per_weight=round(8 * tensor_bytes / weights, 4) if weights else 0.0,
-        size_bytes=path.stat().st_size,
-        max_ram_bytes=tensor_bytes + runtime_bytes(header, context),
+        size_bytes=sum((path.parent / name).stat().st_size for name in files),
+        max_ram_bytes=tensor_bytes + runtime_bytes(header, rows, context),
         context=context,
         use_case=recipe.use_case if recipe else "",
     )
 
 
-def runtime_bytes(header: Header, context: int) -> int:
+def runtime_bytes(header: Header, vocab: int, context: int) -> int:
     """An estimate of what llama.cpp needs beside the weights: the float16 keys and values of
     `context` tokens, and the float32 logits and widest activations of one batch."""
     arch = header.get("general.architecture", "")
@@ -83,25 +92,17 @@ def runtime_bytes(header: Header, context: int) -> int:
     channels = number("attention.key_length", head) + number("attention.value_length", head)
     kv_heads = number("attention.head_count_kv", heads)
     cache = number("block_count", 0) * kv_heads * channels * 2 * context
-    vocab = next((t.shape[0] for t in header.tensors if t.name == "token_embd.weight"), 0)
     ffn = number("feed_forward_length", 0) * max(number("expert_used_count", 1), 1)
     widest = max(vocab + width, 3 * ffn + width, heads * context)
     return cache + 4 * BATCH * widest
 
 
-def _tensor_bytes(shape: tuple[int, ...], ggml_type: int) -> int:
-    ggml = type_by_id(ggml_type)
-    assert ggml is not None  # read_header refuses unknown types
-    return prod(shape) // ggml.block_size * ggml.type_size
-
-
-def _main_type(header: Header) -> str:
+def _main_type(tensors: Sequence[SourceTensor]) -> str:
     """The format that holds the most weights, for files whose label we do not know."""
-    held: dict[int, int] = {}
-    for t in header.tensors:
-        held[t.ggml_type] = held.get(t.ggml_type, 0) + prod(t.shape)
-    ggml = type_by_id(max(held, key=lambda k: held[k])) if held else None
-    return ggml.name if ggml else "?"
+    held: Counter[str] = Counter()
+    for t in tensors:
+        held[t.ggml.name] += prod(t.shape)
+    return held.most_common(1)[0][0] if held else "?"
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

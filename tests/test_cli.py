@@ -59,6 +59,20 @@ def test_json_says_what_was_written(checkpoint: Callable[[str], Path], here: Pat
     assert wider["max_ram_bytes"] - row["max_ram_bytes"] == 64 * 2 * 2 * 128 * 2
 
 
+def test_a_set_of_splits_is_one_row(checkpoint: Callable[[str], Path], here: Path) -> None:
+    source = str(checkpoint("mixtral-4x"))
+    run(app, ["quantize", source, "-t", "Q4_K_M", "-o", "whole.gguf"])
+    run(app, ["split", "whole.gguf", "-o", "cut.gguf", "--split-max-tensors", "6"])
+    splits = sorted(p.name for p in here.glob("cut-*.gguf"))
+    assert len(splits) == 4
+    result = run(app, ["report", *splits, "whole.gguf", "--json"])
+    cut, whole = json.loads(result.stdout)
+    assert cut["name"] == "cut (4 files)"
+    assert cut["size_bytes"] == sum((here / name).stat().st_size for name in splits)
+    for key in ("type", "bits_per_weight", "max_ram_bytes"):
+        assert cut[key] == whole[key]
+
+
 def test_repeated_types_are_made_once(checkpoint: Callable[[str], Path], here: Path) -> None:
     result = run(app, ["quantize", str(checkpoint("mixtral-4x")), "-t", "Q8_0", "-t", "q8_0"])
     assert len(result.stdout.splitlines()) == 1
