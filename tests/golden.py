@@ -46,15 +46,20 @@ def tensors(path: Path) -> list[dict[str, Any]]:
 
 
 def assert_same(
-    path: Path, golden: dict[str, Any], either: dict[str, Any] | None = None, skip: str = "no keys"
-) -> None:
+    path: Path, golden: dict[str, Any], either: dict[str, Any] | None = None,
+    skip: str = "no keys", added: tuple[str, ...] = (),
+) -> None:  # fmt: skip
     """Every key (order, type, value) and every tensor (order, shape, type, bytes) agree.
 
     `either` names keys that llama.cpp writes or not depending on how it loads the config; keys that
-    begin with `skip` are not looked at.
+    begin with `skip`, and those that end in one of `added`, are not looked at.
     """
     header = read_header(path)
-    ours = {item.key: fingerprint(item) for item in header.kv if not item.key.startswith(skip)}
+    ours = {
+        item.key: fingerprint(item)
+        for item in header.kv
+        if not item.key.startswith(skip) and not item.key.endswith(added)
+    }
     left_out = {k for k, v in (either or {}).items() if v is None and k not in ours}
     order = golden.get("kv_order", list(golden["kv"]))
     assert list(ours) == [k for k in order if k not in left_out and not k.startswith(skip)]

@@ -202,6 +202,8 @@ DEEPSEEK_V3 = replace(
     defaults={
         **DEEPSEEK.defaults, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5,
         "norm_topk_prob": True, "n_group": 8, "topk_group": 4,
+        # transformers no longer writes it, and llama.cpp would take the softmax
+        "scoring_func": "sigmoid",
     },
 )  # fmt: skip
 
@@ -211,7 +213,7 @@ GLM4_MOE_LITE = replace(
     late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY),
     maps=(*DEEPSEEK_V2.maps, *NEXTN_MAPS),
     layers={**DEEPSEEK_V2.layers, **MTP_LAYERS},
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
     keeps_mtp=True,
 )
 

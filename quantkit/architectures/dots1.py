@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantkit.architectures.common import (
     DENSE_FIRST,
     DIMS,
     DOWN_GATE_UP,
     EMBEDDINGS,
     EXPERT_FFN,
+    GATING,
     LEADING_DENSE,
     NORMS,
     RMS_NORM,
@@ -21,7 +24,6 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
-    no_key,
     qk_norms,
     router,
     router_bias,
@@ -31,9 +33,14 @@ from quantkit.rules import Architecture, Expect
 DOTS1 = Architecture(
     hf_names=("Dots1ForCausalLM",),
     gguf_arch="dots1",
-    # config.json on the hub says scoring_func "noaux_tc", which names no function; llama.cpp's
-    # model file takes the sigmoid where the key is absent
-    keys=no_key(TEXT_KEYS, ".expert_gating_func"),
+    # config.json on the hub says scoring_func "noaux_tc", which names no function, and llama.cpp
+    # aborts without one
+    keys=tuple(
+        replace(key, config=lambda c: GATING["sigmoid"])
+        if key.name.endswith(".expert_gating_func")
+        else key
+        for key in TEXT_KEYS
+    ),
     late_keys=(EXPERT_FFN, LEADING_DENSE, SHARED_COUNT, WEIGHTS_SCALE, WEIGHTS_NORM),
     expects=(RMS_NORM, SILU, Expect("scoring_func", ("noaux_tc", "sigmoid"))),
     dims={

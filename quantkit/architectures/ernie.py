@@ -23,6 +23,8 @@ from quantkit.architectures.common import (
 )
 from quantkit.rules import Architecture, Config, Expect, Key, Map, whole
 
+BIAS = f"{L}.mlp.moe_statics.e_score_correction_bias"
+
 
 def _sparse(config: Config, bid: int) -> bool:
     last = config.get("moe_layer_end_index", default=config.layers - 1)
@@ -67,8 +69,9 @@ ERNIE4_5_MOE = Architecture(
         *attention(),
         *gated_mlp(layers="dense MLP"),
         router(layers="experts"),
-        Map(f"{L}.mlp.moe_statics.e_score_correction_bias", ("one", "experts"),
-            whole("exp_probs_b.bias"), "experts"),
+        Map(BIAS, ("one", "experts"), whole("exp_probs_b.bias"), "experts"),
+        Map(f"{L}.mlp.gate.moe_statics.e_score_correction_bias", ("one", "experts"),
+            whole("exp_probs_b.bias"), "experts", like=BIAS),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "shared experts"),
     ),

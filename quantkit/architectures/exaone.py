@@ -28,6 +28,8 @@ from quantkit.architectures.common import (
 )
 from quantkit.rules import Architecture, Config, Key
 
+BIAS = f"{L}.mlp.e_score_correction_bias"
+
 
 def _windows(config: Config) -> list[bool] | None:
     """Whether each layer sees a sliding window only."""
@@ -73,7 +75,8 @@ EXAONE_MOE = Architecture(
         *qk_norms(),
         *gated_mlp(layers="dense MLP"),
         router(layers="experts"),
-        router_bias(f"{L}.mlp.e_score_correction_bias", "experts"),
+        router_bias(BIAS, "experts"),
+        router_bias(layers="experts", like=BIAS),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
     ),
