@@ -1,4 +1,4 @@
-"""Write a Mixtral-shaped checkpoint of real widths: `make_checkpoint.py OUT_DIR [LAYERS] [EXPERTS]`.
+"""Write a Mixtral-shaped checkpoint of real widths: `make_checkpoint.py OUT [LAYERS] [EXPERTS]`.
 
 Mistral-7B's sizes (4096 wide, 14336 in the experts, vocabulary 32,000) with few layers: one layer
 of four experts has about a billion weights, 2 GB in bfloat16. Values are normal, from a seed.

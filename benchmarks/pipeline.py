@@ -125,9 +125,12 @@ def main() -> None:
         (work / "copy").unlink(missing_ok=True)
         start = time.perf_counter()
         subprocess.run(["cp", source / "model.safetensors", work / "copy"], check=True)
+        subprocess.run(["sync", work / "copy"], check=True)  # as our files are
         copies.append(time.perf_counter() - start)
     (work / "copy").unlink()
-    measure("convert, bf16 to bf16", ["convert", str(source)], statistics.median(copies), "`cp`")
+    measure(
+        "convert, bf16 to bf16", ["convert", str(source)], statistics.median(copies), "`cp`, synced"
+    )
     gguf = work / f"{name}-BF16.gguf"
     one = ggml_seconds(planned(gguf, ["Q4_K_M"]), options.threads)
     measure("Q4_K_M from the bf16 GGUF", ["quantize", str(gguf), "-t", "Q4_K_M"], one, "ggml")
