@@ -103,11 +103,10 @@ def quantize(
     recipes = list(dict.fromkeys(find_recipe(name) for name in types))
     if not recipes:
         raise RecipeError("no type given; for instance --type Q4_K_M")
-    model = open_source(source, reading)
+    whole = open_source(source, reading)
+    model, given_imatrix = reading.changed(whole), imatrix
     if imatrix and reading.keep_experts:
-        imatrix = edits.kept_importance(
-            imatrix, open_source(source, AS_IT_IS), reading.keep_experts
-        )
+        imatrix = edits.kept_importance(imatrix, whole, reading.keep_experts)
     kv = tuple(edits.parse_override(text, model) for text in override_kv)
     late_kv = imatrix.key_values if imatrix else ()
     old_names: Mapping[str, str] = {}
@@ -126,7 +125,7 @@ def quantize(
     if run.cluster and not run.dry:
         call = {
             "source": _anywhere(source, model), "output": (output or Path()).resolve(),
-            "request": given, "imatrix": imatrix, "imatrix_strict": imatrix_strict,
+            "request": given, "imatrix": given_imatrix, "imatrix_strict": imatrix_strict,
             "prune": prune, "override_kv": override_kv, "reading": reading, "force": run.force,
         }  # fmt: skip
         check_outputs(plan, run.force)
@@ -177,15 +176,15 @@ def merge(first: Path | str, output: Path, run: Run = ONCE) -> Plan:
 
 def open_source(source: Path | str, reading: Reading = AS_IT_IS) -> Model:
     """A checkpoint, nothing rounded, or a GGUF file; here or on the Hub (`hf://ORG/MODEL`,
-    `hf://ORG/MODEL/FILE.gguf`). Raises SourceError, ModelError."""
+    `hf://ORG/MODEL/FILE.gguf`). `Reading.changed` is the caller's to apply. Raises SourceError,
+    ModelError."""
     if remote.is_remote(source):
         is_gguf = remote.names_file(source)
     elif Path(source).exists():
         is_gguf = not Path(source).is_dir()
     else:
         raise SourceNotFound(f"{source}: no such file or directory")
-    model = _open_gguf(source) if is_gguf else open_checkpoint(source, None, reading)
-    return reading.changed(model)
+    return _open_gguf(source) if is_gguf else open_checkpoint(source, None, reading)
 
 
 def open_checkpoint(source: Path | str, outtype: str | None, reading: Reading = AS_IT_IS) -> Model:

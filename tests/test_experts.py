@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from quantkit.cli import app
 from quantkit.convert import Reading, Run, convert, quantize
 from quantkit.gguf_file import read_header
 from quantkit.imatrix import read_imatrix
+from quantkit.plan import Plan
 from tests.checkpoints import DATA
 from tests.conftest import sha256
 from tests.runtime import Llama
@@ -73,6 +75,24 @@ def test_the_importances_follow(checkpoint: Get, tmp_path: Path) -> None:
     name = "blk.0.ffn_up_exps.weight"
     size = len(whole[name]) // 4
     assert kept[name] == b"".join(whole[name][x * size : (x + 1) * size] for x in (3, 0, 1))
+
+
+def test_the_importances_follow_to_a_cluster(
+    checkpoint: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task is given the matrix as it was read, and keeps the experts' part of it itself."""
+
+    def here(name: str, plan: Plan, task: Any, call: dict[str, Any], *rest: Any) -> None:
+        task(call, plan.outputs[0].type, 1, 1)
+
+    monkeypatch.setattr("quantkit.convert.quantize_on", here)
+    imatrix = read_imatrix(DATA / "imatrix" / "mixtral-4x.gguf")
+    for cluster, name in ((None, "a"), ("ray", "b")):
+        quantize(
+            checkpoint("mixtral-4x"), ["Q4_K_M"], tmp_path / f"{name}.gguf",
+            imatrix=imatrix, reading=KEPT, run=Run(cluster=cluster),
+        )  # fmt: skip
+    assert sha256(tmp_path / "a.gguf") == sha256(tmp_path / "b.gguf")
 
 
 def tensors_raw(path: Path) -> dict[str, bytes]:
