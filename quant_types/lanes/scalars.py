@@ -69,15 +69,6 @@ def from_half(h):
 
 
 @inner
-def store_half(out, at, v):
-    """Write float32 `v` as float16 at byte `at`; return the float32 that it then stands for."""
-    h = half_bits(v)
-    out[at] = np.uint8(h & 255)
-    out[at + 1] = np.uint8(h >> 8)
-    return from_half(h)
-
-
-@inner
 def load(floats, words, kind, start, count, tile):
     """Decode `count` weights from `start` into float32 `tile`; False if one is not finite."""
     worst = np.int32(0)
