@@ -33,6 +33,7 @@ LAYERS = (
     {"convert"},
     {"inspect"},
     {"console"},
+    {"commands"},
     {"cli"},
 )
 

@@ -1,0 +1,1 @@
+"""The commands: options become one call, nothing else. `cli.py` lists them."""

@@ -1,0 +1,52 @@
+"""The commands that read and tell: inspect, report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantkit.commands.options import Json
+from quantkit.console import Progress
+
+
+def inspect(
+    source: Annotated[str, typer.Argument(help="A checkpoint directory or a GGUF file.")],
+    headers: Annotated[bool, typer.Option("--headers", help="Do not read the weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a model is, and what is wrong with it, before anything is made of it."""
+    from dataclasses import asdict
+
+    from quantkit import inspect as look
+
+    with Progress() as progress:
+        found = look.inspect(source, weights=not headers, progress=progress.bar("reading"))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        typer.echo("\n".join(look.lines(found)))
+
+
+def report(
+    files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
+    context: Annotated[
+        int | None, typer.Option("--ctx", min=1, help="Tokens of context for Max RAM.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the table of the model card: Markdown when piped, a drawn table at a terminal."""
+    from quantkit import report as table
+
+    rows = table.read_rows(files, context)
+    if as_json:
+        typer.echo(json.dumps(table.as_json(rows), indent=2))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(table.as_table(rows))
+    else:
+        typer.echo(table.as_markdown(rows))
