@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from quantkit.model import Model
     from quantkit.plan import Output, Plan
+    from quantkit.report import Column, Row
 
 
 class Progress:
@@ -63,6 +64,27 @@ class Progress:
         self._bar.start()
         task = self._bar.add_task(label, total=None)
         return lambda done, total: self._bar.update(task, completed=done, total=total)
+
+
+def print_table(
+    rows: Sequence[Row], shown: Sequence[Column] | None = None, style: str | None = None
+) -> None:
+    """The table, as `table` (the default at a terminal), `markdown` (the default elsewhere),
+    `json`, `csv` or `html`; `shown`: other columns than the format's own."""
+    from quantkit import report
+
+    style = style or ("table" if sys.stdout.isatty() else "markdown")
+    if style == "table":
+        from rich.console import Console
+
+        Console().print(report.as_table(rows, shown or report.CARD))
+    elif style == "json":
+        typer.echo(json.dumps(report.as_json(rows, shown or ()), indent=2))
+    elif style == "csv":
+        typer.echo(report.as_csv(rows, shown or ()))
+    else:
+        text = report.as_html if style == "html" else report.as_markdown
+        typer.echo(text(rows, shown or report.CARD))
 
 
 def print_plan(plan: Plan, as_json: bool, dry: bool, seconds: float) -> None:

@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.checkpoint import SourceTensor, open_gguf_set
-from quantkit.gguf_file import Header
+from quantkit.checkpoint import open_gguf_set
+from quantkit.errors import RecipeError
+from quantkit.gguf_file import KeyValue, parse_key_values
+from quantkit.plan import Output, Plan
+from quantkit.ram import Weights, memory
 from quantkit.recipes import RECIPES
 from quantkit.splits import split_siblings, unsplit_name
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = ("Name", "Quant method", "Bits", "Size", "Max RAM required", "Use case")
-BATCH = 512  # tokens that llama.cpp evaluates at once (n_ubatch)
+CONTEXT = 4096  # tokens that people begin with; fewer if the model was trained for fewer
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file. Sizes in bytes; `context` is the number of tokens that `max_ram_bytes` is for."""
+    """One model, in a file or a set of splits, that is there or only planned.
+
+    `nominal_bits` are those of the type's name. `max_ram_bytes` is for a context of so many
+    tokens, on the CPU; the last two are for experts on the CPU and the rest on a GPU, None for
+    models without experts.
+    """
 
     name: str
     type: str
+    nominal_bits: int | None
     bits_per_weight: float
-    size_bytes: int
+    tensor_bytes: int
+    file_bytes: int
+    files: int
     max_ram_bytes: int
     context: int
     use_case: str
-
-    def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of COLUMNS."""
-        nominal = re.search(r"\d+", self.type)
-        bits = f"{nominal[0] if nominal else '?'} ({self.bits_per_weight:.2f} bpw)"
-        return (
-            self.name, self.type, bits, gigabytes(self.size_bytes),
-            gigabytes(self.max_ram_bytes), self.use_case,
-        )  # fmt: skip
-
-
-def gigabytes(n: int) -> str:
-    """Bytes as people write them on model cards: GB of 10^9, MB below one."""
-    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.2f} MB"
+    experts_on_cpu_ram_bytes: int | None = None
+    experts_on_cpu_vram_bytes: int | None = None
 
 
 def read_rows(paths: Sequence[Path], context: int | None = None) -> list[Row]:
@@ -62,65 +63,174 @@ def _read_row(path: Path, context: int | None) -> Row:
     header, tensors = open_gguf_set(path)
     files = split_siblings(path.name) if header.get("split.count", 0) > 1 else [path.name]
     recipe = next((r for r in RECIPES if r.file_type == header.get("general.file_type")), None)
-    arch = header.get("general.architecture", "")
-    context = context or min(header.get(f"{arch}.context_length", 4096), 4096)
-    tensor_bytes = sum(t.row_bytes * t.n_rows for t in tensors)
+    weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
+    size = sum((path.parent / name).stat().st_size for name in files)
+    label = recipe.name if recipe else _main_type(weights)
+    return _row(_name(path.name, len(files)), label, size, len(files), header.kv, weights, context)
+
+
+def planned_rows(
+    plan: Plan, context: int | None = None, kv: Sequence[KeyValue] | None = None
+) -> list[Row]:
+    """A row for each output of a plan, as `read_rows` will find it. `kv`: the model's metadata, if
+    at hand; it is in the header of a whole plan's first file."""
+    if kv is None:
+        kv = parse_key_values(plan.outputs[0].files[0].header)
+    return [_planned_row(output, context, kv) for output in plan.outputs]
+
+
+def _planned_row(output: Output, context: int | None, kv: Sequence[KeyValue]) -> Row:
+    weights = [Weights(t.name, t.shape, t.format) for t in output.by_name.values()]
+    name = _name(output.files[0].path.name, len(output.files))
+    return _row(name, output.type, output.size, len(output.files), kv, weights, context)
+
+
+def _name(first: str, files: int) -> str:
+    return first if files == 1 else f"{unsplit_name(first)} ({files} files)"
+
+
+def _row(
+    name: str, label: str, size: int, files: int, kv: Iterable[KeyValue],
+    tensors: Sequence[Weights], context: int | None,
+) -> Row:  # fmt: skip
+    arch = next((item.value for item in kv if item.key == "general.architecture"), "")
+    prefix = f"{arch}."
+    values = {i.key.removeprefix(prefix): i.value for i in kv if i.key.startswith(prefix)}
+    context = context or min(values.get("context_length", CONTEXT), CONTEXT)
+    need = memory(values, tensors, context)
     weights = sum(prod(t.shape) for t in tensors)
-    rows = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
+    nominal = re.search(r"\d+", label)
+    ram, vram = need.experts_on_cpu or (None, None)
     return Row(
-        name=path.name if len(files) == 1 else f"{unsplit_name(path.name)} ({len(files)} files)",
-        type=recipe.name if recipe else _main_type(tensors),
-        bits_per_weight=round(8 * tensor_bytes / weights, 4) if weights else 0.0,
-        size_bytes=sum((path.parent / name).stat().st_size for name in files),
-        max_ram_bytes=tensor_bytes + runtime_bytes(header, rows, context),
+        name=name,
+        type=label,
+        nominal_bits=int(nominal[0]) if nominal else None,
+        bits_per_weight=round(8 * need.weights / weights, 4) if weights else 0.0,
+        tensor_bytes=need.weights,
+        file_bytes=size,
+        files=files,
+        max_ram_bytes=need.required,
         context=context,
-        use_case=recipe.use_case if recipe else "",
+        use_case=next((r.use_case for r in RECIPES if r.name == label), ""),
+        experts_on_cpu_ram_bytes=ram,
+        experts_on_cpu_vram_bytes=vram,
     )
 
 
-def runtime_bytes(header: Header, vocab: int, context: int) -> int:
-    """An estimate of what llama.cpp needs beside the weights: the float16 keys and values of
-    `context` tokens, and the float32 logits and widest activations of one batch."""
-    arch = header.get("general.architecture", "")
-
-    def number(key: str, default: int) -> int:
-        value = header.get(f"{arch}.{key}", default)
-        return int(value[0] if isinstance(value, list) else value)
-
-    width, heads = number("embedding_length", 0), max(number("attention.head_count", 1), 1)
-    head = width // heads
-    channels = number("attention.key_length", head) + number("attention.value_length", head)
-    kv_heads = number("attention.head_count_kv", heads)
-    cache = number("block_count", 0) * kv_heads * channels * 2 * context
-    ffn = number("feed_forward_length", 0) * max(number("expert_used_count", 1), 1)
-    widest = max(vocab + width, 3 * ffn + width, heads * context)
-    return cache + 4 * BATCH * widest
-
-
-def _main_type(tensors: Sequence[SourceTensor]) -> str:
+def _main_type(tensors: Sequence[Weights]) -> str:
     """The format that holds the most weights, for files whose label we do not know."""
     held: Counter[str] = Counter()
     for t in tensors:
-        held[t.ggml.name] += prod(t.shape)
+        held[t.format] += prod(t.shape)
     return held.most_common(1)[0][0] if held else "?"
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as plain values."""
-    return [asdict(row) for row in rows]
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in options, its heading, its text for a row, and what machines get
+    instead: fields of `Row`."""
+
+    name: str
+    heading: str
+    cell: Callable[[Row], str]
+    fields: tuple[str, ...]
 
 
-def as_markdown(rows: Sequence[Row]) -> str:
+def gigabytes(n: int) -> str:
+    """Bytes as people write them on model cards: GB of 10^9, MB below one."""
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.2f} MB"
+
+
+def _bits(row: Row) -> str:
+    return f"{row.nominal_bits or '?'} ({row.bits_per_weight:.2f} bpw)"
+
+
+def _size(row: Row) -> str:
+    n = row.file_bytes
+    return f"{gigabytes(n)} ({n / 2**30:.2f} GiB)" if n >= 1e9 else gigabytes(n)
+
+
+def _experts_on_cpu(row: Row) -> str:
+    ram, vram = row.experts_on_cpu_ram_bytes, row.experts_on_cpu_vram_bytes
+    if ram is None or vram is None:
+        return "-"
+    return f"{gigabytes(ram)} RAM + {gigabytes(vram)} VRAM"
+
+
+COLUMNS = (
+    Column("name", "Name", lambda row: row.name, ("name",)),
+    Column("type", "Quant method", lambda row: row.type, ("type",)),
+    Column("bits", "Bits", _bits, ("nominal_bits", "bits_per_weight")),
+    Column("size", "Size", _size, ("file_bytes",)),
+    Column("files", "Files", lambda row: str(row.files), ("files",)),
+    Column("ram", "Max RAM required", lambda row: gigabytes(row.max_ram_bytes),
+           ("max_ram_bytes", "context")),
+    Column("experts-on-cpu", "Experts on the CPU", _experts_on_cpu,
+           ("experts_on_cpu_ram_bytes", "experts_on_cpu_vram_bytes", "context")),
+    Column("use", "Use case", lambda row: row.use_case, ("use_case",)),
+)  # fmt: skip
+FORMATS = ("table", "markdown", "json", "csv", "html")
+
+
+def columns(names: Sequence[str]) -> list[Column]:
+    """The columns of these names, in their order. Raises RecipeError."""
+    known = {column.name: column for column in COLUMNS}
+    if unknown := [name for name in names if name not in known]:
+        raise RecipeError(f"unknown column {unknown[0]!r}; columns: {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+CARD = columns(["name", "type", "bits", "size", "ram", "use"])
+
+
+def _lines(rows: Sequence[Row], shown: Sequence[Column]) -> list[list[str]]:
+    return [[column.cell(row) for column in shown] for row in rows]
+
+
+def as_markdown(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> str:
     """The table as it goes into a model card."""
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *(row.cells() for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    head = [column.heading for column in shown]
+    lines = [head, ["---" for _ in head], *_lines(rows, shown)]
+    return "\n".join(f"| {' | '.join(map(_markdown, cells))} |" for cells in lines)
 
 
-def as_table(rows: Sequence[Row]) -> Table:
+def _markdown(text: str) -> str:
+    """A cell in which nothing is markup; an underscore inside a word is none."""
+    text = re.sub(r"([\\`*|<>\[\]~&])|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    return " ".join(text.split())
+
+
+def as_html(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> str:
+    """The table as an HTML element."""
+    head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in shown)
+    lines = [f"<thead>\n<tr>{head}</tr>\n</thead>", "<tbody>"]
+    for cells in _lines(rows, shown):
+        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return "\n".join(["<table>", *lines, "</tbody>", "</table>"])
+
+
+def as_json(rows: Sequence[Row], shown: Sequence[Column] = ()) -> list[dict[str, Any]]:
+    """The rows for machines: every field, or those of the columns that are shown."""
+    fields = dict.fromkeys(name for column in shown for name in column.fields)
+    return [{k: v for k, v in asdict(row).items() if not fields or k in fields} for row in rows]
+
+
+def as_csv(rows: Sequence[Row], shown: Sequence[Column] = ()) -> str:
+    """The rows for spreadsheets, with a line of names: every field, or those of the columns."""
+    values = as_json(rows, shown)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(values[0]) if values else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(values)
+    return text.getvalue().rstrip("\n")
+
+
+def as_table(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> Table:
     """The table for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*COLUMNS)
-    for row in rows:
-        table.add_row(*row.cells())
+    table = Table(*(column.heading for column in shown))
+    for cells in _lines(rows, shown):
+        table.add_row(*map(Text, cells))
     return table

@@ -51,7 +51,7 @@ def test_json_says_what_was_written(checkpoint: Callable[[str], Path], here: Pat
     assert output["type"] == "Q4_K_M"
     assert output["files"][0]["tensors"] == len(read_header(path).tensors)
     (row,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "64"]).stdout)
-    assert row["size_bytes"] == path.stat().st_size
+    assert row["file_bytes"] == path.stat().st_size
     assert row["bits_per_weight"] == output["bits_per_weight"]
     assert row["context"] == 64
     wider = json.loads(run(app, ["report", str(path), "--json", "--ctx", "128"]).stdout)[0]
@@ -68,7 +68,7 @@ def test_a_set_of_splits_is_one_row(checkpoint: Callable[[str], Path], here: Pat
     result = run(app, ["report", *splits, "whole.gguf", "--json"])
     cut, whole = json.loads(result.stdout)
     assert cut["name"] == "cut (4 files)"
-    assert cut["size_bytes"] == sum((here / name).stat().st_size for name in splits)
+    assert cut["file_bytes"] == sum((here / name).stat().st_size for name in splits)
     for key in ("type", "bits_per_weight", "max_ram_bytes"):
         assert cut[key] == whole[key]
 

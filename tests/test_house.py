@@ -29,6 +29,7 @@ LAYERS = (
     {"outputs"},
     {"rows"},
     {"cluster"},
+    {"ram"},
     {"pipeline", "report"},
     {"convert"},
     {"inspect"},

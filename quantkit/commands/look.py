@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quantkit.commands.options import Json
-from quantkit.console import Progress
+from quantkit.commands.options import Columns, Context, Format, Json
+from quantkit.console import Progress, print_table
 
 
 def inspect(
@@ -33,20 +32,13 @@ def inspect(
 
 def report(
     files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
-    context: Annotated[
-        int | None, typer.Option("--ctx", min=1, help="Tokens of context for Max RAM.")
-    ] = None,
+    context: Context = None,
+    columns: Columns = None,
+    table_format: Format = None,
     as_json: Json = False,
 ) -> None:
     """Print the table of the model card: Markdown when piped, a drawn table at a terminal."""
     from quantkit import report as table
 
-    rows = table.read_rows(files, context)
-    if as_json:
-        typer.echo(json.dumps(table.as_json(rows), indent=2))
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(table.as_table(rows))
-    else:
-        typer.echo(table.as_markdown(rows))
+    shown = table.columns(columns.split(",")) if columns else None
+    print_table(table.read_rows(files, context), shown, "json" if as_json else table_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +15,30 @@ if TYPE_CHECKING:
     from quantkit.imatrix import Imatrix
     from quantkit.splits import Splits
 
+
+class TableFormat(str, Enum):
+    """How a table is printed."""
+
+    table = "table"
+    markdown = "markdown"
+    json = "json"
+    csv = "csv"
+    html = "html"
+
+
 Out = Annotated[
     Path | None, typer.Option("-o", "--output", help="A .gguf file or a directory (default: here).")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Context = Annotated[int | None, typer.Option("--ctx", min=1, help="Tokens of context for Max RAM.")]
+Columns = Annotated[
+    str | None, typer.Option("--columns", help="The columns, such as name,size,ram.")
+]
+Format = Annotated[
+    TableFormat | None,
+    typer.Option("--format", help="Of the table (default: drawn at a terminal, else Markdown)."),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Worker threads (default: all cores).")
 ]
