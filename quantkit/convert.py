@@ -50,6 +50,15 @@ ONCE = Run()
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a run is going to do: a model (as it was changed), its plan, importances by tensor."""
+
+    model: Model
+    plan: Plan
+    importance: pipeline.Importance
+
+
+@dataclass(frozen=True)
 class Reading:
     """How a source is read. `pre` and `options` are for checkpoints; `keep_experts` and
     `experts_used` make a smaller mixture of what is there."""
@@ -85,7 +94,7 @@ def convert(
     model = reading.changed(open_checkpoint(directory, outtype, reading))
     label = _label(model)
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
-    return _carry_out(model, plan, run)
+    return carry_out(Job(model, plan, {}), run)
 
 
 def quantize(
@@ -100,11 +109,37 @@ def quantize(
     `<name>-<TYPE>.gguf` for each. `prune` are layers to leave out, `override_kv` keys to set as
     KEY=TYPE:VALUE. Returns the plan that was carried out. Raises QuantkitError.
     """
-    recipes = list(dict.fromkeys(find_recipe(name) for name in types))
+    call: dict[str, Any] = {
+        "request": request, "imatrix": imatrix, "imatrix_strict": imatrix_strict,
+        "prune": prune, "override_kv": override_kv, "reading": reading,
+    }  # fmt: skip
+    job = prepare(source, types, output, **call)
+    if run.cluster and not run.dry:
+        whole = (output or Path()).resolve()
+        call |= {"source": _anywhere(source, job.model), "output": whole, "force": run.force}
+        check_outputs(job.plan, run.force)
+        progress = run.report(job.model, job.plan)
+        quantize_on(run.cluster, job.plan, make_split, call, run.threads or 1, progress)
+        return job.plan
+    return carry_out(job, run)
+
+
+def prepare(
+    source: Path | str, types: Sequence[str], output: Path | None = None, *,
+    request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
+    prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
+    name: Callable[[Model], str] = lambda model: model.name,
+) -> Job:  # fmt: skip
+    """Everything that `quantize` knows before it begins; `name` is what files are called after.
+
+    Raises QuantkitError.
+    """
+    recipes = list(dict.fromkeys(find_recipe(kind) for kind in types))
     if not recipes:
         raise RecipeError("no type given; for instance --type Q4_K_M")
     whole = open_source(source, reading)
-    model, given_imatrix = reading.changed(whole), imatrix
+    model = reading.changed(whole)
+    model = replace(model, name=name(model))
     if imatrix and reading.keep_experts:
         imatrix = edits.kept_importance(imatrix, whole, reading.keep_experts)
     kv = tuple(edits.parse_override(text, model) for text in override_kv)
@@ -113,8 +148,7 @@ def quantize(
     if prune:
         model, count, old_names = edits.prune(model, prune)
         late_kv = (*late_kv, count)
-    given = request
-    request = replace(given, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
+    request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
     importance: pipeline.Importance = {}
@@ -122,16 +156,7 @@ def quantize(
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
         model = replace(model, notes=(*model.notes, *notes))
         importance = imatrix.for_tensors(model.tensors, old_names)
-    if run.cluster and not run.dry:
-        call = {
-            "source": _anywhere(source, model), "output": (output or Path()).resolve(),
-            "request": given, "imatrix": given_imatrix, "imatrix_strict": imatrix_strict,
-            "prune": prune, "override_kv": override_kv, "reading": reading, "force": run.force,
-        }  # fmt: skip
-        check_outputs(plan, run.force)
-        quantize_on(run.cluster, plan, make_split, call, run.threads or 1, run.report(model, plan))
-        return plan
-    return _carry_out(model, plan, run, importance)
+    return Job(model, plan, importance)
 
 
 def make_split(call: dict[str, Any], kind: str, number: int, threads: int) -> None:
@@ -165,13 +190,13 @@ def split(source: Path | str, output: Path | None, splits: Splits, run: Run = ON
         raise RecipeError("say where to split: --split-max-size 4G or --split-max-tensors 128")
     model = _open_gguf(source)
     output = output or Path(f"{Path(source).stem}.gguf")
-    return _carry_out(model, plan_copy(model, output, splits), run)
+    return carry_out(Job(model, plan_copy(model, output, splits), {}), run)
 
 
 def merge(first: Path | str, output: Path, run: Run = ONCE) -> Plan:
     """Join a set of splits, of which `first` is any, into one file."""
     model = _open_gguf(first)
-    return _carry_out(model, plan_copy(model, output), run)
+    return carry_out(Job(model, plan_copy(model, output), {}), run)
 
 
 def open_source(source: Path | str, reading: Reading = AS_IT_IS) -> Model:
@@ -216,9 +241,9 @@ def _anywhere(source: Path | str, model: Model) -> Path | str:
     return remote.pinned(source, file)
 
 
-def _carry_out(
-    model: Model, plan: Plan, run: Run, importance: pipeline.Importance | None = None
-) -> Plan:
+def carry_out(job: Job, run: Run) -> Plan:
+    """Do what is planned, or (a dry run) only report it. Raises SourceError, OutputError."""
+    model, plan = job.model, job.plan
     threads = run.threads or default_threads()
     if run.memory is not None:
         plan = within(plan, threads, run.memory)
@@ -226,7 +251,7 @@ def _carry_out(
         run.report(model, plan)
         return plan
     check_outputs(plan, run.force)
-    pipeline.execute(plan, threads, run.report(model, plan), importance or {}, run.force)
+    pipeline.execute(plan, threads, run.report(model, plan), job.importance, run.force)
     return plan
 
 
