@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # each layer may import those before it, and its own
 LAYERS = (
-    {"errors", "ggml_types", "disk", "threads"},
+    {"errors", "ggml_types", "disk", "threads", "drawing", "pictures"},
     {"hub"},
     {"remote"},
     {"inputs"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"ram"},
     {"pipeline", "report"},
     {"convert"},
-    {"inspect"},
+    {"inspect", "survey"},
     {"console"},
     {"commands"},
     {"cli"},
