@@ -38,6 +38,8 @@ _SCALARS = {
 }
 _STRING, _ARRAY = 8, 9
 _UINT32 = 4
+# Python type -> GGUF value type of an array's elements
+_ELEMENTS: dict[type, int] = {str: 8, bytes: 8, bytearray: 8, float: 6, bool: 7, int: 5}
 _TYPE_NAMES = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING",
                "ARRAY", "UINT64", "INT64", "FLOAT64")  # fmt: skip
 
@@ -102,6 +104,21 @@ def string(key: str, value: str) -> KeyValue:
     """A STRING entry."""
     data = value.encode("utf-8", "surrogateescape")
     return KeyValue(key, struct.pack("<IQ", _STRING, len(data)) + data)
+
+
+def array(key: str, values: Sequence[Any], element: int | None = None) -> KeyValue:
+    """An ARRAY entry. `element` is its GGUF value type; without it the values' own decides, as in
+    gguf-py. Raises ValueError, TypeError, struct.error (values that cannot be stored so)."""
+    if element is None:
+        kinds = set(map(type, values))
+        if len(kinds) != 1 or (kind := kinds.pop()) not in _ELEMENTS:
+            raise ValueError(f"{key}: an array of values of one type is expected")
+        element = _ELEMENTS[kind]
+    if element == _STRING:
+        data = b"".join(_counted(v.encode() if isinstance(v, str) else v) for v in values)
+    else:
+        data = struct.pack(f"<{len(values)}{_SCALARS[element]}", *values)
+    return KeyValue(key, struct.pack("<IIQ", _ARRAY, element, len(values)) + data)
 
 
 def replaced(kv: Iterable[KeyValue], *new: KeyValue) -> tuple[KeyValue, ...]:
@@ -176,7 +193,10 @@ def _check_offsets(header: Header, file_size: int, path: File) -> None:
 
 
 def _packed(text: str) -> bytes:
-    data = text.encode("utf-8", "surrogateescape")
+    return _counted(text.encode("utf-8", "surrogateescape"))
+
+
+def _counted(data: bytes) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
@@ -227,6 +247,24 @@ class _Reader:
             raise _Short
         return [self.text() for _ in range(count)]
 
+    def skip(self) -> None:
+        """Pass over a value: as `value` does, but texts are not decoded."""
+        start, tag = self.at, self.unpack("I")
+        if tag != _ARRAY or self.unpack("I") != _STRING:
+            self.at = start
+            self.value()
+            return
+        data, at, size = self.data, self.at + 8, len(self.data)
+        count = self.unpack("Q")
+        length = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at + 8 > size:
+                raise _Short
+            at += 8 + length(data, at)[0]
+        if at > size:
+            raise _Short
+        self.at = at
+
     def header(self) -> Header:
         if self.take(4) != MAGIC:
             raise CorruptFile(f"{self.where}: not a GGUF file (it does not start with 'GGUF')")
@@ -249,7 +287,7 @@ class _Reader:
 
     def key_value(self) -> KeyValue:
         key, start = self.text(), self.at
-        self.value()
+        self.skip()
         return KeyValue(key, self.data[start : self.at])
 
     def tensor(self) -> TensorInfo:

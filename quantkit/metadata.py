@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import read_json
 from quantkit.errors import CorruptFile, TokenizerError
-from quantkit.gguf_file import KeyValue, parse_key_values
+from quantkit.gguf_file import KeyValue, array, parse_key_values
 from quantkit.rules import Architecture, Config, Key
 from quantkit.tokenizer import malformed, read_vocabulary
 from quantkit.vocab.rules import rules_for
@@ -64,15 +64,30 @@ def add_vocabulary(
 
 
 def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:
-    """The key-values that were added to `writer` so far, as bytes."""
+    """The key-values that were added to `writer` so far, as bytes.
+
+    Arrays are packed here: the writer would take the tokens of a vocabulary one by one.
+    """
+    from gguf import GGUFValueType
     from gguf.gguf_writer import WriterState
 
+    (added,) = writer.kv_data
+    packed = {
+        key: array(key, v.value, 0 if isinstance(v.value, bytes) else v.sub_type)
+        for key, v in added.items()
+        if v.type is GGUFValueType.ARRAY
+    }
     buffer = io.BytesIO()
     writer.tensors = [{}]  # only the key-values: offsets are the planner's
     writer.fout, writer.state = [buffer], WriterState.EMPTY  # type: ignore[list-item]
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    return parse_key_values(buffer.getvalue())
+    writer.kv_data = [{key: v for key, v in added.items() if key not in packed}]
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+    finally:
+        writer.kv_data = [added]
+    packed |= {item.key: item for item in parse_key_values(buffer.getvalue())}
+    return tuple(packed[key] for key in added)
 
 
 def count_and_label(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, str]:

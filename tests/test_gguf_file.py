@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from quantkit.gguf_file import (
     KeyValue,
     TensorInfo,
     align,
+    array,
     header_bytes,
     read_header,
     replaced,
@@ -54,6 +56,22 @@ def test_values_survive(
         "general.architecture": "llama", "strings": strings, "number": number, "real": real,
         "flag": flag, "text": text, "numbers": [number // 2, 7],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [[1, -2], [True, False], [0.5, 3.0], ["ä", "", "b"], [b"\xff"]])
+def test_arrays_are_packed_as_the_gguf_package_packs_them(values: list[object]) -> None:
+    writer = GGUFWriter(None, "llama")
+    theirs = writer._pack_val(values, GGUFValueType.ARRAY, add_vtype=True)
+    assert array("key", values).raw == theirs
+    assert array("key", [7, 9], GGUFValueType.UINT16).raw == writer._pack_val(
+        [7, 9], GGUFValueType.ARRAY, add_vtype=True, sub_type=GGUFValueType.UINT16
+    )
+
+
+@pytest.mark.parametrize("values", [[], [1, "a"], [1, True], [None], [2**31], ["\ud800"]])
+def test_arrays_that_cannot_be_stored(values: list[object]) -> None:
+    with pytest.raises((ValueError, struct.error)):
+        array("key", values)
 
 
 def test_the_gguf_package_reads_our_files(small_file: Path) -> None:
