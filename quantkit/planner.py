@@ -60,36 +60,60 @@ def plan_quantization(
     model: Model, outputs: Sequence[tuple[Recipe, Path]], request: Request = PLAIN
 ) -> Plan:
     """The model in one output a recipe, in llama-quantize's order. Raises RecipeError."""
+    plan, refused = plan_possible(model, outputs, request)
+    for error in refused.values():
+        raise error
+    return plan
+
+
+def plan_possible(
+    model: Model, outputs: Sequence[tuple[Recipe, Path]], request: Request = PLAIN
+) -> tuple[Plan, dict[str, RecipeError]]:
+    """The model in those of the recipes that can be made of it, and why the others cannot, by
+    name. Raises RecipeError where none can."""
     tensors = sorted(model.tensors, key=lambda t: _quantize_order(t.name))
     if request.keep_split:
         shards = sorted({_shard(model, t) for t in tensors}, key=str)
         tensors = sorted(model.tensors, key=lambda t: shards.index(_shard(model, t)))
     tensors = [replace(t, shape=_ggml_shape(t.shape)) for t in tensors]
     facts = model_facts(model, request)
-    stored = [(t.name, t.shape, t.stored) for t in tensors]
-    planned = []
+    planned, refused = [], {}
     for recipe, path in outputs:
-        choices = recipes.choose(recipe, facts, stored, request.overrides)
-        formats = [choice.format for choice in choices]
-        if not request.allow_requantize:
-            _check_requantization(model, tensors, formats)
-        kv = replaced(
-            (item for item in model.kv if not item.key.startswith("split.")),
-            uint32("general.quantization_version", 2),
-            uint32("general.file_type", _file_type(recipe, model.kv, formats)),
-        )
-        kv = replaced(replaced(kv, *request.kv), *request.late_kv)
-        if request.keep_split:
-            groups = _runs([_shard(model, t) for t in tensors])
-        else:
-            sizes = [_nbytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
-            groups = request.splits.groups([align(size) for size in sizes])
-        output = _output(recipe.name, path, kv, tensors, choices, groups)
-        if request.strict:
-            _check_honest(output)
-        planned.append(output)
+        try:
+            planned.append(_quantized(model, tensors, facts, recipe, path, request))
+        except RecipeError as e:
+            refused[recipe.name] = e
+    if not planned:
+        raise next(iter(refused.values()))
     plan = _checked(model, planned)
-    return only(plan, request.only_splits) if request.only_splits else plan
+    return (only(plan, request.only_splits) if request.only_splits else plan), refused
+
+
+def _quantized(
+    model: Model, tensors: Sequence[ModelTensor], facts: Facts, recipe: Recipe, path: Path,
+    request: Request,
+) -> Output:  # fmt: skip
+    """One output of a plan. Raises RecipeError."""
+    stored = [(t.name, t.shape, t.stored) for t in tensors]
+    choices = recipes.choose(recipe, facts, stored, request.overrides)
+    formats = [choice.format for choice in choices]
+    if not request.allow_requantize:
+        _check_requantization(model, tensors, formats)
+    kv = replaced(
+        (item for item in model.kv if not item.key.startswith("split.")),
+        uint32("general.quantization_version", 2),
+        uint32("general.file_type", _file_type(recipe, model.kv, formats)),
+    )
+    kv = replaced(replaced(kv, *request.kv), *request.late_kv)
+    if request.keep_split:
+        groups = _runs([_shard(model, t) for t in tensors])
+    else:
+        sizes = [_nbytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
+        groups = request.splits.groups([align(size) for size in sizes])
+    output = _output(recipe.name, path, kv, tensors, choices, groups)
+    if request.strict:
+        _check_honest(output)
+    return output
 
 
 def only(plan: Plan, splits: Sequence[int]) -> Plan:

@@ -61,6 +61,9 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("COPY", 0, "", "every tensor as it is"),
 )
 
+# what a release holds, if nobody says otherwise
+RELEASE_TYPES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0")
+
 ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 # types that cannot be made yet -> the recipe that is nearest in bits per weight

@@ -33,7 +33,7 @@ class Row:
 
     `nominal_bits` are those of the type's name. `max_ram_bytes` is for a context of so many
     tokens, on the CPU; the last two are for experts on the CPU and the rest on a GPU, None for
-    models without experts.
+    models without experts. `fits_...`: whether there is room for it, None where nobody asked.
     """
 
     name: str
@@ -48,6 +48,8 @@ class Row:
     use_case: str
     experts_on_cpu_ram_bytes: int | None = None
     experts_on_cpu_vram_bytes: int | None = None
+    fits_ram: bool | None = None
+    fits_disk: bool | None = None
 
 
 def read_rows(paths: Sequence[Path], context: int | None = None) -> list[Row]:
@@ -142,7 +144,8 @@ def gigabytes(n: int) -> str:
 
 
 def _bits(row: Row) -> str:
-    return f"{row.nominal_bits or '?'} ({row.bits_per_weight:.2f} bpw)"
+    real = f"{row.bits_per_weight:.2f} bpw"
+    return f"{row.nominal_bits} ({real})" if row.nominal_bits else real
 
 
 def _size(row: Row) -> str:
@@ -157,6 +160,7 @@ def _experts_on_cpu(row: Row) -> str:
     return f"{gigabytes(ram)} RAM + {gigabytes(vram)} VRAM"
 
 
+_YES = {True: "yes", False: "no", None: "-"}
 COLUMNS = (
     Column("name", "Name", lambda row: row.name, ("name",)),
     Column("type", "Quant method", lambda row: row.type, ("type",)),
@@ -167,6 +171,8 @@ COLUMNS = (
            ("max_ram_bytes", "context")),
     Column("experts-on-cpu", "Experts on the CPU", _experts_on_cpu,
            ("experts_on_cpu_ram_bytes", "experts_on_cpu_vram_bytes", "context")),
+    Column("fits-ram", "Fits in RAM", lambda row: _YES[row.fits_ram], ("fits_ram",)),
+    Column("fits-disk", "Fits on disk", lambda row: _YES[row.fits_disk], ("fits_disk",)),
     Column("use", "Use case", lambda row: row.use_case, ("use_case",)),
 )  # fmt: skip
 FORMATS = ("table", "markdown", "json", "csv", "html")

@@ -16,7 +16,7 @@ from quantkit.errors import RecipeError
 from quantkit.gguf_file import KeyValue
 
 _NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
-_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ NO_SPLITS = Splits()
 
 def parse_size(text: str) -> int:
     """Bytes of `300M`, `4G`, `512MB`: powers of ten, as in llama.cpp. Raises RecipeError."""
-    match = re.fullmatch(r"(\d+)([KMG])B?", text.strip().upper())
+    match = re.fullmatch(r"(\d+)([KMGT])B?", text.strip().upper())
     if not match or not int(match[1]):
         raise RecipeError(f"{text!r} is not a size; for instance 300M or 4G")
     return int(match[1]) * _UNITS[match[2]]

@@ -153,7 +153,7 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "4", "4T", "-4G", "0M", "four"])
+@pytest.mark.parametrize("text", ["", "4", "4P", "-4G", "0M", "four"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(errors.RecipeError, match="not a size"):
         parse_size(text)

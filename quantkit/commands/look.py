@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantkit.commands.options import Columns, Context, Format, Json
+from quantkit.commands.options import Columns, Context, Format, Json, columns_of
 from quantkit.console import Progress, print_table
 
 
@@ -40,5 +40,5 @@ def report(
     """Print the table of the model card: Markdown when piped, a drawn table at a terminal."""
     from quantkit import report as table
 
-    shown = table.columns(columns.split(",")) if columns else None
-    print_table(table.read_rows(files, context), shown, "json" if as_json else table_format)
+    style = "json" if as_json else table_format
+    print_table(table.read_rows(files, context), columns_of(columns), style)

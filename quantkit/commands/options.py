@@ -13,6 +13,7 @@ from quantkit.console import Progress
 if TYPE_CHECKING:
     from quantkit.convert import Reading, Run
     from quantkit.imatrix import Imatrix
+    from quantkit.report import Column
     from quantkit.splits import Splits
 
 
@@ -104,6 +105,12 @@ def splits_of(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:
     from quantkit.splits import Splits, parse_size
 
     return Splits(parse_size(size) if size else 0, tensors, no_tensor_first)
+
+
+def columns_of(names: str | None) -> list[Column] | None:
+    from quantkit.report import columns
+
+    return columns(names.split(",")) if names else None
 
 
 def imatrix_of(path: str | None, include: list[str], exclude: list[str]) -> Imatrix | None:
