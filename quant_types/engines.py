@@ -23,6 +23,12 @@ ENGINES = ("auto", "array", "lanes")
 _KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 _TILE_WEIGHTS = 1 << 17  # weights that the array engine holds at once: less than 8 MiB of work
 _FINITE_TILE = 1 << 16
+# dtype -> an integer of its width, and the bits that are all set in NaN and infinity
+_EXPONENTS = {
+    "float32": (np.uint32, np.uint32(0x7F800000)),
+    "float16": (np.uint16, np.uint16(0x7C00)),
+    "bfloat16": (np.uint16, np.uint16(0x7F80)),
+}
 
 
 @functools.cache
@@ -121,10 +127,11 @@ def row_mean_squares(x: Array, n: int) -> Array:
 
 def first_bad_row(x: np.ndarray, n: int) -> int:
     """The first row of flat `x` with NaN or infinity, in rows of `n`; -1 without one."""
+    integer, exponent = _EXPONENTS[dtype_name(x)]
     for start in range(0, x.size, _FINITE_TILE):
-        bad = ~np.isfinite(x[start : start + _FINITE_TILE].astype(np.float32))
-        if bad.any():
-            return int(start + int(np.argmax(bad))) // n
+        found = x[start : start + _FINITE_TILE].view(integer) & exponent
+        if found.max() == exponent:
+            return int(start + int(np.argmax(found))) // n
     return -1
 
 

@@ -22,13 +22,6 @@ from quantkit.planner import plan_conversion
 from quantkit.rows import fetch
 from quantkit.threads import default_threads, in_threads
 
-# dtype -> the bits that are all set in NaN and infinity, and an integer to see them through
-_EXPONENTS = {
-    "float32": (np.uint32, 0x7F800000),
-    "float16": (np.uint16, 0x7C00),
-    "bfloat16": (np.uint16, 0x7F80),
-}
-
 
 @dataclass
 class Inspection:
@@ -81,7 +74,7 @@ def describe(model: Model) -> dict[str, Any]:
     total, active = parameters(model.tensors, values)
     groups: Counter[str] = Counter()
     for t in model.tensors:
-        groups[_group(t.name)] += sum(_source_bytes(model, t))
+        groups[roles.part(roles.parse(t.name))] += sum(_source_bytes(model, t))
     dtypes = Counter(t.ggml.name for t in model.sources.values())
     facts: dict[str, Any] = {
         "name": model.name,
@@ -131,17 +124,6 @@ def _source_bytes(model: Model, t: ModelTensor) -> Iterable[int]:
     return (s.source_bytes(model.sources[s.source], s.count) for s in t.segments)
 
 
-def _group(name: str) -> str:
-    role = roles.parse(name).role
-    if "_exps" in role:
-        return "experts"
-    if role in ("token_embd", "output"):
-        return "embeddings"
-    if role.startswith(("attn", "ssm")):
-        return "attention"
-    return "the rest"
-
-
 def _of_the_vocabulary(model: Model) -> list[str]:
     tokens = next((i.value for i in model.kv if i.key == "tokenizer.ggml.tokens"), None)
     rows = next((t.shape[0] for t in model.tensors if t.name == "token_embd.weight"), None)
@@ -184,10 +166,15 @@ def _of_the_weights(model: Model, progress: Callable[[int, int], None]) -> list[
 
 
 def _finite(rows: np.ndarray[Any, Any]) -> bool:
-    if rows.dtype.name not in _EXPONENTS:
+    import quant_types
+
+    if rows.dtype == np.uint8:
         return True  # blocks of a quantized source
-    kind, mask = _EXPONENTS[rows.dtype.name]
-    return not bool(((rows.view(kind) & kind(mask)) == kind(mask)).any())
+    try:
+        quant_types.check_finite(rows)
+    except quant_types.NotFinite:
+        return False
+    return True
 
 
 def _same_experts(plan: Plan, parts: Mapping[str, Mapping[int, bytes]]) -> list[str]:

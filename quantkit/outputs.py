@@ -16,6 +16,7 @@ from quantkit.journal import Identity, Journal, Rows, identities
 from quantkit.plan import Plan, PlannedFile
 
 SYNC_SECONDS = 5.0  # how much work a power cut may cost
+HELD_BYTES = 1 << 24  # of a file, before the disk is set to work on it
 
 
 def partial_path(path: Path) -> Path:
@@ -37,6 +38,7 @@ class OutputFile:
         self.planned, self._fd, self.journal, self.resumed = planned, fd, journal, resumed
         self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
         self._written: list[Rows] = []
+        self._held = 0  # bytes that the system may not have begun to write
         self._lock = threading.Lock()
 
     def has(self, tensor: str, row: int, count: int) -> bool:
@@ -47,7 +49,7 @@ class OutputFile:
         """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
         index, t = self.tensors[tensor]
         self._put(data, t.offset + row * (len(data) // count))
-        self._note(index, row, count)
+        self._note(index, row, count, len(data))
 
     def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, row_bytes: int) -> None:
         """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
@@ -56,7 +58,7 @@ class OutputFile:
             disk.copy_range(fd, self._fd, offset, t.offset + row * row_bytes, count * row_bytes)
         except OSError as e:
             raise output_error(e, self.planned.path) from None
-        self._note(index, row, count)
+        self._note(index, row, count, count * row_bytes)
 
     def begin(self) -> None:
         """Give the file its size and its header (again, if an earlier run did)."""
@@ -94,9 +96,14 @@ class OutputFile:
         except OSError as e:
             raise output_error(e, self.planned.path) from None
 
-    def _note(self, index: int, row: int, count: int) -> None:
+    def _note(self, index: int, row: int, count: int, size: int) -> None:
         with self._lock:
             self._written.append((index, row, count))
+            self._held += size
+            if full := self._held >= HELD_BYTES:
+                self._held = 0
+        if full:
+            disk.start_writing(self._fd)
 
 
 def output_error(e: OSError, path: Path) -> OutputError:

@@ -22,6 +22,7 @@ from quantkit.threads import in_threads
 
 Progress = Callable[[int], None]  # bytes of the source that are done
 Importance = Mapping[str, "np.ndarray[Any, np.dtype[np.float32]]"]
+_FLOATS = {"F16": "float16", "BF16": "bfloat16"}
 Target = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
 
 
@@ -102,6 +103,10 @@ def _quantized(
     if importance is not None and not quant_types.get_format(fmt).takes_importance:
         importance = None
     try:
+        if fmt == "F32" or rows.dtype.name == _FLOATS.get(fmt):  # nothing is rounded
+            quant_types.check_finite(rows)
+            same: np.ndarray[Any, Any] = rows
+            return same.astype(np.float32, copy=False) if fmt == "F32" else same
         data: np.ndarray[Any, Any] = quant_types.quantize(rows, fmt, importance)
         return data
     except quant_types.NotFinite as e:

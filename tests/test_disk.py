@@ -8,18 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import disk
+from quantkit import disk, outputs
 from quantkit.convert import Run, quantize
 from tests.conftest import sha256
 
 
-@pytest.mark.parametrize("lacking", [(), ("pread", "pwrite"), ("posix_fallocate",)])
+@pytest.mark.parametrize(
+    "lacking", [(), ("pread", "pwrite"), ("posix_fallocate",), ("sync_file_range",)]
+)
 def test_the_same_file_without_them(
     lacking: tuple[str, ...], checkpoint: Callable[[str], Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(outputs, "HELD_BYTES", 1 << 16)
     for name in lacking:
-        monkeypatch.delattr(os, name)
+        if name == "sync_file_range":
+            monkeypatch.setattr(disk, "_sync_file_range", lambda: None)
+        else:
+            monkeypatch.delattr(os, name)
     quantize(checkpoint("mixtral-4x"), ["Q4_K_M", "Q8_0"], tmp_path, run=Run(threads=3))
     monkeypatch.undo()
     (tmp_path / "whole").mkdir()

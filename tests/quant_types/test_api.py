@@ -132,6 +132,21 @@ def test_not_finite(fmt: BlockFormat, bad: float, engine: str) -> None:
     assert error.value.row == 3
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_check_finite(dtype: type, bad: float) -> None:
+    x = some((3, 100, 512)).astype(dtype)
+    x[0, 0, 0] = ml_dtypes.finfo(dtype).max
+    quant_types.check_finite(x)
+    quant_types.check_finite(x[:0])
+    x[1, 23, 400] = x[2, 0, 0] = bad
+    with pytest.raises(quant_types.NotFinite) as error:
+        quant_types.check_finite(x)
+    assert error.value.row == 123
+    with pytest.raises(quant_types.BadDtype):
+        quant_types.check_finite(x.view(np.uint8))
+
+
 def test_unknown_names() -> None:
     with pytest.raises(quant_types.UnknownFormat, match=r"Q4_K.*found 'Q4_KM'"):
         quant_types.get_format("Q4_KM")
