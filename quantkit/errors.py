@@ -18,10 +18,14 @@ QuantkitError
 │   ├── TokenizerError
 │   └── NonFiniteWeight        NaN or infinity, with its tensor and row
 ├── RecipeError            a type that is unknown, or cannot be made from this source
+│   └── BudgetError            a size that no choice of formats keeps, or that all of them keep
 ├── ImatrixError           an importance matrix that is damaged, incomplete, or of another model
+├── LlamaError             llama.cpp does not load or run what it is given
+│   └── LlamaMissing           it is not installed, or of a version that is not known here
 └── OutputError            the output cannot be written
     ├── OutputExists
     ├── OutputInUse            another run is writing it
+    ├── OtherRelease           the directory holds a release of another model, or made otherwise
     ├── JournalMismatch        what an earlier run left belongs to another job
     ├── DiskFull
     ├── ClusterError           Ray is missing, or its workers keep dying
@@ -101,8 +105,20 @@ class RecipeError(QuantkitError):
     """A quantization type that is unknown or cannot be made from this source."""
 
 
+class BudgetError(RecipeError):
+    """A size that no choice of formats keeps, or that leaves nothing to choose."""
+
+
 class ImatrixError(QuantkitError):
     """An importance matrix that is damaged, lacks data that is needed, or is of another model."""
+
+
+class LlamaError(QuantkitError):
+    """llama.cpp does not load a file, or does not run it as it is asked to."""
+
+
+class LlamaMissing(LlamaError):
+    """The `llama` extra is not installed, or is of a version whose structures are not known."""
 
 
 class OutputError(QuantkitError):
@@ -115,6 +131,10 @@ class OutputExists(OutputError):
 
 class OutputInUse(OutputError):
     """Another run is writing the output."""
+
+
+class OtherRelease(OutputError):
+    """A directory that holds the release of another model, or of this one made otherwise."""
 
 
 class JournalMismatch(OutputError):

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 # each layer may import those before it, and its own
 LAYERS = (
     {"errors", "ggml_types", "disk", "threads", "drawing", "pictures"},
-    {"hub"},
+    {"llama"},
+    {"hub", "divergence"},
     {"remote"},
     {"inputs"},
     {"gguf_file", "safetensors_file", "roles", "segments"},
