@@ -138,6 +138,23 @@ def snapshot(source: str) -> Iterator[Snapshot]:
             raise type(e)(str(e).replace(str(directory), f"{SCHEME}{repo}")) from e
 
 
+def read_small(source: str, name: str) -> bytes | None:
+    """A small file of the model that `hf://...` names, or None if it has no such file. Raises
+    SourceError."""
+    match = _SOURCE.fullmatch(source)
+    if not match:
+        return None
+    files = _listing(match["repo"], unquote(match["revision"] or "") or None)
+    found = next((f for f in files if f.path == name), None)
+    return None if found is None else bytes(Reader(found).pread(found.size, 0))
+
+
+def repository(source: str) -> str:
+    """ORG/MODEL of a source on the Hub."""
+    match = _SOURCE.fullmatch(source)
+    return match["repo"] if match else ""
+
+
 def _same_server(a: str, b: str) -> bool:
     return urlsplit(a)[:2] == urlsplit(b)[:2]
 

@@ -1,0 +1,117 @@
+"""A chat template taken apart: what stands before and after each message.
+
+Templates are programs, but nearly all of them write turns: fixed words around what was said. Those
+words are found by rendering the template with messages that nobody says and looking at what comes
+between; they count only if they render longer conversations as the template does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+Message = Mapping[str, str]
+Render = Callable[[Sequence[Message]], str]
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # marks for training; says nothing
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The fixed words of a conversation that ends with a question.
+
+    `start` stands before its first question, `ask` after a question that has an answer, `answered`
+    between an answer and the next question, `reply` after the last question. With a system message,
+    `system` stands before it and `instructed` between it and the first question; `system` is None
+    where the template has no place for one.
+    """
+
+    start: str
+    ask: str
+    answered: str
+    reply: str
+    system: str | None = None
+    instructed: str = ""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt of a conversation."""
+        text, last = "", ""
+        for message in messages:
+            role = message["role"]
+            words = {
+                ("", "system"): self.system or "", ("", "user"): self.start,
+                ("system", "user"): self.instructed, ("assistant", "user"): self.answered,
+                ("user", "assistant"): self.ask,
+            }  # fmt: skip
+            text, last = text + words[last, role] + message["content"], role
+        return text + self.reply
+
+
+def conversation(messages: int, system: bool = False) -> list[Message]:
+    """What nobody says: questions and answers in turn, after a system message or none."""
+    said: list[Message] = [{"role": "system", "content": "zqszq"}] if system else []
+    for i in range(messages):
+        said.append({"role": ("user", "assistant")[i % 2], "content": f"zq{i}zq"})
+    return said
+
+
+def take_apart(render: Render) -> Turns | None:
+    """The turns that a template writes; None if it writes something else, or fails."""
+    found = _between(render, conversation(3))
+    if found is None:
+        return None
+    start, ask, answered, reply = found
+    turns = Turns(start, ask, answered, reply)
+    if not all(_agrees(turns, render, conversation(n)) for n in (1, 3, 5)):
+        return None
+    if led := _between(render, conversation(1, system=True)):
+        able = replace(turns, system=led[0], instructed=led[1])
+        if all(_agrees(able, render, conversation(n, system=True)) for n in (1, 3, 5)):
+            return able
+    return turns
+
+
+def _between(render: Render, messages: Sequence[Message]) -> list[str] | None:
+    """What a template writes before, between and after the contents of messages."""
+    try:
+        rest, words = render(messages), []
+        for message in messages:
+            before, content, rest = rest.partition(message["content"])
+            if not content:
+                return None
+            words.append(before)
+        return [*words, rest]
+    except Exception:  # a stranger's program
+        return None
+
+
+def _agrees(turns: Turns, render: Render, messages: Sequence[Message]) -> bool:
+    try:
+        return render(messages) == turns.render(messages)
+    except Exception:
+        return False
+
+
+def renderer(template: str, tokens: Mapping[str, str]) -> Render:
+    """How transformers renders a chat template, on its way to an answer. `tokens` are `bos_token`,
+    `eos_token` and the like. What it makes, and this function, may raise anything."""
+    import json
+
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda x, **how: json.dumps(x, ensure_ascii=False, **how)
+    environment.globals["raise_exception"] = refuse
+    compiled = environment.from_string(_GENERATION.sub("", template))
+
+    def render(messages: Sequence[Message]) -> str:
+        settings: dict[str, Any] = {"add_generation_prompt": True, "tools": None, "documents": None}
+        return compiled.render(messages=[dict(m) for m in messages], **tokens, **settings)
+
+    return render

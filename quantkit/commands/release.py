@@ -1,0 +1,113 @@
+"""The command that releases: release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantkit.commands.options import (
+    Context,
+    DryRun,
+    ExpertsUsed,
+    FirstEmpty,
+    Force,
+    Fp8AsQ8,
+    FuseGateUp,
+    FuseQkv,
+    Json,
+    KeepExperts,
+    MaxSize,
+    MaxTensors,
+    Memory,
+    Mtp,
+    NoMtp,
+    Pre,
+    Threads,
+    imatrix_of,
+    reading_of,
+    run_of,
+    splits_of,
+)  # fmt: skip
+from quantkit.console import Progress
+
+if TYPE_CHECKING:
+    from quantkit.release import Release
+
+
+def release(
+    source: Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The directory to fill.")],
+    types: Annotated[
+        str | None,
+        typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: eight, from Q2_K to Q8_0)."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="ORG/MODEL on the Hub that this is made of.")
+    ] = None,
+    context: Context = None,
+    imatrix: Annotated[
+        str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
+    ] = None,
+    pre: Pre = None,
+    experts_used: ExpertsUsed = None,
+    keep_experts: KeepExperts = None,
+    mtp: Mtp = False,
+    no_mtp: NoMtp = False,
+    fuse_qkv: FuseQkv = False,
+    fuse_gate_up_exps: FuseGateUp = False,
+    fp8_as_q8: Fp8AsQ8 = False,
+    split_max_size: MaxSize = None,
+    split_max_tensors: MaxTensors = 0,
+    no_tensor_first_split: FirstEmpty = False,
+    dry_run: DryRun = False,
+    threads: Threads = None,
+    memory: Memory = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a whole release: every type, the model card, the sums, a Modelfile, a manifest."""
+    from quantkit import release as jobs
+    from quantkit.card import About
+    from quantkit.planner import Request
+    from quantkit.recipes import RELEASE_TYPES
+
+    splits = splits_of(split_max_size, split_max_tensors, no_tensor_first_split)
+    reading = reading_of(
+        pre, experts_used, keep_experts, mtp, no_mtp, fuse_qkv, fuse_gate_up_exps, fp8_as_q8
+    )
+    with Progress() as progress:
+        made = jobs.release(
+            source, output, types.split(",") if types else RELEASE_TYPES,
+            request=Request(splits=splits), imatrix=imatrix_of(imatrix, [], []), reading=reading,
+            context=context, about=About(None, base_model),
+            run=run_of(force, dry_run, threads, memory, progress), watch=progress.bar,
+        )  # fmt: skip
+    for note in made.notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        typer.echo(json.dumps({**_summary(made), "seconds": round(progress.seconds, 3)}, indent=2))
+        return
+    from quantkit.report import gigabytes
+
+    for f in made.manifest["files"]:
+        path = made.directory / f["name"]
+        typer.echo(f"{path}  {f['type']}  {gigabytes(f['bytes'])}  {made.states[f['name']]}")
+
+
+def _summary(made: Release) -> dict[str, Any]:
+    """The manifest without its tensors, and what was done."""
+    files = [
+        {**{k: v for k, v in f.items() if k in ("name", "type", "bytes", "sha256")},
+         "state": made.states[f["name"]]}
+        for f in made.manifest["files"]
+    ]  # fmt: skip
+    kept = ("quantkit", "name", "source", "architecture", "parameters", "experts")
+    return {
+        "directory": str(made.directory),
+        **{key: made.manifest[key] for key in kept},
+        "files": files,
+        "left": [f["name"] for f in made.manifest.get("left", [])],
+    }

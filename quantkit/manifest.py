@@ -1,0 +1,159 @@
+"""`manifest.json`: what a release holds, file by file and tensor by tensor, with SHA-256 sums.
+
+Beside the facts of the model it keeps what the files were made from, as digests, so that a later
+run knows whether it is the same release. While a release is being made, its record is
+`manifest.json.partial`: the files that were begun, and the sums that were taken so far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantkit import disk
+from quantkit.errors import CorruptFile
+from quantkit.plan import PlannedFile
+from quantkit.threads import in_threads
+
+NAME, SUMS = "manifest.json", "SHA256SUMS"
+BLOCK = 1 << 22  # bytes hashed at once; hashlib lets other threads run meanwhile
+Manifest = dict[str, Any]
+Record = dict[str, Any]  # of one file: its entry in `files`
+Watch = Callable[[int, int], None]  # bytes done, bytes in all
+_INNERMOST = re.compile(r"\{[^{}]*\}")
+_FIELDS = {"name": str, "type": str, "bytes": int, "sha256": str, "tensors": list}
+
+
+def partial_path(directory: Path) -> Path:
+    """The record of a release in the making."""
+    return directory / f"{NAME}.partial"
+
+
+def read(path: Path) -> Manifest | None:
+    """A manifest, or None if there is none. Raises CorruptFile."""
+    try:
+        found = json.loads(path.read_bytes())
+        files = [*found["files"], *found.get("left", [])]
+        typed = all(isinstance(f[key], kind) for f in files for key, kind in _FIELDS.items())
+        if not (typed and isinstance(found["name"], str) and all(map(_is_plain, files))):
+            raise ValueError
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptFile(f"{path}: not a manifest, or damaged; remove it and run again") from None
+    return dict(found)
+
+
+def _is_plain(record: Mapping[str, Any]) -> bool:
+    """Whether the file lies in the release's directory."""
+    return bool(record["name"]) and record["name"] == os.path.basename(record["name"])
+
+
+def write(path: Path, text: str) -> None:
+    """Put a text in a file, whole or not at all; a file that says the same is left alone."""
+    data = text.encode()
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_bytes() == data:
+            return
+    making = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with making.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(making, path)
+    finally:
+        making.unlink(missing_ok=True)
+    disk.sync_directories([path.parent])
+
+
+def as_json(manifest: Manifest) -> str:
+    """The manifest's text, a line a tensor."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    return _INNERMOST.sub(lambda found: re.sub(r"\n +", " ", found[0]), text) + "\n"
+
+
+def as_sums(files: Iterable[Record]) -> str:
+    """What `sha256sum -c` reads."""
+    return "".join(f"{f['sha256']}  {f['name']}\n" for f in files)
+
+
+def sums(
+    path: Path, spans: Sequence[tuple[int, int]] = (),
+    advance: Callable[[int], None] = lambda n: None,
+) -> tuple[str, list[str]]:  # fmt: skip
+    """The SHA-256 of a file, and of spans of bytes (start, end) in it, in order: one read.
+
+    `advance` is told of every few bytes that are done.
+    """
+    whole, parts = hashlib.sha256(), [hashlib.sha256() for _ in spans]
+    with path.open("rb", buffering=0) as f:
+        end = os.fstat(f.fileno()).st_size
+        for stop, digest in _stops(spans, parts, end):
+            while f.tell() < stop and (data := f.read(min(BLOCK, stop - f.tell()))):
+                whole.update(data)
+                if digest is not None:
+                    digest.update(data)
+                advance(len(data))
+    return whole.hexdigest(), [part.hexdigest() for part in parts]
+
+
+def _stops(
+    spans: Sequence[tuple[int, int]], parts: Sequence[Any], size: int
+) -> Iterator[tuple[int, Any]]:
+    """Where each stretch of a file ends, and the digest of the span that it is, if it is one."""
+    for (start, end), part in zip(spans, parts, strict=True):
+        yield start, None
+        yield end, part
+    yield size, None
+
+
+def records(
+    files: Mapping[Path, tuple[str, PlannedFile]], threads: int, watch: Watch
+) -> Iterator[tuple[Path, Record]]:
+    """The record of each file, given its type and what was planned, as its sums are taken."""
+    advance = _counting(files, watch)
+
+    def take(path: Path) -> tuple[Path, Record]:
+        kind, planned = files[path]
+        spans = [(t.offset, t.offset + t.nbytes) for t in planned.tensors]
+        whole, parts = sums(path, spans, advance)
+        tensors = [
+            {"name": t.name, "format": t.format, "shape": list(t.shape), "offset": t.offset,
+             "bytes": t.nbytes, "sha256": digest}
+            for t, digest in zip(planned.tensors, parts, strict=True)
+        ]  # fmt: skip
+        record = {"name": path.name, "type": kind, "bytes": path.stat().st_size, "sha256": whole}
+        return path, {**record, "tensors": tensors}
+
+    yield from in_threads(take, files, threads)
+
+
+def wrong(expected: Mapping[Path, Record], threads: int, watch: Watch) -> set[Path]:
+    """The files that are not what their records say. Every byte is read, if the size is right."""
+    sized = [p for p, record in expected.items() if p.stat().st_size == record["bytes"]]
+    advance = _counting(sized, watch)
+    found = set(expected) - set(sized)
+    for path, same in in_threads(
+        lambda p: (p, sums(p, (), advance)[0] == expected[p]["sha256"]), sized, threads
+    ):
+        if not same:
+            found.add(path)
+    return found
+
+
+def _counting(paths: Iterable[Path], watch: Watch) -> Callable[[int], None]:
+    total, done = sum(path.stat().st_size for path in paths), 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n  # a bar may miss a few, where threads meet
+        watch(done, total)
+
+    return advance
