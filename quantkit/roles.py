@@ -46,3 +46,19 @@ def stays_f32(name: Name, n_dims: int) -> bool:
         or name.suffix != ".weight"
         or name.role in ALWAYS_F32
     )
+
+
+PARTS = ("experts", "attention", "feed-forward", "embeddings", "the rest")
+
+
+def part(name: Name) -> str:
+    """Which of PARTS a tensor's bytes are counted with. Shared experts are feed-forward."""
+    if "_exps" in name.role:
+        return "experts"
+    if "token_embd" in name.role or name.role == "output":
+        return "embeddings"
+    if name.role.startswith(("attn", "ssm", "shortconv")):
+        return "attention"
+    if name.role.startswith(("ffn_gate_inp", "ffn_norm")) or not name.role.startswith("ffn"):
+        return "the rest"
+    return "feed-forward"
