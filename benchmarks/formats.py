@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 import quant_types
+from benchmarks.measure import write_section
 from quant_types import BlockFormat
 from tests import oracle
 
 ROWS, N = 256, 4096
 RUNS = 9
-BEGIN, END = "<!-- formats:begin -->", "<!-- formats:end -->"
 
 
 def measure(calls: list[Callable[[], object]]) -> list[list[float]]:
@@ -102,13 +102,6 @@ def table(formats: list[BlockFormat]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Put `text` between the markers of `path`, which is made where there is none."""
-    page = path.read_text() if path.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    before, rest = page.split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="formats, all of them by default")
@@ -118,7 +111,7 @@ def main() -> None:
     text = table([quant_types.get_format(name) for name in names])
     print(text)
     if options.write:
-        write(options.write, text)
+        write_section(options.write, "formats", text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""What the benchmarks share: a command followed to its end, rates of kernels, tables."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import quant_types
+from quantkit.plan import CHUNK_WEIGHTS, Plan
+from tests import oracle
+
+FLOATS = ("F32", "F16", "BF16")
+WIDTH = 4096  # weights in a row of the samples
+
+
+def watch(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Follow a process to its end: peak anonymous and whole resident memory (MB)."""
+    peak = {"anon": 0.0, "rss": 0.0}
+
+    def look() -> None:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            try:
+                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            except (OSError, ValueError):
+                return
+            for key, name in (("anon", "RssAnon"), ("rss", "VmRSS")):
+                if name in lines:
+                    peak[key] = max(peak[key], int(lines[name].split()[0]) / 1000)
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    process.wait()
+    watcher.join()
+    return peak
+
+
+def run(arguments: list[str], directory: Path) -> dict[str, float]:
+    """One `quantkit` command in a process of its own: seconds, those that the command itself counts
+    (`inner`), CPU seconds, peak memory."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "quantkit.cli", *arguments, "--json"]
+    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
+    peak = watch(process)
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert process.returncode == 0
+    assert process.stdout is not None
+    inner = json.loads(process.stdout.read())["seconds"]
+    return {"seconds": seconds, "inner": inner, "cpu": cpu, **peak}
+
+
+def median(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The median of every figure."""
+    return {key: statistics.median(found[key] for found in runs) for key in runs[0]}
+
+
+def ggml_seconds(plan: Plan, threads: int) -> float:
+    """The least that llama-quantize takes for the plan's outputs: the weights of each format over
+    ggml's rate for it (one thread, measured now), over the threads."""
+    held: Counter[str] = Counter()
+    for output in plan.outputs:
+        for t in output.by_name.values():
+            held[t.format] += t.weights
+    x = _sample(64).astype(np.float32)
+    seconds = 0.0
+    for fmt, weights in held.items():
+        if fmt not in FLOATS:
+            taken = [_timed(lambda: oracle.quantize(x, fmt)) for _ in range(5)]  # noqa: B023
+            seconds += weights * statistics.median(taken) / x.size
+    return seconds / threads
+
+
+def kernel_seconds(plan: Plan, threads: int) -> float:
+    """What the kernels alone take for the plan's outputs, nothing read or written: a tensor that
+    has the same format in several outputs is made once. Measured now, all threads at work."""
+    made: Counter[str] = Counter()
+    for name in plan.segments:
+        for fmt in {o.by_name[name].format for o in plan.outputs}:
+            made[fmt] += plan.outputs[0].by_name[name].weights
+    chunks = [_sample(CHUNK_WEIGHTS // WIDTH) for _ in range(threads)]
+    seconds = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for fmt, weights in made.items():
+            outs = [quant_types.quantize(x, fmt) for x in chunks]
+
+            def once(i: int) -> None:
+                for _ in range(20):
+                    quant_types.quantize(chunks[i], fmt, out=outs[i])  # noqa: B023
+
+            taken = [_timed(lambda: list(pool.map(once, range(threads)))) for _ in range(3)]
+            seconds += weights * statistics.median(taken) / (20 * threads * chunks[0].size)
+    return seconds
+
+
+def _sample(rows: int) -> np.ndarray[Any, Any]:
+    values = np.random.default_rng(0).standard_normal((rows, WIDTH)) * 0.02
+    return values.astype(ml_dtypes.bfloat16)
+
+
+def _timed(call: Any) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Put `text` between the markers `<!-- name:begin -->` and `<!-- name:end -->` of a page."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = page.read_text().split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
