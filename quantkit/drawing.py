@@ -134,13 +134,13 @@ def sparse(names: Sequence[str], middles: Sequence[float], y: float, pitch: floa
     return [words(names[i], middles[i], y, "soft", "middle") for i in range(0, len(names), every)]
 
 
-def legend(series: Sequence[str], width: float, marks: bool = False) -> tuple[str, int]:
-    """The names of series with their colours, in as many lines as it takes; with `marks`, in the
-    shapes of points. And the height of it, nothing for one series."""
+def legend(series: Mapping[int, str], width: float, marks: bool = False) -> tuple[str, int]:
+    """The names of series by number, with their colours, in as many lines as it takes; with
+    `marks`, in the shapes of points. And the height of it, nothing for one series."""
     if len(series) < 2:
         return "", 0
     body, u, line = "", 0.0, 0
-    for i, name in enumerate(series):
+    for i, name in series.items():
         wide = 18 + text_width(name) + 14
         if u and u + wide > width:
             u, line = 0.0, line + 1

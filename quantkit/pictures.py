@@ -41,12 +41,13 @@ def scatter(
     at 0 or below are left out where an axis is logarithmic."""
     points = [p for p in points if (p.x > 0 or not x.log) and (p.y > 0 or not y.log)]
     series = list(dict.fromkeys(p.series for p in points))
-    head, top = pen.legend(series, width, marks=True)
+    head, top = pen.legend(dict(enumerate(series)), width, marks=True)
     height = top + max(260, width * 9 // 20)
     x_ends, x_ticks = pen.domain([p.x for p in points], x, width // 110)
     y_ends, y_ticks = pen.domain([p.y for p in points], y, 6)
     left = 12 + max((pen.text_width(y.show(t)) for t in y_ticks), default=0)
-    frame = Box(left, top + 24, width - 16, height - 44)
+    edges = [pen.text_width(x.show(x_ticks[i])) / 2 for i in (0, -1)]  # half of them hangs over
+    frame = Box(max(left, edges[0]), top + 24, width - max(edges[1], 12), height - 44)
 
     def place(p: Point) -> tuple[float, float]:
         return (
@@ -86,11 +87,9 @@ def stacked(
     title: str, names: Sequence[str], series: Mapping[str, Sequence[float]], axis: Axis, *,
     share: bool = False, width: int = 720,
 ) -> str:  # fmt: skip
-    """A bar across for each name, cut into series, with its sum beside it.
-
-    With `share`, every bar is as long as the others and its parts are written as percentages.
-    """
-    head, top = pen.legend(list(series), width)
+    """A bar across for each name, cut into series, with its sum beside it; with `share`, all bars
+    are of one length."""
+    head, top = pen.legend(_drawn(series), width)
     totals = [sum(values) for values in zip(*series.values(), strict=True)]
     brief = [pen.short(name, width * 0.36) for name in names]
     left = 10 + max(map(pen.text_width, brief), default=0)
@@ -131,7 +130,7 @@ def columns(
 
     `below` says what the names are. Names are written where there is room for them.
     """
-    head, top = pen.legend(list(series), width)
+    head, top = pen.legend(_drawn(series), width)
     totals = [sum(values) for values in zip(*series.values(), strict=True)]
     ends, ticks = pen.domain([0.0, *totals], axis, 4)
     left = 12 + max((pen.text_width(axis.show(t)) for t in ticks), default=0)
@@ -204,6 +203,11 @@ def heat(
     )
     body.append(pen.words(below, left + pitch * len(names), foot + 34, "soft", "end"))
     return pen.document(title, desc, width, foot + 42, body)
+
+
+def _drawn(series: Mapping[str, Sequence[float]]) -> dict[int, str]:
+    """The series of which there is anything to see, by number."""
+    return {i: name for i, (name, values) in enumerate(series.items()) if any(values)}
 
 
 def label_places(points: Sequence[Point], marks: Sequence[Box], room: Box) -> list[Box | None]:

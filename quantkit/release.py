@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit import __version__, card, inspect, manifest, modelfile, origin, remote
+from quantkit import __version__, card, inspect, manifest, modelfile, origin, page, remote
 from quantkit.convert import AS_IT_IS, ONCE, Job, Reading, Run, carry_out, prepare
 from quantkit.disk import fingerprint
 from quantkit.errors import OtherRelease, OutputError, OutputExists
@@ -271,6 +271,7 @@ def _write_beside(
     first = card.first_file(this, usual)
     texts = {
         "README.md": card.render(this, rows, facts, values, about),
+        "index.html": page.render(this, rows, facts, about.repo),
         "Modelfile": modelfile.render(first, usual.context, values, split=usual.files > 1),
         manifest.SUMS: manifest.as_sums(this["files"]),
         manifest.NAME: manifest.as_json(this),

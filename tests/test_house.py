@@ -35,6 +35,7 @@ LAYERS = (
     {"convert"},
     {"inspect", "survey"},
     {"card", "modelfile"},
+    {"page"},
     {"release"},
     {"console"},
     {"commands"},

@@ -19,7 +19,7 @@ from tests.runtime import Llama
 
 run = CliRunner().invoke
 NAME = "frankenmoe-4x2.2M"
-BESIDE = {"README.md", "Modelfile", "SHA256SUMS", "manifest.json"}
+BESIDE = {"README.md", "index.html", "Modelfile", "SHA256SUMS", "manifest.json"}
 
 
 @pytest.fixture(scope="module")
