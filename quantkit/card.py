@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from quantkit import origin
@@ -21,29 +20,16 @@ LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")  # others of their size are better
 MEMORIES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # GB that computers have
 
 
-@dataclass(frozen=True)
-class About:
-    """What only a person knows: where the release is published (org/name), and which model on the
-    Hub it is a quantization of."""
-
-    repo: str | None = None
-    base_model: str | None = None
-
-
-NOWHERE = About()
-
-
 def render(
-    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], values: Mapping[str, Any],
-    about: About = NOWHERE,
-) -> str:  # fmt: skip
+    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], values: Mapping[str, Any]
+) -> str:
     """The card's text. `facts` are `inspect.describe`'s with `origin.merged_from`'s, `values` the
     metadata of the model."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     front = yaml.safe_dump(
-        front_matter(manifest, facts, values, about), sort_keys=False, allow_unicode=True
+        front_matter(manifest, facts, values), sort_keys=False, allow_unicode=True
     )
     shown = columns(["name", "type", "bits", "size", "ram", "experts-on-cpu", "use"])
     moe = facts.get("experts")
@@ -53,8 +39,8 @@ def render(
     )  # fmt: skip
     environment.filters |= {"escaped": escaped, "billions": billions, "linked": linked}
     text: str = environment.get_template("card.md").render(
-        front=front, manifest=manifest, rows=rows, facts=facts, repo=about.repo, moe=moe,
-        base=about.base_model, table=as_markdown(rows, shown if moe else CARD),
+        front=front, manifest=manifest, rows=rows, facts=facts, repo=manifest["repo"], moe=moe,
+        base=manifest["base_model"], table=as_markdown(rows, shown if moe else CARD),
         choices=choices(rows), usual=usual(rows), first=first_file(manifest, usual(rows)),
         merge=facts.get("merged from"), sums=SUMS, context=rows[0].context,
         chats="tokenizer.chat_template" in values,
@@ -63,7 +49,7 @@ def render(
 
 
 def front_matter(
-    manifest: Manifest, facts: Mapping[str, Any], values: Mapping[str, Any], about: About
+    manifest: Manifest, facts: Mapping[str, Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The keys that the Hub knows, those that have a value.
 
@@ -72,8 +58,8 @@ def front_matter(
     """
     merge, moe = facts.get("merged from"), facts.get("experts")
     bases, relation = origin.base_models(values), "merge" if merge else "finetune"
-    if about.base_model:
-        bases, relation = [about.base_model], "quantized"
+    if manifest["base_model"]:
+        bases, relation = [manifest["base_model"]], "quantized"
     tags = [
         *values.get("general.tags", []), "gguf",
         *(["moe"] if moe else []), *(["mergekit", "merge"] if merge else []),
@@ -83,7 +69,7 @@ def front_matter(
         "language": values.get("general.languages"),
         "base_model": bases,
         "base_model_relation": relation if bases else None,
-        "quantized_by": about.repo and about.repo.partition("/")[0],
+        "quantized_by": manifest["repo"] and manifest["repo"].partition("/")[0],
         "model_name": manifest["name"],
         "pipeline_tag": "text-generation",
         "library_name": "gguf",

@@ -22,6 +22,11 @@ QuantkitError
 ├── ImatrixError           an importance matrix that is damaged, incomplete, or of another model
 ├── LlamaError             llama.cpp does not load or run what it is given
 │   └── LlamaMissing           it is not installed, or of a version that is not known here
+├── PushError              a release cannot be brought to the Hub
+│   ├── NotLoggedIn            no token, or one that is refused
+│   ├── PushForbidden          a token that may not write there
+│   ├── PushRefused            a name, a card or a file that the Hub does not take
+│   └── PushInterrupted        cut off on the way; what has arrived stays
 └── OutputError            the output cannot be written
     ├── OutputExists
     ├── OutputInUse            another run is writing it
@@ -119,6 +124,26 @@ class LlamaError(QuantkitError):
 
 class LlamaMissing(LlamaError):
     """The `llama` extra is not installed, or is of a version whose structures are not known."""
+
+
+class PushError(QuantkitError):
+    """A release cannot be brought to the Hub."""
+
+
+class NotLoggedIn(PushError):
+    """There is no token to push with, or the Hub refuses it."""
+
+
+class PushForbidden(PushError):
+    """The token may not write to the repository, or not make one there."""
+
+
+class PushRefused(PushError):
+    """The Hub does not take the name, the card or a file."""
+
+
+class PushInterrupted(PushError):
+    """The push was cut off; what has arrived stays, and the same command goes on."""
 
 
 class OutputError(QuantkitError):

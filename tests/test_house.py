@@ -34,7 +34,7 @@ LAYERS = (
     {"pipeline", "report", "manifest"},
     {"convert"},
     {"inspect", "survey"},
-    {"card", "modelfile"},
+    {"card", "modelfile", "earlier", "push"},
     {"page"},
     {"release"},
     {"console"},

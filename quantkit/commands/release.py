@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
     from quantkit.release import Release
 
 
+class Commit(str, Enum):
+    """How a push is divided into commits."""
+
+    each = "each"
+    all = "all"
+
+
 def release(
     source: Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The directory to fill.")],
@@ -47,6 +55,15 @@ def release(
     base_model: Annotated[
         str | None, typer.Option("--base-model", help="ORG/MODEL on the Hub that this is made of.")
     ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", help="ORG/NAME: bring the release to the Hub.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="The repository, if it is new.")
+    ] = None,
+    commit: Annotated[
+        Commit, typer.Option("--commit", help="Each GGUF file in a commit, or all in one.")
+    ] = Commit.each,
     context: Context = None,
     imatrix: Annotated[
         str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
@@ -70,8 +87,8 @@ def release(
 ) -> None:
     """Make a whole release: every type, the model card, the sums, a Modelfile, a manifest."""
     from quantkit import release as jobs
-    from quantkit.card import About
     from quantkit.planner import Request
+    from quantkit.push import Target
     from quantkit.recipes import RELEASE_TYPES
 
     splits = splits_of(split_max_size, split_max_tensors, no_tensor_first_split)
@@ -82,7 +99,8 @@ def release(
         made = jobs.release(
             source, output, types.split(",") if types else RELEASE_TYPES,
             request=Request(splits=splits), imatrix=imatrix_of(imatrix, [], []), reading=reading,
-            context=context, about=About(None, base_model),
+            context=context, base_model=base_model,
+            target=Target(push, private, commit.value) if push else None,
             run=run_of(force, dry_run, threads, memory, progress), watch=progress.bar,
         )  # fmt: skip
     for note in made.notes:
@@ -95,6 +113,8 @@ def release(
     for f in made.manifest["files"]:
         path = made.directory / f["name"]
         typer.echo(f"{path}  {f['type']}  {gigabytes(f['bytes'])}  {made.states[f['name']]}")
+    for name in made.pushed:
+        typer.echo(f"{push}/{name}  {'to be pushed' if dry_run else 'pushed'}")
 
 
 def _summary(made: Release) -> dict[str, Any]:
@@ -104,10 +124,11 @@ def _summary(made: Release) -> dict[str, Any]:
          "state": made.states[f["name"]]}
         for f in made.manifest["files"]
     ]  # fmt: skip
-    kept = ("quantkit", "name", "source", "architecture", "parameters", "experts")
+    kept = ("quantkit", "name", "source", "architecture", "parameters", "experts", "repo")
     return {
         "directory": str(made.directory),
         **{key: made.manifest[key] for key in kept},
         "files": files,
         "left": [f["name"] for f in made.manifest.get("left", [])],
+        "pushed": list(made.pushed),
     }

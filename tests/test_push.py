@@ -1,0 +1,195 @@
+"""Releases brought to the Hub: to a server on 127.0.0.1 (`tests/hub_uploads.py`) that refuses, cuts
+connections, and forgets nothing that arrived."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quantkit import errors, hub
+from quantkit.cli import app
+from quantkit.convert import Run
+from quantkit.push import Target
+from quantkit.release import Release, release
+from tests.hub_uploads import CUT, UploadHub
+
+# huggingface_hub's way to call its HTTP library, not ours
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+run = CliRunner().invoke
+TOKEN = "hf_verysecret"
+TYPES = ["Q4_K_M", "Q8_0"]
+BESIDE = ["README.md", "Modelfile", "SHA256SUMS", "manifest.json"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
+    from huggingface_hub import constants
+
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(hub, "TRIES", 3)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with UploadHub(TOKEN) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return release(checkpoint("mixtral-4x"), tmp_path_factory.mktemp("made") / "out", TYPES)
+
+
+@pytest.fixture
+def again(
+    made: Release, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> Callable[..., Release]:
+    """The same release, with nothing left to do but the push."""
+    out = Path(shutil.copytree(made.directory, tmp_path / "out"))
+
+    def call(target: Target, run: Run = Run()) -> Release:  # noqa: B008
+        return release(checkpoint("mixtral-4x"), out, TYPES, target=target, run=run)
+
+    return call
+
+
+def weights(made: Release) -> list[str]:
+    return [f["name"] for f in made.manifest["files"]]
+
+
+@pytest.mark.parametrize("commit", ["each", "all"])
+def test_a_release_is_pushed_once(
+    commit: str, again: Callable[..., Release], server: UploadHub
+) -> None:
+    pushed = again(Target("org/new", True, commit))
+    names = [*weights(pushed), *BESIDE]
+    assert list(pushed.pushed) == names
+    held = server.repos["org/new"]
+    assert held.keys() == {".gitattributes", *names}
+    for name in names:
+        assert held[name] == (pushed.directory / name).read_bytes()
+    assert server.private["org/new"]
+    groups = [[name] for name in weights(pushed)] + [BESIDE]
+    assert [c for _, c in server.commits] == (groups if commit == "each" else [names])
+    assert again(Target("org/new")).pushed == []
+    assert len(server.puts) == len(TYPES)
+
+
+def test_the_card_knows_where_it_is(again: Callable[..., Release], server: UploadHub) -> None:
+    card = (again(Target("org/new")).directory / "README.md").read_text()
+    assert "quantized_by: org" in card
+    assert "llama-server -hf org/new:Q4_K_M" in card
+    assert "ollama run hf.co/org/new:Q4_K_M" in card
+
+
+@pytest.mark.parametrize("commit", ["each", "all"])
+def test_a_push_that_is_cut_goes_on(
+    commit: str, again: Callable[..., Release], server: UploadHub
+) -> None:
+    def fault(method: str, path: str) -> int | None:
+        return CUT if method == "PUT" and server.puts else None
+
+    server.fault = fault
+    target = Target("org/new", commit=commit)
+    with pytest.raises(errors.PushInterrupted, match="the same command goes on") as e:
+        again(target)
+    assert "verysecret" not in str(e.value)
+    assert len(server.puts) == 1
+    assert len(server.commits) == (1 if commit == "each" else 0)
+    server.fault = lambda method, path: None
+    left = again(target).pushed
+    assert len(left) == len(BESIDE) + (1 if commit == "each" else 2)
+    assert len(server.puts) == 2
+    assert len(server.repos["org/new"]) == 1 + len(TYPES) + len(BESIDE)
+
+
+def test_a_failure_that_passes_is_not_noticed(
+    again: Callable[..., Release], server: UploadHub
+) -> None:
+    seen: set[str] = set()
+
+    def once(method: str, path: str) -> int | None:
+        first = (method + path) not in seen
+        seen.add(method + path)
+        return [503, CUT][len(seen) % 2] if first else None
+
+    server.fault = once
+    assert len(again(Target("org/new")).pushed) == len(TYPES) + len(BESIDE)
+
+
+@pytest.mark.parametrize(
+    "name", ["new", "org/sub/new", "org/new.git", "org/-new", "org/a..b", "o r/n"]
+)
+def test_a_name_that_the_hub_refuses(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    with pytest.raises(errors.PushRefused, match="no name on the Hub"):
+        release(checkpoint("mixtral-4x"), tmp_path / "out", target=Target(name))
+    assert not (tmp_path / "out").exists()
+    assert server.log == []
+
+
+def test_without_a_token_nothing_begins(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(errors.NotLoggedIn, match="hf auth login"):
+        release(checkpoint("mixtral-4x"), tmp_path / "out", target=Target("org/new"))
+    assert not (tmp_path / "out").exists()
+    assert server.log == []
+
+
+def test_a_token_that_is_refused(
+    again: Callable[..., Release], server: UploadHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with pytest.raises(errors.NotLoggedIn, match="refused"):
+        again(Target("org/new"))
+
+
+def test_an_organisation_that_is_closed(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    with pytest.raises(errors.PushForbidden, match="write access to other"):
+        release(checkpoint("mixtral-4x"), tmp_path / "out", target=Target("other/new"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_that_the_hub_refuses(again: Callable[..., Release], server: UploadHub) -> None:
+    server.refused_key = "library_name"
+    with pytest.raises(errors.PushRefused, match="library_name"):
+        again(Target("org/new"))
+    assert len(server.commits) == len(TYPES)  # the weights are there, the card can be mended
+
+
+def test_a_dry_run_needs_no_token_and_changes_nothing(
+    again: Callable[..., Release], server: UploadHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    would = again(Target("org/new"), Run(dry=True))
+    assert list(would.pushed)[:2] == weights(would)
+    assert "README.md" in would.pushed
+    assert server.repos == {}
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    again(Target("org/new"))
+    assert not set(weights(would)) & set(again(Target("org/new"), Run(dry=True)).pushed)
+
+
+def test_the_command(checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub) -> None:
+    arguments = ["release", str(checkpoint("mixtral-4x")), "-o", str(tmp_path / "out"), "--types"]
+    arguments += ["Q8_0", "--push", "org/new", "--private", "--commit", "all", "--json"]
+    result = run(app, arguments, catch_exceptions=False)
+    told = json.loads(result.stdout)
+    assert told["repo"] == "org/new"
+    assert told["pushed"] == [told["files"][0]["name"], *BESIDE]
+    assert server.private == {"org/new": True}
