@@ -79,14 +79,12 @@ class Entry:
 
 
 def render(
-    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], repo: str | None = None,
-    more: Sequence[Figure] = (),
-) -> str:  # fmt: skip
+    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], more: Sequence[Figure] = ()
+) -> str:
     """The page as HTML, to be written beside the files that it links to.
 
     `manifest` is what manifest.json holds, `rows` are those of its files, `facts` are
-    `inspect.describe`'s with `origin.merged_from`'s, and `repo` (org/name) is where the release is
-    published. `more` are pictures of what was measured of it.
+    `inspect.describe`'s with `origin.merged_from`'s, and `more` are pictures of what was measured.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -117,7 +115,7 @@ def render(
         mixture=any(row.experts_on_cpu_ram_bytes is not None for row in rows),
         base=_model(merge["base"]) if merge else None,
         experts=[_model(name) for name in merge.get("experts", [])],
-        commands=_commands(manifest, usual, repo),
+        commands=_commands(manifest, usual),
         colours=Markup(drawing.COLOURS),
     )
 
@@ -251,8 +249,9 @@ def _by_layer(entry: Entry) -> Figure:
     return Figure(entry.row.type, outside, draw)
 
 
-def _commands(manifest: Manifest, usual: Row, repo: str | None) -> list[tuple[str, str]]:
+def _commands(manifest: Manifest, usual: Row) -> list[tuple[str, str]]:
     """How to run the usual file: what each command is for, and the command."""
+    repo = manifest.get("repo")  # org/name, where the release is published
     file = shlex.quote(card.first_file(manifest, usual))
     serve = (
         f"llama-server {f'-hf {repo}:{usual.type}' if repo else f'-m {file}'} -c {usual.context}"

@@ -110,8 +110,8 @@ def made_up(rows: list[Row], **changes: Any) -> str:
         "quantkit": "0.1.0", "name": "M", "architecture": "llama", "experts": None,
         "parameters": {"total": 7_241_732_096, "active": 7_241_732_096}, "files": files,
     }  # fmt: skip
-    facts, repo = changes.pop("facts", {}), changes.pop("repo", None)
-    return page.render(manifest | changes, rows, facts, repo)
+    facts = changes.pop("facts", {})
+    return page.render(manifest | changes, rows, facts)
 
 
 def test_every_number_is_that_of_the_files(made: Release, seen: Element) -> None:
