@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit import __version__, card, earlier, inspect, manifest, modelfile, origin, push, remote
+from quantkit import (
+    __version__,
+    card,
+    earlier,
+    inspect,
+    manifest,
+    modelfile,
+    origin,
+    page,
+    push,
+    remote,
+)
 from quantkit.convert import AS_IT_IS, ONCE, Job, Reading, Run, carry_out, prepare
 from quantkit.journal import identities
 from quantkit.manifest import Manifest
@@ -219,6 +230,7 @@ def _write_beside(
     first = card.first_file(this, usual)
     texts = {
         earlier.CARD: card.render(this, rows, facts, values),
+        earlier.PAGE: page.render(this, rows, facts),
         earlier.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
         manifest.SUMS: manifest.as_sums(this["files"]),
         manifest.NAME: manifest.as_json(this),
