@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 run = CliRunner().invoke
 TOKEN = "hf_verysecret"
 TYPES = ["Q4_K_M", "Q8_0"]
-BESIDE = ["README.md", "Modelfile", "SHA256SUMS", "manifest.json"]
+BESIDE = ["README.md", "index.html", "Modelfile", "SHA256SUMS", "manifest.json"]
 
 
 @pytest.fixture
