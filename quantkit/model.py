@@ -140,6 +140,7 @@ def from_checkpoint(
     if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
         file_type = MXFP4_FILE
     kv, notes = checkpoint_metadata(directory, arch, config, tensors, file_type, pre)
+    notes = (*filter(None, (e.differs(config) for e in arch.assumes)), *notes)
     name = directory.resolve().name
     return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 

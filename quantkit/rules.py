@@ -165,6 +165,16 @@ class Expect:
                 f"{config.where}: '{self.config}' is {value!r}; this architecture needs {allowed}"
             )
 
+    def differs(self, config: Config) -> str | None:
+        """A line for people where the config says something else than is computed with."""
+        value = config.values.get(self.config)
+        if value is None or value in self.values:
+            return None
+        return (
+            f"'{self.config}' is {value!r}, and llama.cpp computes as if it were "
+            f"{self.values[0]!r}: the GGUF file will answer differently from the checkpoint"
+        )
+
 
 Dims = Mapping[str, int]
 Shape = tuple[int, ...]
@@ -384,6 +394,8 @@ class Architecture:
     drops: tuple[str, ...] = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
     # our name of a config key -> the family's own; `a.b` is key b of table a
     aliases: Mapping[str, str] = field(default_factory=dict)
+    # what llama.cpp computes with, whatever config.json says: another value is told, not refused
+    assumes: tuple[Expect, ...] = ()
     # what transformers assumes where config.json is silent
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # tensors computed from the config: name -> float32 values, or None where there is none

@@ -168,6 +168,21 @@ def test_scoring_function_that_is_none(checkpoint: Get, tmp_path: Path) -> None:
     assert names >= {"blk.1.exp_probs_b.bias", "blk.1.ffn_up_exps.weight"}
 
 
+@pytest.mark.parametrize(("says", "differs"), [(True, False), (False, True), (None, True)])
+def test_what_llama_cpp_cannot_compute_is_told(
+    says: bool | None, differs: bool, broken: Callable[..., Path]
+) -> None:
+    """It always makes the weights of Qwen3-MoE's experts add up to one; transformers does so only
+    if it is told to."""
+    directory = broken("qwen3moe")
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("norm_topk_prob", None)
+    path.write_text(json.dumps(config if says is None else {**config, "norm_topk_prob": says}))
+    notes = from_checkpoint(directory, "bf16", "qwen2").notes
+    assert any("'norm_topk_prob' is False" in note for note in notes) is differs
+
+
 @pytest.mark.parametrize("case", ["deepseek-v3-fuse-gate-up", "mixtral-4x-fuse-gate-up"])
 def test_joining_what_llama_cpp_keeps_apart(case: str, checkpoint: Get) -> None:
     asked = options(architectures()[case]["golden"]["args"])

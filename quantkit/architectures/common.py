@@ -150,6 +150,8 @@ EXPERT_FFN = Key("{arch}.expert_feed_forward_length", "moe_intermediate_size")
 LEADING_DENSE = Key("{arch}.leading_dense_block_count", "first_k_dense_replace")
 SHARED_COUNT = Key("{arch}.expert_shared_count", "n_shared_experts")
 WEIGHTS_SCALE = Key("{arch}.expert_weights_scale", "routed_scaling_factor", "FLOAT32")
+# whether the weights of the experts that a token uses are made to add up to one
+NORMALIZED, NOT_NORMALIZED = Expect("norm_topk_prob", (True,)), Expect("norm_topk_prob", (False,))
 WEIGHTS_NORM = Key("{arch}.expert_weights_norm", "norm_topk_prob", "BOOL")
 VOCAB_SIZE = Key("{arch}.vocab_size", "vocab_size")
 

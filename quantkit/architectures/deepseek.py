@@ -21,6 +21,7 @@ from quantkit.architectures.common import (
     NEXTN_KEY,
     NEXTN_MAPS,
     NORMS,
+    NOT_NORMALIZED,
     RMS_NORM,
     ROPE_DIMENSION,
     SILU,
@@ -80,6 +81,7 @@ DEEPSEEK = Architecture(
         Key("{arch}.expert_shared_count", _shared),
     ),
     expects=(RMS_NORM, SILU, Expect("moe_layer_freq", (1,))),
+    assumes=(NOT_NORMALIZED,),
     dims={
         **DIMS,
         **expert_dims(),
@@ -151,6 +153,7 @@ DEEPSEEK_V2 = replace(
     DEEPSEEK,
     hf_names=("DeepseekV2ForCausalLM",),
     gguf_arch="deepseek2",
+    assumes=(),
     keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(_early, LENGTHS)),
     late_keys=(
         Key("{arch}.attention.head_count_kv", lambda c: 1),

@@ -7,6 +7,7 @@ from quantkit.architectures.common import (
     DOWN_GATE_UP,
     EMBEDDINGS,
     NORMS,
+    NOT_NORMALIZED,
     SILU,
     TEXT_KEYS,
     attention,
@@ -24,6 +25,7 @@ OLMOE = Architecture(
     # the same for every model, whatever config.json says
     late_keys=(Key("{arch}.attention.layer_norm_rms_epsilon", lambda c: 1e-5, "FLOAT32"),),
     expects=(SILU, Expect("clip_qkv", (None,)), Expect("rms_norm_eps", (1e-5,))),
+    assumes=(NOT_NORMALIZED,),
     dims={**DIMS, **expert_dims("intermediate_size")},
     maps=(
         *EMBEDDINGS, *NORMS, *attention(), *qk_norms(("q", "kv")), router(), *experts(),

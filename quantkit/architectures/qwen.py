@@ -14,7 +14,9 @@ from quantkit.architectures.common import (
     DROPS,
     EMBEDDINGS,
     EXPERT_FFN,
+    NORMALIZED,
     NORMS,
+    NOT_NORMALIZED,
     OTHER_MODES,
     RMS_NORM,
     SILU,
@@ -66,6 +68,8 @@ QWEN2_MOE = replace(
     gguf_arch="qwen2moe",
     late_keys=(EXPERT_FFN, SHARED_FFN),
     expects=(*QWEN2.expects, *ALL_SPARSE),
+    assumes=(NOT_NORMALIZED,),
+    defaults={**QWEN2.defaults, "norm_topk_prob": False},
     dims={
         **DIMS,
         **expert_dims(),
@@ -82,6 +86,7 @@ QWEN3_MOE = replace(
     hf_names=("Qwen3MoeForCausalLM",),
     gguf_arch="qwen3moe",
     late_keys=(EXPERT_FFN,),
+    assumes=(NORMALIZED,),
     dims={**DIMS, **expert_dims()},
     maps=(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *experts(like=False),
@@ -139,6 +144,7 @@ LLADA_MOE = replace(
         Key("diffusion.shift_logits", lambda c: False, "BOOL"),
     ),
     expects=(RMS_NORM, SILU, Expect("qk_layernorm", (True,))),
+    assumes=(NOT_NORMALIZED,),
     dims={**DIMS, **expert_dims("expert_intermediate_size")},
     defaults=QWEN2.defaults,
 )

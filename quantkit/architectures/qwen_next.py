@@ -14,6 +14,7 @@ from quantkit.architectures.common import (
     DIMS,
     DROPS,
     EMBEDDINGS,
+    NORMALIZED,
     OTHER_MODES,
     RMS_NORM,
     SILU,
@@ -170,6 +171,7 @@ QWEN3_NEXT = Architecture(
     keys=TEXT_KEYS,
     late_keys=(*QWEN2_MOE.late_keys, *_SSM_KEYS),
     expects=(RMS_NORM, SILU, *ALL_SPARSE),
+    assumes=(NORMALIZED,),
     dims={**QWEN2_MOE.dims, **_LINEAR_SIZES},
     maps=(
         *_TRUNK,
