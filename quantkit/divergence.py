@@ -56,7 +56,7 @@ def divergences(
 
     `progress` is told (bytes of the texts done, bytes in all). Raises LlamaMissing, LlamaError.
     """
-    with Llama(base, context, 1, threads) as alone:
+    with Llama(base, 0) as alone:
         n_vocab, bos = alone.n_vocab, alone.bos
         chunks = [_chunks(path, alone.tokenize(_text(path), special=True), context)
                   for path in texts]  # fmt: skip

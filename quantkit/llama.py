@@ -1,8 +1,8 @@
 """The real llama.cpp by ctypes, from the shared object of the `xllamacpp` wheel (an extra).
 
 Signatures are those of llama.cpp's `include/llama.h`. Its parameters are structures, passed by
-value, that grow with every version and carry no number: only the first fields of one are touched,
-after its defaults have been found where they should be.
+value, that grow with every version and carry no number: only their first fields are touched, after
+the defaults have been found where they should be.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import c_bool, c_char_p, c_float, c_int32, c_uint64, c_void_p
+from ctypes import c_bool, c_byte, c_char_p, c_float, c_int32, c_uint64, c_void_p
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,22 +25,37 @@ from quantkit.threads import default_threads
 _ROOM = 512  # bytes, more than these structures have
 _LOG_ERROR = 4  # ggml_log_level
 
-# The first fields of `llama_context_params`, and what they are by default. The rest, and all of
-# `llama_model_params`, goes back as it came.
-_CONTEXT = {
-    "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0,
-    "n_outputs_max": 0, "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4,
-    "ctx_type": 0, "rope_scaling_type": -1, "pooling_type": -1, "attention_type": -1,
-    "flash_attn_type": -1,
+# The fields that are known of `llama_model_params` and `llama_context_params`, what they are by
+# default, and their types. Those that follow go back as they came.
+_MODEL: dict[str, tuple[Any, Any]] = {
+    "devices": (None, c_void_p), "tensor_buft_overrides": (None, c_void_p),
+    "n_gpu_layers": (-1, c_int32), "split_mode": (1, c_int32), "load_mode": (-1, c_int32),
+    "lazy_mode": (1, c_int32), "main_gpu": (0, c_int32), "tensor_split": (None, c_void_p),
+    "progress_callback": (None, c_void_p), "progress_callback_user_data": (None, c_void_p),
+    "kv_overrides": (None, c_void_p), "vocab_only": (False, c_bool),
+    "check_tensors": (False, c_bool), "use_extra_bufts": (True, c_bool),
+    "no_host": (False, c_bool), "no_alloc": (False, c_bool),
+}  # fmt: skip
+_CONTEXT: dict[str, tuple[Any, Any]] = {
+    name: (default, c_int32)
+    for name, default in {
+        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0,
+        "n_outputs_max": 0, "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4,
+        "ctx_type": 0, "rope_scaling_type": -1, "pooling_type": -1, "attention_type": -1,
+        "flash_attn_type": -1,
+    }.items()
 }  # fmt: skip
 
 
 class _ModelParams(ctypes.Structure):
-    _fields_ = (("all", c_uint64 * (_ROOM // 8)),)
+    _fields_ = (*((name, kind) for name, (_, kind) in _MODEL.items()), ("rest", c_byte * _ROOM))
 
 
 class _ContextParams(ctypes.Structure):
-    _fields_ = (*((name, c_int32) for name in _CONTEXT), ("rest", c_uint64 * (_ROOM // 8)))
+    _fields_ = (
+        *((name, kind) for name, (_, kind) in _CONTEXT.items()),
+        ("rest", c_uint64 * (_ROOM // 8)),
+    )
 
 
 class _Batch(ctypes.Structure):
@@ -107,13 +122,16 @@ def library() -> ctypes.CDLL:
             function.restype, function.argtypes = returned, taken
     except (ValueError, OSError, AttributeError) as e:
         raise LlamaMissing(f"{_wheel()} has no llama.cpp that can be called ({e})") from None
-    defaults = lib.llama_context_default_params()
-    for name, expected in _CONTEXT.items():
-        if (found := getattr(defaults, name)) != expected:
-            raise LlamaMissing(
-                f"{_wheel()} has a llama.cpp of another layout than is known here ({name} is "
-                f"{found}, not {expected}); install xllamacpp 2026.10"
-            )
+    for fields, made in (
+        (_CONTEXT, lib.llama_context_default_params()),
+        (_MODEL, lib.llama_model_default_params()),
+    ):
+        for name, (expected, _) in fields.items():
+            if (found := getattr(made, name)) != expected:
+                raise LlamaMissing(
+                    f"{_wheel()} has a llama.cpp of another layout than is known here ({name} is "
+                    f"{found}, not {expected}); install xllamacpp 2026.10"
+                )
     lib.llama_log_set(_LISTENER, None)
     lib.llama_backend_init()
     return lib
@@ -124,7 +142,8 @@ def _wheel() -> str:
 
 
 class Llama:
-    """A model that llama.cpp has loaded, and `sequences` places of `context` tokens each.
+    """A model that llama.cpp has loaded, and `sequences` places of `context` tokens each; for
+    0 tokens, its vocabulary alone.
 
     Frees it all at the end of a `with`. Raises LlamaMissing, LlamaError.
     """
@@ -136,19 +155,24 @@ class Llama:
         self._lib, self._ctx = library(), None
         _said.clear()
         params = self._lib.llama_model_default_params()
+        params.vocab_only = context == 0
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
+        if context:
+            self._begin(threads or default_threads())
+
+    def _begin(self, threads: int) -> None:
         params = self._lib.llama_context_default_params()
-        params.n_ctx = params.n_batch = context * sequences
-        params.n_seq_max = sequences
-        params.n_threads = params.n_threads_batch = threads or default_threads()
+        params.n_ctx = params.n_batch = self.context * self.sequences
+        params.n_seq_max = self.sequences
+        params.n_threads = params.n_threads_batch = threads
         self._ctx = self._lib.llama_init_from_model(self._model, params)
         if not self._ctx:
             self.close()
-            raise LlamaError(f"{path}: llama.cpp does not run it: {_reason()}")
+            raise LlamaError(f"{self.path}: llama.cpp does not run it: {_reason()}")
 
     def __enter__(self) -> Llama:
         return self

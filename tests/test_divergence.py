@@ -118,8 +118,9 @@ def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
 
 def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     llama.library.cache_clear()
-    moved = {"one_more": 512, **llama._CONTEXT}
-    fields = (*((name, ctypes.c_int32) for name in moved), ("rest", ctypes.c_uint64 * 64))
+    moved = {"one_more": (512, ctypes.c_int32), **llama._CONTEXT}
+    kinds = ((name, kind) for name, (_, kind) in moved.items())
+    fields = (*kinds, ("rest", ctypes.c_uint64 * 64))
     params = type("params", (ctypes.Structure,), {"_fields_": fields})
     returned = {"llama_context_default_params": (params, ())}
     monkeypatch.setattr(llama, "_FUNCTIONS", {**llama._FUNCTIONS, **returned})
