@@ -156,10 +156,13 @@ _SHAPES = (  # circle, square, diamond, triangle, cross
 )  # fmt: skip
 
 
-def shape(i: int, x: float, y: float, tooltip: str = "", colour: int | None = None) -> str:
+def shape(
+    i: int, x: float, y: float, tooltip: str = "", colour: int | None = None, small: bool = False
+) -> str:
     """The mark of series `i`: a shape of its own, so that colour is not all that tells."""
     colour = (i if colour is None else colour) % SERIES
-    place = f'class="c{colour}" transform="translate({px(x)} {px(y)})"'
+    scale = "scale(.5)" if small else ""
+    place = f'class="c{colour}" transform="translate({px(x)} {px(y)}){scale}"'
     title = f"<title>{escape(tooltip)}</title>" if tooltip else ""
     return f'<path {place} d="{_SHAPES[i % len(_SHAPES)]}">{title}</path>'
 

@@ -17,7 +17,8 @@ from quantkit.drawing import Axis, Box
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a scatter plot. Points of one series share a colour and a shape."""
+    """A point of a scatter plot, small without a label. Those of one series share a colour and a
+    shape."""
 
     label: str
     x: float
@@ -62,24 +63,28 @@ def scatter(
             f'<path class="line" d="M{pen.px(frame.left)} {pen.px(v)}H{pen.px(frame.right)}"/>'
         )
         body.append(pen.words(y.show(t), frame.left - 8, v + 4, "soft", "end"))
-    for t in x_ticks:
-        u = frame.left + pen.along(t, x_ends, x.log) * (frame.right - frame.left)
-        body.append(pen.words(x.show(t), u, frame.bottom + 18, "soft", "middle"))
+    middles = [
+        frame.left + pen.along(t, x_ends, x.log) * (frame.right - frame.left) for t in x_ticks
+    ]
+    body += pen.sparse(
+        [x.show(t) for t in x_ticks], middles, frame.bottom + 18, middles[1] - middles[0]
+    )
     body.append(pen.words(x.label, frame.right, frame.bottom + 36, "soft", "end"))
     if front:
         line = "L".join(f"{pen.px(u)} {pen.px(v)}" for u, v in map(place, frontier(points)))
         body.append(f'<path class="front" stroke-width="2" d="M{line}"/>')
     places = [place(p) for p in points]
-    marks = [Box(u - 6, v - 6, u + 6, v + 6) for u, v in places]
+    sizes = [6 if p.label else 3 for p in points]
+    marks = [Box(u - s, v - s, u + s, v + s) for (u, v), s in zip(places, sizes, strict=True)]
     room = Box(0, top, width, frame.bottom)
     for p, (u, v), spot in zip(points, places, label_places(points, marks, room), strict=True):
-        about = f"{p.label}: {x.show(p.x)}, {y.show(p.y)}"
-        body.append(pen.shape(series.index(p.series), u, v, about))
+        small, i = not p.label, series.index(p.series)
+        body.append(pen.shape(i, u, v, _said(p, x, y), small=small))
         if spot:
             side = "end" if spot.right < u else "" if spot.left > u else "middle"
             at = {"end": spot.right, "": spot.left}.get(side, (spot.left + spot.right) / 2)
             body.append(pen.words(p.label, at, spot.bottom - 4, anchor=side))
-    desc = [f"{p.label}: {x.show(p.x)}, {y.show(p.y)}" for p in points]
+    desc = [_said(p, x, y) for p in points if p.label]
     return pen.document(title, desc, width, height, body)
 
 
@@ -205,6 +210,10 @@ def heat(
     return pen.document(title, desc, width, foot + 42, body)
 
 
+def _said(p: Point, x: Axis, y: Axis) -> str:
+    return f"{p.label or p.series}: {x.show(p.x)}, {y.show(p.y)}"
+
+
 def _drawn(series: Mapping[str, Sequence[float]]) -> dict[int, str]:
     """The series of which there is anything to see, by number."""
     return {i: name for i, (name, values) in enumerate(series.items()) if any(values)}
@@ -212,7 +221,7 @@ def _drawn(series: Mapping[str, Sequence[float]]) -> dict[int, str]:
 
 def label_places(points: Sequence[Point], marks: Sequence[Box], room: Box) -> list[Box | None]:
     """Where each label goes: at its mark's side, and over no other mark or label. None where there
-    is no room; the label is then in the mark's tooltip alone."""
+    is no label, or no room; it is then in the mark's tooltip alone."""
     taken: list[Box] = []
     found: list[Box | None] = []
     for p, m in zip(points, marks, strict=True):
@@ -233,6 +242,6 @@ def label_places(points: Sequence[Point], marks: Sequence[Box], room: Box) -> li
             and not any(s.meets(b) for b in taken)
             and not any(s.meets(b) for b in marks if b is not m)
         )  # fmt: skip
-        found.append(next(free, None))
+        found.append(next(free, None) if p.label else None)
         taken += [found[-1]] if found[-1] else []
     return found

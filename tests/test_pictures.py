@@ -153,6 +153,15 @@ def test_axes_end_beyond_their_values_on_round_numbers(values: list[float], log:
     assert all(float(f"{t:.2g}") == pytest.approx(t) for t in ticks)
 
 
+def test_points_without_a_label_are_small_and_in_nobodys_way() -> None:
+    points = [Point("", i, 20 - i, "best") for i in range(20)] + [Point("Q4_K_M", 10, 12, "ours")]
+    root = parsed(pictures.scatter("t", points, PLAIN, PLAIN, front=True))
+    scaled = [p for p in root.iter("path") if "scale" in p.get("transform", "")]
+    assert [p.findtext("title") for p in scaled] == [f"best: {i}, {20 - i}" for i in range(20)]
+    assert "Q4_K_M" in [t.text for t in root.iter("text")]
+    assert root.findtext("desc") == "Q4_K_M: 10, 12"
+
+
 def test_zero_on_a_logarithmic_axis() -> None:
     axis = Axis("e", log=True)
     heat = parsed(pictures.heat("t", ["a"], ["0", "1", "2"], [[0.0, 0.1, 1.0]], axis))
