@@ -62,6 +62,11 @@ class KeyValue:
         return _TYPE_NAMES[struct.unpack_from("<I", self.raw, 4)[0]]
 
     @property
+    def length(self) -> int:
+        """How many elements an array has."""
+        return int(struct.unpack_from("<Q", self.raw, 8)[0])
+
+    @property
     def value(self) -> Any:
         """The decoded value: int, float, bool, str, or a list of those."""
         return _Reader(self.raw, "metadata").value()

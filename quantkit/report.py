@@ -7,7 +7,7 @@ import html
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -31,9 +31,11 @@ CONTEXT = 4096  # tokens that people begin with; fewer if the model was trained 
 class Row:
     """One model, in a file or a set of splits, that is there or only planned.
 
-    `nominal_bits` are those of the type's name. `max_ram_bytes` is for a context of so many
-    tokens, on the CPU; the last two are for experts on the CPU and the rest on a GPU, None for
-    models without experts. `fits_...`: whether there is room for it, None where nobody asked.
+    `nominal_bits` are those of the type's name. What is needed is for a context of so many tokens:
+    `max_ram_bytes` on the CPU; `mapped_ram_bytes` is what is resident at most where the file is
+    mapped, pages that the system may take back included; `experts_on_cpu_...` for the rest on a
+    GPU, None for models without experts. `fits_...`: whether there is room for it, None where
+    nobody asked.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Row:
     file_bytes: int
     files: int
     max_ram_bytes: int
+    mapped_ram_bytes: int
     context: int
     use_case: str
     experts_on_cpu_ram_bytes: int | None = None
@@ -68,7 +71,8 @@ def _read_row(path: Path, context: int | None) -> Row:
     weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
     size = sum((path.parent / name).stat().st_size for name in files)
     label = recipe.name if recipe else _main_type(weights)
-    return _row(_name(path.name, len(files)), label, size, len(files), header.kv, weights, context)
+    metadata = _Metadata.of(header.kv)
+    return _row(_name(path.name, len(files)), label, size, len(files), metadata, weights, context)
 
 
 def planned_rows(
@@ -78,28 +82,48 @@ def planned_rows(
     at hand; it is in the header of a whole plan's first file."""
     if kv is None:
         kv = parse_key_values(plan.outputs[0].files[0].header)
-    return [_planned_row(output, context, kv) for output in plan.outputs]
+    metadata = _Metadata.of(kv)
+    return [_planned_row(output, context, metadata) for output in plan.outputs]
 
 
-def _planned_row(output: Output, context: int | None, kv: Sequence[KeyValue]) -> Row:
+def _planned_row(output: Output, context: int | None, metadata: _Metadata) -> Row:
     weights = [Weights(t.name, t.shape, t.format) for t in output.by_name.values()]
     name = _name(output.files[0].path.name, len(output.files))
-    return _row(name, output.type, output.size, len(output.files), kv, weights, context)
+    return _row(name, output.type, output.size, len(output.files), metadata, weights, context)
 
 
 def _name(first: str, files: int) -> str:
     return first if files == 1 else f"{unsplit_name(first)} ({files} files)"
 
 
+@dataclass(frozen=True)
+class _Metadata:
+    """What the rows of one model need of its metadata."""
+
+    arch: str
+    values: Mapping[str, Any]  # without the architecture's name
+    pieces: int  # of the vocabulary
+
+    @classmethod
+    def of(cls, kv: Iterable[KeyValue]) -> _Metadata:
+        by_key = {item.key: item for item in kv}
+        arch = by_key["general.architecture"].value if "general.architecture" in by_key else ""
+        prefix = f"{arch}."
+        values = {
+            key.removeprefix(prefix): item.value
+            for key, item in by_key.items()
+            if key.startswith(prefix)
+        }
+        lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
+        return cls(arch, values, sum(by_key[key].length for key in lists if key in by_key))
+
+
 def _row(
-    name: str, label: str, size: int, files: int, kv: Iterable[KeyValue],
+    name: str, label: str, size: int, files: int, metadata: _Metadata,
     tensors: Sequence[Weights], context: int | None,
 ) -> Row:  # fmt: skip
-    arch = next((item.value for item in kv if item.key == "general.architecture"), "")
-    prefix = f"{arch}."
-    values = {i.key.removeprefix(prefix): i.value for i in kv if i.key.startswith(prefix)}
-    context = context or min(values.get("context_length", CONTEXT), CONTEXT)
-    need = memory(values, tensors, context)
+    context = context or min(metadata.values.get("context_length", CONTEXT), CONTEXT)
+    need = memory(metadata.arch, metadata.values, tensors, context, metadata.pieces)
     weights = sum(prod(t.shape) for t in tensors)
     nominal = re.search(r"\d+", label)
     ram, vram = need.experts_on_cpu or (None, None)
@@ -112,6 +136,7 @@ def _row(
         file_bytes=size,
         files=files,
         max_ram_bytes=need.required,
+        mapped_ram_bytes=need.mapped,
         context=context,
         use_case=next((r.use_case for r in RECIPES if r.name == label), ""),
         experts_on_cpu_ram_bytes=ram,
@@ -169,6 +194,8 @@ COLUMNS = (
     Column("files", "Files", lambda row: str(row.files), ("files",)),
     Column("ram", "Max RAM required", lambda row: gigabytes(row.max_ram_bytes),
            ("max_ram_bytes", "context")),
+    Column("mapped", "Resident when mapped", lambda row: gigabytes(row.mapped_ram_bytes),
+           ("mapped_ram_bytes", "context")),
     Column("experts-on-cpu", "Experts on the CPU", _experts_on_cpu,
            ("experts_on_cpu_ram_bytes", "experts_on_cpu_vram_bytes", "context")),
     Column("fits-ram", "Fits in RAM", lambda row: _YES[row.fits_ram], ("fits_ram",)),

@@ -95,7 +95,8 @@ def test_mixtral_has_46_7_billion_weights(mixtral: Callable[[int], Path]) -> Non
     assert output["tensor_bytes"] == round(27129.8671875 * 2**20)
     assert output["bits_per_weight"] == round(8 * output["tensor_bytes"] / 46702792704, 4)
     ram, vram = output["experts_on_cpu_ram_bytes"], output["experts_on_cpu_vram_bytes"]
-    assert ram + vram == output["max_ram_bytes"]
+    # activations are on both sides, and a tensor of experts is copied to the GPU at a time
+    assert 0 < ram + vram - output["max_ram_bytes"] < 1e9
     # 32 layers of 8 experts with three matrices of 4096 x 14336, in at least 4.5 bits
     assert ram > 32 * 8 * 3 * 4096 * 14336 * 4.5 / 8 > 10 * vram
 
