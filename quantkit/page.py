@@ -125,6 +125,36 @@ def figures(manifest: Manifest, rows: Sequence[Row]) -> list[Figure]:
     return _figures(_entries(manifest, rows))
 
 
+def error_by_size(rows: Sequence[Row], errors: Mapping[str, float]) -> Figure:
+    """Size against measured error, given by type: for `render`'s `more`, and for a card."""
+    unit, one = _unit(row.file_bytes for row in rows)
+    points = [Point(row.type, row.file_bytes / one, errors[row.type]) for row in rows]
+    x, y = Axis("Size of the file", _amount(unit)), Axis("Relative error", _percent, log=True)
+
+    def draw(*, width: int) -> str:
+        return pictures.scatter("Size against error", points, x, y, front=True, width=width)
+
+    caption = "Down and to the left is better. The line joins the files that no other beats."
+    return Figure("Size against error", caption, draw)
+
+
+def error_by_role(kind: str, errors: Mapping[str, float]) -> Figure:
+    """The measured error of one type's tensors, given by name: a line a role, a column a layer."""
+    named = {roles.parse(name): error for name, error in errors.items()}
+    layers = sorted({name.bid for name in named if name.bid is not None})
+    kinds = list(dict.fromkeys(name.role for name in named if name.bid is not None))
+    found = {(name.role, name.bid): error for name, error in named.items()}
+    values = [[found.get((role, layer)) for layer in layers] for role in kinds]
+
+    def draw(*, width: int) -> str:
+        return pictures.heat(
+            f"Error of {kind} by layer and role", kinds, list(map(str, layers)), values,
+            Axis("Relative error", _percent, log=True), below="layer", width=width,
+        )  # fmt: skip
+
+    return Figure("Error by layer", f"What {kind} loses of each tensor.", draw)
+
+
 def _entries(manifest: Manifest, rows: Sequence[Row]) -> list[Entry]:
     """The models, smallest first."""
     files: dict[str, list[Mapping[str, Any]]] = {}
@@ -182,6 +212,10 @@ def _amount(unit: str) -> Callable[[float], str]:
     return lambda value: f"{value:,.2f}".rstrip("0").rstrip(".") + f" {unit}"
 
 
+def _percent(value: float) -> str:
+    return f"{100 * value:.2g}%"
+
+
 def _figures(entries: Sequence[Entry]) -> list[Figure]:
     """Size against bits, and the share of each part in every file."""
     unit, one = _unit(entry.row.file_bytes for entry in entries)
@@ -211,7 +245,7 @@ def _figures(entries: Sequence[Entry]) -> list[Figure]:
             "Size against bits", "The real bits: those of all tensors, divided by all weights.",
             size,
         ),
-        Figure("Where the bytes are", _largest(held, types), parts),
+        Figure("Where the bytes are", _largest(held), parts),
     ]  # fmt: skip
 
 
@@ -221,7 +255,8 @@ def _present(held: Iterable[Counter[str]]) -> list[str]:
     return [part for part in roles.PARTS if part in names]
 
 
-def _largest(held: Sequence[Counter[str]], types: Sequence[str]) -> str:
+def _largest(held: Sequence[Counter[str]]) -> str:
+    """What holds most of the bytes, and how much of them from file to file."""
     whole = [sum(h.values()) for h in held]
     part = sum(held, Counter()).most_common(1)[0][0]
     shares = [round(100 * h[part] / n) for h, n in zip(held, whole, strict=True)]

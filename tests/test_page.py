@@ -110,8 +110,8 @@ def made_up(rows: list[Row], **changes: Any) -> str:
         "quantkit": "0.1.0", "name": "M", "architecture": "llama", "experts": None,
         "parameters": {"total": 7_241_732_096, "active": 7_241_732_096}, "files": files,
     }  # fmt: skip
-    facts = changes.pop("facts", {})
-    return page.render(manifest | changes, rows, facts)
+    facts, more = changes.pop("facts", {}), changes.pop("more", ())
+    return page.render(manifest | changes, rows, facts, more)
 
 
 def test_every_number_is_that_of_the_files(made: Release, seen: Element) -> None:
@@ -270,6 +270,18 @@ def test_pictures_of_others_and_for_others(made: Release) -> None:
     for ours in page.figures(made.manifest, made.rows):
         assert ours.title in seen.text
         assert "<style>" in ours.draw(width=720)
+
+
+def test_pictures_of_measured_error() -> None:
+    rows = [row(n * 10**9, name=f"M-{t}.gguf", type=t) for n, t in ((2, "Q2_K"), (3, "Q8_0"))]
+    by_size = page.error_by_size(rows, {"Q2_K": 0.09, "Q8_0": 0.0004})
+    tensors = {"blk.0.attn_q.weight": 0.02, "blk.1.attn_q.weight": 0.2, "output.weight": 0.5}
+    by_role = page.error_by_role("Q2_K", tensors | {"blk.1.ffn_up.weight": 0.1})
+    text = made_up(rows, more=[by_size, by_role])
+    titles = [t.text for f in tree(text).every("figure") for t in f.every("title")]
+    assert {"Q2_K: 2 GB, 9%", "Q8_0: 3 GB, 0.04%", "attn_q, layer 0: 2%"} <= set(titles)
+    assert {"attn_q, layer 1: 20%", "ffn_up, layer 1: 10%"} <= set(titles)
+    assert not [title for title in titles if "50%" in title]  # it is in no layer
 
 
 @pytest.mark.parametrize(
