@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from quantkit import origin
@@ -21,10 +22,11 @@ MEMORIES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # GB th
 
 
 def render(
-    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], values: Mapping[str, Any]
-) -> str:
+    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], values: Mapping[str, Any],
+    pictures: Mapping[str, str] = MappingProxyType({}),
+) -> str:  # fmt: skip
     """The card's text. `facts` are `inspect.describe`'s with `origin.merged_from`'s, `values` the
-    metadata of the model."""
+    metadata of the model, `pictures` what each picture beside the card shows, by file name."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -42,7 +44,7 @@ def render(
         front=front, manifest=manifest, rows=rows, facts=facts, repo=manifest["repo"], moe=moe,
         base=manifest["base_model"], table=as_markdown(rows, shown if moe else CARD),
         choices=choices(rows), usual=usual(rows), first=first_file(manifest, usual(rows)),
-        merge=facts.get("merged from"), sums=SUMS, context=rows[0].context,
+        merge=facts.get("merged from"), sums=SUMS, context=rows[0].context, pictures=pictures,
         chats="tokenizer.chat_template" in values,
     )  # fmt: skip
     return text

@@ -16,7 +16,8 @@ from quantkit.manifest import Manifest, Record, Watch
 from quantkit.outputs import journal_path
 
 CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
-BESIDE = (CARD, PAGE, MODELFILE, manifest.SUMS, manifest.NAME)
+PICTURES = ("size.svg", "bytes.svg")
+BESIDE = (*PICTURES, PAGE, MODELFILE, manifest.SUMS, manifest.NAME, CARD)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from quantkit import disk
@@ -114,13 +115,15 @@ def _stops(
     yield size, None
 
 
-def records(
-    files: Mapping[Path, tuple[str, PlannedFile]], threads: int, watch: Watch
-) -> Iterator[tuple[Path, Record]]:
-    """The record of each file, given its type and what was planned, as its sums are taken."""
-    advance = _counting(files, watch)
+def take(
+    files: Mapping[Path, tuple[str, PlannedFile]], threads: int, watch: Watch,
+    note: Callable[[Path, Record], None],
+) -> None:  # fmt: skip
+    """Take the sums of files, given the type and the plan of each. `note` is told of each record as
+    soon as it is there, one at a time."""
+    advance, one = _counting(files, watch), Lock()
 
-    def take(path: Path) -> tuple[Path, Record]:
+    def work(path: Path) -> None:
         kind, planned = files[path]
         spans = [(t.offset, t.offset + t.nbytes) for t in planned.tensors]
         whole, parts = sums(path, spans, advance)
@@ -130,9 +133,11 @@ def records(
             for t, digest in zip(planned.tensors, parts, strict=True)
         ]  # fmt: skip
         record = {"name": path.name, "type": kind, "bytes": path.stat().st_size, "sha256": whole}
-        return path, {**record, "tensors": tensors}
+        with one:
+            note(path, {**record, "tensors": tensors})
 
-    yield from in_threads(take, files, threads)
+    for _ in in_threads(work, files, threads):
+        pass
 
 
 def wrong(expected: Mapping[Path, Record], threads: int, watch: Watch) -> set[Path]:

@@ -24,10 +24,10 @@ from quantkit import (
     page,
     push,
     remote,
-)
+)  # fmt: skip
 from quantkit.convert import AS_IT_IS, ONCE, Job, Reading, Run, carry_out, prepare
 from quantkit.journal import identities
-from quantkit.manifest import Manifest
+from quantkit.manifest import Manifest, Record
 from quantkit.model import Model
 from quantkit.outputs import check_outputs
 from quantkit.plan import Plan, PlannedFile
@@ -97,11 +97,13 @@ def release(
     _make(job, standing.damaged, directory, making, run)
     digests = {entry["name"]: entry["plan"] for entry in plans}
     new = {p: files[p] for p in files if p not in kept}
-    for path, record in manifest.records(new, threads, watch("taking sums")):
+
+    def note(path: Path, record: Record) -> None:
         kept[path] = {**record, "plan": digests[path.name]}
         making["files"].append(earlier.seen(path, kept[path]))
         manifest.write(manifest.partial_path(directory), manifest.as_json(making))
 
+    manifest.take(new, threads, watch("taking sums"), note)
     this["files"] = [{k: v for k, v in kept[p].items() if k != "seen"} for p in files]
     left = [r for r in old.records.values() if directory / r["name"] not in files]
     if left := [r for r in left if (directory / r["name"]).exists()]:
@@ -140,11 +142,8 @@ def _would(
 
 def _uploads(directory: Path, this: Manifest) -> list[push.Upload]:
     """The files of a release as they go to the Hub."""
-    beside = [directory / name for name in earlier.BESIDE if (directory / name).exists()]
-    return [
-        *(push.Upload(directory / f["name"], f["sha256"]) for f in this["files"]),
-        *map(push.Upload, beside),
-    ]
+    weights = (push.Upload(directory / f["name"], f["sha256"]) for f in this["files"])
+    return [*weights, *(push.Upload(directory / name) for name in earlier.BESIDE)]
 
 
 def _published(source: Path | str) -> str | None:
@@ -228,8 +227,11 @@ def _write_beside(
     values = {item.key: item.value for item in model.kv}
     usual = card.usual(rows)
     first = card.first_file(this, usual)
+    drawn = dict(zip(earlier.PICTURES, page.figures(this, rows), strict=True))
+    shown = {name: figure.title for name, figure in drawn.items()}
     texts = {
-        earlier.CARD: card.render(this, rows, facts, values),
+        **{name: figure.draw(width=720) for name, figure in drawn.items()},
+        earlier.CARD: card.render(this, rows, facts, values, shown),
         earlier.PAGE: page.render(this, rows, facts),
         earlier.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
         manifest.SUMS: manifest.as_sums(this["files"]),

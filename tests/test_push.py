@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from quantkit import errors, hub
 from quantkit.cli import app
 from quantkit.convert import Run
+from quantkit.earlier import BESIDE
 from quantkit.push import Target
 from quantkit.release import Release, release
 from tests.hub_uploads import CUT, UploadHub
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 run = CliRunner().invoke
 TOKEN = "hf_verysecret"
 TYPES = ["Q4_K_M", "Q8_0"]
-BESIDE = ["README.md", "index.html", "Modelfile", "SHA256SUMS", "manifest.json"]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_release_is_pushed_once(
     for name in names:
         assert held[name] == (pushed.directory / name).read_bytes()
     assert server.private["org/new"]
-    groups = [[name] for name in weights(pushed)] + [BESIDE]
+    groups = [[name] for name in weights(pushed)] + [[*BESIDE]]
     assert [c for _, c in server.commits] == (groups if commit == "each" else [names])
     assert again(Target("org/new")).pushed == []
     assert len(server.puts) == len(TYPES)

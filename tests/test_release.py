@@ -5,21 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from quantkit.gguf_file import read_header
+from quantkit import errors, manifest, outputs, pipeline
+from quantkit.cli import app
+from quantkit.convert import Reading, Run
+from quantkit.earlier import BESIDE
+from quantkit.gguf_file import read_header, string
+from quantkit.imatrix import read_imatrix
+from quantkit.model import Model
+from quantkit.planner import Request
 from quantkit.recipes import RELEASE_TYPES
-from quantkit.release import Release, release
+from quantkit.release import Release, release, stem
 from quantkit.report import read_rows
+from quantkit.splits import Splits
+from tests.checkpoints import DATA
 from tests.conftest import sha256
 from tests.runtime import Llama
 
 run = CliRunner().invoke
 NAME = "frankenmoe-4x2.2M"
-BESIDE = {"README.md", "index.html", "Modelfile", "SHA256SUMS", "manifest.json"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +53,7 @@ def names(directory: Path) -> set[str]:
 
 def test_the_whole_set_is_there_and_runs(whole: Release) -> None:
     files = {f"{NAME}-{kind}.gguf" for kind in RELEASE_TYPES}
-    assert names(whole.directory) == files | BESIDE
+    assert names(whole.directory) == files | {*BESIDE}
     assert set(whole.states.values()) == {"made"}
     for name in sorted(files):
         model = Llama(whole.directory / name)
@@ -98,3 +107,242 @@ def test_a_damaged_file_is_found_and_made_again(
     for f in whole.manifest["files"]:
         assert sha256(copy / f["name"]) == f["sha256"]
     assert names(copy) == names(whole.directory)
+
+
+def test_what_was_not_asked_for_stays_and_is_said(source: Path, tmp_path: Path) -> None:
+    release(source, tmp_path / "out", ["Q4_0", "Q8_0"])
+    second = release(source, tmp_path / "out", ["Q8_0"])
+    assert second.states == {f"{NAME}-Q8_0.gguf": "kept"}
+    assert second.notes == [f"{NAME}-Q4_0.gguf was not asked for this time; it stays as it is"]
+    assert "Q4_0" not in (tmp_path / "out" / "README.md").read_text()
+    assert "Q4_0" not in (tmp_path / "out" / "SHA256SUMS").read_text()
+    third = release(source, tmp_path / "out", ["Q4_0", "Q8_0"])
+    assert set(third.states.values()) == {"kept"}
+    assert not third.notes
+
+
+def stop_after(count: int, monkeypatch: pytest.MonkeyPatch, where: object, name: str) -> list[int]:
+    """Make a function fail as if the machine had lost its power, after so many calls. Returns the
+    numbers of the calls."""
+    calls: list[int] = []
+    do = getattr(where, name)
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(len(calls))
+        if len(calls) > count:
+            raise KeyboardInterrupt
+        return do(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, counted)
+    return calls
+
+
+@pytest.mark.parametrize("chunks", [0, 20])
+def test_killed_while_files_are_made(
+    chunks: int, whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    calls = stop_after(chunks, monkeypatch, pipeline, "_make")
+    with pytest.raises(KeyboardInterrupt):
+        release(source, out, run=Run(threads=1))
+    assert not [p for p in out.iterdir() if p.suffix == ".gguf" or p.name in BESIDE]
+    monkeypatch.undo()
+    rest = stop_after(1 << 30, monkeypatch, pipeline, "_make")
+    release(source, out, run=Run(threads=1))
+    monkeypatch.undo()
+    again = stop_after(1 << 30, monkeypatch, pipeline, "_make")
+    release(source, tmp_path / "other", run=Run(threads=1))
+    assert len(rest) == len(again) - min(chunks, len(calls) - 1)  # no chunk is quantized twice
+    assert_same(out, whole)
+
+
+def assert_same(out: Path, whole: Release) -> None:
+    assert names(out) == names(whole.directory)
+    for f in whole.manifest["files"]:
+        assert sha256(out / f["name"]) == f["sha256"]
+    ours, theirs = ((d / "manifest.json").read_text() for d in (out, whole.directory))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("renamed", range(0, 8, 3))
+def test_killed_between_two_files(
+    renamed: int, whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some files have their names, the others are whole and still called `.partial`."""
+    out = tmp_path / "out"
+    real = outputs.os.replace
+    done: list[object] = []
+
+    def replace(source: Path, target: Path) -> None:
+        if str(target).endswith(".gguf"):
+            done.append(target)
+            if len(done) > renamed:
+                raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(outputs.os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        release(source, out)
+    monkeypatch.undo()
+    assert len([p for p in out.iterdir() if p.suffix == ".gguf"]) == renamed
+    quantized = stop_after(0, monkeypatch, pipeline, "_make")
+    release(source, out)
+    assert quantized == []
+    assert_same(out, whole)
+
+
+def test_killed_while_sums_are_taken(
+    whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stop_after(3, monkeypatch, manifest, "sums")
+    with pytest.raises(KeyboardInterrupt):
+        release(source, out, run=Run(threads=1))
+    assert (out / "manifest.json.partial").exists()
+    assert not (out / "manifest.json").exists()
+    monkeypatch.undo()
+    quantized = stop_after(0, monkeypatch, pipeline, "_make")
+    summed = stop_after(1 << 30, monkeypatch, manifest, "sums")
+    release(source, out, run=Run(threads=1))
+    assert quantized == []
+    assert len(summed) == 8 - 3
+    assert_same(out, whole)
+
+
+def test_damage_is_found_in_a_run_that_was_cut_short(
+    whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stop_after(5, monkeypatch, manifest, "sums")
+    with pytest.raises(KeyboardInterrupt):
+        release(source, out, run=Run(threads=1))
+    monkeypatch.undo()
+    path = out / f"{NAME}-Q2_K.gguf"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert release(source, out).states[path.name] == "made again"
+    assert_same(out, whole)
+
+
+def test_a_directory_of_another_model(
+    whole: Release, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    other = checkpoint("mixtral-4x")
+    before = {p.name: p.stat().st_mtime_ns for p in whole.directory.iterdir()}
+    with pytest.raises(errors.OtherRelease, match=f"holds a release of {NAME}"):
+        release(other, whole.directory)
+    assert {p.name: p.stat().st_mtime_ns for p in whole.directory.iterdir()} == before
+    assert release(other, tmp_path / "new", ["Q8_0"]).states
+
+
+def test_a_directory_of_the_same_model_made_otherwise(
+    source: Path, copy: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(errors.OtherRelease, match="Q8_0 was made with other options"):
+        release(source, copy, ["Q8_0"], request=Request(splits=Splits(max_tensors=20)))
+    with pytest.raises(errors.OtherRelease, match="Q8_0 was made with other options"):
+        release(source, copy, ["Q8_0"], reading=Reading(experts_used=1))
+    matrix = read_imatrix(DATA / "imatrix" / "frankenmoe-4x.gguf")
+    with pytest.raises(errors.OtherRelease, match="importance matrix"):
+        release(source, copy, ["Q8_0"], imatrix=matrix)
+    changed = Path(shutil.copytree(source, tmp_path / source.name))
+    (changed / "model.safetensors").touch()
+    with pytest.raises(errors.OtherRelease, match="before it changed"):
+        release(changed, copy, ["Q8_0"])
+    made = release(changed, copy, ["Q8_0"], run=Run(force=True))
+    assert made.states == {f"{NAME}-Q8_0.gguf": "made"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "other-Q4_0.gguf", "index.html"])
+def test_what_is_not_ours_is_not_written_over(name: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(errors.OutputExists, match=f"holds {name}"):
+        release(source, tmp_path)
+    assert names(tmp_path) == {name}
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_not_into_the_source(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.OutputError, match="where the source lies"):
+        release(source, source, run=Run(force=True))
+    with pytest.raises(errors.OutputError, match="a release is a directory"):
+        release(source, tmp_path / "out.gguf", ["Q8_0"])
+    assert names(tmp_path) == set()
+
+
+def test_a_manifest_that_is_damaged_or_points_elsewhere(source: Path, copy: Path) -> None:
+    path = copy / "manifest.json"
+    text = path.read_text()
+    for bad in (text[:-9], text.replace(f'"{NAME}-Q2_K.gguf"', '"../Q2_K.gguf"'), "[]", "{}"):
+        path.write_text(bad)
+        with pytest.raises(errors.CorruptFile, match="not a manifest"):
+            release(source, copy)
+
+
+def test_splits(source: Path, tmp_path: Path) -> None:
+    request = Request(splits=Splits(max_tensors=20))
+    made = release(source, tmp_path / "out", ["Q4_K_M", "Q8_0"], request=request)
+    files = [f["name"] for f in made.manifest["files"]]
+    assert files[:2] == [f"{NAME}-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
+    (tmp_path / "out" / files[1]).unlink()
+    again = release(source, tmp_path / "out", ["Q4_K_M", "Q8_0"], request=request)
+    assert [name for name, state in again.states.items() if state == "made"] == [files[1]]
+    assert again.manifest == made.manifest
+    assert Llama(tmp_path / "out" / files[0]).complete("if")["choices"][0]["text"]
+    assert "quantkit merge" in (tmp_path / "out" / "Modelfile").read_text()
+
+
+def test_splits_go_on_from_their_journals(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(splits=Splits(max_tensors=20))
+    types = ["Q4_0", "Q8_0"]
+    made = release(source, tmp_path / "whole", types, request=request, run=Run(threads=1))
+    real, done = outputs.os.replace, []
+
+    def replace(source: Path, target: Path) -> None:
+        if str(target).endswith(".gguf"):
+            done.append(target)
+            if len(done) == 3:
+                raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(outputs.os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        release(source, tmp_path / "out", types, request=request)
+    monkeypatch.undo()
+    quantized = stop_after(0, monkeypatch, pipeline, "_make")
+    assert release(source, tmp_path / "out", types, request=request).manifest == made.manifest
+    assert quantized == []
+
+
+def test_the_command(source: Path, tmp_path: Path) -> None:
+    arguments = ["release", str(source), "-o", str(tmp_path / "out"), "--types", "q8_0,q4_0"]
+    dry = json.loads(run(app, [*arguments, "--dry-run", "--json"]).stdout)
+    assert [f["state"] for f in dry["files"]] == ["to be made"] * 2
+    assert not (tmp_path / "out").exists()
+    told = json.loads(run(app, [*arguments, "--json"]).stdout)
+    assert told["directory"] == str(tmp_path / "out")
+    assert told["parameters"] == {"total": 4002560, "active": 2822912}
+    assert [f["bytes"] for f in told["files"]] == [f["bytes"] for f in dry["files"]]
+    for f in told["files"]:
+        assert f["sha256"] == sha256(tmp_path / "out" / f["name"])
+    lines = run(app, arguments).stdout.splitlines()
+    assert [line.split("  ")[-1] for line in lines] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "expected"),
+    [
+        ("My-Merge-4x7B", "4x7.2B", "My-Merge-4x7B"),
+        ("My Merge/x", "4x7B", "My-Merge-x-4x7B"),
+        ("merge-4x", "4x7B", "merge-4x7B"),
+        ("merge-8x", "4x7B", "merge-8x-4x7B"),
+        ("Qwen3-30B-A3B", "128x1.8B", "Qwen3-30B-A3B"),
+        ("a|b\n<i>", "7B", "a-b-i-7B"),
+        ("...", None, "model"),
+    ],
+)
+def test_names(name: str, label: str | None, expected: str) -> None:
+    kv = (string("general.size_label", label),) if label else ()
+    assert stem(Model(name, "llama", (), {}, kv)) == expected
