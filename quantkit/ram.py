@@ -256,4 +256,4 @@ def _compute(facts: Facts, tensors: Sequence[Weights], context: int) -> int:
     scores = heads * context + seen / 2 if facts.arch in _UNFUSED else 0
     floats = widest + (5 + n("n_deepstack_layers")) * width + seen / 2 + scores
     rounded = max(heads * value, dense, experts) * 9 / 8  # bytes, Q8_K
-    return int(UBATCH * (4 * floats + rounded))
+    return int(min(context, UBATCH) * (4 * floats + rounded))

@@ -50,13 +50,14 @@ def test_json_says_what_was_written(checkpoint: Callable[[str], Path], here: Pat
     assert output["bytes"] == path.stat().st_size
     assert output["type"] == "Q4_K_M"
     assert output["files"][0]["tensors"] == len(read_header(path).tensors)
-    (row,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "64"]).stdout)
+    (row,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "512"]).stdout)
     assert row["file_bytes"] == path.stat().st_size
     assert row["bits_per_weight"] == output["bits_per_weight"]
-    assert row["context"] == 64
-    wider = json.loads(run(app, ["report", str(path), "--json", "--ctx", "128"]).stdout)[0]
-    # 2 layers x 2 heads x (64 + 64) channels x 2 bytes a token
-    assert wider["max_ram_bytes"] - row["max_ram_bytes"] == 64 * 2 * 2 * 128 * 2
+    assert row["context"] == 512
+    (wider,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "1024"]).stdout)
+    # 2 layers x 2 heads x (64 + 64) channels x 2 bytes a token, and what the batch sees of it
+    more = 512 * 2 * 2 * 128 * 2 + 512 * 512 * 2
+    assert wider["max_ram_bytes"] - row["max_ram_bytes"] == more
 
 
 def test_a_set_of_splits_is_one_row(checkpoint: Callable[[str], Path], here: Path) -> None:
