@@ -59,7 +59,8 @@ def front_matter(
     its base models are those of the source, and it is their merge or finetune.
     """
     merge, moe = facts.get("merged from"), facts.get("experts")
-    bases, relation = origin.base_models(values), "merge" if merge else "finetune"
+    bases = origin.base_models(values)
+    relation = "merge" if merge or len(bases) > 1 else "finetune"
     if manifest["base_model"]:
         bases, relation = [manifest["base_model"]], "quantized"
     tags = [

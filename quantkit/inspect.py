@@ -17,6 +17,7 @@ from quantkit.checkpoint import Files
 from quantkit.convert import open_source
 from quantkit.errors import ModelError
 from quantkit.model import Model, ModelTensor
+from quantkit.origin import merged_from
 from quantkit.plan import Chunk, Plan
 from quantkit.planner import plan_conversion
 from quantkit.rows import fetch
@@ -46,7 +47,7 @@ def inspect(
     except ModelError as e:
         out.problems.append(str(e))
         return out
-    out.facts = {**describe(model), **_merge(Path(source))}
+    out.facts = {**describe(model), **merged_from(source)}
     out.problems += _of_the_vocabulary(model)
     if weights:
         out.problems += _of_the_weights(model, progress or (lambda done, total: None))
@@ -103,21 +104,6 @@ def describe(model: Model) -> dict[str, Any]:
     if model.notes:
         facts["notes"] = list(model.notes)
     return facts
-
-
-def _merge(directory: Path) -> dict[str, Any]:
-    """What mergekit wrote about the merge: the base, and the model that each expert was."""
-    import yaml
-
-    path = directory / "mergekit_moe_config.yml"
-    if not path.is_file():
-        return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        experts = [str(e["source_model"]) for e in config["experts"]]
-        return {"merged from": {"base": str(config.get("base_model")), "experts": experts}}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _source_bytes(model: Model, t: ModelTensor) -> Iterable[int]:
