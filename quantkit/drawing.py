@@ -207,8 +207,9 @@ def document(
 ) -> str:
     """The whole SVG. `desc` says in words what is drawn, for those who cannot see it."""
     wide, tall = f"{width + 2 * _MARGIN}", px(height + 2 * _MARGIN)
-    box = f'viewBox="-{_MARGIN} -{_MARGIN} {wide} {tall}" width="{wide}" height="{tall}"'
-    ground = f'<rect class="ground" x="-{_MARGIN}" y="-{_MARGIN}" width="{wide}" height="{tall}"/>'
+    size = f'width="{wide}" height="{tall}"'
+    box = f'viewBox="-{_MARGIN} -{_MARGIN} {wide} {tall}" {size}'
+    ground = f'<rect class="ground" x="-{_MARGIN}" y="-{_MARGIN}" {size} rx="8"/>'
     said = escape("; ".join(desc))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="picture" role="img" '
