@@ -9,15 +9,26 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
 
 from quantkit import roles
 from quantkit.errors import RecipeError
 from quantkit.ggml_types import type_by_name
-from quantkit.mixtures import FALLBACKS, Facts, Subject, by_rule, category, is_quantized
+from quantkit.gguf_file import align
+from quantkit.mixtures import (
+    FALLBACKS,
+    Facts,
+    Subject,
+    by_rule,
+    category,
+    is_quantized,
+    more_bits,
+)
+from quantkit.quality import NORMAL_ERROR, sensitivity
 
 
 @dataclass(frozen=True)
@@ -25,13 +36,15 @@ class Recipe:
     """One `--type`.
 
     `file_type` is llama.h's `llama_ftype`; `base` the format of whatever no rule names. An empty
-    `base` copies: every tensor keeps its format, and the file its source's file_type.
+    `base` copies: every tensor keeps its format, and the file its source's file_type. `mixture` is
+    whose choice it is: llama.cpp's rules, or "moe".
     """
 
     name: str
     file_type: int
     base: str
     use_case: str
+    mixture: str = ""
 
 
 RECIPES: tuple[Recipe, ...] = (
@@ -72,6 +85,9 @@ LATER: Mapping[str, str] = {
     "IQ2_S": "Q2_K_S", "IQ2_M": "Q2_K_S", "IQ3_XXS": "Q2_K", "IQ3_XS": "Q3_K_S",
     "IQ3_S": "Q3_K_S", "IQ3_M": "Q3_K_S",
 }  # fmt: skip
+
+MIXTURES = ("moe",)
+MOE_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 
 _GUESSED = 1024  # llama.h LLAMA_FTYPE_GUESSED
 
@@ -114,9 +130,15 @@ class Choice(NamedTuple):
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a `--type`, case ignored. Raises RecipeError with near names."""
+    """The recipe of a `--type`, case ignored; `Q4_K_M-moe` is Q4_K_M of the mixture "moe". Raises
+    RecipeError with near names."""
     upper = name.upper()
     by_name = {r.name: r for r in RECIPES}
+    if upper.endswith("-MOE"):
+        plain = find_recipe(upper.removesuffix("-MOE"))
+        if plain.base not in MOE_FORMATS[:-1] or plain.name == "Q2_K_S":
+            raise RecipeError(f"recipe moe is for the types from Q2_K to Q6_K, not {plain.name}")
+        return replace(plain, name=f"{plain.name}-moe", mixture="moe")
     if found := by_name.get(ALIASES.get(upper, upper)):
         return found
     if upper in LATER:
@@ -126,6 +148,15 @@ def find_recipe(name: str) -> Recipe:
     near = get_close_matches(upper, by_name, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise RecipeError(f"unknown type {name!r}; {hint}types: {', '.join(by_name)}")
+
+
+def of_mixture(types: Iterable[str], mixture: str | None) -> list[str]:
+    """The types in a `--recipe`: `Q4_K_M` becomes `Q4_K_M-moe`. Raises RecipeError."""
+    if mixture is None or mixture.lower() == "default":
+        return list(types)
+    if mixture.lower() not in MIXTURES:
+        raise RecipeError(f"unknown recipe {mixture!r}; recipes: default, {', '.join(MIXTURES)}")
+    return [f"{name}-{mixture.lower()}" for name in types]
 
 
 def find_format(name: str) -> str:
@@ -186,8 +217,10 @@ def choose(
     the order of llama-quantize.
 
     Raises RecipeError: a pattern that no tensor's name holds, a format that a tensor's rows do not
-    divide into, a recipe that needs an importance matrix.
+    divide into, a recipe that needs an importance matrix, or experts.
     """
+    if recipe.mixture == "moe":
+        return _moe(recipe, facts, tensors, overrides)
     _check_patterns(overrides, [name for name, _, _ in tensors])
     categories = [category(name) for name, _, _ in tensors]
     ranks: dict[str, int] = {}
@@ -222,6 +255,48 @@ def choose(
                 "give one with --imatrix, or choose Q2_K"
             )
     return out
+
+
+def _moe(
+    recipe: Recipe, facts: Facts, tensors: Sequence[tuple[str, tuple[int, ...], str]],
+    overrides: Overrides,
+) -> list[Choice]:  # fmt: skip
+    """In no more bytes than llama.cpp's mixture of that name, the formats that lose least.
+
+    What experts hold is large, and an error there costs no more than elsewhere; so few bits less
+    for them buy many bits for attention, the embedding and the output.
+    """
+    from quantkit.budget import Option, allocate
+
+    if facts.n_experts < 2:
+        raise RecipeError(f"{recipe.name} is for mixtures of experts, and the model has none; "
+                          "leave --recipe out, or choose a size with quantkit fit")  # fmt: skip
+    out = choose(find_recipe(recipe.name.removesuffix("-moe")), facts, tensors, overrides)
+    free = [i for i, (name, shape, _) in enumerate(tensors)
+            if is_quantized(name, shape, facts.arch) and not out[i].overridden]  # fmt: skip
+    # of tensors that are alike, those get more bits to whom llama.cpp gives them
+    free.sort(key=lambda i: not more_bits(roles.parse(tensors[i][0]).bid or 0, facts.n_layers))
+    items, budget = [], 0
+    for i in free:
+        name, shape, _ = tensors[i]
+        weight = sensitivity(name, facts)
+        items.append([
+            Option(fmt, _nbytes(shape, fmt), weight * NORMAL_ERROR[fmt])
+            for fmt in candidates(MOE_FORMATS, shape[-1])
+        ])  # fmt: skip
+        budget += _nbytes(shape, out[i].format)
+    for i, options, j in zip(free, items, allocate(items, budget).chosen, strict=True):
+        out[i] = Choice(options[j].format)
+    return out
+
+
+def candidates(formats: Iterable[str], n_per_row: int) -> list[str]:
+    """The formats, or where a row does not divide into their blocks, what stands in for them."""
+    return list(dict.fromkeys(_fitting(fmt, n_per_row).format for fmt in formats))
+
+
+def _nbytes(shape: Sequence[int], fmt: str) -> int:
+    return align(type_by_name(fmt).row_bytes(prod(shape)))
 
 
 def _forced(overrides: Overrides, name: str, kind: str) -> str | None:

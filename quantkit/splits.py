@@ -16,7 +16,7 @@ from quantkit.errors import RecipeError
 from quantkit.gguf_file import KeyValue
 
 _NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
-_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,13 @@ NO_SPLITS = Splits()
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `300M`, `4G`, `512MB`: powers of ten, as in llama.cpp. Raises RecipeError."""
-    match = re.fullmatch(r"(\d+)([KMGT])B?", text.strip().upper())
-    if not match or not int(match[1]):
+    """Bytes of `300M`, `4G`, `512MB`, `4.5GB`: powers of ten, as in llama.cpp; `4GiB` is of two.
+    Raises RecipeError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(I?)B?", text.strip().upper())
+    if not match or not float(match[1]):
         raise RecipeError(f"{text!r} is not a size; for instance 300M or 4G")
-    return int(match[1]) * _UNITS[match[2]]
+    unit = 1024 if match[3] else 1000
+    return round(float(match[1]) * float(unit ** _POWERS[match[2]]))
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:

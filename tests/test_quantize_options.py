@@ -148,12 +148,16 @@ def test_a_split_that_is_missing_or_of_another_set(checkpoint: Get, tmp_path: Pa
     assert not (tmp_path / "whole.gguf").exists()
 
 
-@pytest.mark.parametrize(("text", "size"), [("300M", 300_000_000), ("4g", 4 * 10**9), ("7K", 7000)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("300M", 300_000_000), ("4g", 4 * 10**9), ("7K", 7000), ("4.5GB", 45 * 10**8),
+     ("2GiB", 1 << 31), ("12 GB", 12 * 10**9)],
+)  # fmt: skip
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "4", "4P", "-4G", "0M", "four"])
+@pytest.mark.parametrize("text", ["", "4", "4P", "-4G", "0M", "four", "4.G", "1.5", "4iB", "0.0G"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(errors.RecipeError, match="not a size"):
         parse_size(text)

@@ -24,6 +24,7 @@ from quantkit.commands.options import (
     NoMtp,
     Out,
     Pre,
+    Recipe,
     Threads,
     imatrix_of,
     reading_of,
@@ -77,6 +78,7 @@ def quantize(
         list[str], typer.Option("--type", "-t", help="Q4_K_M, Q8_0 ... May be repeated.")
     ],
     output: Out = None,
+    recipe: Recipe = None,
     imatrix: Annotated[
         str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
     ] = None,
@@ -171,7 +173,7 @@ def quantize(
     )
     with Progress() as progress:
         plan = jobs.quantize(
-            source, types, output, request=request,
+            source, recipes.of_mixture(types, recipe), output, request=request,
             imatrix=imatrix_of(imatrix, include_weights, exclude_weights),
             imatrix_strict=imatrix_strict,
             prune=edits.parse_layers(prune_layers) if prune_layers else (),

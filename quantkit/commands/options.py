@@ -61,6 +61,10 @@ Memory = Annotated[
 Pre = Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a BPE pre-tokenizer.")]
 
 
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", help="moe: in no more bytes, fewer for experts, more for the rest."),
+]
 ExpertsUsed = Annotated[
     int | None, typer.Option("--experts-used", help="Experts that a token uses.")
 ]
