@@ -37,6 +37,7 @@ _MARKS = (
     "stroke:var(--ground);stroke-width:3px}.picture .soft{fill:var(--soft)}"
     ".picture .ground{fill:var(--ground)}.picture .line{stroke:var(--line);fill:none}"
     ".picture .front{stroke:var(--soft);fill:none;stroke-dasharray:2 4;stroke-linecap:round}"
+    ".picture .reach{stroke:var(--soft);stroke-opacity:.6;fill:none}"
     ".picture .hit{fill:transparent}.picture .hit:hover{fill:var(--ink);fill-opacity:.08}"
     + "".join(f".picture .c{i}{{fill:var(--c{i})}}" for i in range(SERIES))
     + "".join(f".picture .h{i}{{fill:var(--h{i})}}" for i in range(STEPS))

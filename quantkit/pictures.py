@@ -8,6 +8,7 @@ what is drawn.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,13 +78,18 @@ def scatter(
     sizes = [6 if p.label else 3 for p in points]
     marks = [Box(u - s, v - s, u + s, v + s) for (u, v), s in zip(places, sizes, strict=True)]
     room = Box(0, top, width, frame.bottom)
+    shapes, reaches, labels = [], [], []
     for p, (u, v), spot in zip(points, places, label_places(points, marks, room), strict=True):
-        small, i = not p.label, series.index(p.series)
-        body.append(pen.shape(i, u, v, _said(p, x, y), small=small))
+        shapes.append(pen.shape(series.index(p.series), u, v, _said(p, x, y), small=not p.label))
         if spot:
             side = "end" if spot.right < u else "" if spot.left > u else "middle"
             at = {"end": spot.right, "": spot.left}.get(side, (spot.left + spot.right) / 2)
-            body.append(pen.words(p.label, at, spot.bottom - 4, anchor=side))
+            labels.append(pen.words(p.label, at, spot.bottom - 4, anchor=side))
+            foot = spot.bottom if spot.bottom < v else spot.top
+            if abs(foot - v) > 12:
+                line = f"M{pen.px(u)} {pen.px(v)}L{pen.px(max(u, spot.left))} {pen.px(foot)}"
+                reaches.append(f'<path class="reach" d="{line}"/>')
+    body += [*reaches, *shapes, *labels]
     desc = [_said(p, x, y) for p in points if p.label]
     return pen.document(title, desc, width, height, body)
 
@@ -220,12 +226,14 @@ def _drawn(series: Mapping[str, Sequence[float]]) -> dict[int, str]:
 
 
 def label_places(points: Sequence[Point], marks: Sequence[Box], room: Box) -> list[Box | None]:
-    """Where each label goes: at its mark's side, and over no other mark or label. None where there
-    is no label, or no room; it is then in the mark's tooltip alone."""
-    taken: list[Box] = []
-    found: list[Box | None] = []
-    for p, m in zip(points, marks, strict=True):
-        wide, x, y = pen.text_width(p.label) + 2, (m.left + m.right) / 2, (m.top + m.bottom) / 2
+    """Where each label goes: at its mark's side, or some way above or below, and over no other mark
+    or label. None where there is no label, or no room; it is then in the mark's tooltip alone.
+    Series of few points go first."""
+    few = Counter(p.series for p in points)
+    found: dict[int, Box] = {}
+    for i in sorted(range(len(points)), key=lambda i: few[points[i].series]):
+        m, wide = marks[i], pen.text_width(points[i].label) + 2
+        x, y = (m.left + m.right) / 2, (m.top + m.bottom) / 2
         spots = [
             Box(u, v, u + wide, v + 15)
             for u, v in (
@@ -233,15 +241,17 @@ def label_places(points: Sequence[Point], marks: Sequence[Box], room: Box) -> li
                 (x - wide / 2, m.top - 16), (x - wide / 2, m.bottom + 1),
                 (m.right - 2, m.top - 13), (m.left + 2 - wide, m.bottom - 2),
                 (m.right - 2, m.bottom - 2), (m.left + 2 - wide, m.top - 13),
+                *((x + side, m.top - up) for up in (36, 56, 76) for side in (-wide / 2, 4)),
+                *((x - wide / 2, m.bottom + down) for down in (20, 40)),
             )
         ]  # fmt: skip
+        taken = [*found.values(), *marks[:i], *marks[i + 1 :]]
         free = (
             s for s in spots
             if s.left >= room.left and s.right <= room.right
             and s.top >= room.top and s.bottom <= room.bottom
-            and not any(s.meets(b) for b in taken)
-            and not any(s.meets(b) for b in marks if b is not m)
+            and not any(s.meets(box) for box in taken)
         )  # fmt: skip
-        found.append(next(free, None) if p.label else None)
-        taken += [found[-1]] if found[-1] else []
-    return found
+        if points[i].label and (spot := next(free, None)):
+            found[i] = spot
+    return [found.get(i) for i in range(len(points))]

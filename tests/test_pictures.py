@@ -162,6 +162,12 @@ def test_points_without_a_label_are_small_and_in_nobodys_way() -> None:
     assert root.findtext("desc") == "Q4_K_M: 10, 12"
 
 
+def test_a_point_of_its_own_has_its_label_before_a_crowd() -> None:
+    crowd = [Point(f"Q{i}", 1 + i / 50, 1 + i / 90, "llama.cpp") for i in range(40)]
+    picture = pictures.scatter("t", [*crowd, Point("chosen", 1.4, 1.22, "fit")], PLAIN, PLAIN)
+    assert "chosen" in [t.text for t in parsed(picture).iter("text")]
+
+
 def test_zero_on_a_logarithmic_axis() -> None:
     axis = Axis("e", log=True)
     heat = parsed(pictures.heat("t", ["a"], ["0", "1", "2"], [[0.0, 0.1, 1.0]], axis))
