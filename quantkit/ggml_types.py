@@ -37,6 +37,7 @@ def type_by_id(ggml_type: int) -> GGMLType | None:
     return _table().get(ggml_type)
 
 
+@cache
 def type_by_name(name: str) -> GGMLType:
     """The type with ggml's name (KeyError otherwise)."""
     return next(t for t in _table().values() if t.name == name)

@@ -50,6 +50,7 @@ def place(
     placed: Placed = {}
     used: dict[str, SourceTensor] = {}
     waiting: dict[str, _Waiting] = {}
+    kin: dict[tuple[str, ...], dict[str, None]] = {}
     for m in sorted(_matches(layout, sources), key=lambda m: m.order):
         _check(m, layout)
         source = replace(m.tensor, flat=True) if m.map.flat else m.tensor
@@ -63,7 +64,10 @@ def place(
             names[name] = None
         # one tensor an expert: the stacks of a block come together
         if "{xid}" in (m.map.like or m.map.source):
-            names = dict.fromkeys(_kin(names, m.bid, layout)) or names
+            kinds = tuple(names)
+            if kinds not in kin:
+                kin[kinds] = dict.fromkeys(_kin(names, m.bid, layout)) or names
+            names = kin[kinds]
         if all(name in waiting and waiting[name].left == 0 for name in names):
             for name in names:
                 done = waiting.pop(name)
@@ -130,6 +134,12 @@ class _Layout:
     arch: Architecture
     config: Config
     options: Options
+    kinds: dict[tuple[str, int], bool] = field(default_factory=dict)  # what `has` found
+
+    @cached_property
+    def blocks(self) -> int:
+        """Layers, those that predict further tokens among them."""
+        return self.config.blocks
 
     @cached_property
     def dims(self) -> list[dict[str, int]]:
@@ -198,7 +208,10 @@ class _Layout:
         """Whether layer `bid` is of the kind that has the tensor."""
         if bid is None or not m.layers:
             return True
-        return self.arch.layers[m.layers](self.config, bid)
+        kind = (m.layers, bid)
+        if kind not in self.kinds:
+            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid)
+        return self.kinds[kind]
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
@@ -280,12 +293,12 @@ def _full_name(role: str, bid: int | None) -> str:
 
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
-    arch, config = layout.arch, layout.config
+    arch, config, blocks = layout.arch, layout.config, layout.blocks
     drops = [re.compile(d) for d in arch.drops]
     left_out = arch.mtp(config) - config.mtp
     for i, t in enumerate(sources.values()):
         m, bid, xid = layout.find(t)
-        if bid is not None and config.blocks <= bid < config.blocks + left_out:
+        if bid is not None and blocks <= bid < blocks + left_out:
             continue
         if layout.options.mtp == "only" and bid is not None and bid < config.layers:
             continue
@@ -307,7 +320,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
 
 
 def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
-    if bid is not None and bid >= layout.config.blocks:
+    if bid is not None and bid >= layout.blocks:
         raise TensorUnknown(
             f"tensor {t.name} is of layer {bid}; "
             f"{layout.config.where} says num_hidden_layers {layout.config.layers}"

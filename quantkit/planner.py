@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -76,11 +76,11 @@ def plan_possible(
         shards = sorted({_shard(model, t) for t in tensors}, key=str)
         tensors = sorted(model.tensors, key=lambda t: shards.index(_shard(model, t)))
     tensors = [replace(t, shape=_ggml_shape(t.shape)) for t in tensors]
-    facts = model_facts(model, request)
+    facts, already = model_facts(model, request), _quantized_already(model, tensors)
     planned, refused = [], {}
     for recipe, path in outputs:
         try:
-            planned.append(_quantized(model, tensors, facts, recipe, path, request))
+            planned.append(_quantized(model, tensors, already, facts, recipe, path, request))
         except RecipeError as e:
             refused[recipe.name] = e
     if not planned:
@@ -90,15 +90,15 @@ def plan_possible(
 
 
 def _quantized(
-    model: Model, tensors: Sequence[ModelTensor], facts: Facts, recipe: Recipe, path: Path,
-    request: Request,
+    model: Model, tensors: Sequence[ModelTensor], already: Mapping[str, str], facts: Facts,
+    recipe: Recipe, path: Path, request: Request,
 ) -> Output:  # fmt: skip
     """One output of a plan. Raises RecipeError."""
     stored = [(t.name, t.shape, t.stored) for t in tensors]
     choices = recipes.choose(recipe, facts, stored, request.overrides)
     formats = [choice.format for choice in choices]
     if not request.allow_requantize:
-        _check_requantization(model, tensors, formats)
+        _check_requantization(already, tensors, formats)
     kv = replaced(
         (item for item in model.kv if not item.key.startswith("split.")),
         uint32("general.quantization_version", 2),
@@ -189,17 +189,21 @@ def _quantize_order(name: str) -> tuple[int, str]:
     return (int(parts[1]) if in_block else -1), name
 
 
+def _quantized_already(model: Model, tensors: Sequence[ModelTensor]) -> dict[str, str]:
+    """Tensor -> the format of its source, of those that are no floats any more."""
+    found = ((t.name, model.sources[s.source].ggml) for t in tensors for s in t.segments)
+    return {name: ggml.name for name, ggml in found if not ggml.is_float}
+
+
 def _check_requantization(
-    model: Model, tensors: Sequence[ModelTensor], formats: Sequence[str]
+    already: Mapping[str, str], tensors: Sequence[ModelTensor], formats: Sequence[str]
 ) -> None:
     for t, wanted in zip(tensors, formats, strict=True):
-        for s in t.segments:
-            source = model.sources[s.source]
-            if source.ggml.name != wanted and not source.ggml.is_float:
-                raise RecipeError(
-                    f"tensor {t.name} is {source.ggml.name} already and would become {wanted}; "
-                    "quantize from a 16- or 32-bit source, or give --allow-requantize"
-                )
+        if already.get(t.name, wanted) != wanted:
+            raise RecipeError(
+                f"tensor {t.name} is {already[t.name]} already and would become {wanted}; "
+                "quantize from a 16- or 32-bit source, or give --allow-requantize"
+            )
 
 
 def _check_honest(output: Output) -> None:

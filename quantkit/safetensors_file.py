@@ -27,7 +27,7 @@ _BITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor: its dtype as the file spells it, and its bytes, `start` to `end` of the file."""
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Edit = tuple[str | int | float, ...]  # a name of `rows.EDITS`, then its arguments
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A run of `count` rows of a tensor, from `first_row` on, and where they come from.
 
