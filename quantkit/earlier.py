@@ -4,14 +4,14 @@ still holds."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from quantkit import manifest, remote
 from quantkit.disk import fingerprint
-from quantkit.errors import OtherRelease, OutputError, OutputExists
+from quantkit.errors import OtherRelease, OutputError, OutputExists, SourceNotFound
 from quantkit.manifest import Manifest, Record, Watch
 from quantkit.outputs import journal_path
 
@@ -22,16 +22,20 @@ BESIDE = (*PICTURES, PAGE, MODELFILE, manifest.SUMS, manifest.NAME, CARD)
 
 @dataclass(frozen=True)
 class Earlier:
-    """What earlier runs left in the directory: the manifest of a whole release, and the record of
-    one in the making. Both are None where everything is to begin anew."""
+    """What earlier runs left: the manifest of a whole release, the record of one in the making
+    (None where there is none), and those of shares made elsewhere.
+    """
 
+    directory: Path = Path()
     whole: Manifest | None = None
     making: Manifest | None = None
+    shares: Mapping[Path, Manifest] = field(default_factory=dict)
 
     @cached_property
     def records(self) -> dict[str, Record]:
         """The record of each file, by name."""
-        found = [*_files(self.whole), *(self.making or {}).get("files", [])]
+        parts = [m.get("files", []) for m in (*self.shares.values(), self.making or {})]
+        found = [*_files(self.whole), *(record for part in parts for record in part)]
         return {record["name"]: record for record in found}
 
     @cached_property
@@ -51,9 +55,24 @@ class Standing:
     make: frozenset[Path]
 
 
-def read(directory: Path) -> Earlier:
-    paths = directory / manifest.NAME, manifest.partial_path(directory)
-    return Earlier(*map(manifest.read, paths))
+def read(directory: Path, join: Sequence[Path] = (), anew: bool = False) -> Earlier:
+    """What is in a directory (nothing, if all is to begin `anew`), and in those of shares, or below
+    them.
+
+    Raises CorruptFile, SourceNotFound.
+    """
+    shares: dict[Path, Manifest] = {}
+    for place in join:
+        found = {
+            p: manifest.read(p) for p in sorted(place.rglob(manifest.partial_path(Path()).name))
+        }
+        shares |= {p.parent: m for p, m in found.items() if m is not None}
+        if not found:
+            raise SourceNotFound(f"{place}: no record of a share in it")
+    if anew:
+        return Earlier(directory, shares=shares)
+    whole, making = directory / manifest.NAME, manifest.partial_path(directory)
+    return Earlier(directory, manifest.read(whole), manifest.read(making), shares)
 
 
 def _files(found: Manifest | None) -> list[Record]:
@@ -78,15 +97,14 @@ def check_place(source: Path | str, directory: Path, earlier: Earlier, force: bo
         )
 
 
-def check_same(
-    directory: Path, earlier: Earlier, this: Manifest, plans: Sequence[Mapping[str, str]]
-) -> None:
+def check_same(old: Earlier, this: Manifest, plans: Sequence[Mapping[str, str]]) -> None:
     """What is there belongs to the release that is asked for. Raises OtherRelease."""
-    for old in (earlier.whole, earlier.making):
-        if old is not None and (words := _difference(old, this, plans)):
+    found = [(old.directory, old.whole), (old.directory, old.making), *old.shares.items()]
+    for directory, before in found:
+        if before is not None and (words := _difference(before, this, plans)):
             raise OtherRelease(
-                f"{directory} holds a release {words}; name another directory with -o, or begin "
-                "anew with --force"
+                f"{directory} holds a release {words}; name another directory, or begin anew with "
+                "--force"
             )
 
 
@@ -99,7 +117,7 @@ def _difference(old: Manifest, this: Manifest, plans: Sequence[Mapping[str, str]
     if made.get("importance") != this["made_from"]["importance"]:
         return "made with another importance matrix, or without one"
     before, now = _by_type([*_files(old), *old.get("begun", [])]), _by_type(plans)
-    changed = [kind for kind in now if before.get(kind, now[kind]) != now[kind]]
+    changed = [kind for kind in now if not before.get(kind, set()) <= now[kind]]
     return f"whose {changed[0]} was made with other options" if changed else None
 
 

@@ -26,6 +26,7 @@ from quantkit import (
     remote,
 )  # fmt: skip
 from quantkit.convert import AS_IT_IS, ONCE, Job, Reading, Run, carry_out, prepare
+from quantkit.errors import RecipeError
 from quantkit.journal import identities
 from quantkit.manifest import Manifest, Record
 from quantkit.model import Model
@@ -60,14 +61,16 @@ def release(
     source: Path | str, directory: Path, types: Sequence[str] = RELEASE_TYPES, *,
     request: Request = PLAIN, imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS,
     context: int | None = None, base_model: str | None = None, target: push.Target | None = None,
-    run: Run = ONCE,
+    share: tuple[int, int] | None = None, join: Sequence[Path] = (), run: Run = ONCE,
     watch: Watch = lambda label: lambda done, total: None,
 ) -> Release:  # fmt: skip
     """Make every type of a source in `directory`, with the card, the sums and the rest.
 
     `context` (tokens) is what the table's Max RAM is for, `base_model` (org/name) what is released,
-    if it is on the Hub; with a `target`, the release is pushed there. Raises QuantkitError;
-    OtherRelease if the directory holds another release, before anything is touched.
+    if it is on the Hub; with a `target`, the release is pushed there. A `share` (which, of how
+    many) makes only some of the files, and no card: that is left to a run that is given the
+    directories of all shares in `join`. Raises QuantkitError; OtherRelease if a directory holds
+    another release, before anything is touched.
     """
     for name in (base_model, target.repo if target else None):
         if name is not None:
@@ -77,26 +80,68 @@ def release(
     )
     facts = {**inspect.describe(job.model), **origin.merged_from(source)}
     this, plans = _described(source, job, facts)
-    files = {f.path: (o.type, f) for o in job.plan.outputs for f in o.files}
-    old = earlier.Earlier() if run.force else earlier.read(directory)
+    old = earlier.read(directory, join, anew=run.force)
     earlier.check_place(source, directory, old, run.force)
-    earlier.check_same(directory, old, this, plans)
+    earlier.check_same(old, this, plans)
     this["base_model"] = base_model or _published(source) or (old.whole or {}).get("base_model")
     this["repo"] = target.repo if target else (old.whole or {}).get("repo")
     rows = planned_rows(job.plan, context, job.model.kv)
+    if share:
+        job = replace(job, plan=_part(job.plan, _shared(job.plan, *share)))
+        names = {f.path.name for f in job.plan.files}
+        plans = [entry for entry in plans if entry["name"] in names]
     if run.dry:
         return _would(directory, job, this, rows, old, target, run)
     if target:
         push.create(target)
+    made = _make_files(directory, job, this, plans, old, target, run, watch)
+    uploads = [push.Upload(directory / f["name"], f["sha256"]) for f in this["files"]]
+    directory.mkdir(parents=True, exist_ok=True)
+    if share:
+        record = manifest.as_json({**this, "begun": plans})
+        manifest.write(manifest.partial_path(directory), record)
+    else:
+        _write_beside(directory, this, rows, facts, job.model)
+        uploads += [push.Upload(directory / name) for name in earlier.BESIDE]
+    sent = push.push(target, uploads) if target else []
+    return replace(made, rows=rows, pushed=sent)
 
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`3/16` as (3, 16). Raises RecipeError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise RecipeError(f"{text!r} is not a share, such as 3/16: the third of sixteen")
+    return int(match[1]), int(match[2])
+
+
+def _shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
+    """The files of one share: those that hold about the same part of the model, whatever their
+    type, so that a share reads little of the source more than once."""
+    places = [
+        ((i + 0.5) / len(o.files), f.path) for o in plan.outputs for i, f in enumerate(o.files)
+    ]
+    ordered = [path for _, path in sorted(places)]
+    ends = [len(ordered) * i // of for i in (which - 1, which)]
+    return frozenset(ordered[slice(*ends)])
+
+
+def _make_files(
+    directory: Path, job: Job, this: Manifest, plans: Sequence[Mapping[str, str]],
+    old: earlier.Earlier, target: push.Target | None, run: Run, watch: Watch,
+) -> Release:  # fmt: skip
+    """Make what is not there and right, take sums, and complete the manifest."""
+    files = {f.path: (o.type, f) for o in job.plan.outputs for f in o.files}
     threads = run.threads or default_threads()
     standing = earlier.stand(list(files), old, threads, watch("checking sums"))
-    kept = dict(standing.kept)
-    making = {**this, "begun": plans, "files": [earlier.seen(p, r) for p, r in kept.items()]}
-    job = replace(job, plan=_part(job.plan, standing.make))
-    _make(job, standing.damaged, directory, making, run)
+    away = _on_the_hub({p for p in standing.make if p.name in old.records}, old, target)
+    kept = {**standing.kept, **away}
     digests = {entry["name"]: entry["plan"] for entry in plans}
     new = {p: files[p] for p in files if p not in kept}
+    here = [earlier.seen(p, r) for p, r in standing.kept.items()]
+    making: Manifest = {**this, "begun": plans, "files": [*here, *away.values()]}
+    part = _part(job.plan, standing.make - away.keys())
+    _make(replace(job, plan=part), standing.damaged, directory, making, run)
 
     def note(path: Path, record: Record) -> None:
         kept[path] = {**record, "plan": digests[path.name]}
@@ -108,13 +153,23 @@ def release(
     left = [r for r in old.records.values() if directory / r["name"] not in files]
     if left := [r for r in left if (directory / r["name"]).exists()]:
         this["left"] = left
-    _write_beside(directory, this, rows, facts, job.model)
-    states = {p.name: "made" if p in new else "kept" for p in files}
-    states |= {p.name: "made again" for p in standing.damaged}
+    states = {p.name: "made" if p in new else "on the Hub" if p in away else "kept" for p in files}
+    states |= {p.name: "made again" for p in standing.damaged & new.keys()}
     notes = [f"{p.name} was damaged; it is made again" for p in sorted(standing.damaged)]
     notes += [f"{r['name']} was not asked for this time; it stays as it is" for r in left]
-    sent = push.push(target, _uploads(directory, this)) if target else []
-    return Release(directory, this, rows, states, notes, sent)
+    return Release(directory, this, (), states, notes)
+
+
+def _on_the_hub(
+    paths: set[Path], old: earlier.Earlier, target: push.Target | None
+) -> dict[Path, Record]:
+    """Of files that are not here but on record, those that the target has already."""
+    known = {p: {k: v for k, v in old.records[p.name].items() if k != "seen"} for p in paths}
+    if target is None or not known:
+        return {}
+    lacking = push.missing(target, [push.Upload(p, r["sha256"]) for p, r in known.items()])
+    gone = {upload.path for upload in lacking}
+    return {p: record for p, record in known.items() if p not in gone}
 
 
 def _would(
@@ -123,27 +178,21 @@ def _would(
 ) -> Release:  # fmt: skip
     """What a run would leave, as far as it can be told without reading what is there."""
     files = {f.path: (o.type, f) for o in job.plan.outputs for f in o.files}
-    whole = earlier.there(files)
-    run.report(job.model, _part(job.plan, frozenset(files) - whole))
-    sums = {p.name: old.records.get(p.name, {}).get("sha256") for p in whole}
+    there = earlier.there(files)
+    recorded = {p for p in files if p.name in old.records}
+    away = _on_the_hub(recorded, old, target)
+    run.report(job.model, _part(job.plan, frozenset(files) - there - away.keys()))
     this["files"] = [
-        {"name": p.name, "type": kind, "bytes": f.size, "sha256": sums.get(p.name)}
+        {"name": p.name, "type": kind, "bytes": f.size,
+         "sha256": old.records.get(p.name, {}).get("sha256")}
         for p, (kind, f) in files.items()
-    ]
-    states = {p.name: "there" if p in whole else "to be made" for p in files}
-    sent: list[str] = []
-    if target:
-        known = [push.Upload(directory / name, digest) for name, digest in sums.items() if digest]
-        lacking = {f.name for f in push.missing(target, known)}
-        sent = [p.name for p in files if p.name in lacking or not sums.get(p.name)]
-        sent += earlier.BESIDE
-    return Release(directory, this, rows, states, pushed=sent)
-
-
-def _uploads(directory: Path, this: Manifest) -> list[push.Upload]:
-    """The files of a release as they go to the Hub."""
-    weights = (push.Upload(directory / f["name"], f["sha256"]) for f in this["files"])
-    return [*weights, *(push.Upload(directory / name) for name in earlier.BESIDE)]
+    ]  # fmt: skip
+    states = {
+        p.name: "there" if p in there else "on the Hub" if p in away else "to be made"
+        for p in files
+    }
+    sent = [p.name for p in files if p not in away] if target else []
+    return Release(directory, this, rows, states, pushed=sent + [*earlier.BESIDE] * bool(target))
 
 
 def _published(source: Path | str) -> str | None:

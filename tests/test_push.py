@@ -185,6 +185,30 @@ def test_a_dry_run_needs_no_token_and_changes_nothing(
     assert not set(weights(would)) & set(again(Target("org/new"), Run(dry=True)).pushed)
 
 
+def test_shares_are_pushed_by_many_and_joined_by_one(
+    checkpoint: Callable[[str], Path], made: Release, tmp_path: Path, server: UploadHub
+) -> None:
+    source, target = checkpoint("mixtral-4x"), Target("org/new")
+    for i in (1, 2):
+        part = release(source, tmp_path / f"parts/{i}", TYPES, target=target, share=(i, 2))
+        assert list(part.pushed) == [weights(made)[i - 1]]
+    for path in (tmp_path / "parts").rglob("*.gguf"):
+        path.unlink()
+    call = {"target": target, "join": [tmp_path / "parts"]}
+    dry = release(source, tmp_path / "out", TYPES, run=Run(dry=True), **call)
+    assert list(dry.pushed) == [*BESIDE]
+    joined = release(source, tmp_path / "out", TYPES, **call)
+    assert set(joined.states.values()) == {"on the Hub"}
+    assert list(joined.pushed) == [*BESIDE]
+    assert joined.manifest["files"] == made.manifest["files"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*BESIDE}
+    lost = weights(made)[0]
+    del server.repos["org/new"][lost]  # what is on record and nowhere is made
+    again = release(source, tmp_path / "out", TYPES, **call)
+    assert again.states[lost] == "made"
+    assert list(again.pushed) == [lost]
+
+
 def test_the_command(checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub) -> None:
     arguments = ["release", str(checkpoint("mixtral-4x")), "-o", str(tmp_path / "out"), "--types"]
     arguments += ["Q8_0", "--push", "org/new", "--private", "--commit", "all", "--json"]

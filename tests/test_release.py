@@ -20,7 +20,7 @@ from quantkit.imatrix import read_imatrix
 from quantkit.model import Model
 from quantkit.planner import Request
 from quantkit.recipes import RELEASE_TYPES
-from quantkit.release import Release, release, stem
+from quantkit.release import Release, parse_share, release, stem
 from quantkit.report import read_rows
 from quantkit.splits import Splits
 from tests.checkpoints import DATA
@@ -314,6 +314,38 @@ def test_splits_go_on_from_their_journals(
     quantized = stop_after(0, monkeypatch, pipeline, "_make")
     assert release(source, tmp_path / "out", types, request=request).manifest == made.manifest
     assert quantized == []
+
+
+def test_shares_are_the_whole(source: Path, tmp_path: Path) -> None:
+    request, types = Request(splits=Splits(max_tensors=20)), ["Q4_0", "Q8_0"]
+    whole = release(source, tmp_path / "whole", types, request=request)
+    for i in range(1, 7):
+        made = release(source, tmp_path / f"parts/{i}", types, request=request, share=(i, 6))
+        assert set(made.states.values()) <= {"made"}
+        assert not (tmp_path / f"parts/{i}/README.md").exists()
+    for f in whole.manifest["files"]:
+        (found,) = (tmp_path / "parts").rglob(f["name"])
+        assert sha256(found) == f["sha256"]
+    for i in (1, 2):  # a half is the same part of the model in both types
+        half = release(
+            source, tmp_path / "half", types, request=request, share=(i, 2), run=Run(dry=True)
+        )
+        assert [name.endswith(f"-0000{i}-of-00002.gguf") for name in half.states] == [True, True]
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "4", "a/b", "1/0"])
+def test_shares_that_are_none(text: str) -> None:
+    with pytest.raises(errors.RecipeError, match="not a share"):
+        parse_share(text)
+
+
+def test_join_wants_records_of_this_release(source: Path, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.SourceNotFound, match="no record"):
+        release(source, copy, join=[tmp_path / "empty"])
+    release(source, tmp_path / "p/1", ["Q8_0"], reading=Reading(experts_used=1), share=(1, 1))
+    with pytest.raises(errors.OtherRelease, match="p/1 holds a release whose Q8_0"):
+        release(source, copy, join=[tmp_path / "p"])
 
 
 def test_the_command(source: Path, tmp_path: Path) -> None:

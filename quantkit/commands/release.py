@@ -64,6 +64,13 @@ def release(
     commit: Annotated[
         Commit, typer.Option("--commit", help="Each GGUF file in a commit, or all in one.")
     ] = Commit.each,
+    share: Annotated[
+        str | None,
+        typer.Option("--share", help="Only a share of the files, such as 3/16; no card."),
+    ] = None,
+    join: Annotated[
+        list[Path], typer.Option("--join", help="Where shares were made. May be repeated.")
+    ] = [],  # noqa: B006
     context: Context = None,
     imatrix: Annotated[
         str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
@@ -101,6 +108,7 @@ def release(
             request=Request(splits=splits), imatrix=imatrix_of(imatrix, [], []), reading=reading,
             context=context, base_model=base_model,
             target=Target(push, private, commit.value) if push else None,
+            share=jobs.parse_share(share) if share else None, join=join,
             run=run_of(force, dry_run, threads, memory, progress), watch=progress.bar,
         )  # fmt: skip
     for note in made.notes:
