@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
-from quantkit.commands import fit, look, make, plan, release
+from quantkit.commands import fit, look, make, plan, release, verify
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -16,7 +16,8 @@ app = typer.Typer(
 )  # fmt: skip
 COMMANDS = (
     make.convert, make.quantize, make.split, make.merge,
-    look.inspect, look.report, plan.plan, release.release, fit.fit,
+    look.inspect, look.report, plan.plan, release.release, verify.verify,
+    fit.fit,
 )  # fmt: skip
 
 

@@ -1,0 +1,57 @@
+"""A file in the real llama.cpp: what it says, and how far it is from its source."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from quantkit import convert as jobs
+from quantkit.convert import Reading, Run
+from quantkit.divergence import Divergence, divergences
+from quantkit.errors import UnsupportedSource
+from quantkit.llama import Llama, complete
+from quantkit.model import OUTTYPES
+from quantkit.remote import is_remote, names_file
+from quantkit.structure import first_split
+
+TOKENS = 48  # of a completion
+
+
+def completion(file: Path, prompt: str, threads: int | None = None) -> str:
+    """What the model says after a prompt, the likeliest token each time. Raises LlamaMissing,
+    LlamaError."""
+    with Llama(first_split(file), 4096, threads=threads) as model:
+        return complete(model, prompt, TOKENS)
+
+
+def divergence(
+    file: Path, against: Path | str, texts: Sequence[Path], context: int, reading: Reading,
+    threads: int | None, progress: Callable[[int, int], None],
+) -> list[Divergence]:  # fmt: skip
+    """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
+    checkpoint what converting it raises."""
+    with as_gguf(against, reading, threads, file.parent) as base:
+        (found,) = divergences([first_split(file)], base, texts, context, threads, progress)
+    return found
+
+
+@contextmanager
+def as_gguf(
+    source: Path | str, reading: Reading, threads: int | None, near: Path
+) -> Iterator[Path]:
+    """The source as a GGUF file. A checkpoint is converted for as long as the file is needed, with
+    nothing rounded, into a directory of its own in `near`."""
+    if is_remote(source) and names_file(source):
+        raise UnsupportedSource(f"{source}: llama.cpp reads files on this machine; download it")
+    if not is_remote(source) and not Path(source).is_dir():
+        yield first_split(Path(source))
+        return
+    model = jobs.open_checkpoint(source, None, reading)
+    stated = next(item.value for item in model.kv if item.key == "general.file_type")
+    outtype = {number: name for name, (number, _) in OUTTYPES.items()}.get(stated, "bf16")
+    with tempfile.TemporaryDirectory(prefix=".quantkit-", dir=near) as directory:
+        path = Path(directory) / "source.gguf"
+        jobs.convert(source, path, outtype, reading=reading, run=Run(threads=threads))
+        yield path
