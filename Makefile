@@ -1,4 +1,4 @@
-# make demo    the whole way on a small model: convert, quantize, report
+# make demo    the whole way on a small model: convert, quantize, report, release
 # make test    everything that needs no torch; sets itself up on a fresh machine
 # make check   formatting, lint, types, then the tests
 PYTHON ?= python3
@@ -31,6 +31,7 @@ demo: $(BIN)/quantkit
 	$(BIN)/quantkit convert demo/Demo-4x1M -o demo
 	$(BIN)/quantkit quantize demo/Demo-4x1M --type Q4_K_M --type Q8_0 -o demo
 	$(BIN)/quantkit report demo/*.gguf
+	$(BIN)/quantkit release demo/Demo-4x1M -o demo/release --types Q4_K_M,Q8_0
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not torch and not ray"

@@ -56,6 +56,8 @@ class Progress:
         from rich import progress
         from rich.console import Console
 
+        if self._bar is not None:
+            self._bar.stop()
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"), progress.BarColumn(),
             progress.DownloadColumn(), progress.TransferSpeedColumn(),

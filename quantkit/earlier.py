@@ -3,7 +3,7 @@ still holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +87,7 @@ def check_place(source: Path | str, directory: Path, earlier: Earlier, force: bo
     where = None if remote.is_remote(source) else Path(source).resolve()
     if where and directory.resolve() in (where, where.parent if where.is_file() else where):
         raise OutputError(f"{directory} is where the source lies; name another directory with -o")
-    if force or earlier.whole or earlier.making or not directory.is_dir():
+    if force or earlier.whole or earlier.making or earlier.shares or not directory.is_dir():
         return
     alien = sorted(p.name for p in directory.iterdir() if p.name in BESIDE or p.suffix == ".gguf")
     if alien:
@@ -133,7 +133,9 @@ def there(paths: Iterable[Path]) -> set[Path]:
     return {p for p in paths if p.exists() and not journal_path(p).exists()}
 
 
-def stand(paths: Sequence[Path], earlier: Earlier, threads: int, watch: Watch) -> Standing:
+def stand(
+    paths: Sequence[Path], earlier: Earlier, threads: int, watch: Callable[[str], Watch]
+) -> Standing:
     """Hold the files against their records. Every byte is read, but of files that the run that was
     cut short had summed itself and nobody touched since."""
     whole = there(paths)
@@ -141,10 +143,10 @@ def stand(paths: Sequence[Path], earlier: Earlier, threads: int, watch: Watch) -
         p: earlier.records[p.name] for p in paths if p in whole and p.name in earlier.records
     }
     doubtful = {p: r for p, r in recorded.items() if r.get("seen") != fingerprint(p)}
-    damaged = frozenset(manifest.wrong(doubtful, threads, watch))
+    damaged = manifest.wrong(doubtful, threads, watch("checking sums")) if doubtful else set()
     kept = {p: record for p, record in recorded.items() if p not in damaged}
     unsummed = frozenset(p for p in whole if p not in recorded and p.name in earlier.begun)
-    return Standing(kept, unsummed, damaged, frozenset(paths) - kept.keys() - unsummed)
+    return Standing(kept, unsummed, frozenset(damaged), frozenset(paths) - kept.keys() - unsummed)
 
 
 def seen(path: Path, record: Record) -> Record:

@@ -133,7 +133,7 @@ def _make_files(
     """Make what is not there and right, take sums, and complete the manifest."""
     files = {f.path: (o.type, f) for o in job.plan.outputs for f in o.files}
     threads = run.threads or default_threads()
-    standing = earlier.stand(list(files), old, threads, watch("checking sums"))
+    standing = earlier.stand(list(files), old, threads, watch)
     away = _on_the_hub({p for p in standing.make if p.name in old.records}, old, target)
     kept = {**standing.kept, **away}
     digests = {entry["name"]: entry["plan"] for entry in plans}
@@ -148,7 +148,8 @@ def _make_files(
         making["files"].append(earlier.seen(path, kept[path]))
         manifest.write(manifest.partial_path(directory), manifest.as_json(making))
 
-    manifest.take(new, threads, watch("taking sums"), note)
+    if new:
+        manifest.take(new, threads, watch("taking sums"), note)
     this["files"] = [{k: v for k, v in kept[p].items() if k != "seen"} for p in files]
     left = [r for r in old.records.values() if directory / r["name"] not in files]
     if left := [r for r in left if (directory / r["name"]).exists()]:
