@@ -17,7 +17,7 @@ from typing import Any
 from quantkit import keys, manifest, matching, roles, spelling, structure, weights
 from quantkit.checkpoint import SourceTensor, open_gguf_set
 from quantkit.convert import AS_IT_IS, Reading, open_source
-from quantkit.errors import CorruptFile, LlamaError, LlamaMissing, SourceError
+from quantkit.errors import CorruptFile, LlamaError, LlamaMissing, SourceError, TokenizerError
 from quantkit.gguf_file import Header
 from quantkit.imatrix import Imatrix
 from quantkit.model import Model
@@ -160,17 +160,18 @@ def _metadata(header: Header, model: Model, out: Verdict) -> None:
 
 def _spelling(file: Path, checkpoint: Path, out: Verdict) -> None:
     """Texts are split as the checkpoint's tokenizer splits them."""
-    if not checkpoint.is_dir() or (theirs := spelling.reference(checkpoint)) is None:
+    if not checkpoint.is_dir():
         return
     try:
-        wrong = spelling.differences(spelling.splitting(file), theirs)
-    except LlamaMissing as e:
+        theirs = spelling.reference(checkpoint)
+        wrong = spelling.differences(spelling.splitting(file), theirs) if theirs else None
+    except (TokenizerError, LlamaMissing) as e:
         out.notes.append(f"texts were not split in llama.cpp: {e}")
         return
     except LlamaError as e:
         wrong = [str(e)]
-    out.findings += wrong
-    if not wrong:
+    out.findings += wrong or []
+    if wrong == []:
         out.proven.append("llama.cpp splits texts as the source's tokenizer does")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -549,6 +550,21 @@ def test_without_llama_cpp(
     assert isinstance(result.exception, LlamaMissing)
     monkeypatch.undo()
     llama.library.cache_clear()
+
+
+def test_a_tokenizer_that_its_library_does_not_read(
+    files: dict[str, Path], source: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / source.name
+    shutil.copytree(source, other)
+    text = (other / "tokenizer.json").read_text()
+    assert '"single_word"' in text
+    (other / "tokenizer.json").write_text(text.replace('"single_word"', '"single"'))
+    found = verify(files["Q2_K"], other)
+    assert found.good
+    assert len(found.notes) == 1
+    assert "texts were not split in llama.cpp" in found.notes[0]
+    assert "missing field `single_word`" in found.notes[0]
 
 
 def test_the_reference_is_the_checkpoint_s_own(frankenmoe: dict[str, Path], tmp_path: Path) -> None:
