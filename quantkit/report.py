@@ -17,7 +17,7 @@ from quantkit.checkpoint import open_gguf_set
 from quantkit.errors import RecipeError
 from quantkit.gguf_file import KeyValue, parse_key_values
 from quantkit.plan import Output, Plan
-from quantkit.ram import Weights, memory
+from quantkit.ram import Memory, Weights, memory
 from quantkit.recipes import RECIPES
 from quantkit.splits import split_siblings, unsplit_name
 
@@ -75,6 +75,13 @@ def _read_row(path: Path, context: int | None) -> Row:
     return _row(_name(path.name, len(files)), label, size, len(files), metadata, weights, context)
 
 
+def read_memory(path: Path, context: int) -> Memory:
+    """What llama.cpp takes for a GGUF file, part by part. Raises SourceError."""
+    header, tensors = open_gguf_set(path)
+    weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
+    return _Metadata.of(header.kv).memory(weights, context)
+
+
 def planned_rows(
     plan: Plan, context: int | None = None, kv: Sequence[KeyValue] | None = None
 ) -> list[Row]:
@@ -117,13 +124,16 @@ class _Metadata:
         lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
         return cls(arch, values, sum(by_key[key].length for key in lists if key in by_key))
 
+    def memory(self, tensors: Sequence[Weights], context: int) -> Memory:
+        return memory(self.arch, self.values, tensors, context, self.pieces)
+
 
 def _row(
     name: str, label: str, size: int, files: int, metadata: _Metadata,
     tensors: Sequence[Weights], context: int | None,
 ) -> Row:  # fmt: skip
     context = context or min(metadata.values.get("context_length", CONTEXT), CONTEXT)
-    need = memory(metadata.arch, metadata.values, tensors, context, metadata.pieces)
+    need = metadata.memory(tensors, context)
     weights = sum(prod(t.shape) for t in tensors)
     nominal = re.search(r"\d+", label)
     ram, vram = need.experts_on_cpu or (None, None)
