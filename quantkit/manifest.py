@@ -7,7 +7,6 @@ run knows whether it is the same release. While a release is being made, its rec
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -58,20 +57,23 @@ def _is_plain(record: Mapping[str, Any]) -> bool:
 
 def write(path: Path, text: str) -> None:
     """Put a text in a file, whole or not at all; a file that says the same is left alone."""
-    data = text.encode()
-    with contextlib.suppress(FileNotFoundError):
-        if path.read_bytes() == data:
-            return
-    making = path.with_name(f".{path.name}.{os.getpid()}")
+    data, making = text.encode(), path.with_name(f".{path.name}.new")
     try:
-        with making.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(making, path)
+        if not path.exists() or path.read_bytes() != data:
+            with making.open("wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(making, path)
+            disk.sync_directories([path.parent])
     finally:
-        making.unlink(missing_ok=True)
-    disk.sync_directories([path.parent])
+        making.unlink(missing_ok=True)  # also what a run that was killed left
+
+
+def remove(path: Path) -> None:
+    """Take away what `write` wrote, or was writing."""
+    for gone in (path, path.with_name(f".{path.name}.new")):
+        gone.unlink(missing_ok=True)
 
 
 def as_json(manifest: Manifest) -> str:

@@ -289,4 +289,4 @@ def _write_beside(
     }
     for name, text in texts.items():
         manifest.write(directory / name, text)
-    manifest.partial_path(directory).unlink(missing_ok=True)
+    manifest.remove(manifest.partial_path(directory))

@@ -104,7 +104,7 @@ def release(
     )
     with Progress() as progress:
         made = jobs.release(
-            source, output, types.split(",") if types else RELEASE_TYPES,
+            source, output, [t.strip() for t in types.split(",")] if types else RELEASE_TYPES,
             request=Request(splits=splits), imatrix=imatrix_of(imatrix, [], []), reading=reading,
             context=context, base_model=base_model,
             target=Target(push, private, commit.value) if push else None,
