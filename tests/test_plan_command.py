@@ -140,7 +140,7 @@ def test_all_types_and_what_is_refused(checkpoint: Callable[[str], Path], tmp_pa
 
 
 def test_what_fits(mixtral: Callable[[int], Path]) -> None:
-    arguments = ["plan", str(mixtral(4)), "--types", ",".join(EIGHT), "--json"]
+    arguments = ["plan", str(mixtral(4)), "--types", ", ".join(EIGHT), "--json"]
     found = json.loads(run(app, [*arguments, "--ram", "16GB", "--disk", "20GB"]).stdout)
     for output in found["outputs"]:
         assert output["fits_ram"] == (output["max_ram_bytes"] <= 16e9)

@@ -114,7 +114,7 @@ def splits_of(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:
 def columns_of(names: str | None) -> list[Column] | None:
     from quantkit.report import columns
 
-    return columns(names.split(",")) if names else None
+    return columns([name.strip() for name in names.split(",")]) if names else None
 
 
 def imatrix_of(path: str | None, include: list[str], exclude: list[str]) -> Imatrix | None:

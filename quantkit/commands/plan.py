@@ -61,7 +61,7 @@ def plan(
 
     space = parse_size(disk) if disk else None
     found = survey(
-        source, types.split(",") if types else (), context,
+        source, [name.strip() for name in types.split(",")] if types else (), context,
         ram=parse_size(ram) if ram else None, disk=space,
         reading=reading_of(pre, experts_used, keep_experts, mtp, no_mtp, False, False, False),
         request=Request(
