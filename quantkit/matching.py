@@ -1,6 +1,7 @@
 """Which matrix of the source a matrix of the file really is, where it is not the one it should be.
 
-Some rows of each are enough: the nearest in mean squared distance is the one, whatever the format.
+Some rows of each are enough: the one that leaves least of the file's weights unexplained, if scaled
+as suits them best, is the one, whatever the format.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from quantkit.structure import listed
 from quantkit.weights import Floats, Place, Sums, floats, in_file, place
 
 SAMPLE = 1 << 15  # weights of a matrix that are looked at
-NEARER = 0.98  # of the distance to the matrix that it should be: the other is the one
+NEARER = 0.98  # of what the matrix that it should be leaves unexplained: the other is the one
 LIKE = 0.5  # the cosine from which on two matrices have to do with each other
 MOST = 64  # matrices that are looked for in the whole source
 
@@ -73,7 +74,8 @@ def _nearest(
             continue
         size = float((theirs * theirs).sum(dtype=np.float64))
         dots = (mine @ theirs).astype(np.float64)
-        for i, distance in enumerate(power - 2 * dots + size):
+        left = power - np.maximum(dots, 0) ** 2 / max(size, 1e-30)
+        for i, distance in enumerate(left):
             if at == suspects[i]:
                 own[i] = distance
             elif distance < best[i][0] and dots[i] > LIKE * np.sqrt(power[i] * size):
