@@ -22,7 +22,8 @@ TOKENS = 48  # of a completion
 def completion(file: Path, prompt: str, threads: int | None = None) -> str:
     """What the model says after a prompt, the likeliest token each time. Raises LlamaMissing,
     LlamaError."""
-    with Llama(first_split(file), 4096, threads=threads) as model:
+    context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
+    with Llama(first_split(file), context, threads=threads) as model:
         return complete(model, prompt, TOKENS)
 
 

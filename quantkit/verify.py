@@ -32,6 +32,7 @@ RATIO = 3.0  # of an error to the one that the format has; an importance matrix 
 COSINE = 0.5  # of the cosine that the format has; what has nothing to do with the source has 0
 FAINT = 0.6  # the cosine below which no format goes that is not made here
 BLOCK = 32.0  # of a block's error to the usual one; an extreme importance matrix may make it 16
+DRAWN = 16  # experts that have a line each in a picture
 
 Bar = Callable[[str], Callable[[int, int], None]]
 
@@ -284,17 +285,21 @@ def worst(found: Verdict) -> list[dict[str, Any]]:
 
 
 def picture(found: Verdict) -> str:
-    """The errors by layer and role, as SVG."""
+    """The errors by layer and role, and by expert where those are few, as SVG."""
     from quantkit.drawing import Axis
     from quantkit.pictures import heat
 
     errors: dict[str, dict[int, float]] = defaultdict(dict)
     for t in found.tensors:
         name = roles.parse(t["name"])
-        if name.bid is not None and t["relative_error"]:
-            errors[name.role][name.bid] = t["relative_error"]
-    layers = sorted({bid for row in errors.values() for bid in row})
-    values = [[row.get(bid) for bid in layers] for row in errors.values()]
-    axis = Axis("relative error", "{:.2%}".format)
+        rows = {name.role: t}
+        if 0 < len(t["experts"]) <= DRAWN:
+            rows = {f"{name.role} {xid}": part for xid, part in enumerate(t["experts"])}
+        for row, part in rows.items():
+            if name.bid is not None and part["relative_error"]:
+                errors[row][name.bid] = part["relative_error"]
+    layers = sorted({bid for line in errors.values() for bid in line})
+    values = [[line.get(bid) for bid in layers] for line in errors.values()]
+    axis = Axis("Relative error", "{:.2%}".format, log=True)
     title = f"Errors of {found.file}"
     return heat(title, list(errors), [str(b) for b in layers], values, axis, below="layer")

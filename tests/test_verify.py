@@ -507,7 +507,7 @@ def test_the_command(
     (kl,) = told["kl"]
     assert 0.002 < kl["kl"] < 0.008
     assert drawn.read_text().startswith("<svg")
-    assert "attn_q" in drawn.read_text()
+    assert all(row in drawn.read_text() for row in ("attn_q", "ffn_up_exps 0", "ffn_up_exps 3"))
     assert [p.name for p in files["Q4_K_M"].parent.glob(".quantkit*")] == []
     lines = run(app, arguments).stdout.splitlines()
     assert lines[0].startswith("good: frankenmoe-4x-Q4_K_M.gguf: the structure of 33 tensors")

@@ -51,7 +51,8 @@ def verify(
     ] = [],  # noqa: B006
     context: Annotated[int, typer.Option("--ctx", min=8, help="Tokens of context for --kl.")] = 256,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the errors by layer and role into this SVG file.")
+        Path | None,
+        typer.Option(help="Draw the errors by layer, role and expert into this SVG file."),
     ] = None,
     pre: Pre = None,
     experts_used: ExpertsUsed = None,
@@ -104,7 +105,7 @@ def _lines(found: Verdict, out: dict[str, Any]) -> list[str]:
         lines.append(f"  and {more} more (--json has them all)")
     lines += [f"note: {text}" for text in found.notes]
     if run := out.get("run"):
-        lines += ["", f"{run['prompt']}{run['text']}"]
+        lines += ["", f"{run['prompt']}{run['text']}".rstrip()]
     if kl := out.get("kl"):
         lines += ["", *_table([TEXTS, *map(_divergence, kl)])]
     if found.tensors:
