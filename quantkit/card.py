@@ -82,8 +82,12 @@ def front_matter(
 
 
 def usual(rows: Sequence[Row]) -> Row:
-    """The row that most people want: Q4_K_M, or what is nearest to its bits."""
-    return min(rows, key=lambda row: (row.type != USUAL, abs(row.bits_per_weight - 4.85)))
+    """The row that most people want: Q4_K_M in any recipe, or what is nearest to its bits."""
+
+    def distance(row: Row) -> tuple[bool, float]:
+        return row.type.partition("-")[0] != USUAL, abs(row.bits_per_weight - 4.85)
+
+    return min(rows, key=distance)
 
 
 def first_file(manifest: Manifest, row: Row) -> str:
@@ -94,7 +98,7 @@ def first_file(manifest: Manifest, row: Row) -> str:
 def choices(rows: Sequence[Row]) -> list[tuple[int, Row]]:
     """(GB of memory, the best file that fits), where more memory allows a better one."""
     found: list[tuple[int, Row]] = []
-    good = [row for row in rows if row.type not in LEGACY] or list(rows)
+    good = [row for row in rows if row.type.partition("-")[0] not in LEGACY] or list(rows)
     for memory in MEMORIES:
         fit = [row for row in good if row.max_ram_bytes <= memory * 10**9]
         best = max(fit, key=lambda row: row.bits_per_weight, default=None)

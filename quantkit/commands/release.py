@@ -26,6 +26,7 @@ from quantkit.commands.options import (
     Mtp,
     NoMtp,
     Pre,
+    Recipe,
     Threads,
     imatrix_of,
     reading_of,
@@ -52,6 +53,7 @@ def release(
         str | None,
         typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: eight, from Q2_K to Q8_0)."),
     ] = None,
+    recipe: Recipe = None,
     base_model: Annotated[
         str | None, typer.Option("--base-model", help="ORG/MODEL on the Hub that this is made of.")
     ] = None,
@@ -96,15 +98,16 @@ def release(
     from quantkit import release as jobs
     from quantkit.planner import Request
     from quantkit.push import Target
-    from quantkit.recipes import RELEASE_TYPES
+    from quantkit.recipes import of_mixture
 
     splits = splits_of(split_max_size, split_max_tensors, no_tensor_first_split)
     reading = reading_of(
         pre, experts_used, keep_experts, mtp, no_mtp, fuse_qkv, fuse_gate_up_exps, fp8_as_q8
     )
+    named = [name.strip() for name in types.split(",")] if types else None
     with Progress() as progress:
         made = jobs.release(
-            source, output, [t.strip() for t in types.split(",")] if types else RELEASE_TYPES,
+            source, output, of_mixture(named, recipe) if named else _default(recipe),
             request=Request(splits=splits), imatrix=imatrix_of(imatrix, [], []), reading=reading,
             context=context, base_model=base_model,
             target=Target(push, private, commit.value) if push else None,
@@ -123,6 +126,20 @@ def release(
         typer.echo(f"{path}  {f['type']}  {gigabytes(f['bytes'])}  {made.states[f['name']]}")
     for name in made.pushed:
         typer.echo(f"{push}/{name}  {'to be pushed' if dry_run else 'pushed'}")
+
+
+def _default(recipe: str | None) -> list[str]:
+    """The types of a release in a `--recipe`, those that it is not for as they always are."""
+    from quantkit.errors import RecipeError
+    from quantkit.recipes import RELEASE_TYPES, find_recipe, of_mixture
+
+    found = []
+    for plain, name in zip(RELEASE_TYPES, of_mixture(RELEASE_TYPES, recipe), strict=True):
+        try:
+            found.append(find_recipe(name).name)
+        except RecipeError:
+            found.append(plain)
+    return found
 
 
 def _summary(made: Release) -> dict[str, Any]:
