@@ -144,6 +144,14 @@ def header_bytes(kv: Sequence[KeyValue], tensors: Sequence[TensorInfo]) -> bytes
     return bytes(out.ljust(align(len(out)), b"\0"))
 
 
+def header_size(kv: Sequence[KeyValue], tensors: Iterable[tuple[str, Sequence[int]]]) -> int:
+    """How many bytes `header_bytes` has, by the names and shapes of the tensors."""
+    size = len(MAGIC) + 20
+    size += sum(len(_packed(item.key)) + len(item.raw) for item in kv)
+    size += sum(len(_packed(name)) + 16 + 8 * len(shape) for name, shape in tensors)
+    return align(size)
+
+
 def parse_key_values(data: bytes) -> tuple[KeyValue, ...]:
     """The key-values of a header that carries no tensors (as the gguf package writes it)."""
     return _Reader(data, "metadata").header().kv

@@ -15,7 +15,7 @@ from pathlib import Path
 from quantkit.checkpoint import BANDS, SourceTensor
 from quantkit.errors import PlanError
 from quantkit.ggml_types import type_by_name
-from quantkit.gguf_file import align
+from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes
 from quantkit.inputs import AT_ONCE, File
 from quantkit.segments import Segment, uncovered
 
@@ -48,14 +48,25 @@ class PlannedFile:
     """One file."""
 
     path: Path
-    header: bytes
+    kv: tuple[KeyValue, ...]
     tensors: tuple[PlannedTensor, ...]
+    header_size: int
+
+    @property
+    def header(self) -> bytes:
+        """The file's bytes up to the tensor data: made when they are asked for, since a vocabulary
+        in the header of every output is much to hold."""
+        infos = [
+            TensorInfo(t.name, t.shape, type_by_name(t.format).id, t.offset - self.header_size)
+            for t in self.tensors
+        ]
+        return header_bytes(self.kv, infos)
 
     @property
     def size(self) -> int:
         """The file's exact size in bytes."""
         if not self.tensors:
-            return len(self.header)
+            return self.header_size
         return align(self.tensors[-1].offset + self.tensors[-1].nbytes)
 
 
@@ -192,7 +203,7 @@ def check(plan: Plan) -> None:
     """Prove that segments tile every tensor once, that tensors tile every file, and that every row
     of every source is used once. Raises PlanError."""
     for f in plan.files:
-        end = len(f.header)
+        end = f.header_size
         for t in f.tensors:
             if t.offset != end:
                 raise PlanError(f"{f.path.name}: {t.name} starts at {t.offset}, not {end}")

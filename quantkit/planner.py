@@ -10,7 +10,7 @@ from pathlib import Path
 from quantkit import recipes
 from quantkit.errors import RecipeError
 from quantkit.ggml_types import type_by_name
-from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes, replaced, uint32
+from quantkit.gguf_file import KeyValue, align, header_size, replaced, uint32
 from quantkit.inputs import File
 from quantkit.mixtures import Facts
 from quantkit.model import Model, ModelTensor
@@ -238,16 +238,14 @@ def _output(
 def _file(
     path: Path, kv: Sequence[KeyValue], tensors: Sequence[tuple[ModelTensor, Choice]]
 ) -> PlannedFile:
-    planned, infos, offset = [], [], 0
+    size = header_size(kv, [(t.name, t.shape) for t, _ in tensors])
+    planned, offset = [], size
     for t, choice in tensors:
         nbytes = _nbytes(t.shape, choice.format)
         planned.append(PlannedTensor(t.name, t.shape, choice.format, offset, nbytes,
                                      choice.fallback_from, choice.overridden))  # fmt: skip
-        infos.append(TensorInfo(t.name, t.shape, type_by_name(choice.format).id, offset))
         offset += align(nbytes)
-    header = header_bytes(kv, infos)
-    moved = tuple(replace(t, offset=len(header) + t.offset) for t in planned)
-    return PlannedFile(path, header, moved)
+    return PlannedFile(path, tuple(kv), tuple(planned), size)
 
 
 def _checked(model: Model, outputs: Sequence[Output]) -> Plan:

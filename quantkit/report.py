@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import open_gguf_set
 from quantkit.errors import RecipeError
-from quantkit.gguf_file import KeyValue, parse_key_values
+from quantkit.gguf_file import KeyValue
 from quantkit.plan import Output, Plan
 from quantkit.ram import Memory, Weights, memory
 from quantkit.recipes import RECIPES
@@ -88,7 +88,7 @@ def planned_rows(
     """A row for each output of a plan, as `read_rows` will find it. `kv`: the model's metadata, if
     at hand; it is in the header of a whole plan's first file."""
     if kv is None:
-        kv = parse_key_values(plan.outputs[0].files[0].header)
+        kv = plan.outputs[0].files[0].kv
     metadata = _Metadata.of(kv)
     return [_planned_row(output, context, metadata) for output in plan.outputs]
 

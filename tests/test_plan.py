@@ -16,6 +16,7 @@ from quantkit.ggml_types import type_by_name
 from quantkit.model import Model, ModelTensor, from_checkpoint
 from quantkit.recipes import find_recipe
 from quantkit.segments import Segment
+from quantkit.splits import Splits
 
 
 def small(counts: list[int], n: int, order: tuple[int, ...] = ()) -> Model:
@@ -112,3 +113,13 @@ def test_a_source_that_nothing_uses_is_refused() -> None:
     sources = {**model.sources, "spare": replace(model.sources["s0"], name="spare")}
     with pytest.raises(errors.PlanError, match="spare"):
         planner.plan_conversion(replace(model, sources=sources), "BF16", Path())
+
+
+def test_a_headers_size_is_known_before_its_bytes(checkpoint: Callable[[str], Path]) -> None:
+    model = from_checkpoint(checkpoint("mixtral-4x"))
+    splits = Splits(max_tensors=6, no_tensor_first=True)
+    found = planner.plan_conversion(model, "BF16", Path("x.gguf"), splits)
+    assert len(found.files) > 3
+    for f in found.files:
+        assert f.header_size == len(f.header)
+        assert [t.offset for t in f.tensors[:1]] in ([], [f.header_size])
