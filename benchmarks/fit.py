@@ -15,6 +15,11 @@ from quantkit.fit import Budget, fit, make
 from quantkit.imatrix import read_imatrix
 
 TYPES = ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"]
+MARKS = ("<!-- fit:begin -->", "<!-- fit:end -->")
+HEAD = (
+    "| type | bytes | llama.cpp's | `--recipe moe` | `fit` | `fit`, K-quants |\n"
+    "| --- | --- | --- | --- | --- | --- |\n"
+)
 K_QUANTS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 
 
@@ -52,6 +57,11 @@ def main() -> None:
             cells += [f"{k:.5f} ({100 * (k / kl[0] - 1):+.0f}%)" for k in kl[1:]]
             rows.append(f"| {label} | {sizes[0]:,} | {' | '.join(cells)} |")
             print(rows[-1], flush=True)
+    if options.write:
+        before, _, rest = options.write.read_text().partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        table = HEAD + "\n".join(rows)
+        options.write.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
 
 
 if __name__ == "__main__":

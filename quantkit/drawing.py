@@ -99,7 +99,7 @@ def domain(
     values: Sequence[float], axis: Axis, count: int
 ) -> tuple[tuple[float, float], list[float]]:
     """The two ends of an axis that shows the values, and its ticks: round numbers."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
+    low, high = min(values, default=0.1 * axis.log), max(values, default=1.0)
     if axis.log:
         exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
         ticks = [m * 10.0**e for e in exponents for m in (1, 2, 5)]

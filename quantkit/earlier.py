@@ -16,7 +16,7 @@ from quantkit.manifest import Manifest, Record, Watch
 from quantkit.outputs import journal_path
 
 CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
-PICTURES = ("size.svg", "bytes.svg")
+PICTURES = ("size.svg", "bytes.svg", "error.svg")
 BESIDE = (*PICTURES, PAGE, MODELFILE, manifest.SUMS, manifest.NAME, CARD)
 
 

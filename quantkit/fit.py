@@ -151,7 +151,8 @@ def picture(found: Fit) -> str:
     points += [Point(m.label, m.nbytes, 100 * m.error, "llama.cpp") for m in found.types]
     points.append(Point("chosen", found.chosen.nbytes, 100 * found.chosen.error, "fit"))
     size = Axis("size", lambda n: gigabytes(round(n)))
-    return scatter(found.name, points, size, Axis("error, %"), front=True)
+    error = Axis("error", "{:.2g}%".format, log=True)
+    return scatter(found.name, points, size, error, front=True)
 
 
 def _nbytes(t: PlannedTensor, fmt: str) -> int:

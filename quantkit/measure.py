@@ -22,7 +22,7 @@ from quantkit.rows import dequantize, fetch, source_row
 from quantkit.threads import in_threads
 
 SAMPLE = 1 << 18  # weights of a tensor that are looked at
-PIECES = 32  # runs of rows that they are taken in
+PIECES, PIECES_AFAR = 32, 4  # runs of rows that they are taken in: here, and from a server
 
 Errors = Mapping[str, float]  # by format
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -59,20 +59,22 @@ def mean_errors(
     plan: Plan, facts: Facts, threads: int, importance: Importance = MappingProxyType({})
 ) -> dict[str, float]:
     """The mean error (`quality.mean_error`) of each output of a plan, by its type, measured from
-    samples of its source. Raises as `measure`."""
-    tensors = {
-        name: {o.by_name[name].format for o in plan.outputs if name in o.by_name}
-        for name, t in plan.outputs[0].by_name.items()
-        if is_quantized(name, t.shape, facts.arch)
-    }
-    found = measure(plan, {n: sorted(f) for n, f in tensors.items()}, threads, importance)
+    samples of its source. What is copied has none. Raises as `measure`."""
+    wanted: dict[str, set[str]] = {}
+    for output in plan.outputs:
+        for name, t in output.by_name.items():
+            sources = {plan.sources[s.source].ggml.name for s in plan.segments[name]}
+            if is_quantized(name, t.shape, facts.arch) and sources != {t.format}:
+                wanted.setdefault(name, set()).add(t.format)
+    found = measure(plan, {n: sorted(f) for n, f in wanted.items()}, threads, importance)
     return {
         o.type: mean_error(
-            [Judged(n, t.shape, found[n][t.format]) for n, t in o.by_name.items() if n in found],
+            [Judged(name, t.shape, found.get(name, {}).get(t.format, 0.0))
+             for name, t in o.by_name.items()],
             facts,
         )
         for o in plan.outputs
-    }
+    }  # fmt: skip
 
 
 def relative_error(rows: Floats, fmt: str, importance: Floats | None = None) -> float:
@@ -115,10 +117,10 @@ def pieces(plan: Plan, t: PlannedTensor) -> Iterator[Chunk]:
     """Runs of the tensor's rows, at equal distances."""
     total = t.weights // t.shape[-1]
     count = min(max(SAMPLE // t.shape[-1], 1), total)
-    pieces = 1 if count == total else min(PIECES, count)
-    starts = [i * total // pieces for i in range(pieces)]
-    for start in starts:
-        left = count // pieces
+    afar = any(plan.sources[s.source].is_remote for s in plan.segments[t.name])
+    runs = 1 if count == total else min(PIECES_AFAR if afar else PIECES, count)
+    for start in (i * total // runs for i in range(runs)):
+        left = count // runs
         for s in plan.segments[t.name]:
             first = max(start - s.first_row, 0)
             if left and first < s.count and start + left > s.first_row:

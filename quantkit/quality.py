@@ -31,15 +31,14 @@ NORMAL_ERROR: Mapping[str, float] = {
 # the mean error up to which a file deserves the words; beyond the last, the last
 USE_CASES: tuple[tuple[float, str], ...] = (
     (1e-5, "as good as the source; for further work"),
-    (1e-4, "nearly lossless; large"),
-    (6e-4, "hardly any loss; very large"),
-    (1.8e-3, "very low loss; large"),
-    (3.5e-3, "low loss"),
-    (7e-3, "balanced: the usual choice"),
-    (1.3e-2, "moderate loss; small"),
-    (2.6e-2, "noticeable loss; small"),
-    (5e-2, "high loss; very small"),
-    (1.0, "heavy loss; smallest"),
+    (1e-4, "nearly lossless"),
+    (5e-4, "hardly any loss"),
+    (1.8e-3, "very low loss"),
+    (4.5e-3, "low loss"),
+    (8e-3, "moderate loss"),
+    (1.4e-2, "noticeable loss"),
+    (2.6e-2, "high loss"),
+    (1.0, "heavy loss"),
 )
 
 

@@ -29,10 +29,12 @@ from quantkit.convert import AS_IT_IS, ONCE, Job, Reading, Run, carry_out, prepa
 from quantkit.errors import RecipeError
 from quantkit.journal import identities
 from quantkit.manifest import Manifest, Record
+from quantkit.measure import mean_errors
 from quantkit.model import Model
 from quantkit.outputs import check_outputs
 from quantkit.plan import Plan, PlannedFile
-from quantkit.planner import PLAIN, Request
+from quantkit.planner import PLAIN, Request, model_facts
+from quantkit.quality import use_case
 from quantkit.recipes import RELEASE_TYPES
 from quantkit.report import Row, planned_rows
 from quantkit.threads import default_threads
@@ -101,7 +103,10 @@ def release(
         record = manifest.as_json({**this, "begun": plans})
         manifest.write(manifest.partial_path(directory), record)
     else:
-        _write_beside(directory, this, rows, facts, job.model)
+        threads = run.threads or default_threads()
+        errors = mean_errors(job.plan, model_facts(job.model), threads, job.importance)
+        rows = [replace(row, use_case=use_case(errors[row.type])) for row in rows]
+        _write_beside(directory, this, rows, errors, facts, job.model)
         uploads += [push.Upload(directory / name) for name in earlier.BESIDE]
     sent = push.push(target, uploads) if target else []
     return replace(made, rows=rows, pushed=sent)
@@ -271,18 +276,20 @@ def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest,
 
 
 def _write_beside(
-    directory: Path, this: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], model: Model
-) -> None:
+    directory: Path, this: Manifest, rows: Sequence[Row], errors: Mapping[str, float],
+    facts: Mapping[str, Any], model: Model,
+) -> None:  # fmt: skip
     """Everything but the weights; the manifest last."""
     values = {item.key: item.value for item in model.kv}
     usual = card.usual(rows)
     first = card.first_file(this, usual)
-    drawn = dict(zip(earlier.PICTURES, page.figures(this, rows), strict=True))
+    measured = page.error_by_size(rows, errors)
+    drawn = dict(zip(earlier.PICTURES, [*page.figures(this, rows), measured], strict=True))
     shown = {name: figure.title for name, figure in drawn.items()}
     texts = {
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
         earlier.CARD: card.render(this, rows, facts, values, shown),
-        earlier.PAGE: page.render(this, rows, facts),
+        earlier.PAGE: page.render(this, rows, facts, [measured]),
         earlier.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
         manifest.SUMS: manifest.as_sums(this["files"]),
         manifest.NAME: manifest.as_json(this),

@@ -78,7 +78,7 @@ def test_every_file_that_the_card_names_is_there(text: str, made: Release) -> No
     there = {p.name for p in made.directory.iterdir()}
     named = set(re.findall(r"[\w.-]+\.(?:gguf|svg|json)\b", text)) | {"Modelfile", "SHA256SUMS"}
     assert named <= there
-    assert {"size.svg", "bytes.svg"} <= named
+    assert {"size.svg", "bytes.svg", "error.svg"} <= named
 
 
 def metadata(**values: Any) -> dict[str, Any]:

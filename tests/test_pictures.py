@@ -180,6 +180,7 @@ def test_zero_on_a_logarithmic_axis() -> None:
 def test_nothing_is_drawn_of_nothing() -> None:
     for picture in (
         pictures.scatter("t", [], PLAIN, PLAIN),
+        pictures.scatter("t", [Point("a", 1, 0)], PLAIN, Axis("e", log=True), front=True),
         pictures.stacked("t", [], {}, PLAIN),
         pictures.stacked("t", ["a"], {"x": [0.0]}, PLAIN, share=True),
         pictures.columns("t", [], {}, PLAIN),
