@@ -148,7 +148,7 @@ def _row(
         max_ram_bytes=need.required,
         mapped_ram_bytes=need.mapped,
         context=context,
-        use_case=next((r.use_case for r in RECIPES if r.name == label), ""),
+        use_case=next((r.use_case for r in RECIPES if r.name == label.removesuffix("-moe")), ""),
         experts_on_cpu_ram_bytes=ram,
         experts_on_cpu_vram_bytes=vram,
     )
