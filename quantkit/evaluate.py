@@ -10,21 +10,34 @@ from pathlib import Path
 from quantkit import convert as jobs
 from quantkit.convert import Reading, Run
 from quantkit.divergence import Divergence, divergences
-from quantkit.errors import UnsupportedSource
+from quantkit.errors import LlamaError, LlamaMissing, UnsupportedSource
 from quantkit.llama import Llama, complete
 from quantkit.model import OUTTYPES
 from quantkit.remote import is_remote, names_file
+from quantkit.spelling import splitting
 from quantkit.structure import first_split
+from quantkit.verify import Verdict
 
 TOKENS = 48  # of a completion
 
 
-def completion(file: Path, prompt: str, threads: int | None = None) -> str:
-    """What the model says after a prompt, the likeliest token each time. Raises LlamaMissing,
-    LlamaError."""
+def completion(
+    file: Path, prompt: str, found: Verdict, threads: int | None = None
+) -> dict[str, str]:
+    """What the model says after a prompt, the likeliest token each time; a finding where llama.cpp
+    does not load the file. Raises LlamaMissing."""
+    path, text = first_split(file), ""
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
-    with Llama(first_split(file), context, threads=threads) as model:
-        return complete(model, prompt, TOKENS)
+    try:
+        splitting(path)([prompt])  # a vocabulary that ends the process ends another one
+        with Llama(path, context, threads=threads) as model:
+            text = complete(model, prompt, TOKENS)
+        found.proven.append("llama.cpp runs it")
+    except LlamaMissing:
+        raise
+    except LlamaError as e:
+        found.findings.append(str(e))
+    return {"prompt": prompt, "text": text}
 
 
 def divergence(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quantkit.errors import TokenizerError
-from quantkit.llama import Llama
+from quantkit.errors import LlamaError, TokenizerError
+from quantkit.llama import Llama, library
 from quantkit.tokenizer import malformed
 
-Split = Callable[[str], list[int]]
+Split = Callable[[Sequence[str]], list[list[int]]]  # texts -> the token ids of each
 
 # ordinary text of the kinds that vocabularies treat differently
 SAMPLES = (
@@ -33,26 +37,51 @@ def reference(directory: Path) -> Split | None:
             from tokenizers import Tokenizer
 
             tokenizer = Tokenizer.from_file(str(fast))
-            return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+            return lambda texts: [
+                list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts
+            ]
         if model.is_file():
             from sentencepiece import SentencePieceProcessor
 
             processor = SentencePieceProcessor(model_file=str(model))
-            return lambda text: list(processor.encode(text))
+            return lambda texts: [list(processor.encode(text)) for text in texts]
     return None
 
 
 def splitting(file: Path) -> Split:
-    """The vocabulary of a GGUF file, in llama.cpp. Raises LlamaMissing, LlamaError."""
-    model = Llama(file, 0)
-    return lambda text: model.tokenize(text.encode()).tolist()
+    """The vocabulary of a GGUF file, in llama.cpp. Raises LlamaMissing; and LlamaError when used.
+
+    In a process of its own: a damaged vocabulary makes llama.cpp end the process it is in.
+    """
+    library()
+
+    def split(texts: Sequence[str]) -> list[list[int]]:
+        package = str(Path(__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        found = subprocess.run(
+            [sys.executable, "-m", "quantkit.spelling", str(file)], input=json.dumps(texts),
+            capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        if found.returncode != 0:
+            said = (found.stderr.strip().splitlines() or ["no reason is given"])[-1].strip()
+            raise LlamaError(f"{file}: llama.cpp does not read its vocabulary: {said}")
+        ids: list[list[int]] = json.loads(found.stdout)
+        return ids
+
+    return split
+
+
+def main() -> None:
+    """Split the texts on stdin, a JSON list, with the vocabulary of the file that is named."""
+    with Llama(Path(sys.argv[1]), 0) as model:
+        ids = [model.tokenize(text.encode()).tolist() for text in json.load(sys.stdin)]
+    print(json.dumps(ids))
 
 
 def differences(ours: Split, theirs: Split) -> list[str]:
     """Lines on the samples that the file splits otherwise than the source."""
     out = []
-    for text in SAMPLES:
-        a, b = ours(text), theirs(text)
+    for text, a, b in zip(SAMPLES, ours(SAMPLES), theirs(SAMPLES), strict=True):
         if a != b:
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
             out.append(
@@ -60,3 +89,7 @@ def differences(ours: Split, theirs: Split) -> list[str]:
                 f"source's tokenizer; token {at} is the first that differs"
             )
     return out
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ from quantkit.inputs import AT_ONCE
 from quantkit.plan import Plan
 from quantkit.safetensors_file import GUESS
 from quantkit.splits import Splits
+from quantkit.verify import verify
 from tests.checkpoints import write_safetensors
 from tests.conftest import sha256
 from tests.hub import Fault, Hub, Request
@@ -156,6 +157,14 @@ def test_rows_that_are_made_of_others(case: str, checkpoint: Get, hub: Hub, tmp_
     requests = [r.kind for r in hub.log].count("blob")
     tensors = sum(len(read_weights(p)) for p in source.glob("*.safetensors"))
     assert requests < 20 * tensors
+
+
+def test_a_file_is_verified_against_the_hub(sharded: Path, hub: Hub, tmp_path: Path) -> None:
+    path = quantize(sharded, ["Q4_K_M"], tmp_path).files[0].path
+    found = verify(path, MODEL)
+    assert found.good
+    assert found.proven[-1] == "every tensor is byte for byte what its format gives"
+    assert found.tensors == verify(path, sharded).tensors
 
 
 def test_the_token_goes_to_the_hub_only(sharded: Path, hub: Hub, tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def test_a_type_that_is_not_made_here(files: dict[str, Path], source: Path, tmp_
     assert verify(bad, source).findings == [f"experts 0 and 1 are swapped in {name}"]
 
 
+KINDS, TOKENS = "tokenizer.ggml.token_type", "tokenizer.ggml.tokens"
 FLAT = KeyValue("tokenizer.ggml.scores", struct.pack("<IIQ", 9, 6, 2048) + bytes(4 * 2048))
 
 
@@ -356,6 +357,26 @@ def test_a_vocabulary_that_splits_text_otherwise(
     said = [text for text in found.findings if "tokens in llama.cpp" in text]
     assert len(said) >= 3
     assert said[0].startswith("'The quick brown fox")
+
+
+def test_a_vocabulary_that_ends_llama_cpp(
+    files: dict[str, Path], source: Path, tmp_path: Path
+) -> None:
+    """It throws where nothing catches: a byte token is of another kind."""
+    raw = next(i.raw for i in read_header(files["Q2_K"]).kv if i.key == KINDS)
+    kinds = np.frombuffer(raw[16:], np.int32).copy()
+    kinds[kinds == 6] = 1
+    kv = instead(KeyValue(KINDS, raw[:16] + kinds.tobytes()))
+    header = read_header(files["Q2_K"])
+    tokens = next(i.raw for i in header.kv if i.key == TOKENS)
+    assert b"<0x41>" in tokens
+    other = KeyValue(TOKENS, tokens.replace(b"<0x", b"<1x"))
+    found = verify(
+        rewritten(files["Q2_K"], tmp_path / "bad.gguf", kv=lambda old: instead(other)(kv(old))),
+        source,
+    )
+    (finding,) = (f for f in found.findings if "does not read its vocabulary" in f)
+    assert finding.startswith(str(tmp_path / "bad.gguf"))
 
 
 def test_tensors_that_are_missing_or_of_another_shape(
@@ -518,6 +539,20 @@ def test_the_command(
     errors = [float(line.split()[2]) for line in lines[table + 1 :]]
     assert errors == sorted(errors, reverse=True)
     assert len(errors) == 10
+
+
+def test_what_llama_cpp_does_not_run_is_bad(files: dict[str, Path], tmp_path: Path) -> None:
+    header, bad = read_header(files["Q2_K"]), tmp_path / "bad.gguf"
+    data = files["Q2_K"].read_bytes()[header.data_offset :]
+    names = {"blk.0.attn_q.weight": "blk.0.attn_z.weight"}
+    infos = [replace(t, name=names.get(t.name, t.name)) for t in header.tensors]
+    bad.write_bytes(header_bytes(header.kv, infos) + data)
+    assert run(app, ["verify", str(bad)]).exit_code == 0
+    result = run(app, ["verify", str(bad), "--run"])
+    assert result.exit_code == 1
+    assert result.stdout.startswith("bad: bad.gguf: 1 finding\n")
+    assert "llama.cpp does not load it" in result.stdout
+    assert "blk.0.attn_q.weight" in result.stdout
 
 
 def test_the_command_says_what_is_bad(files: dict[str, Path], source: Path, tmp_path: Path) -> None:

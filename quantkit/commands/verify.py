@@ -82,7 +82,7 @@ def verify(
             threads=threads, bar=progress.bar,
         )  # fmt: skip
         if run and found.good:
-            out["run"] = {"prompt": prompt, "text": completion(file, prompt, threads)}
+            out["run"] = completion(file, prompt, found, threads)
         if kl and against is not None and found.good:
             rows = divergence(file, against, kl, context, reading, threads, progress.bar("texts"))
             rows += [mean(rows)] if len(rows) > 1 else []
