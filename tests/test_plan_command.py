@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ from benchmarks import make_checkpoint
 from quantkit.cli import app
 from quantkit.convert import quantize
 from quantkit.report import read_rows
+from quantkit.safetensors_file import GUESS
 from quantkit.survey import survey
 from tests.checkpoints import FRANKENMOE
+from tests.hub import Hub
 
 run = CliRunner().invoke
 
@@ -178,3 +182,40 @@ def test_wrong_wishes(checkpoint: Callable[[str], Path]) -> None:
         result = run(app, ["plan", source, *wish])
         assert result.exit_code == 1
         assert said in str(result.exception)
+
+
+def test_a_model_on_the_hub(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint("mixtral-4x-sharded")
+    here = json.loads(run(app, ["plan", str(source), "--json"]).stdout)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Hub() as hub:
+        hub.publish("org/ckpt", source)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        there = json.loads(run(app, ["plan", "hf://org/ckpt", "--json"]).stdout)
+        assert hub.bytes_of("blob") <= 3 * GUESS  # of three shards, the headers
+    for output in [*here["outputs"], *there["outputs"]]:
+        for key in ("name", "file_bytes", "files"):  # its name is in the metadata
+            del output[key]
+    assert len(here["outputs"]) > 20
+    assert there["outputs"] == here["outputs"]
+
+
+def test_a_plan_of_700_gigabytes_is_quick(mixtral: Callable[[int], Path]) -> None:
+    """Two seconds and 200 MB on a machine of its own; the machine that tests may be busy."""
+    code = (
+        "import time; from quantkit.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "peak = open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]\n"
+        "print(time.process_time(), peak)"
+    )
+    source = str(mixtral(64))
+    held = sum(f.stat().st_size for f in Path(source).iterdir())
+    assert held > 700e9
+    command = [sys.executable, "-c", code, "plan", source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, kilobytes = map(float, done.stdout.splitlines()[-1].split())
+    assert seconds < 4
+    assert kilobytes < 200_000
