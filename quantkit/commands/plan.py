@@ -94,11 +94,12 @@ def _below(found: Survey, disk: int | None) -> list[str]:
 
     facts = describe(found.model)
     count = facts["parameters"]
-    experts = facts.get("experts")
-    said = f"; {experts['count']} experts, {experts['used']} used" if experts else ""
+    said = ""
+    if experts := facts.get("experts"):
+        active = billions(count["active"])
+        said = f", {active} active; {experts['count']} experts, {experts['used']} used"
     lines = [
-        f"{found.model.name}: {billions(count['total'])} parameters, "
-        f"{billions(count['active'])} active{said}. "
+        f"{found.model.name}: {billions(count['total'])} parameters{said}. "
         f"Max RAM is for {found.rows[0].context} tokens of context."
     ]
     total = sum(row.file_bytes for row in found.release)
