@@ -105,6 +105,8 @@ class UploadHub:
         repo = "/".join(parts[3:5])
         if repo not in self.repos:
             return 404, {"X-Error-Code": "RepoNotFound"}
+        if parts[5:6] in ([], ["revision"]):  # releases before 1.0 ask how the files are kept
+            return 200, {"id": repo, "sha": "0" * 40, "siblings": [], "private": False, "tags": []}
         answers = {"paths-info": self._paths, "preupload": self._modes, "commit": self._commit}
         return answers[parts[5]](repo, body)
 
