@@ -29,7 +29,7 @@ def completion(
     path, text = first_split(file), ""
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
     try:
-        splitting(path)([prompt])  # a vocabulary that ends the process ends another one
+        splitting(path)([])  # a vocabulary that ends the process ends another one
         with Llama(path, context, threads=threads) as model:
             text = complete(model, prompt, TOKENS)
         found.proven.append("llama.cpp runs it")
@@ -46,6 +46,7 @@ def divergence(
 ) -> list[Divergence]:  # fmt: skip
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
     checkpoint what converting it raises."""
+    splitting(first_split(file))([])  # as above
     with as_gguf(against, reading, threads, file.parent) as base:
         (found,) = divergences([first_split(file)], base, texts, context, threads, progress)
     return found

@@ -39,13 +39,15 @@ Bar = Callable[[str], Callable[[int, int], None]]
 
 @dataclass
 class Verdict:
-    """What was found. `findings` make a file bad, `notes` do not; `proven` says what was shown."""
+    """What was found. `findings` make a file bad, `notes` do not; `proven` says what was shown.
+    `sound`: nothing is wrong with the bytes and the structure, so that it can be run."""
 
     file: str
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     proven: list[str] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
+    sound: bool = False
 
     @property
     def good(self) -> bool:
@@ -82,6 +84,7 @@ def verify(
         return out
     faults = structure.faults(header, tensors)
     out.findings += faults
+    out.sound = not out.findings
     if not faults:
         out.proven.append(f"the structure of {len(tensors)} tensors is sound")
     if against is not None:

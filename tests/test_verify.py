@@ -541,6 +541,23 @@ def test_the_command(
     assert len(errors) == 10
 
 
+def test_divergence_from_another_file(files: dict[str, Path], tmp_path: Path) -> None:
+    """That it is no copy of it is found, and how far it is from it is told all the same."""
+    text = tmp_path / "text.txt"
+    text.write_bytes((DATA / "text" / "held-c.txt").read_bytes()[:3000])
+    file, other = str(files["Q4_K_M"]), str(files["Q2_K"])
+    result = run(app, ["verify", file, "--against", other, "--kl", str(text), "--json"])
+    told = json.loads(result.stdout)
+    assert told["verdict"] == "bad"
+    assert told["sound"]
+    assert 0.05 < told["kl"][0]["kl"] < 0.2
+    path = rewritten(files["Q4_K_M"], tmp_path / "bad.gguf", kv=without("tokenizer.ggml.scores"))
+    result = run(app, ["verify", str(path), "--against", other, "--kl", str(text), "--json"])
+    told = json.loads(result.stdout)
+    assert not told["sound"]
+    assert "kl" not in told
+
+
 def test_what_llama_cpp_does_not_run_is_bad(files: dict[str, Path], tmp_path: Path) -> None:
     header, bad = read_header(files["Q2_K"]), tmp_path / "bad.gguf"
     data = files["Q2_K"].read_bytes()[header.data_offset :]
@@ -557,7 +574,7 @@ def test_what_llama_cpp_does_not_run_is_bad(files: dict[str, Path], tmp_path: Pa
 
 def test_the_command_says_what_is_bad(files: dict[str, Path], source: Path, tmp_path: Path) -> None:
     bad = rewritten(files["Q2_K"], tmp_path / "bad.gguf", swap("blk.0.ffn_up_exps.weight", 0, 1))
-    result = run(app, ["verify", str(bad), "--against", str(source), "--run"])
+    result = run(app, ["verify", str(bad), "--against", str(source)])
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert lines[:2] == [

@@ -81,9 +81,9 @@ def verify(
             file, against, reading=reading, imatrix=imatrix_of(imatrix, [], []),
             threads=threads, bar=progress.bar,
         )  # fmt: skip
-        if run and found.good:
+        if run and found.sound:
             out["run"] = completion(file, prompt, found, threads)
-        if kl and against is not None and found.good:
+        if kl and against is not None and found.sound:
             rows = divergence(file, against, kl, context, reading, threads, progress.bar("texts"))
             rows += [mean(rows)] if len(rows) > 1 else []
             out["kl"] = [asdict(row) for row in rows]
