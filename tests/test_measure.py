@@ -19,6 +19,7 @@ from quantkit.pipeline import execute
 from quantkit.planner import model_facts
 from quantkit.quality import NORMAL_ERROR
 from tests.checkpoints import FRANKENMOE, read_safetensors, write_safetensors
+from tests.hub import Hub
 
 Get = Callable[[str], Path]
 
@@ -71,6 +72,26 @@ def test_a_sample_reaches_every_expert(monkeypatch: pytest.MonkeyPatch) -> None:
             rows = [c.row + i for c in measure.pieces(plan, t) for i in range(c.count)]
             assert {row // t.shape[1] for row in rows} == set(range(t.shape[0]))
             assert len(set(rows)) == len(rows) == (1 << 14) // 256
+
+
+def test_from_the_hub_only_the_sample_is_fetched(
+    checkpoint: Get, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint("mixtral-4x-sharded")
+    here = prepare(source, ["COPY"])
+    monkeypatch.setattr(measure, "SAMPLE", 1 << 12)
+    monkeypatch.setattr(measure, "PIECES", measure.PIECES_AFAR)
+    expected = measure.measure(here.plan, wanted(here, "Q4_K"), 2)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.publish("org/ckpt", source)
+        job = prepare("hf://org/ckpt", ["COPY"])
+        before = hub.bytes_of("blob")
+        assert measure.measure(job.plan, wanted(job, "Q4_K"), 2) == expected
+        fetched = hub.bytes_of("blob") - before
+    most = len(expected) * 2 * (1 << 12)  # bytes, in bfloat16
+    assert most / 2 < fetched <= most < here.plan.source_bytes / 4
 
 
 def test_importance_weighs_the_channels() -> None:

@@ -76,8 +76,6 @@ def fit(
     for path in texts:
         if path.exists() and not force:
             raise OutputExists(f"{path} exists; give --force to overwrite it")
-    for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
     files = []
     if output is not None:
         with Progress() as making:
@@ -86,6 +84,8 @@ def fit(
                 run=run_of(force, False, threads, None, making),
             )  # fmt: skip
         files = [f.path for f in made.files]
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(_json(found, recipe_file, files, progress.seconds), indent=2))
     else:
