@@ -41,7 +41,8 @@ def read(path: Path) -> Manifest | None:
         found = json.loads(path.read_bytes())
         files = [*found["files"], *found.get("left", [])]
         typed = all(isinstance(f[key], kind) for f in files for key, kind in _FIELDS.items())
-        if not (typed and isinstance(found["name"], str) and all(map(_is_plain, files))):
+        named = isinstance(found["name"], str) and isinstance(found.get("errors", {}), dict)
+        if not (typed and named and all(map(_is_plain, files))):
             raise ValueError
     except FileNotFoundError:
         return None

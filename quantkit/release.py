@@ -103,8 +103,7 @@ def release(
         record = manifest.as_json({**this, "begun": plans})
         manifest.write(manifest.partial_path(directory), record)
     else:
-        threads = run.threads or default_threads()
-        errors = mean_errors(job.plan, model_facts(job.model), threads, job.importance)
+        this["errors"] = errors = _errors(job, old, run)
         rows = [replace(row, use_case=use_case(errors[row.type])) for row in rows]
         _write_beside(directory, this, rows, errors, facts, job.model)
         uploads += [push.Upload(directory / name) for name in earlier.BESIDE]
@@ -164,6 +163,16 @@ def _make_files(
     notes = [f"{p.name} was damaged; it is made again" for p in sorted(standing.damaged)]
     notes += [f"{r['name']} was not asked for this time; it stays as it is" for r in left]
     return Release(directory, this, (), states, notes)
+
+
+def _errors(job: Job, old: earlier.Earlier, run: Run) -> dict[str, float]:
+    """The mean error of each type, measured where no earlier run did."""
+    known: dict[str, float] = (old.whole or {}).get("errors", {})
+    outputs = tuple(o for o in job.plan.outputs if o.type not in known)
+    if outputs:
+        plan, threads = replace(job.plan, outputs=outputs), run.threads or default_threads()
+        known = known | mean_errors(plan, model_facts(job.model), threads, job.importance)
+    return {output.type: known[output.type] for output in job.plan.outputs}
 
 
 def _on_the_hub(

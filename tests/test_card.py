@@ -170,7 +170,7 @@ def test_a_dense_model(checkpoint: Callable[[str], Path], tmp_path: Path) -> Non
     text = (made.directory / "README.md").read_text()
     assert "moe" not in front(text)["tags"]
     assert "xpert" not in text
-    assert "-c 128" in text
+    assert f"llama-cli -m {made.manifest['files'][0]['name']} -c 128\n" in text
     assert made.manifest["experts"] is None
 
 

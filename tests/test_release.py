@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from quantkit import errors, manifest, outputs, pipeline
+from quantkit import errors, manifest, measure, outputs, pipeline
 from quantkit.cli import app
 from quantkit.convert import Reading, Run
 from quantkit.earlier import BESIDE
@@ -85,7 +85,11 @@ def test_table_sums_and_manifest_agree_with_the_files(whole: Release) -> None:
     assert found["experts"] == {"count": 4, "used": 2}
 
 
-def test_a_second_run_writes_nothing(whole: Release, source: Path) -> None:
+def test_a_second_run_writes_nothing(
+    whole: Release, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(pipeline, "_make")  # nothing is quantized,
+    monkeypatch.delattr(measure, "measure")  # no error is measured again
     before = {p.name: p.stat().st_mtime_ns for p in whole.directory.iterdir()}
     again = release(source, whole.directory)
     assert set(again.states.values()) == {"kept"}
@@ -364,6 +368,20 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
         assert f["sha256"] == sha256(tmp_path / "out" / f["name"])
     lines = run(app, arguments).stdout.splitlines()
     assert [line.split("  ")[-1] for line in lines] == ["kept", "kept"]
+
+
+def test_recipes(source: Path, tmp_path: Path) -> None:
+    arguments = ["release", str(source), "-o", str(tmp_path / "out"), "--recipe", "moe"]
+    told = json.loads(run(app, [*arguments, "--dry-run", "--json"]).stdout)
+    types = [f["type"] for f in told["files"]]
+    assert types == [
+        "Q2_K-moe", "Q3_K_M-moe", "Q4_0", "Q4_K_M-moe", "Q5_0", "Q5_K_M-moe", "Q6_K-moe", "Q8_0",
+    ]  # fmt: skip
+    assert run(app, [*arguments, "--types", "Q4_K_M, Q8_0"]).exit_code == 1
+    assert run(app, [*arguments, "--types", "Q4_K_M"]).exit_code == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"llama-cli -m {NAME}-Q4_K_M-moe.gguf" in text
+    assert (tmp_path / "out" / "Modelfile").read_text().startswith(f"FROM ./{NAME}-Q4_K_M-moe.gguf")
 
 
 @pytest.mark.parametrize(
