@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,9 @@ class Fit:
     """What was chosen, and from what.
 
     `formats`, by tensor, of all that a type would quantize; `base` is the type of llama.cpp's that
-    is next below it in size. `frontier` goes from the smallest file to the largest, each the
-    best of its size; `types` are llama.cpp's, from the same measurements.
+    is next below it in size. `types` are llama.cpp's, from the same measurements; `best`, by type,
+    is the best file that is no larger. `frontier` goes from the smallest file to the largest, each
+    the best of its size.
     """
 
     name: str
@@ -64,12 +65,8 @@ class Fit:
     base: str
     frontier: tuple[Mark, ...]
     types: tuple[Mark, ...]
+    best: Mapping[str, Mark]
     errors: Mapping[str, Errors]
-
-    def best(self, nbytes: int) -> Mark:
-        """The best file of at most so many bytes (of those on the frontier; the smallest if none
-        is)."""
-        return [m for m in self.frontier if m.nbytes <= nbytes or m is self.frontier[0]][-1]
 
     @property
     def overrides(self) -> Overrides:
@@ -111,7 +108,9 @@ def fit(
     found = allocate(items, room)
     mark = _Marker(job.plan.outputs[0], facts, free)
     chosen = mark(found.nbytes, found.error)
-    types = tuple(sorted(_types(facts, job.plan, free, items, mark), key=lambda m: m.nbytes))
+    types = _types(facts, job.plan, free, items)
+    rivals = {label: allocate(items, nbytes) for label, (nbytes, _) in types.items()}
+    marks = tuple(mark(*total, label) for label, total in types.items())
     return Fit(
         name=job.model.name,
         formats={t.name: t.format for t in tensors} | {
@@ -119,9 +118,10 @@ def fit(
             for t, options, j in zip(free, items, found.chosen, strict=True)
         },
         chosen=chosen,
-        base=[TYPES[0], *(m.label for m in types if m.nbytes <= chosen.nbytes)][-1],
+        base=[TYPES[0], *(m.label for m in marks if m.nbytes <= chosen.nbytes)][-1],
         frontier=tuple(mark(nbytes, error) for nbytes, error in frontier(items)),
-        types=types,
+        types=marks,
+        best={label: mark(best.nbytes, best.error) for label, best in rivals.items()},
         errors=errors,
     )  # fmt: skip
 
@@ -209,15 +209,17 @@ class _Marker:
 
 
 def _types(
-    facts: Facts, plan: Plan, free: Sequence[PlannedTensor], items: Sequence[Sequence[Option]],
-    mark: _Marker,
-) -> Iterator[Mark]:  # fmt: skip
-    """llama.cpp's types, as far as their formats are among those that were measured."""
+    facts: Facts, plan: Plan, free: Sequence[PlannedTensor], items: Sequence[Sequence[Option]]
+) -> dict[str, tuple[int, float]]:
+    """Bytes and error of the free tensors in llama.cpp's types, by size, as far as their formats
+    are among those that were measured."""
     tensors = [(t.name, t.shape, t.format) for t in plan.outputs[0].by_name.values()]
     options = {t.name: {o.format: o for o in item} for t, item in zip(free, items, strict=True)}
+    found = {}
     for label in TYPES:
         choices = recipes.choose(find_recipe(label), facts, tensors)
         formats = {t[0]: c.format for t, c in zip(tensors, choices, strict=True)}
         if all(formats[name] in known for name, known in options.items()):
             made = [known[formats[name]] for name, known in options.items()]
-            yield mark(sum(o.nbytes for o in made), sum(o.error for o in made), label)
+            found[label] = sum(o.nbytes for o in made), sum(o.error for o in made)
+    return dict(sorted(found.items(), key=lambda entry: entry[1][0]))

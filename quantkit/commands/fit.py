@@ -111,10 +111,8 @@ def _lines(found: Fit, recipe: Path, files: list[Path]) -> list[str]:
 
     lines = [f"{'size':>10} {'bpw':>6} {'error':>8}   llama.cpp's"]
     for mark in sorted((*found.types, found.chosen), key=lambda m: (m.nbytes, m.label)):
-        best, note = mark, f"{mark.label} {_percent(mark.error)}"
-        if mark.label:
-            best = found.best(mark.nbytes)
-        else:
+        best, note = found.best.get(mark.label, mark), f"{mark.label} {_percent(mark.error)}"
+        if not mark.label:
             note = f"<- chosen: {use_case(mark.error)}"
         size = f"{gigabytes(mark.nbytes):>10} {mark.bits_per_weight:6.2f}"
         lines.append(f"{size} {_percent(best.error):>8}   {note}")
@@ -136,6 +134,6 @@ def _json(found: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[s
         "chosen": asdict(found.chosen) | {"use_case": use_case(found.chosen.error)},
         "base": found.base, "recipe_file": str(recipe), "files": list(map(str, files)),
         "formats": dict(found.formats), "errors": {n: dict(e) for n, e in found.errors.items()},
-        "types": [asdict(m) for m in found.types],
+        "types": [asdict(m) | {"best": asdict(found.best[m.label])} for m in found.types],
         "frontier": [asdict(m) for m in found.frontier], "seconds": round(seconds, 3),
     }  # fmt: skip
