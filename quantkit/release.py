@@ -35,7 +35,7 @@ from quantkit.outputs import check_outputs
 from quantkit.plan import Plan, PlannedFile
 from quantkit.planner import PLAIN, Request, model_facts
 from quantkit.quality import use_case
-from quantkit.recipes import RELEASE_TYPES
+from quantkit.recipes import RECIPES, RELEASE_TYPES
 from quantkit.report import Row, planned_rows
 from quantkit.threads import default_threads
 
@@ -221,12 +221,15 @@ def stem(model: Model) -> str:
     """What the files of a release are called after: the model's name, and its size (`4x7B`) unless
     the name tells one."""
     name = re.sub(r"[^\w.+-]+", "-", model.name).strip("-.") or "model"
-    label = next((i.value for i in model.kv if i.key == "general.size_label"), None)
-    if not label or any(map(_SIZE.fullmatch, re.split(r"[-_]", name))):
+    first, _, last = name.rpartition("-")
+    if first and last.upper() in (r.name for r in RECIPES if r.base):  # of a GGUF file
+        name = first
+    size = next((i.value for i in model.kv if i.key == "general.size_label"), None)
+    if not size or any(map(_SIZE.fullmatch, re.split(r"[-_]", name))):
         return name
     first, _, last = name.rpartition("-")
-    in_label = re.fullmatch(r"\d+x", last) and label.startswith(last)  # `merge-4x` of 4x7B
-    return f"{first if in_label and first else name}-{label}"
+    in_size = re.fullmatch(r"\d+x", last) and size.startswith(last)  # `merge-4x` of 4x7B
+    return f"{first if in_size and first else name}-{size}"
 
 
 def _described(

@@ -370,6 +370,14 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     assert [line.split("  ")[-1] for line in lines] == ["kept", "kept"]
 
 
+def test_a_release_of_a_quantized_file(whole: Release, tmp_path: Path) -> None:
+    given = whole.directory / f"{NAME}-Q8_0.gguf"
+    arguments = ["release", str(given), "-o", str(tmp_path / "out"), "--types", "Q4_0"]
+    assert run(app, arguments).exit_code == 1
+    assert run(app, [*arguments, "--allow-requantize"]).exit_code == 0
+    assert (tmp_path / "out" / f"{NAME}-Q4_0.gguf").exists()
+
+
 def test_recipes(source: Path, tmp_path: Path) -> None:
     arguments = ["release", str(source), "-o", str(tmp_path / "out"), "--recipe", "moe"]
     told = json.loads(run(app, [*arguments, "--dry-run", "--json"]).stdout)
@@ -394,6 +402,8 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
         ("Qwen3-30B-A3B", "128x1.8B", "Qwen3-30B-A3B"),
         ("a|b\n<i>", "7B", "a-b-i-7B"),
         ("...", None, "model"),
+        ("My-7B-Q8_0", "7B", "My-7B"),
+        ("q8_0", None, "q8_0"),
     ],
 )
 def test_names(name: str, label: str | None, expected: str) -> None:

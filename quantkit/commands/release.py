@@ -85,6 +85,9 @@ def release(
     fuse_qkv: FuseQkv = False,
     fuse_gate_up_exps: FuseGateUp = False,
     fp8_as_q8: Fp8AsQ8 = False,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Quantize what is quantized already.")
+    ] = False,
     split_max_size: MaxSize = None,
     split_max_tensors: MaxTensors = 0,
     no_tensor_first_split: FirstEmpty = False,
@@ -108,7 +111,8 @@ def release(
     with Progress() as progress:
         made = jobs.release(
             source, output, of_mixture(named, recipe) if named else _default(recipe),
-            request=Request(splits=splits), imatrix=imatrix_of(imatrix, [], []), reading=reading,
+            request=Request(splits=splits, allow_requantize=allow_requantize),
+            imatrix=imatrix_of(imatrix, [], []), reading=reading,
             context=context, base_model=base_model,
             target=Target(push, private, commit.value) if push else None,
             share=jobs.parse_share(share) if share else None, join=join,
