@@ -66,24 +66,25 @@ def _nearest(
     """The suspects that are nearer to another candidate than to themselves, and to which."""
     mine = np.stack([_of_file(plan, files, _cut(first[at], plan), held) for at in suspects])
     power = (mine * mine).sum(axis=1, dtype=np.float64)
-    best: list[tuple[float, Place | None]] = [(np.inf, None)] * len(suspects)
+    best: list[tuple[float, list[Place]]] = [(np.inf, [])] * len(suspects)
     own = np.full(len(suspects), np.inf)
     for at in candidates:
         theirs = _of_source(plan, files, _cut(first[at], plan))
         if theirs.size != mine.shape[1]:
             continue
-        size = float((theirs * theirs).sum(dtype=np.float64))
-        dots = (mine @ theirs).astype(np.float64)
-        left = power - np.maximum(dots, 0) ** 2 / max(size, 1e-30)
-        for i, distance in enumerate(left):
+        size = max(float((theirs * theirs).sum(dtype=np.float64)), 1e-30)
+        dots = np.maximum((mine @ theirs).astype(np.float64), 0)
+        for i, left in enumerate(power - dots**2 / size):
             if at == suspects[i]:
-                own[i] = distance
-            elif distance < best[i][0] and dots[i] > LIKE * np.sqrt(power[i] * size):
-                best[i] = (float(distance), at)
+                own[i] = left
+            elif left <= best[i][0] and dots[i] > LIKE * np.sqrt(power[i] * size):
+                alike = best[i][1] if left == best[i][0] else []
+                best[i] = (float(left), [*alike, at])
+    found = {suspects[i]: alike for i, (left, alike) in enumerate(best) if left < NEARER * own[i]}
+    # of experts that are the same, the one whose place is taken in return
     return {
-        suspects[i]: at
-        for i, (distance, at) in enumerate(best)
-        if at is not None and distance < NEARER * own[i]
+        at: next((other for other in alike if at in found.get(other, [])), alike[0])
+        for at, alike in found.items()
     }
 
 

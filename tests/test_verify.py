@@ -150,6 +150,10 @@ def test_with_an_importance_matrix_too(source: Path, imatrix: Imatrix, tmp_path:
             swap("blk.1.ffn_up_exps.weight", 1, 3),
             "experts 1 and 3 are swapped in blk.1.ffn_up_exps.weight",
         ),
+        (  # experts 0 and 2 of the model are the same
+            swap("blk.2.ffn_down_exps.weight", 2, 3),
+            "experts 2 and 3 are swapped in blk.2.ffn_down_exps.weight",
+        ),
         (
             overwrite("blk.0.ffn_gate_exps.weight", "blk.0.ffn_up_exps.weight"),
             "blk.0.ffn_gate_exps.weight holds blk.0.ffn_up_exps.weight of the source",
