@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from quantkit import disk
@@ -124,7 +124,8 @@ def take(
 ) -> None:  # fmt: skip
     """Take the sums of files, given the type and the plan of each. `note` is told of each record as
     soon as it is there, one at a time."""
-    advance, one = _counting(files, watch), Lock()
+    stop, one = Event(), Lock()
+    advance = _counting(files, watch, stop)
 
     def work(path: Path) -> None:
         kind, planned = files[path]
@@ -139,28 +140,30 @@ def take(
         with one:
             note(path, {**record, "tensors": tensors})
 
-    for _ in in_threads(work, files, threads):
+    for _ in in_threads(work, files, threads, stop.set):
         pass
 
 
 def wrong(expected: Mapping[Path, Record], threads: int, watch: Watch) -> set[Path]:
     """The files that are not what their records say. Every byte is read, if the size is right."""
-    sized = [p for p, record in expected.items() if p.stat().st_size == record["bytes"]]
-    advance = _counting(sized, watch)
+    stop, sized = Event(), [p for p, r in expected.items() if p.stat().st_size == r["bytes"]]
+    advance = _counting(sized, watch, stop)
+
+    def work(path: Path) -> Path | None:
+        return None if sums(path, (), advance)[0] == expected[path]["sha256"] else path
+
     found = set(expected) - set(sized)
-    for path, same in in_threads(
-        lambda p: (p, sums(p, (), advance)[0] == expected[p]["sha256"]), sized, threads
-    ):
-        if not same:
-            found.add(path)
-    return found
+    return found.union(filter(None, in_threads(work, sized, threads, stop.set)))
 
 
-def _counting(paths: Iterable[Path], watch: Watch) -> Callable[[int], None]:
+def _counting(paths: Iterable[Path], watch: Watch, stop: Event) -> Callable[[int], None]:
+    """What tells `watch` of the bytes that are done, and ends the work after `stop`."""
     total, done = sum(path.stat().st_size for path in paths), 0
 
     def advance(n: int) -> None:
         nonlocal done
+        if stop.is_set():
+            raise InterruptedError
         done += n  # a bar may miss a few, where threads meet
         watch(done, total)
 

@@ -216,6 +216,24 @@ def test_killed_while_sums_are_taken(
     assert_same(out, whole)
 
 
+def test_a_stop_does_not_wait_for_the_sum_of_a_large_file(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as f:
+        f.truncate(1 << 30)  # a hole, which takes more than half a second to hash
+    seen: list[int] = []
+
+    def watch(done: int, total: int) -> None:
+        seen.append(done)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    expected = {p: {"bytes": 1 << 30, "sha256": ""} for p in (path, path.with_name("other"))}
+    path.with_name("other").hardlink_to(path)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.wrong(expected, 2, watch)
+    assert len(seen) < (1 << 30) // manifest.BLOCK  # the other one was not hashed to its end
+
+
 def test_damage_is_found_in_a_run_that_was_cut_short(
     whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
