@@ -132,7 +132,6 @@ def library() -> ctypes.CDLL:
                     f"{_wheel()} has a llama.cpp of another layout than is known here ({name} is "
                     f"{found}, not {expected}); install xllamacpp 2026.10"
                 )
-    lib.llama_log_set(_LISTENER, None)
     lib.llama_backend_init()
     return lib
 
@@ -154,6 +153,9 @@ class Llama:
         self.path, self.context, self.sequences = path, context, sequences
         self._lib, self._ctx = library(), None
         _said.clear()
+        self._lib.llama_log_set(
+            _LISTENER, None
+        )  # whoever else uses the library may have set theirs
         params = self._lib.llama_model_default_params()
         params.vocab_only = context == 0
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)

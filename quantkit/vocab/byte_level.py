@@ -59,7 +59,7 @@ def from_json(
     except TokenizerError as e:
         raise TokenizerError(f"{directory}: {e}") from None
     except Exception as e:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: {e}") from None
+        raise TokenizerError(f"{path}: {' '.join(str(e).split())}") from None
 
     base = max(hf.get_vocab(with_added_tokens=False).values(), default=-1) + 1
     by_id = {i: token for token, i in hf.get_vocab(with_added_tokens=True).items()}
