@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,23 +73,22 @@ def median(runs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def ggml_seconds(plan: Plan, threads: int) -> float:
-    """The least that llama-quantize takes for the plan's outputs: the weights of each format over
-    ggml's rate for it (one thread, measured now), over the threads."""
+    """The least that llama-quantize takes for the plan's outputs: it spreads `ggml_quantize_chunk`
+    over its threads, file after file. Measured now, all threads at work."""
     held: Counter[str] = Counter()
     for output in plan.outputs:
         for t in output.by_name.values():
             held[t.format] += t.weights
     x = _sample(64).astype(np.float32)
-    seconds = 0.0
-    for fmt, weights in held.items():
-        if fmt not in FLOATS:
-            taken = [_timed(lambda: oracle.quantize(x, fmt)) for _ in range(5)]  # noqa: B023
-            seconds += weights * statistics.median(taken) / x.size
-    return seconds / threads
+    return sum(
+        weights * _seconds(lambda i, fmt=fmt: oracle.quantize(x, fmt), threads) / x.size
+        for fmt, weights in held.items()
+        if fmt not in FLOATS
+    )
 
 
 def kernel_seconds(plan: Plan, threads: int) -> float:
-    """What the kernels alone take for the plan's outputs, nothing read or written: a tensor that
+    """What our kernels alone take for the plan's outputs, nothing read or written: a tensor that
     has the same format in several outputs is made once. Measured now, all threads at work."""
     made: Counter[str] = Counter()
     for name in plan.segments:
@@ -96,28 +96,38 @@ def kernel_seconds(plan: Plan, threads: int) -> float:
             made[fmt] += plan.outputs[0].by_name[name].weights
     chunks = [_sample(CHUNK_WEIGHTS // WIDTH) for _ in range(threads)]
     seconds = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for fmt, weights in made.items():
-            outs = [quant_types.quantize(x, fmt) for x in chunks]
+    for fmt, weights in made.items():
+        outs = [quant_types.quantize(x, fmt) for x in chunks]
 
-            def once(i: int) -> None:
-                for _ in range(20):
-                    quant_types.quantize(chunks[i], fmt, out=outs[i])  # noqa: B023
+        def once(i: int, fmt: str = fmt, outs: list[Any] = outs) -> None:
+            quant_types.quantize(chunks[i], fmt, out=outs[i])
 
-            taken = [_timed(lambda: list(pool.map(once, range(threads)))) for _ in range(3)]
-            seconds += weights * statistics.median(taken) / (20 * threads * chunks[0].size)
+        seconds += weights * _seconds(once, threads) / chunks[0].size
     return seconds
+
+
+def _seconds(once: Callable[[int], object], threads: int) -> float:
+    """Seconds of one call among many, of which `threads` run at a time: the median of three."""
+    start = time.perf_counter()
+    once(0)
+    calls = max(1, round(0.15 / (time.perf_counter() - start)))
+
+    def some(i: int) -> None:
+        for _ in range(calls):
+            once(i)
+
+    taken = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(3):
+            start = time.perf_counter()
+            list(pool.map(some, range(threads)))
+            taken.append(time.perf_counter() - start)
+    return statistics.median(taken) / (calls * threads)
 
 
 def _sample(rows: int) -> np.ndarray[Any, Any]:
     values = np.random.default_rng(0).standard_normal((rows, WIDTH)) * 0.02
     return values.astype(ml_dtypes.bfloat16)
-
-
-def _timed(call: Any) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def write_section(page: Path, name: str, text: str) -> None:

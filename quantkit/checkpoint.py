@@ -35,7 +35,6 @@ from quantkit.safetensors_file import read_entries
 from quantkit.splits import split_siblings
 from quantkit.torch_file import read_torch_entries
 
-LARGE = 1 << 30  # bytes
 BANDS = 3  # matrices held whole at once, where the columns of a file on the Hub are wanted
 INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
@@ -100,7 +99,7 @@ class Files:
         self._bands: dict[Key, Future[np.ndarray[Any, Any]]] = {}
         self._lock = threading.Lock()
         # a source that would push everything else out of memory gives its pages back
-        self._large = sum(f.size for f in self._inputs.values()) > LARGE
+        self._large = sum(f.size for f in self._inputs.values()) > disk.memory_bytes() // 4
 
     def __enter__(self) -> Files:
         return self

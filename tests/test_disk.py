@@ -57,6 +57,25 @@ def test_writes_that_the_system_cuts_short(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "f").read_bytes() == b"\0\x000123456789"
 
 
+def test_large_sources_give_their_pages_back(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large for the machine; where it does not tell its memory, it has some."""
+    given: list[int] = []
+    monkeypatch.setattr(disk, "forget", lambda fd, offset, size: given.append(size))
+    source = checkpoint("mixtral-4x")
+    quantize(source, ["Q8_0"], tmp_path / "a.gguf")
+    assert not given
+    size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
+    monkeypatch.setattr(disk, "memory_bytes", lambda: 2 * size)
+    quantize(source, ["Q8_0"], tmp_path / "b.gguf")
+    assert sum(given) >= size // 2
+    monkeypatch.undo()
+    assert disk.memory_bytes() > 1 << 28
+    monkeypatch.delattr(os, "sysconf")
+    assert disk.memory_bytes() == 8 << 30
+
+
 def test_reserved_space_reads_as_zeros(tmp_path: Path) -> None:
     fd = disk.open_new(tmp_path / "f")
     try:
