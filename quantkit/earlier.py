@@ -23,8 +23,7 @@ BESIDE = (*PICTURES, PAGE, MODELFILE, manifest.SUMS, manifest.NAME, CARD)
 @dataclass(frozen=True)
 class Earlier:
     """What earlier runs left: the manifest of a whole release, the record of one in the making
-    (None where there is none), and those of shares made elsewhere.
-    """
+    (None where there is none), and those made elsewhere, by their paths."""
 
     directory: Path = Path()
     whole: Manifest | None = None
@@ -34,8 +33,8 @@ class Earlier:
     @cached_property
     def records(self) -> dict[str, Record]:
         """The record of each file, by name."""
-        parts = [m.get("files", []) for m in (*self.shares.values(), self.making or {})]
-        found = [*_files(self.whole), *(record for part in parts for record in part)]
+        parts = [*self.shares.values(), self.whole, self.making]
+        found = [record for part in parts for record in _files(part)]
         return {record["name"]: record for record in found}
 
     @cached_property
@@ -63,10 +62,9 @@ def read(directory: Path, join: Sequence[Path] = (), anew: bool = False) -> Earl
     """
     shares: dict[Path, Manifest] = {}
     for place in join:
-        found = {
-            p: manifest.read(p) for p in sorted(place.rglob(manifest.partial_path(Path()).name))
-        }
-        shares |= {p.parent: m for p, m in found.items() if m is not None}
+        names = manifest.NAME, manifest.partial_path(Path()).name
+        found = {p: manifest.read(p) for name in names for p in sorted(place.rglob(name))}
+        shares |= {p: m for p, m in found.items() if m is not None}
         if not found:
             raise SourceNotFound(f"{place}: no record of a share in it")
     if anew:
@@ -99,7 +97,8 @@ def check_place(source: Path | str, directory: Path, earlier: Earlier, force: bo
 
 def check_same(old: Earlier, this: Manifest, plans: Sequence[Mapping[str, str]]) -> None:
     """What is there belongs to the release that is asked for. Raises OtherRelease."""
-    found = [(old.directory, old.whole), (old.directory, old.making), *old.shares.items()]
+    found = [(old.directory, old.whole), (old.directory, old.making)]
+    found += [(path.parent, share) for path, share in old.shares.items()]
     for directory, before in found:
         if before is not None and (words := _difference(before, this, plans)):
             raise OtherRelease(

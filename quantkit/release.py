@@ -89,7 +89,7 @@ def release(
     this["repo"] = target.repo if target else (old.whole or {}).get("repo")
     rows = planned_rows(job.plan, context, job.model.kv)
     if share:
-        job = replace(job, plan=_part(job.plan, _shared(job.plan, *share)))
+        job = replace(job, plan=_part(job.plan, shared(job.plan, *share)))
         names = {f.path.name for f in job.plan.files}
         plans = [entry for entry in plans if entry["name"] in names]
     if run.dry:
@@ -119,7 +119,7 @@ def parse_share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
+def shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
     """The files of one share: those that hold about the same part of the model, whatever their
     type, so that a share reads little of the source more than once."""
     places = [

@@ -38,6 +38,7 @@ LAYERS = (
     {"card", "modelfile", "earlier", "push"},
     {"page"},
     {"release"},
+    {"parts"},
     {"console"},
     {"commands"},
     {"cli"},

@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from quantkit import errors, hub
+from quantkit import disk, errors, hub, push
 from quantkit.cli import app
 from quantkit.convert import Run
 from quantkit.earlier import BESIDE
@@ -209,6 +209,53 @@ def test_shares_are_pushed_by_many_and_joined_by_one(
     again = release(source, tmp_path / "out", TYPES, **call)
     assert again.states[lost] == "made"
     assert list(again.pushed) == [lost]
+
+
+def test_a_disk_that_is_smaller_than_the_release(
+    checkpoint: Callable[[str], Path], made: Release, tmp_path: Path, server: UploadHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It is made in parts; a run that is cut short goes on with those that are not on the Hub."""
+    source, out = checkpoint("mixtral-4x"), tmp_path / "out"
+    sizes = [f["bytes"] for f in made.manifest["files"]]
+    monkeypatch.setattr(disk, "free_bytes", lambda directory: max(sizes))
+    arguments = ["release", str(source), "-o", str(out), "--types", ",".join(TYPES)]
+    arguments += ["--push", "org/new"]
+    result = run(app, arguments)
+    assert isinstance(result.exception, errors.DiskFull)
+    whole, held = push.push, []
+
+    def watched(target: Target, files: Sequence[push.Upload]) -> list[str]:
+        held.append([p.name for p in out.rglob("*.gguf")])
+        if len(held) == 2:
+            raise errors.PushInterrupted("org/new: cut")
+        return whole(target, files)
+
+    monkeypatch.setattr(push, "push", watched)
+    result = run(app, [*arguments, "--discard"])
+    assert isinstance(result.exception, errors.PushInterrupted)
+    result = run(app, [*arguments, "--discard", "--json"], catch_exceptions=False)
+    first, second = weights(made)
+    assert held == [[first], [second], [second], [second], []]
+    told = json.loads(result.stdout)
+    assert told["pushed"] == [second, *BESIDE]
+    assert [f["state"] for f in told["files"]] == ["on the Hub"] * 2
+    assert {p.name for p in out.iterdir()} == {*BESIDE}
+    found = json.loads((out / "manifest.json").read_text())
+    assert found["files"] == made.manifest["files"]
+    again = run(app, [*arguments, "--discard", "--json"], catch_exceptions=False)
+    assert json.loads(again.stdout)["pushed"] == []
+    assert {p.name for p in out.iterdir()} == {*BESIDE}
+    arguments[5] = ",".join([*TYPES, "Q6_K"])  # one more, and nothing else is made
+    more = json.loads(run(app, [*arguments, "--discard", "--json"], catch_exceptions=False).stdout)
+    assert [name for name in more["pushed"] if name.endswith(".gguf")] == [more["files"][2]["name"]]
+
+
+@pytest.mark.parametrize("with_", [[], ["--push", "org/new", "--share", "1/2"]])
+def test_discarding_is_for_what_is_pushed(with_: list[str], tmp_path: Path) -> None:
+    result = run(app, ["release", "m", "-o", str(tmp_path), "--discard", *with_])
+    assert result.exit_code == 2
+    assert "--discard goes with --push" in result.stderr
 
 
 def test_the_command(checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub) -> None:

@@ -73,6 +73,12 @@ def release(
     join: Annotated[
         list[Path], typer.Option("--join", help="Where shares were made. May be repeated.")
     ] = [],  # noqa: B006
+    discard: Annotated[
+        bool,
+        typer.Option(
+            "--discard", help="Remove each file once it is on the Hub: a small disk will do."
+        ),
+    ] = False,
     context: Context = None,
     imatrix: Annotated[
         str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
@@ -98,6 +104,7 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Make a whole release: every type, the model card, the sums, a Modelfile, a manifest."""
+    from quantkit import parts
     from quantkit import release as jobs
     from quantkit.planner import Request
     from quantkit.push import Target
@@ -107,17 +114,26 @@ def release(
     reading = reading_of(
         pre, experts_used, keep_experts, mtp, no_mtp, fuse_qkv, fuse_gate_up_exps, fp8_as_q8
     )
+    if discard and (push is None or share or join):
+        raise typer.BadParameter("--discard goes with --push, and without --share and --join")
+    target = Target(push, private, commit.value) if push else None
     named = [name.strip() for name in types.split(",")] if types else None
     with Progress() as progress:
-        made = jobs.release(
-            source, output, of_mixture(named, recipe) if named else _default(recipe),
-            request=Request(splits=splits, allow_requantize=allow_requantize),
-            imatrix=imatrix_of(imatrix, [], []), reading=reading,
-            context=context, base_model=base_model,
-            target=Target(push, private, commit.value) if push else None,
-            share=jobs.parse_share(share) if share else None, join=join,
-            run=run_of(force, dry_run, threads, memory, progress), watch=progress.bar,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "types": of_mixture(named, recipe) if named else _default(recipe),
+            "request": Request(splits=splits, allow_requantize=allow_requantize),
+            "imatrix": imatrix_of(imatrix, [], []),
+            "reading": reading,
+            "context": context,
+            "base_model": base_model,
+            "run": run_of(force, dry_run, threads, memory, progress),
+            "watch": progress.bar,
+        }
+        if target and discard:
+            made = parts.release_in_parts(source, output, target=target, **options)
+        else:
+            which = jobs.parse_share(share) if share else None
+            made = jobs.release(source, output, target=target, share=which, join=join, **options)
     for note in made.notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
