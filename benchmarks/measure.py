@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,10 +51,13 @@ def watch(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def run(arguments: list[str], directory: Path) -> dict[str, float]:
-    """One `quantkit` command in a process of its own: seconds, those that the command itself counts
-    (`inner`), CPU seconds, peak memory."""
+    """One `quantkit` command in a process of its own, in a directory that it finds empty: seconds,
+    those that the command itself counts (`inner`), CPU seconds, peak memory."""
     import resource
 
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    os.sync()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     command = [sys.executable, "-m", "quantkit.cli", *arguments, "--json"]
@@ -65,6 +70,30 @@ def run(arguments: list[str], directory: Path) -> dict[str, float]:
     assert process.stdout is not None
     inner = json.loads(process.stdout.read())["seconds"]
     return {"seconds": seconds, "inner": inner, "cpu": cpu, **peak}
+
+
+_AT_WORK = """
+import json, os, sys, time
+from pathlib import Path
+from quantkit.convert import Run, convert, quantize
+seen = []
+def progress(done):
+    seen.append((time.perf_counter(), sum(os.times()[:2])))
+source, threads, *types = sys.argv[1:]
+run = Run(threads=int(threads), report=lambda model, plan: progress)
+quantize(source, types, Path(), run=run) if types else convert(source, Path(), run=run)
+(start, used), (end, used_by_then) = seen[0], seen[-1]
+print((used_by_then - used) / (end - start))
+"""
+
+
+def cores_at_work(source: Path, types: list[str], threads: int, directory: Path) -> float:
+    """How many cores a job keeps busy from its first chunk to its last."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    command = [sys.executable, "-c", _AT_WORK, str(source), str(threads), *types]
+    done = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
 
 
 def median(runs: list[dict[str, float]]) -> dict[str, float]:

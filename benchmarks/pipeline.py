@@ -13,8 +13,15 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.measure import ggml_seconds, kernel_seconds, median, run, write_section
-from quantkit.convert import Run, quantize
+from benchmarks.measure import (
+    cores_at_work,
+    ggml_seconds,
+    kernel_seconds,
+    median,
+    run,
+    write_section,
+)  # fmt: skip
+from quantkit.convert import Run, convert, quantize
 from quantkit.plan import Plan
 
 EIGHT = ["Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0"]
@@ -30,9 +37,11 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     work, source = options.work.resolve(), options.checkpoint.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    (work / "out").mkdir(parents=True, exist_ok=True)
     threads: int = options.threads
     gguf = work / f"{source.name}-BF16.gguf"
+    if not gguf.exists():
+        convert(source, gguf, "bf16")
 
     def copy() -> float:
         target = work / "copy"
@@ -45,24 +54,25 @@ def main() -> None:
         return taken
 
     def planned(types: list[str]) -> Plan:
-        return quantize(source, types, work, run=Run(dry=True))
+        return quantize(source, types, work / "out", run=Run(dry=True))
 
     one, eight = planned(["Q4_K_M"]), planned(EIGHT)
-    jobs = [
-        ("convert, bf16 to bf16", ["convert", str(source)], None),
-        ("Q4_K_M from the bf16 GGUF", ["quantize", str(gguf), "-t", "Q4_K_M"], one),
-        ("Q4_K_M from the checkpoint", ["quantize", str(source), "-t", "Q4_K_M"], one),
-        ("eight types in one read",
-         ["quantize", str(source), *(a for t in EIGHT for a in ("-t", t))], eight),
-    ]  # fmt: skip
-    lines = [
-        "| job | time | CPU | peak anonymous | peak resident | llama-quantize's kernels | our kernels alone |",  # noqa: E501
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    jobs: list[tuple[str, Path, list[str], Plan | None]] = [
+        ("convert, bf16 to bf16", source, [], None),
+        ("Q4_K_M from the bf16 GGUF", gguf, ["Q4_K_M"], one),
+        ("Q4_K_M from the checkpoint", source, ["Q4_K_M"], one),
+        ("eight types in one read", source, EIGHT, eight),
     ]
-    for label, arguments, plan in jobs:
-        found, copies, ggml, kernels = [], [], [], []
+    heads = ["job", "time", "CPU", "from first chunk to last", "peak anonymous", "peak resident",
+             "llama-quantize's kernels", "our kernels alone"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for label, read, types, plan in jobs:
+        arguments = ["quantize" if types else "convert", str(read), "--threads", str(threads)]
+        arguments += [a for t in types for a in ("-t", t)]
+        found, copies, ggml, kernels, cores = [], [], [], [], []
         for _ in range(options.repeat):  # side by side: what is compared is measured in turn
-            found.append(run([*arguments, "--force", "--threads", str(threads)], work))
+            found.append(run(arguments, work / "out"))
+            cores.append(cores_at_work(read, types, threads, work / "out"))
             if plan is None:
                 copies.append(copy())
             else:
@@ -70,6 +80,7 @@ def main() -> None:
                 kernels.append(kernel_seconds(plan, threads))
         m = median(found)
         cells = [label, f"{m['seconds']:.2f} s", f"{100 * m['cpu'] / m['seconds']:.0f}%"]
+        cells += [f"{100 * statistics.median(cores):.0f}%"]
         cells += [f"{m['anon']:.0f} MB", f"{m['rss']:.0f} MB"]
         if plan is None:
             t = statistics.median(copies)

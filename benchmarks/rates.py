@@ -37,9 +37,9 @@ def main() -> None:
         print(lines[-1], flush=True)
 
     def measured(source: Path, types: list[str], threads: int) -> dict[str, float]:
-        arguments = ["quantize", str(source), "-o", str(work / "out"), "--force"]
-        arguments += ["--threads", str(threads), *(a for t in types for a in ("-t", t))]
-        return median([run(arguments, work) for _ in range(options.repeat)])
+        arguments = ["quantize", str(source), *(a for t in types for a in ("-t", t))]
+        arguments += ["--threads", str(threads)]
+        return median([run(arguments, work / "out") for _ in range(options.repeat)])
 
     (work / "out").mkdir(parents=True, exist_ok=True)
     sources = {n: work / f"layers-{n}" for n in LAYERS}
