@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.measure import write_section
 from quantkit.convert import Run, quantize
 from quantkit.divergence import divergences, mean
 from quantkit.fit import Budget, fit, make
 from quantkit.imatrix import read_imatrix
 
 TYPES = ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"]
-MARKS = ("<!-- fit:begin -->", "<!-- fit:end -->")
 HEAD = (
     "| type | bytes | llama.cpp's | `--recipe moe` | `fit` | `fit`, K-quants |\n"
     "| --- | --- | --- | --- | --- | --- |\n"
@@ -58,10 +58,7 @@ def main() -> None:
             rows.append(f"| {label} | {sizes[0]:,} | {' | '.join(cells)} |")
             print(rows[-1], flush=True)
     if options.write:
-        before, _, rest = options.write.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        table = HEAD + "\n".join(rows)
-        options.write.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+        write_section(options.write, "fit", HEAD + "\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import make_checkpoint
+from benchmarks.measure import write_section
 from quantkit.convert import Run, quantize
 from quantkit.report import read_rows
 
-MARKS = ("<!-- memory:begin -->", "<!-- memory:end -->")
 PROMPT = 2048  # tokens at most; the cache is written whole, however few are used
 
 
@@ -198,11 +198,7 @@ def main() -> None:
                 )
                 print(rows[-1], flush=True)
     if options.write:
-        before, _, rest = options.write.read_text().partition(MARKS[0])
-        table = "\n".join(rows)
-        options.write.write_text(
-            f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
-        )
+        write_section(options.write, "memory", "\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Files:
         if t.data is not None:
             return t.data.reshape(t.n_rows, t.n_per_row)[first : first + count]
         data = self._read(t, t.offset + first * t.row_bytes, count * t.row_bytes)
-        return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, -1)
+        return np.frombuffer(data, numpy_dtype(t.ggml)).reshape(count, -1)
 
     def read_columns(
         self, t: SourceTensor, first: int, count: int, column: int, width: int
@@ -141,7 +141,7 @@ class Files:
         size = t.row_bytes // t.n_per_row
         starts = (t.offset + r * t.row_bytes + column * size for r in range(first, first + count))
         data = b"".join(self._read(t, start, width * size) for start in starts)
-        return np.frombuffer(data, _numpy_dtype(t.ggml)).reshape(count, width)
+        return np.frombuffer(data, numpy_dtype(t.ggml)).reshape(count, width)
 
     def _band(self, t: SourceTensor, first: int, count: int) -> np.ndarray[Any, Any]:
         """Rows that are asked for piece by piece: fetched once, and held until others are."""
@@ -179,7 +179,8 @@ class Files:
         return data
 
 
-def _numpy_dtype(ggml: GGMLType) -> Any:
+def numpy_dtype(ggml: GGMLType) -> Any:
+    """The dtype in which values of a type are read; uint8 for blocks."""
     if ggml.name == "BF16":
         import ml_dtypes
 

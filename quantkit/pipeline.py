@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.checkpoint import Files, SourceTensor
+from quantkit.checkpoint import Files, SourceTensor, numpy_dtype
 from quantkit.errors import NonFiniteWeight
+from quantkit.ggml_types import type_by_name
 from quantkit.outputs import OutputFile, open_outputs
 from quantkit.plan import Chunk, Plan
 from quantkit.rows import dequantize, fetch, source_row
@@ -22,7 +23,6 @@ from quantkit.threads import in_threads
 
 Progress = Callable[[int], None]  # bytes of the source that are done
 Importance = Mapping[str, "np.ndarray[Any, np.dtype[np.float32]]"]
-_FLOATS = {"F16": "float16", "BF16": "bfloat16"}
 Target = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
 
 
@@ -103,7 +103,8 @@ def _quantized(
     if importance is not None and not quant_types.get_format(fmt).takes_importance:
         importance = None
     try:
-        if fmt == "F32" or rows.dtype.name == _FLOATS.get(fmt):  # nothing is rounded
+        ggml = type_by_name(fmt)
+        if fmt == "F32" or (ggml.is_float and rows.dtype == numpy_dtype(ggml)):  # not rounded
             quant_types.check_finite(rows)
             same: np.ndarray[Any, Any] = rows
             return same.astype(np.float32, copy=False) if fmt == "F32" else same

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.checkpoint import Files, SourceTensor
+from quantkit.checkpoint import Files, SourceTensor, numpy_dtype
 from quantkit.ggml_types import GGMLType
 from quantkit.pipeline import Importance
 from quantkit.plan import Chunk, Plan
@@ -177,16 +177,8 @@ def floats(rows: np.ndarray[Any, Any], t: SourceTensor) -> Floats:
     if not t.ggml.is_float:
         return dequantize(rows, t)
     if rows.dtype == np.uint8:
-        stored = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}.get(t.ggml.name)
-        rows = rows.view(stored or _bfloat16())
+        rows = rows.view(numpy_dtype(t.ggml))
     return rows.astype(np.float32, copy=False)
-
-
-def _bfloat16() -> np.dtype[Any]:
-    import ml_dtypes
-
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return found
 
 
 def _made(
