@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from quant_types.engines import (
     dequantize_array,
     dtype_name,
     first_bad_row,
+    load_kernels,
     pick_engine,
     quantize_array,
     quantize_lanes,
@@ -48,6 +50,7 @@ from quant_types.errors import (
     BadDtype,
     BadImportance,
     BadShape,
+    KernelError,
     NotFinite,
     QuantTypesError,
     UnknownFormat,
@@ -60,12 +63,14 @@ __all__ = [
     "BadImportance",
     "BadShape",
     "BlockFormat",
+    "KernelError",
     "NotFinite",
     "QuantTypesError",
     "UnknownFormat",
     "check_finite",
     "dequantize",
     "get_format",
+    "prepare",
     "quantize",
 ]
 
@@ -140,6 +145,7 @@ def quantize(
         BadShape: `n` does not divide into blocks, or `out` is of another size.
         BadImportance: importance of another shape, or with NaN, infinite or negative values.
         NotFinite: NaN or infinity in `x`; `.row` is the first row with one.
+        KernelError: the lanes engine could not be compiled on this machine.
     """
     fmt = get_format(fmt)
     is_numpy = not hasattr(x, "device") or isinstance(x, np.ndarray)
@@ -164,6 +170,22 @@ def quantize(
         run = quantize_lanes if chosen == "lanes" else quantize_array
         run(x, fmt, importance, flat)
     return result
+
+
+def prepare(wanted: Iterable[tuple[str | BlockFormat, bool]], threads: int = 1) -> None:
+    """Have the lanes engine ready: what this machine has not compiled yet takes seconds a format,
+    here `threads` at a time. Without a call, `quantize` does it when a format is first wanted.
+
+    Args:
+        wanted: formats, each with whether there is importance.
+
+    Raises:
+        UnknownFormat: no such format.
+        KernelError: one could not be compiled on this machine.
+    """
+    found = [(get_format(fmt), importance) for fmt, importance in wanted]
+    if pick_engine("auto", is_numpy=True) == "lanes":
+        load_kernels(found, threads)
 
 
 def check_finite(x: np.ndarray[Any, Any]) -> None:

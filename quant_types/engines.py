@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from importlib import import_module
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from quant_types import kernels
 from quant_types.arrays import Array, namespace, number, square_root, sum_rows
 from quant_types.errors import (
     BadDtype,
@@ -23,6 +24,7 @@ ENGINES = ("auto", "array", "lanes")
 _KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 _TILE_WEIGHTS = 1 << 17  # weights that the array engine holds at once: less than 8 MiB of work
 _FINITE_TILE = 1 << 16
+_LINE = 64  # bytes of a cache line
 # dtype -> an integer of its width, and the bits that are all set in NaN and infinity
 _EXPONENTS = {
     "float32": (np.uint32, np.uint32(0x7F800000)),
@@ -135,25 +137,31 @@ def first_bad_row(x: np.ndarray, n: int) -> int:
     return -1
 
 
+def _kernel_name(fmt: BlockFormat, importance: bool) -> str:
+    return fmt.lanes + ("_importance" if importance and fmt.takes_importance else "")
+
+
+def load_kernels(wanted: Iterable[tuple[BlockFormat, bool]], threads: int) -> None:
+    """The kernels of formats, with importance or without, `threads` at a time."""
+    kernels.prepare({_kernel_name(*one) for one in wanted}, threads)
+
+
 def quantize_lanes(
     x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None, out: np.ndarray
 ) -> None:
     """Quantize C-contiguous `x[..., n]` into flat `out`, in one call that holds no GIL."""
-    n = x.shape[-1]
-    module, function = fmt.lanes.split(".")
-    kernel = getattr(import_module(f"quant_types.lanes.{module}"), function)
-    kind = _KINDS[dtype_name(x)]
-    flat = x.reshape(-1)
-    words = np.empty(0, np.uint16) if kind == 0 else flat.view(np.uint16)
-    floats = flat if kind == 0 else np.empty(0, np.float32)
-    if importance is None:
-        bad = kernel(floats, words, kind, out)
-    else:
+    kernel = kernels.load(_kernel_name(fmt, importance is not None))
+    x = x if x.flags.aligned else x.copy()
+    kind, n = _KINDS[dtype_name(x)], x.shape[-1]
+    memory = np.empty(kernels.MEMORY + _LINE, np.uint8)
+    line = memory.ctypes.data + -memory.ctypes.data % _LINE
+    given: tuple[int, ...] = (x.ctypes.data, x.size, kind, out.ctypes.data, out.size, line)
+    if importance is not None:
         table, rows = importance_rows(importance, x.shape)
-        weighted = getattr(import_module(f"quant_types.lanes.{module}"), function + "_importance")
-        bad = weighted(floats, words, kind, table, rows, out)
-    if bad >= 0:
-        raise NotFinite(first_bad_row(flat, n))
+        rows = np.ascontiguousarray(rows)
+        given += (table.ctypes.data, *table.shape, rows.ctypes.data, rows.size)
+    if kernel(*given) >= 0:
+        raise NotFinite(first_bad_row(x.reshape(-1), n))
 
 
 def quantize_array(x: Array, fmt: BlockFormat, importance: Array | None, out: Array) -> None:

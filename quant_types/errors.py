@@ -5,7 +5,8 @@ QuantTypesError (a ValueError)
 ├── BadShape         a row that does not divide into blocks, a buffer of another size
 ├── BadDtype         data that is not float32, float16 or bfloat16; bytes that are not uint8
 ├── BadImportance    importance of another length, or with NaN, infinite or negative values
-└── NotFinite        NaN or infinity among the weights; `.row` says where
+├── NotFinite        NaN or infinity among the weights; `.row` says where
+└── KernelError      a kernel that cannot be compiled on this machine
 """
 
 
@@ -42,3 +43,7 @@ class NotFinite(QuantTypesError):
             f"expected finite weights, found NaN or infinity first in row {row}; "
             "repair or leave out that tensor"
         )
+
+
+class KernelError(QuantTypesError):
+    """A kernel of the lanes engine that could not be compiled or kept."""

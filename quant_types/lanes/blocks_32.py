@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, WEIGHTED, inner, kernel
+from quant_types.lanes.compile import as_longs, inner, make_records
 from quant_types.lanes.groups import pack_fifth, pack_nibbles
 from quant_types.lanes.scalars import load
 from quant_types.lanes.tile_32 import (
@@ -21,7 +21,7 @@ from quant_types.lanes.tile_32 import (
 @inner
 def store_q4_0(tile, records, first, count):
     """The tile's first `count` blocks as records from `first`, uint16 [9] each."""
-    q = tile.q.view(np.uint64)
+    q = as_longs(tile.q)
     for b in range(count):
         record = records[first + b]
         record[0] = tile.d_bits[b]
@@ -31,7 +31,7 @@ def store_q4_0(tile, records, first, count):
 @inner
 def store_q4_1(tile, records, first, count):
     """As `store_q4_0`, uint16 [10]."""
-    q = tile.q.view(np.uint64)
+    q = as_longs(tile.q)
     for b in range(count):
         record = records[first + b]
         record[0] = tile.d_bits[b]
@@ -42,7 +42,7 @@ def store_q4_1(tile, records, first, count):
 @inner
 def store_q5_0(tile, records, first, count):
     """As `store_q4_0`, uint16 [11]."""
-    q = tile.q.view(np.uint64)
+    q = as_longs(tile.q)
     for b in range(count):
         record = records[first + b]
         record[0] = tile.d_bits[b]
@@ -53,7 +53,7 @@ def store_q5_0(tile, records, first, count):
 @inner
 def store_q5_1(tile, records, first, count):
     """As `store_q4_0`, uint16 [12]."""
-    q = tile.q.view(np.uint64)
+    q = as_longs(tile.q)
     for b in range(count):
         record = records[first + b]
         record[0] = tile.d_bits[b]
@@ -66,11 +66,12 @@ def make_plain(quantize, levels, store, words_each):
     """The body of a kernel without importance; a record is uint16 [words_each]."""
 
     levels_float = np.float32(levels)
+    records_of = make_records(np.uint16, words_each)
 
     @inner
-    def plain(floats, words, kind, out):
-        tile = new_tile()
-        records = out.view(np.uint16).reshape(-1, words_each)
+    def plain(floats, words, kind, out, memory):
+        tile = new_tile(memory)
+        records = records_of(out)
         for first in range(0, len(records), BLOCKS):
             count = min(BLOCKS, len(records) - first)
             if not load(floats, words, kind, first * 32, count * 32, tile.x):
@@ -84,11 +85,12 @@ def make_plain(quantize, levels, store, words_each):
 
 def make_weighted(quantize, store, words_each):
     """The body of a kernel with importance; a record is uint16 [words_each]."""
+    records_of = make_records(np.uint16, words_each)
 
     @inner
-    def weighted(floats, words, kind, table, rows, out):
-        tile = new_tile()
-        records = out.view(np.uint16).reshape(-1, words_each)
+    def weighted(floats, words, kind, table, rows, out, memory):
+        tile = new_tile(memory)
+        records = records_of(out)
         for first in range(0, len(records), BLOCKS):
             count = min(BLOCKS, len(records) - first)
             if not load(floats, words, kind, first * 32, count * 32, tile.x):
@@ -101,65 +103,11 @@ def make_weighted(quantize, store, words_each):
     return weighted
 
 
-_q4_0 = make_plain(symmetric, 8, store_q4_0, 9)
-_q4_0_importance = make_weighted(make_symmetric(8), store_q4_0, 9)
-
-
-@kernel(PLAIN)
-def q4_0(floats, words, kind, out):
-    """Blocks of `quant_types.q4_0`."""
-    return _q4_0(floats, words, kind, out)
-
-
-@kernel(WEIGHTED)
-def q4_0_importance(floats, words, kind, table, rows, out):
-    """Blocks of `quant_types.q4_0`, errors weighed by importance."""
-    return _q4_0_importance(floats, words, kind, table, rows, out)
-
-
-_q4_1 = make_plain(with_minimum, 15, store_q4_1, 10)
-_q4_1_importance = make_weighted(make_minimum(15), store_q4_1, 10)
-
-
-@kernel(PLAIN)
-def q4_1(floats, words, kind, out):
-    """Blocks of `quant_types.q4_1`."""
-    return _q4_1(floats, words, kind, out)
-
-
-@kernel(WEIGHTED)
-def q4_1_importance(floats, words, kind, table, rows, out):
-    """Blocks of `quant_types.q4_1`, errors weighed by importance."""
-    return _q4_1_importance(floats, words, kind, table, rows, out)
-
-
-_q5_0 = make_plain(symmetric, 16, store_q5_0, 11)
-_q5_0_importance = make_weighted(make_symmetric(16), store_q5_0, 11)
-
-
-@kernel(PLAIN)
-def q5_0(floats, words, kind, out):
-    """Blocks of `quant_types.q5_0`."""
-    return _q5_0(floats, words, kind, out)
-
-
-@kernel(WEIGHTED)
-def q5_0_importance(floats, words, kind, table, rows, out):
-    """Blocks of `quant_types.q5_0`, errors weighed by importance."""
-    return _q5_0_importance(floats, words, kind, table, rows, out)
-
-
-_q5_1 = make_plain(with_minimum, 31, store_q5_1, 12)
-_q5_1_importance = make_weighted(make_minimum(31), store_q5_1, 12)
-
-
-@kernel(PLAIN)
-def q5_1(floats, words, kind, out):
-    """Blocks of `quant_types.q5_1`."""
-    return _q5_1(floats, words, kind, out)
-
-
-@kernel(WEIGHTED)
-def q5_1_importance(floats, words, kind, table, rows, out):
-    """Blocks of `quant_types.q5_1`, errors weighed by importance."""
-    return _q5_1_importance(floats, words, kind, table, rows, out)
+q4_0 = make_plain(symmetric, 8, store_q4_0, 9)
+q4_0_importance = make_weighted(make_symmetric(8), store_q4_0, 9)
+q4_1 = make_plain(with_minimum, 15, store_q4_1, 10)
+q4_1_importance = make_weighted(make_minimum(15), store_q4_1, 10)
+q5_0 = make_plain(symmetric, 16, store_q5_0, 11)
+q5_0_importance = make_weighted(make_symmetric(16), store_q5_0, 11)
+q5_1 = make_plain(with_minimum, 31, store_q5_1, 12)
+q5_1_importance = make_weighted(make_minimum(31), store_q5_1, 12)

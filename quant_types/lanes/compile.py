@@ -1,129 +1,182 @@
-"""Kernels compiled at their first call, and kept on disk for as long as their source stays."""
+"""What kernels are made of, and how one becomes object code."""
 
 from __future__ import annotations
 
-import atexit
-import functools
-import hashlib
-import os
-import shutil
-import sys
-import tempfile
-import threading
+import ctypes
 from collections.abc import Callable
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
+import llvmlite.binding as llvm
+import llvmlite.ir
 import numba
 import numpy as np
-from numba import types
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+from quant_types import kernels
 
-
-def _described(value: Any) -> str:
-    """What distinguishes a value that a sub-function has in its closure."""
-    if hasattr(value, "py_func"):
-        return f"{value.py_func.__module__}.{value.py_func.__qualname__}"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{value.tobytes().hex()}"
-    if isinstance(value, bool | int | float | np.generic):
-        return f"{type(value).__name__} {value!r}"
-    raise TypeError(f"no kernel may close over a {type(value).__name__}")
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
+_LINE = 64  # bytes of a cache line
+_APART = "quant_types_apart"
+_LIBM = {"log2", "sqrtf"}
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """Decorator: a sub-function of kernels, compiled into each of them.
-
-    Its symbol is made of its qualified name and a number that starts anew in each process. Kernels
-    come from the cache of many processes, and the linker takes functions of the same symbol for
-    the same: so what a factory closes over goes into the name.
-    """
-    cells = function.__closure__ or ()
-    if cells:
-        named = zip(function.__code__.co_freevars, cells, strict=True)
-        text = ";".join(f"{name}={_described(cell.cell_contents)}" for name, cell in named)
-        function.__qualname__ += "_" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Decorator: a function of kernels, compiled into each of them."""
     return numba.njit(**OPTIONS)(function)
 
 
-_FLOATS = types.Array(types.float32, 1, "C", readonly=True, aligned=False)
-_WORDS = types.Array(types.uint16, 1, "C", readonly=True, aligned=False)
-_OUT = types.Array(types.uint8, 1, "C")
-_TABLE = types.Array(types.float32, 2, "C", readonly=True)
-_ROWS = types.Array(types.int64, 1, "A", readonly=True)
-PLAIN = types.int64(_FLOATS, _WORDS, types.int64, _OUT)
-WEIGHTED = types.int64(_FLOATS, _WORDS, types.int64, _TABLE, _ROWS, _OUT)
-
-_PACKAGE = Path(__file__).parents[1]  # quant_types: the tables of the searches are there
-_lock = threading.Lock()
-_announced = False
-
-
-def source_digest(package: Path) -> str:
-    """Digest of the compiler's version and of every source file that a kernel may draw on."""
-    digest = hashlib.sha256(f"{sys.version}\0{numba.__version__}".encode())
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _declare_apart(module: Any) -> Any:
+    """The function that hands on an address as one that no other leads to, as that of an array just
+    allocated. Loops over several arrays become SIMD for that. It does nothing, and is in a
+    module in name only until all is optimized."""
+    if _APART in module.globals:
+        return module.globals[_APART]
+    address = llvmlite.ir.IntType(8).as_pointer()
+    function = llvmlite.ir.Function(module, llvmlite.ir.FunctionType(address, [address]), _APART)
+    function.return_value.add_attribute("noalias")
+    return function
 
 
-@functools.cache
-def cache_dir() -> Path:
-    """Where this source's kernels are kept: `$QUANTKIT_CACHE_DIR`, else the user's cache.
+@intrinsic
+def _apart(typing, address):
+    def code(context, builder, signature, arguments):
+        return builder.call(_declare_apart(builder.module), arguments)
 
-    Numba does not see a change in another file, so each state of the sources has a folder.
-    """
-    given = os.environ.get("QUANTKIT_CACHE_DIR")
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        folder = Path(given) if given else Path(user).expanduser() / "quantkit"
-        folder /= f"kernels-{source_digest(_PACKAGE)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # not writable, or no home: for this process alone
-        folder = Path(tempfile.mkdtemp(prefix="quantkit-kernels-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
+    return types.voidptr(types.voidptr), code
 
 
-def _announce(function: Callable[..., Any]) -> None:
-    """Tell a person at a terminal, once, why the first call takes seconds."""
-    global _announced
-    known = any(cache_dir().rglob(f"*.{function.__name__}-*.nbi"))
-    if not known and not _announced and sys.stderr.isatty():
-        _announced = True
-        print("compiling kernels for this CPU, once", file=sys.stderr, flush=True)
+@intrinsic
+def _behind(typing, address, offset):
+    """The address `offset` bytes behind another."""
+
+    def code(context, builder, signature, arguments):
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return types.voidptr(types.voidptr, types.int64), code
 
 
-def _compile(function: Callable[..., int], signature: Any) -> Callable[..., int]:
-    _announce(function)
-    config: Any = numba.config
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(cache_dir())  # read when a function is decorated
-    try:
-        compiled: Callable[..., int] = numba.njit(signature, cache=True, **OPTIONS)(function)
-    finally:
-        config.CACHE_DIR = before
-    return compiled
+@intrinsic
+def _start(typing, array):
+    """The address of an array's first value."""
+
+    def code(context, builder, signature, arguments):
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.bitcast(found.data, context.get_value_type(types.voidptr))
+
+    return types.voidptr(array), code
 
 
-def kernel(signature: Any) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorator: compile for `signature` (`PLAIN` or `WEIGHTED`) at the first call."""
+def _make_take(dtype):
+    """`take(memory, n)`: an array of `n` values at the address, and the address of what is behind
+    it, on the next cache line. A kernel has no other memory: it cannot allocate any."""
+    size = np.dtype(dtype).itemsize
 
-    def wrap(function: Callable[..., int]) -> Callable[..., int]:
-        compiled: Callable[..., int] | None = None
+    @inner
+    def take(memory, n):
+        array = carray(_apart(memory), (n,), dtype)
+        return array, _behind(memory, (n * size + _LINE - 1) // _LINE * _LINE)
 
-        @functools.wraps(function)
-        def call(*args: Any) -> int:
-            nonlocal compiled
-            if compiled is None:
-                with _lock:
-                    if compiled is None:
-                        compiled = _compile(function, signature)
-            return compiled(*args)
+    return take
 
-        return call
 
-    return wrap
+take_floats, take_ints = _make_take(np.float32), _make_take(np.int32)
+take_halfs, take_bytes = _make_take(np.uint16), _make_take(np.uint8)
+
+
+@inner
+def take_zeros(memory, n):
+    """As `take_floats`, filled with zeros."""
+    array, rest = take_floats(memory, n)
+    for i in range(n):
+        array[i] = np.float32(0.0)
+    return array, rest
+
+
+def make_records(dtype, columns):
+    """`records(array)`: a flat array's bytes as `[n, columns]` of another dtype, a whole number."""
+    size = np.dtype(dtype).itemsize * columns
+
+    @inner
+    def records(array):
+        rows = array.size * array.itemsize // size
+        return carray(_start(array), (rows, columns), dtype)
+
+    return records
+
+
+def make_as(dtype):
+    """`values(array)`: a flat array's bytes as values of another dtype."""
+    size = np.dtype(dtype).itemsize
+
+    @inner
+    def values(array):
+        n = array.size * array.itemsize // size
+        return carray(_start(array), (n,), dtype)
+
+    return values
+
+
+as_longs, as_halfs, as_floats = make_as(np.uint64), make_as(np.uint16), make_as(np.float32)
+
+_P, _I = types.voidptr, types.int64
+_PLAIN = _I(_P, _I, _I, _P, _I, _P)
+_WEIGHTED = _I(_P, _I, _I, _P, _I, _P, _P, _I, _I, _P, _I)
+
+
+def _entry(kernel: Any, weighted: bool) -> Any:
+    """The C function of a kernel, as `kernels.PLAIN` or `kernels.WEIGHTED` declare it."""
+
+    def plain(x, n, kind, out, size, memory):
+        floats, words = carray(x, (n,), np.float32), carray(x, (n,), np.uint16)
+        return kernel(floats, words, kind, carray(out, (size,), np.uint8), memory)
+
+    def by_importance(x, n, kind, out, size, memory, table, height, width, rows, count):
+        floats, words = carray(x, (n,), np.float32), carray(x, (n,), np.uint16)
+        importance = carray(table, (height, width), np.float32)
+        index = carray(rows, (count,), np.int64)
+        blocks = carray(out, (size,), np.uint8)
+        return kernel(floats, words, kind, importance, index, blocks, memory)
+
+    function, signature = (by_importance, _WEIGHTED) if weighted else (plain, _PLAIN)
+    return numba.cfunc(signature, **OPTIONS)(function)
+
+
+def object_code(name: str) -> bytes:
+    """A kernel's object code, which refers to nothing outside but C's library."""
+    place, function = name.split(".")
+    kernel = getattr(import_module(f"quant_types.lanes.{place}"), function)
+    llvm.add_symbol(_APART, ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value)
+    entry = _entry(kernel, function.endswith("_importance"))
+    module = llvm.parse_assembly(entry.inspect_llvm())
+    module.get_function(entry.native_name).name = kernels.SYMBOL
+    machine = kernels.machine()
+    _optimize(module, machine)
+    called = {f.name for f in module.functions if f.is_declaration}
+    if strange := sorted(f for f in called - _LIBM if not f.startswith("llvm.")):
+        raise TypeError(
+            f"kernel {name} calls {', '.join(strange)}, which is not there to link with"
+        )
+    code: bytes = machine.emit_object(module)
+    return code
+
+
+def _optimize(module: Any, machine: Any) -> None:
+    """What Numba has optimized function by function, seen as a whole: no function but the kernel is
+    called from outside, so that errors that cannot be raised fall away, and what raises them."""
+    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
+    _hide_functions(module)
+    builder.getModulePassManager().run(module, builder)
+    body = llvmlite.ir.Module()
+    apart = _declare_apart(body)
+    llvmlite.ir.IRBuilder(apart.append_basic_block()).ret(apart.args[0])
+    module.link_in(llvm.parse_assembly(str(body)))
+    _hide_functions(module)
+    builder.getModulePassManager().run(module, builder)
+
+
+def _hide_functions(module: Any) -> None:
+    for function in module.functions:
+        if not function.is_declaration and function.name != kernels.SYMBOL:
+            function.linkage = "internal"

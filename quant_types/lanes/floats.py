@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, kernel
+from quant_types.lanes.compile import as_floats, as_halfs, inner, take_floats
 from quant_types.lanes.scalars import bits, half_bits, load
 
 _TILE = 1024  # weights
 
 
-@kernel(PLAIN)
-def f32(floats, words, kind, out):
+@inner
+def f32(floats, words, kind, out, memory):
     """float32 as it is."""
-    tile = np.empty(_TILE, np.float32)
-    values = out.view(np.float32)
+    tile, memory = take_floats(memory, _TILE)
+    values = as_floats(out)
     for first in range(0, values.size, _TILE):
         count = min(_TILE, values.size - first)
         if not load(floats, words, kind, first, count, tile):
@@ -24,11 +24,11 @@ def f32(floats, words, kind, out):
     return -1
 
 
-@kernel(PLAIN)
-def f16(floats, words, kind, out):
+@inner
+def f16(floats, words, kind, out, memory):
     """float32 rounded to float16."""
-    tile = np.empty(_TILE, np.float32)
-    values = out.view(np.uint16)
+    tile, memory = take_floats(memory, _TILE)
+    values = as_halfs(out)
     for first in range(0, values.size, _TILE):
         count = min(_TILE, values.size - first)
         if not load(floats, words, kind, first, count, tile):
@@ -38,11 +38,11 @@ def f16(floats, words, kind, out):
     return -1
 
 
-@kernel(PLAIN)
-def bf16(floats, words, kind, out):
+@inner
+def bf16(floats, words, kind, out, memory):
     """float32 rounded to bfloat16 (ggml `fp32_to_bf16`, for finite values)."""
-    tile = np.empty(_TILE, np.float32)
-    values = out.view(np.uint16)
+    tile, memory = take_floats(memory, _TILE)
+    values = as_halfs(out)
     for first in range(0, values.size, _TILE):
         count = min(_TILE, values.size - first)
         if not load(floats, words, kind, first, count, tile):

@@ -6,10 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, WEIGHTED, inner, kernel
+from quant_types.lanes.compile import (
+    as_longs,
+    inner,
+    make_records,
+    take_bytes,
+    take_floats,
+    take_halfs,
+    take_ints,
+    take_zeros,
+)
 from quant_types.lanes.groups import GROUPS, WEIGHTS, halves, pack_nibbles
 from quant_types.lanes.iq4_search import SCALE, SIZE, W, X, index, search
-from quant_types.lanes.k_blocks import LANES, make_columns, workspace
+from quant_types.lanes.k_blocks import LANES, make_columns
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load
 
 _32 = np.float32(32.0)
@@ -30,18 +39,17 @@ class Tile(NamedTuple):
 
 
 @inner
-def new_tile():
+def new_tile(memory):
     """A tile's arrays."""
-    return Tile(
-        np.zeros(WEIGHTS, np.float32),
-        np.zeros(WEIGHTS, np.float32),
-        workspace(SIZE),
-        np.zeros(LANES, np.float32),
-        np.empty(LANES, np.uint16),
-        np.empty(GROUPS, np.float32),
-        np.empty(LANES, np.int32),
-        np.empty(WEIGHTS, np.uint8),
-    )
+    x, memory = take_zeros(memory, WEIGHTS)
+    w, memory = take_zeros(memory, WEIGHTS)
+    ws, memory = take_floats(memory, SIZE)
+    d, memory = take_zeros(memory, LANES)
+    d_bits, memory = take_halfs(memory, LANES)
+    inverse, memory = take_floats(memory, GROUPS)
+    codes, memory = take_ints(memory, LANES)
+    q, memory = take_bytes(memory, WEIGHTS)
+    return Tile(x, w, ws, d, d_bits, inverse, codes, q)
 
 
 @inner
@@ -59,7 +67,9 @@ def _load_importance(tile, table, rows, start, count):
     while done < count:
         row, at = (start + done) // n, (start + done) % n
         run = min(n - at, count - done)
-        tile.w[done : done + run] = table[rows[row]][at : at + run]
+        source, w = table[rows[row]][at : at + run], tile.w[done : done + run]
+        for i in range(run):
+            w[i] = source[i]
         done += run
 
 
@@ -111,7 +121,7 @@ def _store_nl(tile, first, count, records):
             tile.inverse[4 * b + g] = inverse
     halves(tile.d, tile.d_bits)
     _quants(tile)
-    q = tile.q.view(np.uint64)
+    q = as_longs(tile.q)
     for b in range(count):
         record = records[first + b]
         record[0] = tile.d_bits[b]
@@ -138,7 +148,7 @@ def _store_xs(tile, first, count, records):
                 tile.inverse[32 * b + 4 * j + g] = sub_inverse
     halves(tile.d, tile.d_bits)
     _quants(tile)
-    q = tile.q.view(np.uint64)
+    q = as_longs(tile.q)
     for b in range(count):
         record = records[first + b]
         record[0] = tile.d_bits[b]
@@ -156,12 +166,13 @@ def _store_xs(tile, first, count, records):
 
 def _make_kernels(size, weights, store):
     """Bodies of the kernels without and with importance, for blocks of `size` weights."""
-    blocks, words_each = WEIGHTS // size, size // 4 + (1 if size == 32 else 4)
+    blocks = WEIGHTS // size
+    records_of = make_records(np.uint16, size // 4 + (1 if size == 32 else 4))
 
     @inner
-    def plain(floats, words, kind, out):
-        tile = new_tile()
-        records = out.view(np.uint16).reshape(-1, words_each)
+    def plain(floats, words, kind, out, memory):
+        tile = new_tile(memory)
+        records = records_of(out)
         for first in range(0, len(records), blocks):
             count = min(blocks, len(records) - first)
             if not load(floats, words, kind, first * size, count * size, tile.x):
@@ -172,9 +183,9 @@ def _make_kernels(size, weights, store):
         return -1
 
     @inner
-    def weighted(floats, words, kind, table, rows, out):
-        tile = new_tile()
-        records = out.view(np.uint16).reshape(-1, words_each)
+    def weighted(floats, words, kind, table, rows, out, memory):
+        tile = new_tile(memory)
+        records = records_of(out)
         for first in range(0, len(records), blocks):
             count = min(blocks, len(records) - first)
             if not load(floats, words, kind, first * size, count * size, tile.x):
@@ -188,29 +199,5 @@ def _make_kernels(size, weights, store):
     return plain, weighted
 
 
-_iq4_nl, _iq4_nl_importance = _make_kernels(32, _weights_32, _store_nl)
-_iq4_xs, _iq4_xs_importance = _make_kernels(256, _weights_256, _store_xs)
-
-
-@kernel(PLAIN)
-def iq4_nl(floats, words, kind, out):
-    """Blocks of `quant_types.iq4_nl`."""
-    return _iq4_nl(floats, words, kind, out)
-
-
-@kernel(WEIGHTED)
-def iq4_nl_importance(floats, words, kind, table, rows, out):
-    """Blocks of `quant_types.iq4_nl`, errors weighed by importance."""
-    return _iq4_nl_importance(floats, words, kind, table, rows, out)
-
-
-@kernel(PLAIN)
-def iq4_xs(floats, words, kind, out):
-    """Blocks of `quant_types.iq4_xs`."""
-    return _iq4_xs(floats, words, kind, out)
-
-
-@kernel(WEIGHTED)
-def iq4_xs_importance(floats, words, kind, table, rows, out):
-    """Blocks of `quant_types.iq4_xs`, errors weighed by importance."""
-    return _iq4_xs_importance(floats, words, kind, table, rows, out)
+iq4_nl, iq4_nl_importance = _make_kernels(32, _weights_32, _store_nl)
+iq4_xs, iq4_xs_importance = _make_kernels(256, _weights_256, _store_xs)

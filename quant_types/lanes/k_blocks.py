@@ -16,14 +16,6 @@ LANES = 64  # sub-blocks in a group
 _256 = np.float32(256.0)
 
 
-@inner
-def workspace(n):
-    """Flat float32 of `n` values, uninitialized, on a cache line."""
-    base = np.empty(n + 16, np.float32)
-    skip = -(base.ctypes.data >> 2) & 15
-    return base[skip : skip + n]
-
-
 def make_columns(length: int):
     """Transposes `LANES` sub-blocks into `[length, LANES]` at an offset of the workspace."""
 

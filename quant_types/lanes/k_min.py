@@ -9,7 +9,7 @@ from quant_types import q4_k as q4_k_format
 from quant_types import q5_k as q5_k_format
 from quant_types.k_quants import weighted_steps
 from quant_types.lanes import min_search, positive_search
-from quant_types.lanes.compile import PLAIN, WEIGHTED, inner, kernel
+from quant_types.lanes.compile import inner
 from quant_types.lanes.k_blocks import (
     TILE,
     load_importance,
@@ -111,10 +111,10 @@ def _store_q5_k(tile, count, clamps_first, out):
             block[16 + i] = high
 
 
-@kernel(PLAIN)
-def q2_k(floats, words, kind, out):
+@inner
+def q2_k(floats, words, kind, out, memory):
     """Blocks of `quant_types.q2_k`."""
-    tile = new_tile()
+    tile = new_tile(memory)
     blocks = out.size // 84
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
@@ -126,10 +126,10 @@ def q2_k(floats, words, kind, out):
     return -1
 
 
-@kernel(WEIGHTED)
-def q2_k_importance(floats, words, kind, table, rows, out):
+@inner
+def q2_k_importance(floats, words, kind, table, rows, out, memory):
     """Blocks of `quant_types.q2_k`, by importance."""
-    tile = new_tile()
+    tile = new_tile(memory)
     blocks = out.size // 84
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
@@ -142,10 +142,10 @@ def q2_k_importance(floats, words, kind, table, rows, out):
     return -1
 
 
-@kernel(PLAIN)
-def q4_k(floats, words, kind, out):
+@inner
+def q4_k(floats, words, kind, out, memory):
     """Blocks of `quant_types.q4_k`."""
-    tile = new_tile()
+    tile = new_tile(memory)
     blocks = out.size // 144
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
@@ -157,10 +157,10 @@ def q4_k(floats, words, kind, out):
     return -1
 
 
-@kernel(WEIGHTED)
-def q4_k_importance(floats, words, kind, table, rows, out):
+@inner
+def q4_k_importance(floats, words, kind, table, rows, out, memory):
     """Blocks of `quant_types.q4_k`, by importance."""
-    tile = new_tile()
+    tile = new_tile(memory)
     blocks = out.size // 144
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
@@ -173,10 +173,10 @@ def q4_k_importance(floats, words, kind, table, rows, out):
     return -1
 
 
-@kernel(PLAIN)
-def q5_k(floats, words, kind, out):
+@inner
+def q5_k(floats, words, kind, out, memory):
     """Blocks of `quant_types.q5_k`."""
-    tile = new_tile()
+    tile = new_tile(memory)
     blocks = out.size // 176
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
@@ -188,10 +188,10 @@ def q5_k(floats, words, kind, out):
     return -1
 
 
-@kernel(WEIGHTED)
-def q5_k_importance(floats, words, kind, table, rows, out):
+@inner
+def q5_k_importance(floats, words, kind, table, rows, out, memory):
     """Blocks of `quant_types.q5_k`, by importance."""
-    tile = new_tile()
+    tile = new_tile(memory)
     blocks = out.size // 176
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quant_types.lanes import descent_search, symmetric_search
-from quant_types.lanes.compile import PLAIN, WEIGHTED, inner, kernel
+from quant_types.lanes.compile import inner, take_bytes, take_floats, take_ints, take_zeros
 from quant_types.lanes.k_blocks import (
     LANES,
     TILE,
@@ -19,7 +19,6 @@ from quant_types.lanes.k_blocks import (
     mean_squares,
     pack_crumbs,
     put_half,
-    workspace,
 )
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load, nearest_int
 from quant_types.search import GROUP_MAX_EPS
@@ -59,25 +58,27 @@ class Tile(NamedTuple):
 
 
 @inner
-def _new_tile():
+def _new_tile(memory):
+    x, memory = take_zeros(memory, TILE * 256)
+    importance, memory = take_zeros(memory, TILE * 256)
+    q, memory = take_bytes(memory, TILE * 256)
+    ws, memory = take_floats(memory, max(_L.size, descent_search.SIZE))
+    scales_ws, memory = take_floats(memory, _S.size)
+    sigma2, memory = take_floats(memory, TILE)
+    values, memory = take_zeros(memory, 16 * TILE)
+    inverse, memory = take_floats(memory, 16 * TILE)
+    codes, memory = take_ints(memory, 16 * TILE)
+    largest, memory = take_floats(memory, TILE)
+    unit, memory = take_floats(memory, TILE)
+    bits, memory = take_ints(memory, TILE)
+    d, memory = take_floats(memory, 16 * TILE)
+    zeros, memory = take_zeros(memory, 16 * TILE)
+    levels, memory = take_floats(memory, TILE * 256)
+    scratch, memory = take_floats(memory, 512)
     return Tile(
-        np.zeros(TILE * 256, np.float32),
-        np.zeros(TILE * 256, np.float32),
-        np.empty(TILE * 256, np.uint8),
-        workspace(max(_L.size, descent_search.SIZE)),
-        workspace(_S.size),
-        np.empty(TILE, np.float32),
-        np.zeros(16 * TILE, np.float32),
-        np.empty(16 * TILE, np.float32),
-        np.empty(16 * TILE, np.int32),
-        np.empty(TILE, np.float32),
-        np.empty(TILE, np.float32),
-        np.empty(TILE, np.int32),
-        np.empty(16 * TILE, np.float32),
-        np.zeros(16 * TILE, np.float32),
-        np.empty(TILE * 256, np.float32),
-        np.empty(512, np.float32),
-    )
+        x, importance, q, ws, scales_ws, sigma2, values, inverse, codes, largest, unit, bits, d,
+        zeros, levels, scratch,
+    )  # fmt: skip
 
 
 @inner
@@ -182,10 +183,10 @@ def _store_q3_k(tile, count, out):
         put_half(block, 108, tile.bits[b])
 
 
-@kernel(PLAIN)
-def q6_k(floats, words, kind, out):
+@inner
+def q6_k(floats, words, kind, out, memory):
     """Blocks of `quant_types.q6_k`."""
-    tile = _new_tile()
+    tile = _new_tile(memory)
     blocks = out.size // 210
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
@@ -201,10 +202,10 @@ def q6_k(floats, words, kind, out):
     return -1
 
 
-@kernel(WEIGHTED)
-def q6_k_importance(floats, words, kind, table, rows, out):
+@inner
+def q6_k_importance(floats, words, kind, table, rows, out, memory):
     """Blocks of `quant_types.q6_k`, by importance: that is the weight, as it is."""
-    tile = _new_tile()
+    tile = _new_tile(memory)
     blocks = out.size // 210
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
@@ -220,10 +221,10 @@ def q6_k_importance(floats, words, kind, table, rows, out):
     return -1
 
 
-@kernel(PLAIN)
-def q3_k(floats, words, kind, out):
+@inner
+def q3_k(floats, words, kind, out, memory):
     """Blocks of `quant_types.q3_k`."""
-    tile = _new_tile()
+    tile = _new_tile(memory)
     ws = tile.ws
     blocks = out.size // 110
     for first in range(0, blocks, TILE):
@@ -254,10 +255,10 @@ def q3_k(floats, words, kind, out):
     return -1
 
 
-@kernel(WEIGHTED)
-def q3_k_importance(floats, words, kind, table, rows, out):
+@inner
+def q3_k_importance(floats, words, kind, table, rows, out, memory):
     """Blocks of `quant_types.q3_k`, by importance."""
-    tile = _new_tile()
+    tile = _new_tile(memory)
     ws, scales = tile.ws, tile.scales_ws
     blocks = out.size // 110
     for first in range(0, blocks, TILE):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from quant_types.lanes import min_search
-from quant_types.lanes.compile import inner
-from quant_types.lanes.k_blocks import LANES, TILE, halve, mean_squares, workspace
+from quant_types.lanes.compile import inner, take_bytes, take_floats, take_ints, take_zeros
+from quant_types.lanes.k_blocks import LANES, TILE, halve, mean_squares
 from quant_types.lanes.min_search import BEST_INVERSE, BEST_LOW, ERROR, LOW, SCALE, SUM_W, W, X
 from quant_types.lanes.scalars import ZERO, nearest_int
 
@@ -37,25 +37,27 @@ class Tile(NamedTuple):
 
 
 @inner
-def new_tile():
+def new_tile(memory):
     """A tile's arrays."""
+    x, memory = take_zeros(memory, TILE * 256)
+    importance, memory = take_zeros(memory, TILE * 256)
+    q, memory = take_bytes(memory, TILE * 256)
+    ws, memory = take_floats(memory, min_search.SIZE)
+    sigma2, memory = take_floats(memory, TILE)
+    values, memory = take_zeros(memory, 16 * BOTH)
+    sums, memory = take_zeros(memory, 16 * BOTH)
+    codes, memory = take_floats(memory, 16 * BOTH)
+    unit, memory = take_floats(memory, BOTH)
+    bits, memory = take_ints(memory, BOTH)
+    inverse, memory = take_floats(memory, 16 * TILE)
+    bottom, memory = take_floats(memory, 16 * TILE)
+    d, memory = take_floats(memory, 16 * TILE)
+    dm, memory = take_floats(memory, 16 * TILE)
+    scratch, memory = take_floats(memory, 512)
     return Tile(
-        np.zeros(TILE * 256, np.float32),
-        np.zeros(TILE * 256, np.float32),
-        np.empty(TILE * 256, np.uint8),
-        workspace(min_search.SIZE),
-        np.empty(TILE, np.float32),
-        np.zeros(16 * BOTH, np.float32),
-        np.zeros(16 * BOTH, np.float32),
-        np.empty(16 * BOTH, np.float32),
-        np.empty(BOTH, np.float32),
-        np.empty(BOTH, np.int32),
-        np.empty(16 * TILE, np.float32),
-        np.empty(16 * TILE, np.float32),
-        np.empty(16 * TILE, np.float32),
-        np.empty(16 * TILE, np.float32),
-        np.empty(512, np.float32),
-    )
+        x, importance, q, ws, sigma2, values, sums, codes, unit, bits, inverse, bottom, d, dm,
+        scratch,
+    )  # fmt: skip
 
 
 @inner

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, inner, kernel
+from quant_types.lanes.compile import (
+    as_longs,
+    inner,
+    make_records,
+    take_bytes,
+    take_floats,
+    take_zeros,
+)
 from quant_types.lanes.groups import GROUPS, WEIGHTS, magnitudes
 from quant_types.lanes.scalars import ZERO, from_bits, load
 from quant_types.mxfp4 import BORDERS, VALUES
 
 BLOCKS = WEIGHTS // 32  # in a tile
 _INFINITE = np.float32(np.inf)
+_bytes_17 = make_records(np.uint8, 17)
 _BORDERS = tuple(np.float32(border) for border in BORDERS)
 _VALUES = tuple(np.float32(value) for value in VALUES[1:])
 
@@ -36,15 +44,15 @@ def _border(k, d):
     return _BORDERS[k] * d if _VALUES[k] * d < _INFINITE else _INFINITE
 
 
-@kernel(PLAIN)
-def mxfp4(floats, words, kind, out):
+@inner
+def mxfp4(floats, words, kind, out, memory):
     """Blocks of `quant_types.mxfp4`."""
-    tile = np.zeros(WEIGHTS, np.float32)
-    groups = np.empty(GROUPS, np.float32)
-    e = np.empty(BLOCKS, np.uint8)
-    q = np.empty(WEIGHTS, np.uint8)
-    q64 = q.view(np.uint64)
-    records = out.reshape(-1, 17)
+    tile, memory = take_zeros(memory, WEIGHTS)
+    groups, memory = take_floats(memory, GROUPS)
+    e, memory = take_bytes(memory, BLOCKS)
+    q, memory = take_bytes(memory, WEIGHTS)
+    q64 = as_longs(q)
+    records = _bytes_17(out)
     for first in range(0, len(records), BLOCKS):
         count = min(BLOCKS, len(records) - first)
         if not load(floats, words, kind, first * 32, count * 32, tile):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, inner, kernel
+from quant_types.lanes.compile import (
+    as_longs,
+    inner,
+    make_records,
+    take_bytes,
+    take_floats,
+    take_halfs,
+    take_zeros,
+)
 from quant_types.lanes.groups import GROUPS, WEIGHTS, halves, magnitudes, to_int8
 from quant_types.lanes.scalars import ONE, ZERO, load
 
 BLOCKS = WEIGHTS // 32  # in a tile
+_halfs_17 = make_records(np.uint16, 17)
 _TOP = np.float32(127.0)
 _BELOW_HALF = np.float32(0.49999997)  # the float32 before 0.5
 
@@ -19,16 +28,16 @@ def _round_away(v):
     return to_int8(v + np.copysign(_BELOW_HALF, v))
 
 
-@kernel(PLAIN)
-def q8_0(floats, words, kind, out):
+@inner
+def q8_0(floats, words, kind, out, memory):
     """Blocks of `quant_types.q8_0`."""
-    tile = np.zeros(WEIGHTS, np.float32)
-    groups = np.empty(GROUPS, np.float32)
-    d = np.empty(BLOCKS, np.float32)
-    d_bits = np.empty(BLOCKS, np.uint16)
-    q = np.empty(WEIGHTS, np.uint8)
-    pairs = q.view(np.uint16)
-    records = out.view(np.uint16).reshape(-1, 17)
+    tile, memory = take_zeros(memory, WEIGHTS)
+    groups, memory = take_floats(memory, GROUPS)
+    d, memory = take_floats(memory, BLOCKS)
+    d_bits, memory = take_halfs(memory, BLOCKS)
+    q, memory = take_bytes(memory, WEIGHTS)
+    longs = as_longs(q)
+    records = _halfs_17(out)
     for first in range(0, len(records), BLOCKS):
         count = min(BLOCKS, len(records) - first)
         if not load(floats, words, kind, first * 32, count * 32, tile):
@@ -51,6 +60,8 @@ def q8_0(floats, words, kind, out):
         for b in range(count):
             record = records[first + b]
             record[0] = d_bits[b]
-            for i in range(16):
-                record[1 + i] = pairs[16 * b + i]
+            for h in range(4):
+                four = longs[4 * b + h]
+                for i in range(4):
+                    record[1 + 4 * h + i] = np.uint16(four >> np.uint64(16 * i))
     return -1

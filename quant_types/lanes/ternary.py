@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant_types.lanes.compile import PLAIN, inner, kernel
+from quant_types.lanes.compile import (
+    as_longs,
+    inner,
+    make_records,
+    take_bytes,
+    take_floats,
+    take_halfs,
+    take_zeros,
+)
 from quant_types.lanes.groups import GROUPS, WEIGHTS, halves, magnitudes
 from quant_types.lanes.scalars import ONE, ZERO, load
 
@@ -14,6 +22,8 @@ BLOCKS = WEIGHTS // 256  # in a tile
 _GROUPS = GROUPS // BLOCKS  # in a block
 _HALF = np.float32(0.5)
 _INFINITE = np.float32(np.inf)
+_bytes_54 = make_records(np.uint8, 54)
+_halfs_27, _halfs_33 = make_records(np.uint16, 27), make_records(np.uint16, 33)
 
 
 class Tile(NamedTuple):
@@ -27,15 +37,14 @@ class Tile(NamedTuple):
 
 
 @inner
-def new_tile():
+def new_tile(memory):
     """A tile's arrays."""
-    return Tile(
-        np.zeros(WEIGHTS, np.float32),
-        np.empty(GROUPS, np.float32),
-        np.empty(BLOCKS, np.float32),
-        np.empty(BLOCKS, np.uint16),
-        np.empty(WEIGHTS, np.uint8),
-    )
+    x, memory = take_zeros(memory, WEIGHTS)
+    groups, memory = take_floats(memory, GROUPS)
+    d, memory = take_floats(memory, BLOCKS)
+    d_bits, memory = take_halfs(memory, BLOCKS)
+    t, memory = take_bytes(memory, WEIGHTS)
+    return Tile(x, groups, d, d_bits, t)
 
 
 @inner
@@ -65,12 +74,11 @@ def _fraction(t, at, stride, count):
     return np.uint8((q * 256 + 242) // 243)
 
 
-@kernel(PLAIN)
-def tq1_0(floats, words, kind, out):
+@inner
+def tq1_0(floats, words, kind, out, memory):
     """Blocks of `quant_types.tq1_0`."""
-    tile = new_tile()
-    records = out.reshape(-1, 54)
-    halfs = out.view(np.uint16).reshape(-1, 27)
+    tile = new_tile(memory)
+    records, halfs = _bytes_54(out), _halfs_27(out)
     for first in range(0, len(records), BLOCKS):
         count = min(BLOCKS, len(records) - first)
         if not load(floats, words, kind, first * 256, count * 256, tile.x):
@@ -89,12 +97,12 @@ def tq1_0(floats, words, kind, out):
     return -1
 
 
-@kernel(PLAIN)
-def tq2_0(floats, words, kind, out):
+@inner
+def tq2_0(floats, words, kind, out, memory):
     """Blocks of `quant_types.tq2_0`."""
-    tile = new_tile()
-    t = tile.t.view(np.uint64)
-    records = out.view(np.uint16).reshape(-1, 33)
+    tile = new_tile(memory)
+    t = as_longs(tile.t)
+    records = _halfs_33(out)
     for first in range(0, len(records), BLOCKS):
         count = min(BLOCKS, len(records) - first)
         if not load(floats, words, kind, first * 256, count * 256, tile.x):

@@ -8,9 +8,9 @@ import numpy as np
 
 from quant_types.blocks_32 import weighted_steps
 from quant_types.lanes import min_search, symmetric_search
-from quant_types.lanes.compile import inner
+from quant_types.lanes.compile import inner, take_bytes, take_floats, take_halfs, take_zeros
 from quant_types.lanes.groups import GROUPS, WEIGHTS, extremes, halves, ranges, to_int8
-from quant_types.lanes.k_blocks import LANES, make_columns, workspace
+from quant_types.lanes.k_blocks import LANES, make_columns
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load, nearest_int
 
 BLOCKS = WEIGHTS // 32  # in a tile, a lane each in the searches
@@ -40,23 +40,22 @@ class Tile(NamedTuple):
 
 
 @inner
-def new_tile():
+def new_tile(memory):
     """A tile's arrays."""
-    return Tile(
-        np.zeros(WEIGHTS, np.float32),
-        np.empty(GROUPS, np.float32),
-        np.empty(GROUPS, np.float32),
-        np.empty(BLOCKS, np.float32),
-        np.empty(BLOCKS, np.float32),
-        np.empty(GROUPS, np.float32),
-        np.empty(BLOCKS, np.uint16),
-        np.empty(BLOCKS, np.uint16),
-        np.empty(WEIGHTS, np.uint8),
-        np.zeros(WEIGHTS, np.float32),
-        np.empty(ROWS, np.float32),
-        np.zeros(WEIGHTS, np.float32),
-        workspace(max(min_search.SIZE, _L.size)),
-    )
+    x, memory = take_zeros(memory, WEIGHTS)
+    low, memory = take_floats(memory, GROUPS)
+    high, memory = take_floats(memory, GROUPS)
+    d, memory = take_floats(memory, BLOCKS)
+    m, memory = take_floats(memory, BLOCKS)
+    inverse, memory = take_floats(memory, GROUPS)
+    d_bits, memory = take_halfs(memory, BLOCKS)
+    m_bits, memory = take_halfs(memory, BLOCKS)
+    q, memory = take_bytes(memory, WEIGHTS)
+    w, memory = take_zeros(memory, WEIGHTS)
+    means, memory = take_floats(memory, ROWS)
+    part, memory = take_zeros(memory, WEIGHTS)
+    ws, memory = take_floats(memory, max(min_search.SIZE, _L.size))
+    return Tile(x, low, high, d, m, inverse, d_bits, m_bits, q, w, means, part, ws)
 
 
 @inner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import shutil
@@ -10,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import quant_types
-from quant_types.lanes import compile as compile_module
+from quant_types import kernels
+from quant_types.engines import _kernel_name
 
 PACKAGE = Path(quant_types.__file__).parent
 PROGRAM = """
@@ -43,10 +44,15 @@ def run(
 
 def test_kernels_are_compiled_once_and_only_those_used(tmp_path: Path) -> None:
     first = run(tmp_path)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
-    assert [path.name.split("-")[0] for path in kept if path.suffix == ".nbi"] == ["q8_0.q8_0"]
+    kept = times(tmp_path)
+    assert [path.name for path in kept] == ["q8_0.q8_0.kernel"]
     assert run(tmp_path) == first
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == kept
+    assert times(tmp_path) == kept
+
+
+def times(cache: Path) -> dict[Path, int]:
+    """When each file of a cache was written."""
+    return {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("changed", ["lanes/q8_0.py", "lanes/scalars.py"])
@@ -71,49 +77,100 @@ def test_kernels_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     """Each is compiled and kept by a process of its own; a last one runs them all."""
     names = ("Q2_K", "Q4_K")
     alone = [run(tmp_path, names=(name,)) for name in names]
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
+    kept = times(tmp_path)
     assert run(tmp_path, names=names) == "".join(alone)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == kept
+    assert times(tmp_path) == kept
 
 
-def test_sub_functions_have_symbols_of_their_own() -> None:
-    """Two that share a qualified name, all that the linker goes by, are the same function."""
-    found: dict[str, list[object]] = {}
+@pytest.mark.parametrize("damage", [b"", b"x" * 20, None])
+def test_what_is_damaged_is_compiled_again(tmp_path: Path, damage: bytes | None) -> None:
+    first = run(tmp_path)
+    (kept,) = times(tmp_path)
+    data = bytearray(kept.read_bytes())
+    data[len(data) // 2] ^= 1
+    kept.write_bytes(data if damage is None else damage)
+    assert run(tmp_path) == first
+    assert kept.read_bytes() != data
 
-    def visit(value: object) -> None:
-        function = getattr(value, "py_func", None) or getattr(value, "__wrapped__", None)
-        if function is None or not function.__module__.startswith("quant_types.lanes"):
-            return
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        identity = [function.__code__, *map(compile_module._described, cells)]
-        name = f"{function.__module__}.{function.__qualname__}"
-        assert found.setdefault(name, identity) == identity, name
-        for cell in cells:
-            visit(cell)
 
-    for path in sorted((PACKAGE / "lanes").glob("*.py")):
-        module = importlib.import_module(f"quant_types.lanes.{path.stem}")
-        for value in vars(module).values():
-            visit(value)
-    factories = {name.split(".<locals>")[0] for name in found if ".<locals>" in name}
-    variants = [name for name in found if "min_search.make_search.<locals>.search_" in name]
-    assert len(factories) > 8
-    assert len(variants) >= 6
+ALL = [
+    (fmt, importance)
+    for fmt in quant_types.FORMATS
+    for importance in ([False, True] if fmt.takes_importance else [False])
+]
+
+
+@pytest.mark.parametrize(("fmt", "importance"), ALL, ids=str)
+def test_a_kernel_stays_within_its_memory(fmt: quant_types.BlockFormat, importance: bool) -> None:
+    """17 rows, so that the last tile is not whole."""
+    x = np.random.default_rng(3).standard_normal((17, 512)).astype(np.float32)
+    out = np.empty(17 * fmt.row_bytes(512), np.uint8)
+    memory = np.full(kernels.MEMORY + 2 * 64 + (1 << 16), 0xA5, np.uint8)
+    start = -memory.ctypes.data % 64 + 64
+    given = [x.ctypes.data, x.size, 0, out.ctypes.data, out.size, memory.ctypes.data + start]
+    if importance:
+        table, rows = np.ones((1, 512), np.float32), np.zeros(17, np.int64)
+        given += [table.ctypes.data, 1, 512, rows.ctypes.data, 17]
+    assert kernels.load(_kernel_name(fmt, importance))(*given) == -1
+    assert (memory[:start] == 0xA5).all()
+    assert (memory[start + kernels.MEMORY :] == 0xA5).all()
+
+
+def test_a_kernel_that_allocates_is_refused(tmp_path: Path) -> None:
+    """Only memory that it is given: there is nobody in the process to allocate with."""
+    copy = Path(shutil.copytree(PACKAGE, tmp_path / "source/quant_types"))
+    source = copy / "lanes/q8_0.py"
+    source.write_text(source.read_text().replace("take_zeros(memory, W", "_new(memory, W"))
+    with source.open("a") as file:
+        file.write("\n\n@inner\ndef _new(memory, n):\n    return np.zeros(n, np.float32), memory\n")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run(tmp_path, copy.parent)
+    assert "KernelError: the kernel q8_0.q8_0 could not be compiled" in caught.value.stderr
+    assert "kernel q8_0.q8_0 calls NRT_" in caught.value.stderr
+
+
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    x = np.ones(32, np.float32)
+    with pytest.raises(quant_types.KernelError, match=r"\(exit code 1\); engine=\"array\""):
+        quant_types.quantize(x, "Q8_0")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(sys, "executable", shutil.which("true"))  # says that it has, and has not
+    with pytest.raises(quant_types.KernelError, match="cannot be read"):
+        quant_types.prepare([("Q8_0", False)])
+    monkeypatch.setattr(sys, "executable", None)
+    with pytest.raises(quant_types.KernelError, match="no Python to compile with"):
+        quant_types.quantize(x, "Q8_0")
+
+
+def test_kernels_are_prepared_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of two formats, in two processes at once; then they are loaded, not compiled."""
+    monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    quant_types.prepare([("TQ1_0", True), ("F16", False), ("F16", False)], threads=2)
+    kept = times(tmp_path)
+    assert sorted(path.stem for path in kept) == ["floats.f16", "ternary.tq1_0"]
+    monkeypatch.setattr(kernels, "_compile", None)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    quant_types.prepare([("TQ1_0", False)])
+    assert list(kernels._loaded) == ["ternary.tq1_0"]
 
 
 def test_digest_covers_the_whole_package(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(PACKAGE, tmp_path / "quant_types"))
-    digests = {compile_module.source_digest(copy)}
+    digests = {kernels.source_digest(copy)}
     for name in ("search.py", "q4_k.py", "lanes/k_min.py"):
         with (copy / name).open("a") as file:
             file.write("\n")
-        digests.add(compile_module.source_digest(copy))
+        digests.add(kernels.source_digest(copy))
     assert len(digests) == 4
 
 
 def test_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = compile_module.cache_dir.__wrapped__
-    name = f"kernels-{compile_module.source_digest(PACKAGE)}"
+    find = kernels.cache_dir.__wrapped__
+    name = f"kernels-{kernels.source_digest(PACKAGE)}"
     monkeypatch.delenv("QUANTKIT_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert find() == tmp_path / "xdg/quantkit" / name
@@ -135,16 +192,12 @@ def test_a_person_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(compile_module, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(compile_module, "_announced", False)
-
-    def some_kernel() -> int:
-        return 0
-
-    compile_module._announce(some_kernel)
-    compile_module._announce(some_kernel)
+    monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_announced", False)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    monkeypatch.setattr(kernels, "_compile", lambda name, path: kernels.keep(path, b"code"))
+    assert kernels._object("a.b") == kernels._object("c.d") == b"code"
     assert terminal.getvalue() == "compiling kernels for this CPU, once\n"
-    monkeypatch.setattr(compile_module, "_announced", False)
-    (tmp_path / "module.some_kernel-1.py311.nbi").write_text("")
-    compile_module._announce(some_kernel)
+    monkeypatch.setattr(kernels, "_announced", False)
+    assert kernels._object("a.b") == b"code"
     assert terminal.getvalue().count("\n") == 1

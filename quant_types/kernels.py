@@ -1,0 +1,200 @@
+"""Kernels as machine code: compiled once a machine, kept on disk, loaded without the compiler.
+
+A kernel is a C function in an object file of its own. `quant_types.lanes` has its source; it is
+compiled in a process of its own, so that a run that finds it in the cache is spared Numba.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from quant_types.errors import KernelError
+
+SYMBOL = "kernel"  # of the function in its object file
+MEMORY = 1 << 17  # bytes that a kernel is given to work in
+_PACKAGE = Path(__file__).parent
+_SUM = 32  # bytes of SHA-256 before the object code
+
+_I, _P = ctypes.c_int64, ctypes.c_void_p
+# (x, weights, kind, out, bytes, memory): x float32, or the bits of bfloat16 or float16; memory
+# `MEMORY` bytes on a cache line. Returns -1, or the index of a tile with NaN or infinity.
+PLAIN = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P)
+# and (table, its rows, its columns, rows, count): importance float32, and the row of it that each
+# row of x uses, int64
+WEIGHTED = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P, _P, _I, _I, _P, _I)
+
+Kernel = Callable[..., int]
+_loading: dict[str, threading.Lock] = {}
+_loaded: dict[str, Kernel] = {}
+_guard = threading.Lock()
+
+
+def load(name: str) -> Kernel:
+    """The kernel of that name, such as "k_min.q4_k_importance": called with addresses and sizes as
+    `PLAIN` or, for importance, `WEIGHTED` say. It holds no GIL.
+
+    Raises:
+        KernelError: it could not be compiled.
+    """
+    if name not in _loaded:
+        with _guard:
+            lock = _loading.setdefault(name, threading.Lock())
+        with lock:
+            if name not in _loaded:
+                _loaded[name] = _linked(_object(name), name)
+    return _loaded[name]
+
+
+def prepare(names: Iterable[str], threads: int) -> None:
+    """Load kernels; those that this machine has not compiled yet, `threads` at a time.
+
+    Raises:
+        KernelError: one could not be compiled.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(load, names))
+
+
+def _object(name: str) -> bytes:
+    """A kernel's object code, from the cache or else from the compiler."""
+    path = cache_dir() / f"{name}.kernel"
+    found = _kept(path)
+    if found is None:
+        _announce()
+        _compile(name, path)
+        found = _kept(path)
+    if found is None:
+        raise KernelError(f"the compiled kernel {name} cannot be read from {path.parent}")
+    return found
+
+
+def _kept(path: Path) -> bytes | None:
+    """The object code in a file, if it is there and whole."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    code = data[_SUM:]
+    return code if code and hashlib.sha256(code).digest() == data[:_SUM] else None
+
+
+def keep(path: Path, code: bytes) -> None:
+    """Write object code to a file of the cache, whole or not at all."""
+    fd, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(fd, "wb") as file:
+        file.write(hashlib.sha256(code).digest() + code)
+    os.replace(partial, path)
+
+
+def _compile(name: str, path: Path) -> None:
+    """Have a process of its own compile a kernel into the cache."""
+    if not sys.executable:
+        raise KernelError('there is no Python to compile with; engine="array" does without')
+    known = os.pathsep.join(p for p in (str(_PACKAGE.parent), *sys.path) if p)
+    done = subprocess.run(
+        [sys.executable, "-m", "quant_types.lanes", name, str(path)],
+        env={**os.environ, "PYTHONPATH": known},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise KernelError(
+            f'the kernel {name} could not be compiled ({said}); engine="array" does without'
+        )
+
+
+_announced = False
+
+
+def _announce() -> None:
+    """Tell a person at a terminal, once, why the first call takes seconds."""
+    global _announced
+    with _guard:
+        if not _announced and sys.stderr.isatty():
+            print("compiling kernels for this CPU, once", file=sys.stderr, flush=True)
+        _announced = True
+
+
+@functools.cache
+def _llvm() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+def target() -> tuple[str, str]:
+    """The processor that kernels are compiled for, as LLVM knows it: its name and its features.
+
+    AVX-512 at its full width: left to itself, LLVM uses half of it.
+    """
+    llvm = _llvm()
+    features = llvm.get_host_cpu_features()
+    narrow = "" if not features.get("avx512f") else ",-prefer-256-bit"
+    return llvm.get_host_cpu_name(), features.flatten() + narrow
+
+
+def machine() -> Any:
+    """LLVM's target machine for code that is loaded into this process."""
+    llvm = _llvm()
+    cpu, features = target()
+    triple = llvm.get_process_triple()
+    reloc = "static" if triple.startswith(("x86", "i386")) else "default"
+    return llvm.Target.from_triple(triple).create_target_machine(
+        cpu, features, opt=3, reloc=reloc, codemodel="jitdefault", jit=True
+    )
+
+
+def _linked(code: bytes, name: str) -> Kernel:
+    """Object code brought into this process; each has a linker of its own, that knows no other."""
+    llvm = _llvm()
+    linker = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine())
+    linker.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
+    linker.finalize_object()
+    prototype = WEIGHTED if name.endswith("_importance") else PLAIN
+    found: Any = prototype(linker.get_function_address(SYMBOL))
+    found.linker = linker  # lives as long as the function does
+    return found  # type: ignore[no-any-return]
+
+
+def source_digest(package: Path) -> str:
+    """Digest of the compiler's version, the processor, and every source file that a kernel may draw
+    on."""
+    compiler = (sys.version, version("numba"), version("llvmlite"), *target())
+    digest = hashlib.sha256("\0".join(compiler).encode())
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def cache_dir() -> Path:
+    """Where this source's kernels are kept: `$QUANTKIT_CACHE_DIR`, else the user's cache."""
+    given = os.environ.get("QUANTKIT_CACHE_DIR")
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(given) if given else Path(user).expanduser() / "quantkit"
+        folder /= f"kernels-{source_digest(_PACKAGE)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # not writable, or no home: for this process alone
+        folder = Path(tempfile.mkdtemp(prefix="quantkit-kernels-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
