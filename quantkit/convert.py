@@ -245,8 +245,7 @@ def carry_out(job: Job, run: Run) -> Plan:
     """Do what is planned, or (a dry run) only report it. Raises SourceError, OutputError."""
     model, plan = job.model, job.plan
     threads = run.threads or default_threads()
-    if run.memory is not None:
-        plan = within(plan, threads, run.memory)
+    plan = within(plan, threads, run.memory)
     if run.dry:
         run.report(model, plan)
         return plan

@@ -8,13 +8,18 @@ from quantkit.errors import RecipeError
 from quantkit.plan import Plan
 
 BASE_MEMORY = 250_000_000  # bytes of the interpreter with its libraries and compiled kernels
+USUAL_MEMORY = 1_000_000_000  # bytes that a run stays below if it can
+_LEAST = 1 << 12  # weights in a chunk
 
 
-def within(plan: Plan, threads: int, memory: int) -> Plan:
+def within(plan: Plan, threads: int, memory: int | None) -> Plan:
     """The plan in chunks so small that `threads` workers stay within `memory` bytes, what the
-    interpreter and its libraries take included. Raises RecipeError if the smallest do not."""
-    while BASE_MEMORY + plan.memory(threads) > memory:
-        if plan.chunk_weights < 1 << 12:
+    interpreter and its libraries take included. Without a number: below a gigabyte, if they can.
+    Raises RecipeError if the smallest chunks do not keep within a number that was given."""
+    while BASE_MEMORY + plan.memory(threads) > (memory or USUAL_MEMORY):
+        if plan.chunk_weights < _LEAST:
+            if memory is None:
+                break
             needed = (BASE_MEMORY + plan.memory(threads)) / 1e6
             raise RecipeError(
                 f"--memory {memory / 1e6:.0f}MB is too little: {threads} threads need at least "

@@ -8,12 +8,15 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantkit import disk
+from quantkit import direct, disk
 from quantkit.errors import DiskFull, ModelError, OutputError, OutputExists, OutputInUse
 from quantkit.journal import Identity, Journal, Rows, identities
 from quantkit.plan import Plan, PlannedFile
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SYNC_SECONDS = 5.0  # how much work a power cut may cost
 HELD_BYTES = 1 << 24  # of a file, before the disk is set to work on it
@@ -36,6 +39,7 @@ class OutputFile:
         self, planned: PlannedFile, fd: int, journal: Journal, resumed: bool = False
     ) -> None:
         self.planned, self._fd, self.journal, self.resumed = planned, fd, journal, resumed
+        self._direct = direct.open_direct(partial_path(planned.path))
         self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
         self._written: list[Rows] = []
         self._held = 0  # bytes that the system may not have begun to write
@@ -45,20 +49,23 @@ class OutputFile:
         """Whether an earlier run wrote these rows."""
         return self.journal.has(self.tensors[tensor][0], row, count)
 
+    def room(self, tensor: str, row: int, size: int, count: int) -> np.ndarray[Any, Any]:
+        """Memory for rows of a tensor, from which `write` need not copy: uint8 `[size]`."""
+        return direct.room(size, self._offset(tensor, row, size // count))
+
     def write(self, tensor: str, row: int, count: int, data: memoryview) -> None:
         """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
-        index, t = self.tensors[tensor]
-        self._put(data, t.offset + row * (len(data) // count))
-        self._note(index, row, count, len(data))
+        self._put(data, self._offset(tensor, row, len(data) // count))
+        self._note(tensor, row, count, len(data))
 
-    def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, row_bytes: int) -> None:
+    def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, size: int) -> None:
         """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
-        index, t = self.tensors[tensor]
+        to = self._offset(tensor, row, size // count)
         try:
-            disk.copy_range(fd, self._fd, offset, t.offset + row * row_bytes, count * row_bytes)
+            disk.copy_range(fd, self._fd, offset, to, size)
         except OSError as e:
             raise output_error(e, self.planned.path) from None
-        self._note(index, row, count, count * row_bytes)
+        self._note(tensor, row, count, size)
 
     def begin(self) -> None:
         """Give the file its size and its header (again, if an earlier run did)."""
@@ -87,18 +94,26 @@ class OutputFile:
 
     def close(self) -> None:
         """Let go of the file and its journal, and of the lock with them."""
+        if self._direct is not None:
+            os.close(self._direct)
         os.close(self._fd)
         self.journal.close()
 
+    def _offset(self, tensor: str, row: int, row_bytes: int) -> int:
+        return self.tensors[tensor][1].offset + row * row_bytes
+
     def _put(self, data: memoryview, offset: int) -> None:
         try:
-            disk.pwrite(self._fd, data, offset)
+            if self._direct is None:
+                disk.pwrite(self._fd, data, offset)
+            else:
+                direct.write(self._direct, self._fd, data, offset)
         except OSError as e:
             raise output_error(e, self.planned.path) from None
 
-    def _note(self, index: int, row: int, count: int, size: int) -> None:
+    def _note(self, tensor: str, row: int, count: int, size: int) -> None:
         with self._lock:
-            self._written.append((index, row, count))
+            self._written.append((self.tensors[tensor][0], row, count))
             self._held += size
             if full := self._held >= HELD_BYTES:
                 self._held = 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from quantkit.checkpoint import BANDS, SourceTensor
 from quantkit.errors import PlanError
@@ -19,7 +20,7 @@ from quantkit.gguf_file import KeyValue, TensorInfo, align, header_bytes
 from quantkit.inputs import AT_ONCE, File
 from quantkit.segments import Segment, uncovered
 
-CHUNK_WEIGHTS = 1 << 20  # what a worker takes at once, if a row is not longer
+CHUNK_WEIGHTS = 1 << 21  # what a worker takes at once, if a row is not longer
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,22 @@ class Chunk:
         return self.segment.first_row + self.start
 
 
+class Held(NamedTuple):
+    """Bytes of memory that a chunk takes in each stage of a run."""
+
+    read: int
+    make: int
+    write: int
+
+
+class Stages(NamedTuple):
+    """Threads in each stage of a run."""
+
+    read: int
+    make: int
+    write: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that one run writes. All outputs hold the same tensors, in formats of their own.
@@ -161,36 +178,67 @@ class Plan:
             t = tensors[name]
             matrix = t.shape[-2] if len(t.shape) > 2 else t.weights
             for s in segments:
-                unit = max(len(s.order), 1)
-                most = self.chunk_weights // (s.row_length(self.sources[s.source]) * unit) * unit
+                most = self._most_rows(s)
                 start = 0
                 while start < s.count:
                     in_matrix = matrix - (s.first_row + start) % matrix
-                    count = min(max(most, unit), s.count - start, in_matrix)
+                    count = min(most, s.count - start, in_matrix)
                     yield Chunk(name, s, start, count)
                     start += count
 
-    def chunk_bytes(self, chunk: Chunk) -> int:
-        """Memory that a worker needs for a chunk: the rows as read, put in order or decoded, and in
-        the widest of the outputs (they are made and written one after another)."""
+    def _most_rows(self, s: Segment) -> int:
+        """Rows of a segment that are a chunk: whole groups, of which the order is one."""
+        unit = max(len(s.order), 1)
+        row_length = s.row_length(self.sources[s.source])
+        return max(self.chunk_weights // (row_length * unit), 1) * unit
+
+    def chunk_bytes(self, chunk: Chunk) -> Held:
+        """Memory that a chunk takes: as read, put in order, or decoded, and in every format."""
         segment = chunk.segment
         source = self.sources[segment.source]
         weights = segment.row_length(source) * chunk.count
         read = segment.source_bytes(source, chunk.count)
-        decoded = 0 if source.ggml.is_float and not segment.edits else 4 * weights
         moved = read if segment.order or segment.height or segment.step > 1 else 0
+        decoded = 0 if source.ggml.is_float and not segment.edits else 4 * weights
         held = [o.by_name[chunk.tensor] for o in self.outputs if chunk.tensor in o.by_name]
         formats = {type_by_name(t.format) for t in held}
-        return read * segment.step + moved + decoded + max(f.row_bytes(weights) for f in formats)
+        made = sum(f.row_bytes(weights) for f in formats)
+        return Held(read * segment.step + moved, read + decoded + made, made)
 
     def memory(self, threads: int) -> int:
         """The most bytes of weights that a run on `threads` cores holds at once."""
-        each = max(map(self.chunk_bytes, self.chunks()), default=0)
-        return self.workers(threads) * each + BANDS * self._band
+        at_once, held = self.stages(threads), [self.chunk_bytes(c) for c in self._large_chunks()]
+        # each stage has a chunk more than threads; what is not aligned is copied to be written
+        read = (at_once.read + 1) * max((h.read for h in held), default=0)
+        make = (at_once.make + 1) * max((h.make for h in held), default=0)
+        write = (2 * at_once.write + 1) * max((h.write for h in held), default=0)
+        return read + make + write + BANDS * self._band
+
+    def _large_chunks(self) -> Iterator[Chunk]:
+        """The largest chunks of each tensor: one of all that are alike, since a mixture has as many
+        as it has experts."""
+        for name, segments in self.segments.items():
+            alike: dict[tuple[object, ...], Segment] = {}
+            for s in segments:
+                source = self.sources[s.source]
+                rows = s.count, s.step, s.height, len(s.order), len(s.edits)
+                alike.setdefault((*rows, source.ggml, source.n_per_row), s)
+            for s in alike.values():
+                yield Chunk(name, s, 0, min(self._most_rows(s), s.count))
 
     def workers(self, threads: int) -> int:
-        """Threads that keep `threads` cores busy: more where rows come from a server."""
-        return threads + AT_ONCE * any(t.is_remote for t in self.sources.values())
+        """Threads that keep `threads` cores busy where each reads what it works on: more where rows
+        come from a server."""
+        return threads + AT_ONCE * self._is_remote
+
+    def stages(self, threads: int) -> Stages:
+        """Threads of each stage that keep `threads` cores busy."""
+        beside = (threads + 1) // 2
+        return Stages(AT_ONCE if self._is_remote else beside, threads, beside)
+
+    @property
+    def _is_remote(self) -> bool:
+        return any(t.is_remote for t in self.sources.values())
 
     @property
     def _band(self) -> int:

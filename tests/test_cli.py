@@ -103,7 +103,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stop(*args: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "_process", stop)
+    monkeypatch.setattr(pipeline, "_write", stop)
     result = run(app, ["quantize", str(checkpoint("mixtral-4x")), "-t", "Q4_K_M"])
     assert result.exit_code == 130
     assert "the same command goes on from here" in result.stderr

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 # each layer may import those before it, and its own
 LAYERS = (
     {"errors", "ggml_types", "disk", "threads", "drawing", "pictures"},
-    {"llama"},
+    {"llama", "direct"},
     {"hub", "divergence"},
     {"remote"},
     {"inputs"},

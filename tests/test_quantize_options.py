@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import quant_types
-from quantkit import errors
+from quantkit import errors, memory
 from quantkit.checkpoint import Files, open_gguf, open_gguf_set
 from quantkit.cli import app
 from quantkit.convert import Run, convert, merge, quantize, split
@@ -108,16 +108,23 @@ def test_shares_for_several_machines(checkpoint: Get, tmp_path: Path) -> None:
     assert len(whole) == 2 * count
 
 
-def test_memory_is_kept_by_smaller_chunks(checkpoint: Get, tmp_path: Path) -> None:
-    source = checkpoint("mixtral-4x")
-    plan = quantize(
-        source, ["Q4_K_M", "F32"], tmp_path, run=Run(threads=2, memory=BASE_MEMORY + 500_000)
-    )
+def test_memory_is_kept_by_smaller_chunks(
+    checkpoint: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, types = checkpoint("mixtral-4x"), ["Q4_K_M", "F32"]
+    plan = quantize(source, types, tmp_path, run=Run(threads=2, memory=BASE_MEMORY + 2_000_000))
     assert plan.chunk_weights < CHUNK_WEIGHTS
-    assert BASE_MEMORY + plan.memory(2) <= BASE_MEMORY + 500_000
+    assert plan.memory(2) <= 2_000_000
     (tmp_path / "whole").mkdir()
-    whole = quantize(source, ["Q4_K_M", "F32"], tmp_path / "whole")
+    whole = quantize(source, types, tmp_path / "whole")
     assert [sha256(f.path) for f in plan.files] == [sha256(f.path) for f in whole.files]
+    # without a number the threads of a large machine share a gigabyte, and nothing is refused
+    monkeypatch.setattr(memory, "USUAL_MEMORY", BASE_MEMORY + 2_000_000)
+    assert quantize(source, types, tmp_path, run=Run(threads=2, dry=True)) == plan
+    assert quantize(source, types, tmp_path, run=Run(threads=2000, dry=True)).memory(1) < 2_000_000
+    too_little = Run(threads=2000, dry=True, memory=BASE_MEMORY + 2_000_000)
+    with pytest.raises(errors.RecipeError, match="2000 threads need at least"):
+        quantize(source, types, tmp_path, run=too_little)
 
 
 def test_keep_split(checkpoint: Get, tmp_path: Path) -> None:

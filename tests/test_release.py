@@ -149,17 +149,17 @@ def test_killed_while_files_are_made(
     chunks: int, whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    calls = stop_after(chunks, monkeypatch, pipeline, "_make")
+    calls = stop_after(chunks, monkeypatch, pipeline, "_write")
     with pytest.raises(KeyboardInterrupt):
         release(source, out, run=Run(threads=1))
     assert not [p for p in out.iterdir() if p.suffix == ".gguf" or p.name in BESIDE]
     monkeypatch.undo()
-    rest = stop_after(1 << 30, monkeypatch, pipeline, "_make")
+    rest = stop_after(1 << 30, monkeypatch, pipeline, "fetch")
     release(source, out, run=Run(threads=1))
     monkeypatch.undo()
-    again = stop_after(1 << 30, monkeypatch, pipeline, "_make")
+    again = stop_after(1 << 30, monkeypatch, pipeline, "fetch")
     release(source, tmp_path / "other", run=Run(threads=1))
-    assert len(rest) == len(again) - min(chunks, len(calls) - 1)  # no chunk is quantized twice
+    assert len(rest) == len(again) - min(chunks, len(calls) - 1)  # none is made twice
     assert_same(out, whole)
 
 

@@ -189,6 +189,7 @@ def test_a_dry_run_reads_headers_only(sharded: Path, hub: Hub, tmp_path: Path) -
     assert hub.bytes_of("blob") <= 3 * GUESS
     assert [r.kind for r in hub.log].count("blob") == 3
     assert plan.workers(2) == 2 + AT_ONCE
+    assert plan.stages(2) == (AT_ONCE, 2, 1)
     assert plan.memory(2) > quantize(sharded, TYPES, tmp_path, run=Run(dry=True)).memory(2)
 
 

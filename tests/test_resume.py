@@ -50,15 +50,15 @@ class Died(Exception):
 
 def dying_after(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `n` chunks through and fail at the next, with everything so far on disk."""
-    whole = pipeline._process
+    whole = pipeline._write
     left = iter(range(n))
 
-    def process(*args: object) -> None:
+    def write(*args: object) -> int:
         if next(left, None) is None:
             raise Died
-        whole(*args)  # type: ignore[arg-type]
+        return whole(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "_process", process)
+    monkeypatch.setattr(pipeline, "_write", write)
 
 
 @settings(
@@ -118,9 +118,9 @@ def test_killed_at_random_moments(source: Path, expected: dict[str, str], tmp_pa
     code = (
         "import quantkit.outputs as o; o.SYNC_SECONDS = 0.01\n"
         "import quantkit.pipeline as p, time\n"
-        "whole = p._process\n"
-        "def slow(*a):\n    time.sleep(0.004); whole(*a)\n"
-        "p._process = slow\n"
+        "whole = p._write\n"
+        "def slow(*a):\n    time.sleep(0.004); return whole(*a)\n"
+        "p._write = slow\n"
         "from quantkit.cli import main; main()"
     )
     arguments = ["quantize", str(source), "-o", "OUT", *(f"--type={t}" for t in TYPES)]
@@ -290,7 +290,7 @@ def test_a_death_between_two_renames(
 def test_a_second_run_on_one_output_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = pipeline._process
+    whole = pipeline._write
     seen: list[str] = []
 
     def meddling(*args: object) -> None:
@@ -301,7 +301,7 @@ def test_a_second_run_on_one_output_is_refused(
             seen.append(str(caught.value))
         whole(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "_process", meddling)
+    monkeypatch.setattr(pipeline, "_write", meddling)
     quantize(source, ["Q8_0"], tmp_path, run=Run(threads=1))
     assert len(seen) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt-Q8_0.gguf"]

@@ -1,0 +1,59 @@
+"""Writes that go past the system's cache to the disk: nothing is copied, and nothing that others
+keep in memory is pushed out for files that nobody reads soon.
+
+They come in whole pages, of the file and of memory alike; `room` is memory that fits.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit import disk
+
+PAGE = 4096  # bytes; no common disk wants larger ones
+
+
+def open_direct(path: Path) -> int | None:
+    """A descriptor for such writes to a file that exists; None where the system has none (only
+    Linux and its file systems on disks do)."""
+    if sys.platform != "linux" or not hasattr(os, "O_DIRECT"):
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+    except OSError:
+        return None
+
+
+def room(size: int, offset: int) -> np.ndarray[Any, Any]:
+    """Memory for `size` bytes that will be written at `offset`: uint8 `[size]`, as it is."""
+    memory = np.empty(size + PAGE, np.uint8)
+    start = (offset - memory.ctypes.data) % PAGE
+    return memory[start : start + size]
+
+
+def write(direct: int, fd: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`: its whole pages by `direct`, its ends by `fd`; all of it by
+    `fd` where the file turns out to want larger pages. Raises OSError."""
+    begin, end = -offset % PAGE, (offset + len(data)) // PAGE * PAGE - offset
+    if begin >= end:
+        disk.pwrite(fd, data, offset)
+        return
+    pages = np.frombuffer(data[begin:end], np.uint8)
+    if pages.ctypes.data % PAGE:
+        fitting = room(len(pages), 0)
+        fitting[:] = pages
+        pages = fitting
+    try:
+        disk.pwrite(direct, pages.data, offset + begin)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        disk.pwrite(fd, data[begin:end], offset + begin)
+    disk.pwrite(fd, data[:begin], offset)
+    disk.pwrite(fd, data[end:], offset + end)

@@ -1,0 +1,111 @@
+"""Writes past the system's cache: the same bytes, whatever is aligned to what."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantkit import direct, disk
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="direct writes are Linux's")
+HERE = Path(__file__).parent  # on a disk, where /tmp may be memory
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[tuple[int, int, Path]]:
+    """A file, and its descriptors: direct, and by the cache."""
+    with tempfile.TemporaryDirectory(dir=HERE) as folder:
+        path = Path(folder) / "f"
+        fd = disk.open_new(path)
+        past = direct.open_direct(path)
+        if past is None:
+            pytest.skip("this file system has none")
+        yield past, fd, path
+        os.close(past)
+        os.close(fd)
+
+
+@linux
+@given(
+    offset=st.integers(0, 3 * direct.PAGE), size=st.integers(0, 5 * direct.PAGE),
+    shift=st.none() | st.integers(0, direct.PAGE),
+)  # fmt: skip
+def test_any_bytes_at_any_offset(
+    offset: int, size: int, shift: int | None, opened: tuple[int, int, Path]
+) -> None:
+    """From memory that fits, and (with a shift) from memory that does not."""
+    past, fd, path = opened
+    old = np.random.default_rng(1).integers(0, 256, 9 * direct.PAGE, np.uint8)
+    disk.pwrite(fd, old.data, 0)
+    room = direct.room(size, offset + (shift or 0))
+    room[:] = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    direct.write(past, fd, room.data, offset)
+    expected = old.copy()
+    expected[offset : offset + size] = room
+    assert path.read_bytes() == expected.tobytes()
+
+
+@linux
+@given(st.integers(0, 1 << 20), st.integers(1, 1 << 16))
+def test_room_is_aligned_as_the_file_is(offset: int, size: int) -> None:
+    room = direct.room(size, offset)
+    assert room.size == size
+    assert (room.ctypes.data - offset) % direct.PAGE == 0
+
+
+@linux
+def test_whole_pages_go_past_the_cache(
+    opened: tuple[int, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past, fd, _ = opened
+    written: list[tuple[int, int, int]] = []
+    whole = disk.pwrite
+
+    def noted(to: int, data: memoryview, at: int) -> None:
+        written.append((to, at, len(data)))
+        whole(to, data, at)
+
+    monkeypatch.setattr(disk, "pwrite", noted)
+    direct.write(past, fd, memoryview(bytes(10_000)), 100)
+    assert sorted(written) == sorted([(past, 4096, 4096), (fd, 100, 3996), (fd, 8192, 1908)])
+    written.clear()
+    direct.write(past, fd, memoryview(bytes(4000)), 50)
+    assert written == [(fd, 50, 4000)]
+
+
+@linux
+def test_a_disk_with_larger_pages(
+    opened: tuple[int, int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses ours; other errors are not hidden."""
+    past, fd, path = opened
+    whole, code = disk.pwrite, errno.EINVAL
+
+    def refused(to: int, data: memoryview, at: int) -> None:
+        if to == past:
+            raise OSError(code, os.strerror(code))
+        whole(to, data, at)
+
+    monkeypatch.setattr(disk, "pwrite", refused)
+    data = np.random.default_rng(2).integers(0, 256, 30_000, np.uint8)
+    direct.write(past, fd, data.data, 77)
+    assert path.read_bytes()[77:30_077] == data.tobytes()
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="space"):
+        direct.write(past, fd, data.data, 77)
+
+
+def test_where_the_system_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert direct.open_direct(tmp_path / "not there") is None
+    (tmp_path / "f").write_bytes(b"")
+    monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    assert direct.open_direct(tmp_path / "f") is None
