@@ -98,8 +98,11 @@ class Files:
             self._inputs[path] = open_input(path, self._stop)
         self._bands: dict[Key, Future[np.ndarray[Any, Any]]] = {}
         self._lock = threading.Lock()
-        # a source that would push everything else out of memory gives its pages back
-        self._large = sum(f.size for f in self._inputs.values()) > disk.memory_bytes() // 4
+        # a source that would push everything else out of memory is kept out of it
+        if sum(f.size for f in self._inputs.values()) > disk.memory_bytes() // 4:
+            for opened in self._inputs.values():
+                if isinstance(opened, LocalInput):
+                    opened.spare_memory()
 
     def __enter__(self) -> Files:
         return self
@@ -160,7 +163,7 @@ class Files:
                 band.set_exception(e)
         return band.result()
 
-    def _read(self, t: SourceTensor, offset: int, size: int) -> bytes | bytearray:
+    def _read(self, t: SourceTensor, offset: int, size: int) -> bytes | bytearray | memoryview:
         opened = self._inputs[t.path]
         try:
             data = opened.pread(size, offset)
@@ -169,8 +172,6 @@ class Files:
                 f"{t.path}: tensor {t.name} cannot be read ({e.strerror}); "
                 "see to the disk and run it again"
             ) from None
-        if self._large and isinstance(opened, LocalInput):
-            disk.forget(opened.fd, offset, size)
         if len(data) != size:
             raise CorruptFile(
                 f"{t.path}: tensor {t.name} ends early: {size} bytes wanted, "

@@ -1,5 +1,5 @@
-"""Writes that go past the system's cache to the disk: nothing is copied, and nothing that others
-keep in memory is pushed out for files that nobody reads soon.
+"""Reads and writes that go past the system's cache: nothing is copied, and nothing that others keep
+in memory is pushed out for files that are read once, or not soon.
 
 They come in whole pages, of the file and of memory alike; `room` is memory that fits.
 """
@@ -19,13 +19,13 @@ from quantkit import disk
 PAGE = 4096  # bytes; no common disk wants larger ones
 
 
-def open_direct(path: Path) -> int | None:
-    """A descriptor for such writes to a file that exists; None where the system has none (only
-    Linux and its file systems on disks do)."""
+def open_direct(path: Path, mode: int = os.O_WRONLY) -> int | None:
+    """A descriptor for such writes to a file that exists, or (`os.O_RDONLY`) reads; None where the
+    system has none (only Linux and its file systems on disks do)."""
     if sys.platform != "linux" or not hasattr(os, "O_DIRECT"):
         return None
     try:
-        return os.open(path, os.O_WRONLY | os.O_DIRECT)
+        return os.open(path, mode | os.O_DIRECT)
     except OSError:
         return None
 
@@ -57,3 +57,21 @@ def write(direct: int, fd: int, data: memoryview, offset: int) -> None:
         disk.pwrite(fd, data[begin:end], offset + begin)
     disk.pwrite(fd, data[:begin], offset)
     disk.pwrite(fd, data[end:], offset + end)
+
+
+def read(direct: int, fd: int, size: int, offset: int) -> bytes | memoryview:
+    """Up to `size` bytes at `offset`, shorter only at the end of the file: by `direct`, or by `fd`
+    where the file turns out to want larger pages. Raises OSError."""
+    begin, end = offset // PAGE * PAGE, -(-(offset + size) // PAGE) * PAGE
+    memory, there = room(end - begin, 0), 0
+    try:
+        while there < end - begin:
+            got = os.preadv(direct, [memory[there:].data], begin + there)
+            there += got
+            if got == 0 or there % PAGE:  # the end of the file
+                break
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        return disk.pread(fd, size, offset)
+    return memory[offset - begin : there][:size].data

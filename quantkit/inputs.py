@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from quantkit import disk
+from quantkit import direct, disk
 from quantkit.remote import Reader, RemoteFile
 
 File = Path | RemoteFile  # both have `name`, `suffix` and `parent`, and print as people know them
+LARGE_READ = 1 << 18  # bytes; smaller ones are better read ahead by the system
 _T = TypeVar("_T")
 AT_ONCE = 16  # requests under way, where the answer takes longer than the bytes
 
@@ -25,7 +26,7 @@ class Input(Protocol):
     @property
     def size(self) -> int: ...
 
-    def pread(self, size: int, offset: int) -> bytes | bytearray:
+    def pread(self, size: int, offset: int) -> bytes | bytearray | memoryview:
         """`size` bytes at `offset`; shorter only at the end of the file."""
 
     def close(self) -> None: ...
@@ -35,19 +36,34 @@ class LocalInput:
     """A file on this machine, and its descriptor."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.fd = disk.open_read(path)
+        self._direct: int | None = None
+        self._spares = False
         found = os.fstat(self.fd)
         self.size = found.st_size
         if stat.S_ISDIR(found.st_mode):
             os.close(self.fd)
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
-    def pread(self, size: int, offset: int) -> bytes:
+    def spare_memory(self) -> None:
+        """Have the file read once: what goes through the system's memory for it does not stay."""
+        self._direct = direct.open_direct(self.path, os.O_RDONLY)
+        self._spares = True
+
+    def pread(self, size: int, offset: int) -> bytes | memoryview:
         """`size` bytes at `offset`; shorter only at the end of the file."""
-        return disk.pread(self.fd, size, offset)
+        if self._direct is not None and size >= LARGE_READ:
+            return direct.read(self._direct, self.fd, size, offset)
+        data = disk.pread(self.fd, size, offset)
+        if self._spares:
+            disk.forget(self.fd, offset, size)
+        return data
 
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Let go of the file."""
+        if self._direct is not None:
+            os.close(self._direct)
         os.close(self.fd)
 
 

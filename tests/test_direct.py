@@ -104,6 +104,53 @@ def test_a_disk_with_larger_pages(
         direct.write(past, fd, data.data, 77)
 
 
+@linux
+@given(offset=st.integers(0, 5 * direct.PAGE), size=st.integers(0, 5 * direct.PAGE))
+def test_any_bytes_are_read(offset: int, size: int, source: tuple[int, int, bytes]) -> None:
+    """Beyond the end of the file too, which is not that of a page."""
+    past, fd, data = source
+    assert bytes(direct.read(past, fd, size, offset)) == data[offset : offset + size]
+
+
+@pytest.fixture(scope="module")
+def source() -> Iterator[tuple[int, int, bytes]]:
+    """A file's descriptors for reading, direct and by the cache, and what is in it."""
+    data = np.random.default_rng(4).integers(0, 256, 3 * direct.PAGE + 1234, np.uint8).tobytes()
+    with tempfile.TemporaryDirectory(dir=HERE) as folder:
+        path = Path(folder) / "f"
+        path.write_bytes(data)
+        past, fd = direct.open_direct(path, os.O_RDONLY), disk.open_read(path)
+        if past is None:
+            pytest.skip("this file system has none")
+        yield past, fd, data
+        os.close(past)
+        os.close(fd)
+
+
+@linux
+def test_reads_that_come_in_pieces_or_are_refused(
+    source: tuple[int, int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past, fd, data = source
+    whole = os.preadv
+
+    def one_page(fd: int, buffers: list[memoryview], at: int) -> int:
+        return whole(fd, [buffers[0][: direct.PAGE]], at)
+
+    monkeypatch.setattr(os, "preadv", one_page)
+    assert bytes(direct.read(past, fd, 10_000, 100)) == data[100:10_100]
+    code = errno.EINVAL
+
+    def refused(*args: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "preadv", refused)
+    assert bytes(direct.read(past, fd, 10_000, 100)) == data[100:10_100]
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        direct.read(past, fd, 10_000, 100)
+
+
 def test_where_the_system_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert direct.open_direct(tmp_path / "not there") is None
     (tmp_path / "f").write_bytes(b"")

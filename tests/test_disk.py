@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import disk, outputs
+from quantkit import direct, disk, inputs, outputs
 from quantkit.convert import Run, quantize
 from tests.conftest import sha256
 
 
 @pytest.mark.parametrize(
-    "lacking", [(), ("pread", "pwrite"), ("posix_fallocate",), ("sync_file_range",)]
+    "lacking",
+    [(), ("O_DIRECT",), ("pread", "pwrite"), ("posix_fallocate",), ("sync_file_range", "O_DIRECT")],
 )
 def test_the_same_file_without_them(
     lacking: tuple[str, ...], checkpoint: Callable[[str], Path], tmp_path: Path,
@@ -57,19 +58,27 @@ def test_writes_that_the_system_cuts_short(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "f").read_bytes() == b"\0\x000123456789"
 
 
-def test_large_sources_give_their_pages_back(
-    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("least", [1, 1 << 40])
+def test_large_sources_leave_memory_as_it_is(
+    least: int, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Large for the machine; where it does not tell its memory, it has some."""
+    """Large for the machine; they are read past the cache, or give back what they took of it.
+    Where the machine does not tell its memory, it has some."""
+    past: list[int] = []
     given: list[int] = []
+    read = direct.read
+    monkeypatch.setattr(direct, "read", lambda *a: past.append(a[2]) or read(*a))
     monkeypatch.setattr(disk, "forget", lambda fd, offset, size: given.append(size))
+    monkeypatch.setattr(inputs, "LARGE_READ", least)
     source = checkpoint("mixtral-4x")
     quantize(source, ["Q8_0"], tmp_path / "a.gguf")
-    assert not given
+    assert not past + given
     size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
     monkeypatch.setattr(disk, "memory_bytes", lambda: 2 * size)
     quantize(source, ["Q8_0"], tmp_path / "b.gguf")
-    assert sum(given) >= size // 2
+    assert sum(past + given) >= size // 2
+    assert not (given if past else past)
+    assert sha256(tmp_path / "a.gguf") == sha256(tmp_path / "b.gguf")
     monkeypatch.undo()
     assert disk.memory_bytes() > 1 << 28
     monkeypatch.delattr(os, "sysconf")
