@@ -137,20 +137,21 @@ def first_bad_row(x: np.ndarray, n: int) -> int:
     return -1
 
 
-def _kernel_name(fmt: BlockFormat, importance: bool) -> str:
+def kernel_name(fmt: BlockFormat, importance: bool) -> str:
+    """The kernel of a format, as `kernels.load` takes it."""
     return fmt.lanes + ("_importance" if importance and fmt.takes_importance else "")
 
 
 def load_kernels(wanted: Iterable[tuple[BlockFormat, bool]], threads: int) -> None:
     """The kernels of formats, with importance or without, `threads` at a time."""
-    kernels.prepare({_kernel_name(*one) for one in wanted}, threads)
+    kernels.prepare({kernel_name(*one) for one in wanted}, threads)
 
 
 def quantize_lanes(
     x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None, out: np.ndarray
 ) -> None:
     """Quantize C-contiguous `x[..., n]` into flat `out`, in one call that holds no GIL."""
-    kernel = kernels.load(_kernel_name(fmt, importance is not None))
+    kernel = kernels.load(kernel_name(fmt, importance is not None))
     x = x if x.flags.aligned else x.copy()
     kind, n = _KINDS[dtype_name(x)], x.shape[-1]
     memory = np.empty(kernels.MEMORY + _LINE, np.uint8)

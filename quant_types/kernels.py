@@ -28,6 +28,7 @@ SYMBOL = "kernel"  # of the function in its object file
 MEMORY = 1 << 17  # bytes that a kernel is given to work in
 _PACKAGE = Path(__file__).parent
 _SUM = 32  # bytes of SHA-256 before the object code
+_WITHOUT = 'NumPy does the same, slower: engine="array", or no numba installed'
 
 _I, _P = ctypes.c_int64, ctypes.c_void_p
 # (x, weights, kind, out, bytes, memory): x float32, or the bits of bfloat16 or float16; memory
@@ -55,8 +56,13 @@ def load(name: str) -> Kernel:
             lock = _loading.setdefault(name, threading.Lock())
         with lock:
             if name not in _loaded:
-                _loaded[name] = _linked(_object(name), name)
+                use(name, _object(name))
     return _loaded[name]
+
+
+def use(name: str, code: bytes) -> None:
+    """Have a kernel's object code be what `load` gives."""
+    _loaded[name] = _linked(code, name)
 
 
 def prepare(names: Iterable[str], threads: int) -> None:
@@ -103,7 +109,7 @@ def keep(path: Path, code: bytes) -> None:
 def _compile(name: str, path: Path) -> None:
     """Have a process of its own compile a kernel into the cache."""
     if not sys.executable:
-        raise KernelError('there is no Python to compile with; engine="array" does without')
+        raise KernelError(f"there is no Python to compile with; {_WITHOUT}")
     known = os.pathsep.join(p for p in (str(_PACKAGE.parent), *sys.path) if p)
     done = subprocess.run(
         [sys.executable, "-m", "quant_types.lanes", name, str(path)],
@@ -113,9 +119,7 @@ def _compile(name: str, path: Path) -> None:
     )
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise KernelError(
-            f'the kernel {name} could not be compiled ({said}); engine="array" does without'
-        )
+        raise KernelError(f"the kernel {name} could not be compiled ({said}); {_WITHOUT}")
 
 
 _announced = False

@@ -52,6 +52,13 @@ def main() -> None:
     except OSError as e:
         typer.echo(f"error: {e.filename or 'input or output'}: {e.strerror}", err=True)
         sys.exit(1)
+    except ValueError as e:
+        from quant_types import KernelError
+
+        if not isinstance(e, KernelError):
+            raise
+        typer.echo(f"error: {e}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit import disk, errors
+from quantkit import cli, disk, errors
 from quantkit.convert import Reading, Run, convert, quantize
 from tests.checkpoints import read_safetensors, write_safetensors
 
@@ -383,3 +383,24 @@ def test_the_command_says_it_in_one_line(
     assert "Traceback" not in run.stderr
     if code == 1:
         assert len(run.stderr.splitlines()) == 1
+
+
+def test_kernels_that_cannot_be_compiled(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """quant_types says so, and the command line says it in a line."""
+    from quant_types import kernels
+
+    monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    monkeypatch.setattr(sys, "executable", None)
+    monkeypatch.setattr(
+        sys, "argv", ["quantkit", "quantize", str(checkpoint("mixtral-4x")), "-t", "Q8_0"]
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: there is no Python to compile with; NumPy does the same")

@@ -14,7 +14,7 @@ import pytest
 
 import quant_types
 from quant_types import kernels
-from quant_types.engines import _kernel_name
+from quant_types.engines import kernel_name
 
 PACKAGE = Path(quant_types.__file__).parent
 PROGRAM = """
@@ -57,9 +57,11 @@ def times(cache: Path) -> dict[Path, int]:
 
 @pytest.mark.parametrize("changed", ["lanes/q8_0.py", "lanes/scalars.py"])
 def test_a_changed_source_never_runs_a_stale_kernel(tmp_path: Path, changed: str) -> None:
-    """Also where the change is in a file that the kernel only draws on."""
+    """Also where the change is in a file that the kernel only draws on. Here it makes the kernel
+    wrong, which is found before it is kept."""
     copy = Path(shutil.copytree(PACKAGE, tmp_path / "source/quant_types"))
-    before = run(tmp_path, copy.parent)
+    (tmp_path / "kernels").mkdir()
+    before = run(tmp_path / "kernels", copy.parent)
     source = copy / changed
     text = source.read_text()
     old, new = {
@@ -68,9 +70,14 @@ def test_a_changed_source_never_runs_a_stale_kernel(tmp_path: Path, changed: str
     }[changed]
     assert text.count(old) == 1
     source.write_text(text.replace(old, new))
-    assert run(tmp_path, copy.parent) != before
+    kept = times(tmp_path / "kernels")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run(tmp_path / "kernels", copy.parent)
+    assert "KernelError: the kernel q8_0.q8_0 could not be compiled" in caught.value.stderr
+    assert "makes it wrong, install a newer one" in caught.value.stderr
+    assert times(tmp_path / "kernels") == kept
     source.write_text(text)
-    assert run(tmp_path, copy.parent) == before
+    assert run(tmp_path / "kernels", copy.parent) == before
 
 
 def test_kernels_of_several_processes_do_not_mix(tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_a_kernel_stays_within_its_memory(fmt: quant_types.BlockFormat, importan
     if importance:
         table, rows = np.ones((1, 512), np.float32), np.zeros(17, np.int64)
         given += [table.ctypes.data, 1, 512, rows.ctypes.data, 17]
-    assert kernels.load(_kernel_name(fmt, importance))(*given) == -1
+    assert kernels.load(kernel_name(fmt, importance))(*given) == -1
     assert (memory[:start] == 0xA5).all()
     assert (memory[start + kernels.MEMORY :] == 0xA5).all()
 
@@ -134,7 +141,7 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernels, "_loaded", {})
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     x = np.ones(32, np.float32)
-    with pytest.raises(quant_types.KernelError, match=r"\(exit code 1\); engine=\"array\""):
+    with pytest.raises(quant_types.KernelError, match=r"\(exit code 1\); NumPy does the same"):
         quant_types.quantize(x, "Q8_0")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(sys, "executable", shutil.which("true"))  # says that it has, and has not
