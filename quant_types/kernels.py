@@ -110,10 +110,11 @@ def _compile(name: str, path: Path) -> None:
     """Have a process of its own compile a kernel into the cache."""
     if not sys.executable:
         raise KernelError(f"there is no Python to compile with; {_WITHOUT}")
-    known = os.pathsep.join(p for p in (str(_PACKAGE.parent), *sys.path) if p)
+    known = (os.path.abspath(p) for p in (str(_PACKAGE.parent), *sys.path) if p)
     done = subprocess.run(
         [sys.executable, "-m", "quant_types.lanes", name, str(path)],
-        env={**os.environ, "PYTHONPATH": known},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
+        cwd=path.parent,  # where nobody else's modules are
         capture_output=True,
         text=True,
     )
@@ -193,7 +194,7 @@ def cache_dir() -> Path:
     given = os.environ.get("QUANTKIT_CACHE_DIR")
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        folder = Path(given) if given else Path(user).expanduser() / "quantkit"
+        folder = (Path(given) if given else Path(user).expanduser() / "quantkit").absolute()
         folder /= f"kernels-{source_digest(_PACKAGE)}"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

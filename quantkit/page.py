@@ -138,23 +138,6 @@ def error_by_size(rows: Sequence[Row], errors: Mapping[str, float]) -> Figure:
     return Figure("Size against error", caption, draw)
 
 
-def error_by_role(kind: str, errors: Mapping[str, float]) -> Figure:
-    """The measured error of one type's tensors, given by name: a line a role, a column a layer."""
-    named = {roles.parse(name): error for name, error in errors.items()}
-    layers = sorted({name.bid for name in named if name.bid is not None})
-    kinds = list(dict.fromkeys(name.role for name in named if name.bid is not None))
-    found = {(name.role, name.bid): error for name, error in named.items()}
-    values = [[found.get((role, layer)) for layer in layers] for role in kinds]
-
-    def draw(*, width: int) -> str:
-        return pictures.heat(
-            f"Error of {kind} by layer and role", kinds, list(map(str, layers)), values,
-            Axis("Relative error", _percent, log=True), below="layer", width=width,
-        )  # fmt: skip
-
-    return Figure("Error by layer", f"What {kind} loses of each tensor.", draw)
-
-
 def _entries(manifest: Manifest, rows: Sequence[Row]) -> list[Entry]:
     """The models, smallest first."""
     files: dict[str, list[Mapping[str, Any]]] = {}

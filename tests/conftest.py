@@ -3,13 +3,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import checkpoints
+
+if TYPE_CHECKING:
+    from tests.hub import Hub
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +52,47 @@ def frankenmoe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def frankenmoe_golden() -> dict[str, Any]:
     """What llama.cpp makes of the trained frankenMoE, and how its files run."""
     return dict(json.loads((checkpoints.DATA / "frankenmoe-4x.golden.json").read_text()))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server that is the Hub for this process."""
+    from huggingface_hub import constants
+
+    from quantkit import hub as http
+    from tests.hub import Hub
+    from tests.hub_models import TOKEN
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(http, "LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 20)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+@pytest.fixture
+def sharded(checkpoint: Callable[[str], Path], hub: Hub) -> Path:
+    """A local checkpoint of three shards that is MODEL on the Hub, too."""
+    from tests.hub_models import SHARDED
+
+    source = checkpoint(SHARDED)
+    hub.publish("org/ckpt", source)
+    return source
+
+
+@pytest.fixture(scope="session")
+def local_sums(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """What a local run makes of it."""
+    from quantkit.convert import quantize
+    from tests.hub_models import SHARDED, TYPES, sums
+
+    return sums(quantize(checkpoint(SHARDED), TYPES, tmp_path_factory.mktemp("local")))
 
 
 def sha256(path: Path) -> str:

@@ -275,13 +275,9 @@ def test_pictures_of_others_and_for_others(made: Release) -> None:
 def test_pictures_of_measured_error() -> None:
     rows = [row(n * 10**9, name=f"M-{t}.gguf", type=t) for n, t in ((2, "Q2_K"), (3, "Q8_0"))]
     by_size = page.error_by_size(rows, {"Q2_K": 0.09, "Q8_0": 0.0004})
-    tensors = {"blk.0.attn_q.weight": 0.02, "blk.1.attn_q.weight": 0.2, "output.weight": 0.5}
-    by_role = page.error_by_role("Q2_K", tensors | {"blk.1.ffn_up.weight": 0.1})
-    text = made_up(rows, more=[by_size, by_role])
-    titles = [t.text for f in tree(text).every("figure") for t in f.every("title")]
-    assert {"Q2_K: 2 GB, 9%", "Q8_0: 3 GB, 0.04%", "attn_q, layer 0: 2%"} <= set(titles)
-    assert {"attn_q, layer 1: 20%", "ffn_up, layer 1: 10%"} <= set(titles)
-    assert not [title for title in titles if "50%" in title]  # it is in no layer
+    titles = [t.text for f in tree(made_up(rows, more=[by_size])).every("figure")
+              for t in f.every("title")]  # fmt: skip
+    assert {"Q2_K: 2 GB, 9%", "Q8_0: 3 GB, 0.04%"} <= set(titles)
 
 
 @pytest.mark.parametrize(

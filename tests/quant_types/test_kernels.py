@@ -136,6 +136,11 @@ def test_a_kernel_that_allocates_is_refused(tmp_path: Path) -> None:
     assert "kernel q8_0.q8_0 calls NRT_" in caught.value.stderr
 
 
+def test_modules_where_one_works_do_not_get_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise SystemExit('not this one')")
+    assert run(tmp_path)
+
+
 def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(kernels, "_loaded", {})
