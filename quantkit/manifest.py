@@ -12,12 +12,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
 from quantkit import disk
 from quantkit.errors import CorruptFile
+from quantkit.inputs import LocalInput
 from quantkit.plan import PlannedFile
 from quantkit.threads import in_threads
 
@@ -92,18 +94,21 @@ def sums(
     path: Path, spans: Sequence[tuple[int, int]] = (),
     advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[str, list[str]]:  # fmt: skip
-    """The SHA-256 of a file, and of spans of bytes (start, end) in it, in order: one read.
+    """The SHA-256 of a file, and of spans of bytes (start, end) in it, in order: one read, of what
+    is on the disk and not in the system's cache.
 
     `advance` is told of every few bytes that are done.
     """
     whole, parts = hashlib.sha256(), [hashlib.sha256() for _ in spans]
-    with path.open("rb", buffering=0) as f:
-        end = os.fstat(f.fileno()).st_size
-        for stop, digest in _stops(spans, parts, end):
-            while f.tell() < stop and (data := f.read(min(BLOCK, stop - f.tell()))):
+    with closing(LocalInput(path)) as f:
+        f.spare_memory()
+        at = 0
+        for stop, digest in _stops(spans, parts, f.size):
+            while at < stop and (data := f.pread(min(BLOCK, stop - at), at)):
                 whole.update(data)
                 if digest is not None:
                     digest.update(data)
+                at += len(data)
                 advance(len(data))
     return whole.hexdigest(), [part.hexdigest() for part in parts]
 
