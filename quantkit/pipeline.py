@@ -46,9 +46,9 @@ def execute(
     `importance` holds float32 `[experts, n]` (one row for a plain matrix) by tensor name. Raises
     NonFiniteWeight, SourceError, OutputError.
     """
+    _prepare(plan, importance, threads)
     with Files(plan.inputs) as files, open_outputs(plan, importance, force) as outputs:
         targets = _targets(outputs)
-        _prepare(targets, importance, threads)
 
         def read(chunk: Chunk) -> Work:
             return _read(chunk, plan, files, targets.get(chunk.tensor, []))
@@ -79,12 +79,19 @@ def _targets(outputs: list[OutputFile]) -> dict[str, list[Target]]:
     return targets
 
 
-def _prepare(targets: Mapping[str, list[Target]], importance: Importance, threads: int) -> None:
-    """Have the kernels ready that will be wanted. Those of floats are quickly had, and seldom."""
+def _prepare(plan: Plan, importance: Importance, threads: int) -> None:
+    """Have the kernels ready of the formats that will be made; of floats they are seldom wanted."""
     import quant_types
 
-    formats = {(f, name in importance) for name, wanted in targets.items() for f, _ in wanted}
-    quant_types.prepare((one for one in formats if not type_by_name(one[0]).is_float), threads)
+    wanted = {
+        (t.format, name in importance)
+        for output in plan.outputs
+        for name, t in output.by_name.items()
+        if not (plan.verbatim or type_by_name(t.format).is_float)
+        and any(plan.sources[s.source].ggml.name != t.format for s in plan.segments[name])
+    }
+    if wanted:
+        quant_types.prepare(wanted, threads)
 
 
 def _read(chunk: Chunk, plan: Plan, files: Files, targets: list[Target]) -> Work:

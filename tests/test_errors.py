@@ -404,3 +404,4 @@ def test_kernels_that_cannot_be_compiled(
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: there is no Python to compile with; NumPy does the same")
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from quantkit import errors, memory
 from quantkit.checkpoint import Files, open_gguf, open_gguf_set
 from quantkit.cli import app
 from quantkit.convert import Run, convert, merge, quantize, split
-from quantkit.gguf_file import read_header
+from quantkit.gguf_file import header_bytes, read_header
 from quantkit.memory import BASE_MEMORY
 from quantkit.plan import CHUNK_WEIGHTS
 from quantkit.planner import Request
@@ -125,6 +126,21 @@ def test_memory_is_kept_by_smaller_chunks(
     too_little = Run(threads=2000, dry=True, memory=BASE_MEMORY + 2_000_000)
     with pytest.raises(errors.RecipeError, match="2000 threads need at least"):
         quantize(source, types, tmp_path, run=too_little)
+
+
+def test_what_cannot_be_made_here_is_copied(checkpoint: Get, tmp_path: Path) -> None:
+    """Tensors of Q3_K that are said to be IQ3_S, of which a block is as large."""
+    made = quantize(checkpoint("mixtral-4x"), ["Q3_K_S"], tmp_path / "m.gguf").files[0].path
+    header, source = read_header(made), tmp_path / "iq.gguf"
+    infos = [replace(t, ggml_type={11: 21}.get(t.ggml_type, t.ggml_type)) for t in header.tensors]
+    data = made.read_bytes()[header.data_offset :]
+    source.write_bytes(header_bytes(header.kv, infos) + data)
+    assert {t["type"] for t in golden.tensors(source)} > {"IQ3_S", "Q6_K"}
+    copied = quantize(source, ["COPY"], tmp_path / "copy.gguf").files[0].path
+    cut = split(source, tmp_path / "cut.gguf", Splits(max_tensors=9)).files
+    merge(cut[0].path, tmp_path / "merged.gguf")
+    for paths in ([copied], [f.path for f in cut], [tmp_path / "merged.gguf"]):
+        assert by_name(*paths) == by_name(source)
 
 
 def test_keep_split(checkpoint: Get, tmp_path: Path) -> None:
