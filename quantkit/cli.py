@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
     from quantkit.errors import QuantkitError
 
+    gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     try:
         app()
     except QuantkitError as e:
