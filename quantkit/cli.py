@@ -61,6 +61,8 @@ def main() -> None:
             raise
         typer.echo(f"error: {e}", err=True)
         sys.exit(1)
+    finally:
+        gc.freeze()  # the process ends: nothing is to be looked for
 
 
 if __name__ == "__main__":
