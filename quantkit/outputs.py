@@ -117,7 +117,7 @@ class OutputFile:
             self._held += size
             if full := self._held >= HELD_BYTES:
                 self._held = 0
-        if full:
+        if full and self._direct is None:
             disk.start_writing(self._fd)
 
 
