@@ -56,7 +56,7 @@ class OutputFile:
     def write(self, tensor: str, row: int, count: int, data: memoryview) -> None:
         """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
         self._put(data, self._offset(tensor, row, len(data) // count))
-        self._note(tensor, row, count, len(data))
+        self._note(tensor, row, count, len(data) if self._direct is None else 0)
 
     def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, size: int) -> None:
         """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
@@ -111,13 +111,14 @@ class OutputFile:
         except OSError as e:
             raise output_error(e, self.planned.path) from None
 
-    def _note(self, tensor: str, row: int, count: int, size: int) -> None:
+    def _note(self, tensor: str, row: int, count: int, cached: int) -> None:
+        """Rows that were written, and how many bytes of them the system holds."""
         with self._lock:
             self._written.append((self.tensors[tensor][0], row, count))
-            self._held += size
+            self._held += cached
             if full := self._held >= HELD_BYTES:
                 self._held = 0
-        if full and self._direct is None:
+        if full:
             disk.start_writing(self._fd)
 
 
