@@ -39,7 +39,7 @@ class OutputFile:
         self, planned: PlannedFile, fd: int, journal: Journal, resumed: bool = False
     ) -> None:
         self.planned, self._fd, self.journal, self.resumed = planned, fd, journal, resumed
-        self._direct = direct.open_direct(partial_path(planned.path))
+        self._direct: int | None = None
         self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
         self._written: list[Rows] = []
         self._held = 0  # bytes that the system may not have begun to write
@@ -75,6 +75,7 @@ class OutputFile:
             raise output_error(e, self.planned.path) from None
         self._put(memoryview(self.planned.header), 0)
         disk.sync(self._fd)
+        self._direct = direct.open_direct(partial_path(self.planned.path))
 
     def sync(self) -> None:
         """Bring what was written to the disk, then say so in the journal."""
