@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,10 +21,10 @@ from quant_types.errors import (
 from quant_types.format import BlockFormat
 
 ENGINES = ("auto", "array", "lanes")
+Wanted = Sequence[tuple[BlockFormat, np.ndarray]]  # formats, and flat uint8 for the bytes of each
 _KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 _TILE_WEIGHTS = 1 << 17  # weights that the array engine holds at once: less than 8 MiB of work
 _FINITE_TILE = 1 << 16
-_LINE = 64  # bytes of a cache line
 # dtype -> an integer of its width, and the bits that are all set in NaN and infinity
 _EXPONENTS = {
     "float32": (np.uint32, np.uint32(0x7F800000)),
@@ -147,26 +147,36 @@ def load_kernels(wanted: Iterable[tuple[BlockFormat, bool]], threads: int) -> No
     kernels.prepare({kernel_name(*one) for one in wanted}, threads)
 
 
-def quantize_lanes(
-    x: np.ndarray, fmt: BlockFormat, importance: np.ndarray | None, out: np.ndarray
-) -> None:
-    """Quantize C-contiguous `x[..., n]` into flat `out`, in one call that holds no GIL."""
-    kernel = kernels.load(kernel_name(fmt, importance is not None))
+def quantize_lanes(x: np.ndarray, wanted: Wanted, importance: np.ndarray | None) -> None:
+    """Quantize C-contiguous `x[..., n]` into every format wanted; no GIL is held meanwhile."""
     x = x if x.flags.aligned else x.copy()
-    kind, n = _KINDS[dtype_name(x)], x.shape[-1]
-    memory = np.empty(kernels.MEMORY + _LINE, np.uint8)
-    line = memory.ctypes.data + -memory.ctypes.data % _LINE
-    given: tuple[int, ...] = (x.ctypes.data, x.size, kind, out.ctypes.data, out.size, line)
+    line = kernels.LINE
+    memory = np.empty(kernels.MEMORY + line, np.uint8)
+    memory = memory[-memory.ctypes.data % line :]
+    given = (x.ctypes.data, x.size, _KINDS[dtype_name(x)])
+    weighed: tuple[int, ...] = ()
     if importance is not None:
         table, rows = importance_rows(importance, x.shape)
         rows = np.ascontiguousarray(rows)
-        given += (table.ctypes.data, *table.shape, rows.ctypes.data, rows.size)
-    if kernel(*given) >= 0:
-        raise NotFinite(first_bad_row(x.reshape(-1), n))
+        weighed = (table.ctypes.data, *table.shape, rows.ctypes.data, rows.size)
+    calls = []
+    for fmt, out in wanted:
+        kernel = kernels.load(kernel_name(fmt, importance is not None))
+        rest = weighed if fmt.takes_importance else ()
+        calls.append((kernel, (*given, out.ctypes.data, out.size, memory.ctypes.data, *rest)))
+    for kernel, arguments in calls:  # nothing between them, where other threads wait for the GIL
+        if kernel(*arguments) >= 0:
+            raise NotFinite(first_bad_row(x.reshape(-1), x.shape[-1]))
 
 
-def quantize_array(x: Array, fmt: BlockFormat, importance: Array | None, out: Array) -> None:
-    """Quantize C-contiguous `x[..., n]` into flat `out` with array code, tile after tile."""
+def quantize_array(x: Array, wanted: Wanted, importance: Array | None) -> None:
+    """Quantize C-contiguous `x[..., n]` into every format wanted with array code."""
+    for fmt, out in wanted:
+        _quantize_tiles(x, fmt, importance if fmt.takes_importance else None, out)
+
+
+def _quantize_tiles(x: Array, fmt: BlockFormat, importance: Array | None, out: Array) -> None:
+    """One tile after another."""
     xp = namespace(x)
     n = x.shape[-1]
     blocks_per_row = n // fmt.block_size

@@ -26,13 +26,14 @@ from quant_types.errors import KernelError
 
 SYMBOL = "kernel"  # of the function in its object file
 MEMORY = 1 << 17  # bytes that a kernel is given to work in
+LINE = 64  # bytes of a cache line, on which they begin
 _PACKAGE = Path(__file__).parent
 _SUM = 32  # bytes of SHA-256 before the object code
 _WITHOUT = 'NumPy does the same, slower: engine="array", or no numba installed'
 
 _I, _P = ctypes.c_int64, ctypes.c_void_p
 # (x, weights, kind, out, bytes, memory): x float32, or the bits of bfloat16 or float16; memory
-# `MEMORY` bytes on a cache line. Returns -1, or the index of a tile with NaN or infinity.
+# `MEMORY` bytes, on a cache line. Returns -1, or the index of a tile with NaN or infinity.
 PLAIN = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P)
 # and (table, its rows, its columns, rows, count): importance float32, and the row of it that each
 # row of x uses, int64
@@ -101,9 +102,13 @@ def _kept(path: Path) -> bytes | None:
 def keep(path: Path, code: bytes) -> None:
     """Write object code to a file of the cache, whole or not at all."""
     fd, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(fd, "wb") as file:
-        file.write(hashlib.sha256(code).digest() + code)
-    os.replace(partial, path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(partial, path)
+    except OSError:
+        os.unlink(partial)
+        raise
 
 
 def _compile(name: str, path: Path) -> None:

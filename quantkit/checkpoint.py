@@ -124,6 +124,21 @@ class Files:
             return None
         return opened.fd, t.offset + row * t.row_bytes
 
+    def expect(self, t: SourceTensor, first: int, count: int) -> bool:
+        """Have the system fetch rows that will be read soon. False if reading them may take long
+        all the same: they come from a server, or past the system's memory."""
+        if t.data is not None:
+            return True
+        expected = True
+        for part in t.parts or (t,):  # each as large a share of its bytes
+            opened, size = self._inputs[part.path], part.n_rows * part.row_bytes
+            start, end = (size * row // t.n_rows for row in (first, first + count))
+            if not (
+                isinstance(opened, LocalInput) and opened.expect(end - start, part.offset + start)
+            ):
+                expected = False
+        return expected
+
     def read_rows(self, t: SourceTensor, first: int, count: int) -> np.ndarray[Any, Any]:
         """Rows `first` to `first + count` of `t`.
 

@@ -163,6 +163,15 @@ def memory_bytes() -> int:
         return 8 << 30
 
 
+def expect(fd: int, offset: int, size: int) -> bool:
+    """Have the system fetch bytes of a file that will be read soon, and do not wait for it. False
+    where it cannot be asked to."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+        return True
+    return False
+
+
 def forget(fd: int, offset: int, size: int) -> None:
     """Tell the system that these bytes of a file will not be read again."""
     if hasattr(os, "posix_fadvise"):

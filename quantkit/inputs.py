@@ -51,6 +51,11 @@ class LocalInput:
         self._direct = direct.open_direct(self.path, os.O_RDONLY)
         self._spares = True
 
+    def expect(self, size: int, offset: int) -> bool:
+        """Have the system fetch what `pread` will be asked for, so that it will not have to wait.
+        False if it has to all the same."""
+        return not self._spares and disk.expect(self.fd, offset, size)
+
     def pread(self, size: int, offset: int) -> bytes | memoryview:
         """`size` bytes at `offset`; shorter only at the end of the file."""
         if self._direct is not None and size >= LARGE_READ:

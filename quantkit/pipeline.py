@@ -8,6 +8,7 @@ the chunks under way, and a run that died goes on with those that are not on dis
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from quantkit.errors import NonFiniteWeight
 from quantkit.ggml_types import type_by_name
 from quantkit.outputs import OutputFile, open_outputs
 from quantkit.plan import Chunk, Plan
-from quantkit.rows import dequantize, fetch, source_row
+from quantkit.rows import dequantize, fetch, source_row, source_rows
 from quantkit.threads import in_stages
 
 Progress = Callable[[int], None]  # bytes of the source that are done
@@ -33,7 +34,7 @@ class Work(NamedTuple):
 
     chunk: Chunk
     targets: list[Target]  # the files that do not have it yet
-    rows: Any = None  # as they were read
+    rows: Any = None  # as they were read, where that took long
     made: tuple[tuple[list[OutputFile], memoryview], ...] = ()  # the bytes for files
 
 
@@ -54,16 +55,15 @@ def execute(
             return _read(chunk, plan, files, targets.get(chunk.tensor, []))
 
         def make(work: Work) -> Work:
-            if work.rows is None:
-                return work
-            return _make(work, plan, importance.get(work.chunk.tensor))
+            return _make(work, plan, files, importance.get(work.chunk.tensor))
 
         def write(work: Work) -> int:
             return _write(work, plan, files)
 
-        at_a_time = plan.stages(threads)
-        stages = (read, at_a_time.read), (make, at_a_time.make), (write, at_a_time.write)
-        with in_stages(plan.chunks(), stages, files.stop) as done:
+        at_once = plan.stages(threads)
+        stages = (read, at_once.read), (make, at_once.make), (write, at_once.write)
+        room = max(plan.room, plan.memory(threads))
+        with closing(in_stages(plan.chunks(), stages, plan.chunk_bytes, room, files.stop)) as done:
             for size in done:
                 progress(size)
 
@@ -95,31 +95,43 @@ def _prepare(plan: Plan, importance: Importance, threads: int) -> None:
 
 
 def _read(chunk: Chunk, plan: Plan, files: Files, targets: list[Target]) -> Work:
-    """The rows of a chunk, if a file does not have it; but those that the system copies."""
+    """The rows of a chunk, if a file does not have it and they are slow to come. The system is
+    asked to have others ready, and who works on them takes them from its memory: it works on what
+    it has just copied."""
     lacking = [t for t in targets if not t[1].has(chunk.tensor, chunk.row, chunk.count)]
-    copied = plan.verbatim and files.locate(*_place(chunk, plan))
-    return Work(chunk, lacking, fetch(chunk, plan, files) if lacking and not copied else None)
+    source = plan.sources[chunk.segment.source]
+    if not lacking or _copied(chunk, plan, files) or files.expect(source, *source_rows(chunk)):
+        return Work(chunk, lacking)
+    return Work(chunk, lacking, fetch(chunk, plan, files))
 
 
-def _make(work: Work, plan: Plan, importance: Any) -> Work:
+def _make(work: Work, plan: Plan, files: Files, importance: Any) -> Work:
     """The rows of a chunk in every format that is wanted."""
     chunk, targets, rows, _ = work
+    if not targets or _copied(chunk, plan, files):
+        return work
+    rows = fetch(chunk, plan, files) if rows is None else rows
     source = plan.sources[chunk.segment.source]
-    floats = rows if source.ggml.is_float else None
+    floats = rows if source.ggml.is_float and not plan.verbatim else None
     if importance is not None:  # of each expert, where each has its own
         n_rows = targets[0][1].tensors[chunk.tensor][1].weights // chunk.segment.row_length(source)
         importance = importance[chunk.row // (n_rows // len(importance))]
-    made = []
+    made, wanted = [], []
     for fmt, group in groupby(targets, key=itemgetter(0)):
         outputs = [output for _, output in group]
         if plan.verbatim or (fmt == source.ggml.name and not source.ggml.is_float):
             data = rows
         else:
             floats = dequantize(rows, source) if floats is None else floats
-            size = type_by_name(fmt).row_bytes(floats.size)
-            room = outputs[0].room(chunk.tensor, chunk.row, size, chunk.count)
-            data = _quantized(floats, fmt, importance, chunk, source, room)
+            if fmt == "F32" or floats.dtype == numpy_dtype(type_by_name(fmt)):  # not rounded
+                data = floats.astype(np.float32, copy=False) if fmt == "F32" else floats
+            else:
+                size = type_by_name(fmt).row_bytes(floats.size)
+                data = outputs[0].room(chunk.tensor, chunk.row, size, chunk.count)
+                wanted.append((fmt, data))
         made.append((outputs, np.ascontiguousarray(data).view(np.uint8).data.cast("B")))
+    if floats is not None:
+        _quantize(floats, wanted, importance, chunk, source)
     return Work(chunk, targets, made=tuple(made))
 
 
@@ -131,35 +143,30 @@ def _write(work: Work, plan: Plan, files: Files) -> int:
     for outputs, data in work.made:
         for output in outputs:
             output.write(*place, data)
-    if not work.made and work.targets:
-        found = files.locate(*_place(chunk, plan))
-        assert found is not None
+    if not work.made and (found := _copied(chunk, plan, files)):
         for _, output in work.targets:
             output.copy(*place, *found, size)
     return size
 
 
-def _place(chunk: Chunk, plan: Plan) -> tuple[SourceTensor, int]:
-    """The source of a chunk, and the row of it that is the first."""
-    return plan.sources[chunk.segment.source], chunk.segment.source_row + chunk.start
+def _copied(chunk: Chunk, plan: Plan, files: Files) -> tuple[int, int] | None:
+    """Where the rows of a chunk are, if the system copies them from file to file as they are."""
+    if not plan.verbatim:
+        return None
+    return files.locate(plan.sources[chunk.segment.source], source_rows(chunk)[0])
 
 
-def _quantized(
-    rows: Any, fmt: str, importance: Any, chunk: Chunk, source: SourceTensor, out: Any
-) -> np.ndarray[Any, Any]:
-    """The rows in a format, in `out` or, if they are that already, as they are."""
+def _quantize(
+    rows: Any, wanted: list[tuple[str, Any]], importance: Any, chunk: Chunk, source: SourceTensor
+) -> None:
+    """Fill the memory for each format; if there is none, look at the rows all the same."""
     import quant_types
 
-    if importance is not None and not quant_types.get_format(fmt).takes_importance:
-        importance = None
     try:
-        ggml = type_by_name(fmt)
-        if fmt == "F32" or (ggml.is_float and rows.dtype == numpy_dtype(ggml)):  # not rounded
+        if wanted:
+            quant_types.quantize_into(rows, wanted, importance)
+        else:
             quant_types.check_finite(rows)
-            same: np.ndarray[Any, Any] = rows
-            return same.astype(np.float32, copy=False) if fmt == "F32" else same
-        data: np.ndarray[Any, Any] = quant_types.quantize(rows, fmt, importance, out=out)
-        return data
     except quant_types.NotFinite as e:
         raise NonFiniteWeight(
             f"{source.path.name}: tensor {source.name} has NaN or infinity "

@@ -120,14 +120,6 @@ class Chunk:
         return self.segment.first_row + self.start
 
 
-class Held(NamedTuple):
-    """Bytes of memory that a chunk takes in each stage of a run."""
-
-    read: int
-    make: int
-    write: int
-
-
 class Stages(NamedTuple):
     """Threads in each stage of a run."""
 
@@ -148,6 +140,7 @@ class Plan:
     sources: Mapping[str, SourceTensor]
     verbatim: bool = False
     chunk_weights: int = CHUNK_WEIGHTS
+    room: int = 0  # bytes of chunks that may be under way, if more than `memory` is to be had
     partial: frozenset[str] = frozenset()  # sources of which not all rows are wanted
 
     @property
@@ -192,8 +185,8 @@ class Plan:
         row_length = s.row_length(self.sources[s.source])
         return max(self.chunk_weights // (row_length * unit), 1) * unit
 
-    def chunk_bytes(self, chunk: Chunk) -> Held:
-        """Memory that a chunk takes: as read, put in order, or decoded, and in every format."""
+    def chunk_bytes(self, chunk: Chunk) -> int:
+        """Memory that a chunk takes: as read, put in order or decoded, and in every format."""
         segment = chunk.segment
         source = self.sources[segment.source]
         weights = segment.row_length(source) * chunk.count
@@ -201,18 +194,14 @@ class Plan:
         moved = read if segment.order or segment.height or segment.step > 1 else 0
         decoded = 0 if source.ggml.is_float and not segment.edits else 4 * weights
         held = [o.by_name[chunk.tensor] for o in self.outputs if chunk.tensor in o.by_name]
-        formats = {type_by_name(t.format) for t in held}
-        made = sum(f.row_bytes(weights) for f in formats)
-        return Held(read * segment.step + moved, read + decoded + made, made)
+        made = sum(type_by_name(fmt).row_bytes(weights) for fmt in {t.format for t in held})
+        return max(read * segment.step + moved, read + decoded + made)
 
     def memory(self, threads: int) -> int:
-        """The most bytes of weights that a run on `threads` cores holds at once."""
-        at_once, held = self.stages(threads), [self.chunk_bytes(c) for c in self._large_chunks()]
-        # each stage has a chunk more than threads; what is not aligned is copied to be written
-        read = (at_once.read + 1) * max((h.read for h in held), default=0)
-        make = (at_once.make + 1) * max((h.make for h in held), default=0)
-        write = (2 * at_once.write + 1) * max((h.write for h in held), default=0)
-        return read + make + write + BANDS * self._band
+        """The bytes of weights that a run on `threads` cores has to hold to keep them busy: a chunk
+        for every thread of a stage, and one that waits for each stage but the first."""
+        most = max(map(self.chunk_bytes, self._large_chunks()), default=0)
+        return (sum(self.stages(threads)) + 2) * most + BANDS * self._band
 
     def _large_chunks(self) -> Iterator[Chunk]:
         """The largest chunks of each tensor: one of all that are alike, since a mixture has as many

@@ -21,13 +21,12 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
     Raises CorruptFile if the file ends early.
     """
     s, count = chunk.segment, chunk.count
-    source = plan.sources[s.source]
-    span = (count - 1) * s.step + 1
+    source, place = plan.sources[s.source], source_rows(chunk)
     if s.height:
-        column = s.column + chunk.start * s.step
-        rows = read(files, source, s.source_row, s.height, column, span)[:, :: s.step].T
+        column, width = s.column + chunk.start * s.step, (count - 1) * s.step + 1
+        rows = read(files, source, *place, column, width)[:, :: s.step].T
     else:
-        rows = read(files, source, s.source_row + chunk.start * s.step, span)[:: s.step]
+        rows = read(files, source, *place)[:: s.step]
     if s.order:
         rows = rows.reshape(-1, len(s.order), rows.shape[1])[:, list(s.order)]
         rows = rows.reshape(count, -1)
@@ -37,6 +36,14 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
         else:
             rows = EDITS[str(name)](rows, *values)
     return np.ascontiguousarray(rows)
+
+
+def source_rows(chunk: Chunk) -> tuple[int, int]:
+    """The rows of the source that a chunk is made of: the first, and how many."""
+    s = chunk.segment
+    if s.height:
+        return s.source_row, s.height
+    return s.source_row + chunk.start * s.step, (chunk.count - 1) * s.step + 1
 
 
 def _computable(rows: Rows) -> Rows:

@@ -1,12 +1,12 @@
-"""Work spread over threads, one item ahead of them and no more."""
+"""Work spread over threads that hand items on to each other, as many at a time as there is room."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,40 +19,96 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
+class _Parcel(NamedTuple):
+    """An item on its way, the room that it takes, and what was raised over it."""
+
+    size: int
+    item: Any
+    error: BaseException | None = None
+
+
+_Queue = SimpleQueue[_Parcel | None]  # None: there is no more
+
+
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int,
     stop: Callable[[], None] = lambda: None,
-) -> Generator[Result, None, None]:  # fmt: skip
-    """`work` of every item, as it gets done. What one raises stops the rest and is raised; `stop`
-    is called first, so that those under way need not be waited for."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: set[Future[Result]] = set()
-        try:
-            for item in items:
-                if len(pending) > threads:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield future.result()
-                pending.add(pool.submit(work, item))
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BaseException:
-            stop()
-            pool.shutdown(cancel_futures=True)
-            raise
+) -> Iterator[Result]:  # fmt: skip
+    """`work` of every item, as it gets done; one item is ahead of the threads and no more. Errors
+    as in `in_stages`."""
+    return in_stages(items, [(work, threads)], lambda item: 1, threads + 1, stop)
 
 
-@contextmanager
 def in_stages(
     items: Iterable[Any], stages: Sequence[tuple[Callable[[Any], Any], int]],
-    stop: Callable[[], None] = lambda: None,
-) -> Iterator[Iterator[Any]]:  # fmt: skip
-    """What the last of the stages makes of every item, as it gets done. A stage is a function and
-    the threads that run it; it takes what the one before it has done. Errors as in `in_threads`."""
-    with ExitStack() as open_stages:
-        for work, threads in stages:
-            stage = in_threads(work, items, threads, stop)
-            items = open_stages.enter_context(closing(stage))
-        yield iter(items)
+    size: Callable[[Any], int], room: int, stop: Callable[[], None] = lambda: None,
+) -> Generator[Any, None, None]:  # fmt: skip
+    """What the last of the stages makes of every item, as it gets done.
+
+    A stage is a function and the threads that run it; it takes what the one before it made. Items
+    are begun as long as the sizes of those under way are no more than `room` (one may always be).
+    What a stage raises stops the rest and is raised; `stop` is called first, so that those under
+    way need not be waited for.
+    """
+    halted = threading.Event()
+    queues: list[_Queue] = [SimpleQueue() for _ in range(len(stages) + 1)]
+    crew = [
+        threading.Thread(target=_serve, args=(work, queues[i], queues[i + 1], queues[-1], halted))
+        for i, (work, n) in enumerate(stages)
+        for _ in range(n)
+    ]
+    held = under_way = 0
+    try:
+        for thread in crew:
+            thread.start()
+        for item in items:
+            needed = size(item)
+            while under_way and held + needed > room:
+                done = _received(queues[-1])
+                held, under_way = held - done.size, under_way - 1
+                yield done.item
+            held, under_way = held + needed, under_way + 1
+            queues[0].put(_Parcel(needed, item))
+        for _ in range(under_way):
+            yield _received(queues[-1]).item
+    except BaseException:
+        halted.set()
+        stop()
+        raise
+    finally:
+        for queue, (_, n) in zip(queues, stages, strict=False):
+            for _ in range(n):
+                queue.put(None)
+        for thread in crew:
+            if thread.ident is not None:
+                thread.join()
+
+
+def _received(queue: _Queue) -> _Parcel:
+    parcel = queue.get()
+    assert parcel is not None
+    if parcel.error is not None:
+        raise parcel.error
+    return parcel
+
+
+def _serve(
+    work: Callable[[Any], Any], given: _Queue, made: _Queue, end: _Queue, halted: threading.Event
+) -> None:
+    while _serve_one(work, given, made, end, halted):
+        pass
+
+
+def _serve_one(
+    work: Callable[[Any], Any], given: _Queue, made: _Queue, end: _Queue, halted: threading.Event
+) -> bool:
+    """One item through a stage: a function of its own, so that nothing is held while it waits."""
+    parcel = given.get()
+    if parcel is None:
+        return False
+    if not halted.is_set():
+        try:
+            made.put(_Parcel(parcel.size, work(parcel.item)))
+        except BaseException as e:
+            end.put(_Parcel(parcel.size, None, e))
+    return True

@@ -15,9 +15,9 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 from quant_types import kernels
+from quant_types.kernels import LINE
 
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
-_LINE = 64  # bytes of a cache line
 _APART = "quant_types_apart"
 _LIBM = {"log2", "sqrtf"}
 
@@ -76,7 +76,7 @@ def _make_take(dtype):
     @inner
     def take(memory, n):
         array = carray(_apart(memory), (n,), dtype)
-        return array, _behind(memory, (n * size + _LINE - 1) // _LINE * _LINE)
+        return array, _behind(memory, (n * size + LINE - 1) // LINE * LINE)
 
     return take
 
