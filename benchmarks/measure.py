@@ -20,7 +20,9 @@ import ml_dtypes
 import numpy as np
 
 import quant_types
-from quantkit.plan import CHUNK_WEIGHTS, Plan
+from quantkit.checkpoint import Files
+from quantkit.plan import Plan
+from quantkit.rows import fetch
 from tests import oracle
 
 FLOATS = ("F32", "F16", "BF16")
@@ -117,22 +119,25 @@ def ggml_seconds(plan: Plan, threads: int) -> float:
 
 
 def kernel_seconds(plan: Plan, threads: int) -> float:
-    """What our kernels alone take for the plan's outputs, nothing read or written: a tensor that
-    has the same format in several outputs is made once. Measured now, all threads at work."""
-    made: Counter[str] = Counter()
-    for name in plan.segments:
-        for fmt in {o.by_name[name].format for o in plan.outputs}:
-            made[fmt] += plan.outputs[0].by_name[name].weights
-    chunks = [_sample(CHUNK_WEIGHTS // WIDTH) for _ in range(threads)]
-    seconds = 0.0
-    for fmt, weights in made.items():
-        outs = [quant_types.quantize(x, fmt) for x in chunks]
+    """What our kernels alone take for the plan's outputs: the source's own rows, chunk after chunk
+    as a run takes them, but all in memory before the clock starts, and nothing written. A tensor
+    that has the same format in several outputs is made once. Measured now, all threads at work."""
+    work = []
+    with Files(plan.inputs) as files:
+        for chunk in plan.chunks():
+            formats = {o.by_name[chunk.tensor].format for o in plan.outputs}
+            if formats := formats.difference(FLOATS):
+                work.append((fetch(chunk, plan, files), formats))
 
-        def once(i: int, fmt: str = fmt, outs: list[Any] = outs) -> None:
-            quant_types.quantize(chunks[i], fmt, out=outs[i])
+    def make(one: tuple[Any, set[str]]) -> None:
+        for fmt in one[1]:
+            quant_types.quantize(one[0], fmt)
 
-        seconds += weights * _seconds(once, threads) / chunks[0].size
-    return seconds
+    quant_types.prepare({(fmt, False) for _, formats in work for fmt in formats})
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        list(pool.map(make, work))
+        return time.perf_counter() - start
 
 
 def _seconds(once: Callable[[int], object], threads: int) -> float:

@@ -1,7 +1,7 @@
 """Reads and writes that go past the system's cache: nothing is copied, and nothing that others keep
 in memory is pushed out for files that are read once, or not soon.
 
-They come in whole pages, of the file and of memory alike; `room` is memory that fits.
+They come in whole pages, of the file and of memory alike; `rooms` are memory that fits.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,17 @@ def open_direct(path: Path, mode: int = os.O_WRONLY) -> int | None:
         return None
 
 
-def room(size: int, offset: int) -> np.ndarray[Any, Any]:
-    """Memory for `size` bytes that will be written at `offset`: uint8 `[size]`, as it is."""
-    memory = np.empty(size + PAGE, np.uint8)
-    start = (offset - memory.ctypes.data) % PAGE
-    return memory[start : start + size]
+def rooms(places: Sequence[tuple[int, int]]) -> list[np.ndarray[Any, Any]]:
+    """Memory for pieces of `size` bytes that will be written at `offset`: uint8 `[size]` each, as
+    it is. All of it is one array: a large one is in huge pages, if the system has them."""
+    memory = np.empty(sum(size + PAGE for size, _ in places), np.uint8)
+    at, found = memory.ctypes.data, []
+    end = at
+    for size, offset in places:
+        start = end + (offset - end) % PAGE
+        end = start + size
+        found.append(memory[start - at : end - at])
+    return found
 
 
 def write(direct: int, fd: int, data: memoryview, offset: int) -> None:
@@ -46,7 +53,7 @@ def write(direct: int, fd: int, data: memoryview, offset: int) -> None:
         return
     pages = np.frombuffer(data[begin:end], np.uint8)
     if pages.ctypes.data % PAGE:
-        fitting = room(len(pages), 0)
+        [fitting] = rooms([(len(pages), 0)])
         fitting[:] = pages
         pages = fitting
     try:
@@ -63,7 +70,7 @@ def read(direct: int, fd: int, size: int, offset: int) -> bytes | memoryview:
     """Up to `size` bytes at `offset`, shorter only at the end of the file: by `direct`, or by `fd`
     where the file turns out to want larger pages. Raises OSError."""
     begin, end = offset // PAGE * PAGE, -(-(offset + size) // PAGE) * PAGE
-    memory, there = room(end - begin, 0), 0
+    [memory], there = rooms([(end - begin, 0)]), 0
     try:
         while there < end - begin:
             got = os.preadv(direct, [memory[there:].data], begin + there)

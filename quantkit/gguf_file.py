@@ -36,6 +36,7 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+_LENGTH = struct.Struct("<Q").pack
 _STRING, _ARRAY = 8, 9
 _UINT32 = 4
 # Python type -> GGUF value type of an array's elements
@@ -120,7 +121,8 @@ def array(key: str, values: Sequence[Any], element: int | None = None) -> KeyVal
             raise ValueError(f"{key}: an array of values of one type is expected")
         element = _ELEMENTS[kind]
     if element == _STRING:
-        data = b"".join(_counted(v.encode() if isinstance(v, str) else v) for v in values)
+        texts = [v.encode() if isinstance(v, str) else v for v in values]
+        data = b"".join([part for text in texts for part in (_LENGTH(len(text)), text)])
     else:
         data = struct.pack(f"<{len(values)}{_SCALARS[element]}", *values)
     return KeyValue(key, struct.pack("<IIQ", _ARRAY, element, len(values)) + data)
@@ -210,7 +212,7 @@ def _packed(text: str) -> bytes:
 
 
 def _counted(data: bytes) -> bytes:
-    return struct.pack("<Q", len(data)) + data
+    return _LENGTH(len(data)) + data
 
 
 class _Short(Exception):

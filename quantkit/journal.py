@@ -70,10 +70,9 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, identity: Identity) -> Journal:
-        """A new journal, on disk when this returns."""
+        """A new journal, on disk as soon as it has rows."""
         fd = disk.open_new(path)
         os.write(fd, (json.dumps(identity) + "\n").encode())
-        os.fsync(fd)
         return cls(path, fd)
 
     @classmethod

@@ -45,22 +45,22 @@ def checkpoint_metadata(
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     named = config.values.get("architectures") or [""]
     architecture = named[0] if named[0] in arch.hf_names else arch.hf_names[0]
-    notes = add_vocabulary(writer, directory, architecture, config.get("vocab_size"), pre)
-    return encode(writer), notes
+    return with_vocabulary(writer, directory, architecture, config.get("vocab_size"), pre)
 
 
-def add_vocabulary(
+def with_vocabulary(
     writer: GGUFWriter, directory: Path, architecture: str, size: int, pre: str | None
-) -> tuple[str, ...]:
-    """`tokenizer.*`, `size` tokens of the vocabulary; the notes say what was chosen.
+) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
+    """All key-values of `writer`, then `tokenizer.*`, `size` tokens of the vocabulary; and notes on
+    what was chosen.
 
     Raises CorruptFile, TokenizerError.
     """
     vocab = read_vocabulary(directory, size, pre, rules_for(architecture, size), architecture)
     with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
         vocab.write(writer)
-        encode(writer)  # values are packed only as they are written
-    return tuple(vocab.notes)
+        kv = encode(writer)  # values are looked at only as they are packed
+    return kv, tuple(vocab.notes)
 
 
 def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:

@@ -16,7 +16,7 @@ from quantkit.journal import Identity, Journal, Rows, identities
 from quantkit.plan import Plan, PlannedFile
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 SYNC_SECONDS = 5.0  # how much work a power cut may cost
 HELD_BYTES = 1 << 24  # of a file, before the disk is set to work on it
@@ -42,6 +42,7 @@ class OutputFile:
         self._direct: int | None = None
         self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
         self._written: list[Rows] = []
+        self._synced = False  # the header, at least
         self._held = 0  # bytes that the system may not have begun to write
         self._lock = threading.Lock()
 
@@ -49,18 +50,18 @@ class OutputFile:
         """Whether an earlier run wrote these rows."""
         return self.journal.has(self.tensors[tensor][0], row, count)
 
-    def room(self, tensor: str, row: int, size: int, count: int) -> np.ndarray[Any, Any]:
-        """Memory for rows of a tensor, from which `write` need not copy: uint8 `[size]`."""
-        return direct.room(size, self._offset(tensor, row, size // count))
+    def offset(self, tensor: str, row: int, row_bytes: int) -> int:
+        """Where in the file a row of a tensor begins."""
+        return self.tensors[tensor][1].offset + row * row_bytes
 
     def write(self, tensor: str, row: int, count: int, data: memoryview) -> None:
         """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
-        self._put(data, self._offset(tensor, row, len(data) // count))
+        self._put(data, self.offset(tensor, row, len(data) // count))
         self._note(tensor, row, count, len(data) if self._direct is None else 0)
 
     def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, size: int) -> None:
         """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
-        to = self._offset(tensor, row, size // count)
+        to = self.offset(tensor, row, size // count)
         try:
             disk.copy_range(fd, self._fd, offset, to, size)
         except OSError as e:
@@ -74,18 +75,18 @@ class OutputFile:
         except OSError as e:
             raise output_error(e, self.planned.path) from None
         self._put(memoryview(self.planned.header), 0)
-        disk.sync(self._fd)
         self._direct = direct.open_direct(partial_path(self.planned.path))
 
     def sync(self) -> None:
         """Bring what was written to the disk, then say so in the journal."""
         with self._lock:
             written, self._written = self._written, []
-        if written:
+        if written or not self._synced:
             try:
                 disk.sync(self._fd)
             except OSError as e:
                 raise output_error(e, self.planned.path) from None
+            self._synced = True
             self.journal.append(written)
 
     def discard(self) -> None:
@@ -99,9 +100,6 @@ class OutputFile:
             os.close(self._direct)
         os.close(self._fd)
         self.journal.close()
-
-    def _offset(self, tensor: str, row: int, row_bytes: int) -> int:
-        return self.tensors[tensor][1].offset + row * row_bytes
 
     def _put(self, data: memoryview, offset: int) -> None:
         try:

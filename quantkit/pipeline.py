@@ -7,7 +7,7 @@ the chunks under way, and a run that died goes on with those that are not on dis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quantkit import direct
 from quantkit.checkpoint import Files, SourceTensor, numpy_dtype
 from quantkit.errors import NonFiniteWeight
 from quantkit.ggml_types import type_by_name
@@ -27,6 +28,7 @@ from quantkit.threads import in_stages
 Progress = Callable[[int], None]  # bytes of the source that are done
 Importance = Mapping[str, "np.ndarray[Any, np.dtype[np.float32]]"]
 Target = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
+Made = tuple[list[OutputFile], memoryview]  # bytes, and the files that they go to
 
 
 class Work(NamedTuple):
@@ -35,7 +37,7 @@ class Work(NamedTuple):
     chunk: Chunk
     targets: list[Target]  # the files that do not have it yet
     rows: Any = None  # as they were read, where that took long
-    made: tuple[tuple[list[OutputFile], memoryview], ...] = ()  # the bytes for files
+    made: tuple[Made, ...] = ()
 
 
 def execute(
@@ -55,6 +57,8 @@ def execute(
             return _read(chunk, plan, files, targets.get(chunk.tensor, []))
 
         def make(work: Work) -> Work:
+            if not work.targets:
+                return work
             return _make(work, plan, files, importance.get(work.chunk.tensor))
 
         def write(work: Work) -> int:
@@ -108,7 +112,7 @@ def _read(chunk: Chunk, plan: Plan, files: Files, targets: list[Target]) -> Work
 def _make(work: Work, plan: Plan, files: Files, importance: Any) -> Work:
     """The rows of a chunk in every format that is wanted."""
     chunk, targets, rows, _ = work
-    if not targets or _copied(chunk, plan, files):
+    if _copied(chunk, plan, files):
         return work
     rows = fetch(chunk, plan, files) if rows is None else rows
     source = plan.sources[chunk.segment.source]
@@ -116,23 +120,26 @@ def _make(work: Work, plan: Plan, files: Files, importance: Any) -> Work:
     if importance is not None:  # of each expert, where each has its own
         n_rows = targets[0][1].tensors[chunk.tensor][1].weights // chunk.segment.row_length(source)
         importance = importance[chunk.row // (n_rows // len(importance))]
-    made, wanted = [], []
+    made: list[Made] = []
+    wanted: list[tuple[str, list[OutputFile]]] = []
     for fmt, group in groupby(targets, key=itemgetter(0)):
         outputs = [output for _, output in group]
         if plan.verbatim or (fmt == source.ggml.name and not source.ggml.is_float):
-            data = rows
+            made.append((outputs, _bytes(rows)))
+            continue
+        floats = dequantize(rows, source) if floats is None else floats
+        if fmt == "F32" or floats.dtype == numpy_dtype(type_by_name(fmt)):  # not rounded
+            same = floats.astype(np.float32, copy=False) if fmt == "F32" else floats
+            made.append((outputs, _bytes(same)))
         else:
-            floats = dequantize(rows, source) if floats is None else floats
-            if fmt == "F32" or floats.dtype == numpy_dtype(type_by_name(fmt)):  # not rounded
-                data = floats.astype(np.float32, copy=False) if fmt == "F32" else floats
-            else:
-                size = type_by_name(fmt).row_bytes(floats.size)
-                data = outputs[0].room(chunk.tensor, chunk.row, size, chunk.count)
-                wanted.append((fmt, data))
-        made.append((outputs, np.ascontiguousarray(data).view(np.uint8).data.cast("B")))
+            wanted.append((fmt, outputs))
     if floats is not None:
-        _quantize(floats, wanted, importance, chunk, source)
+        made += _quantized(floats, wanted, importance, chunk, source)
     return Work(chunk, targets, made=tuple(made))
+
+
+def _bytes(rows: np.ndarray[Any, Any]) -> memoryview:
+    return np.ascontiguousarray(rows).view(np.uint8).data.cast("B")
 
 
 def _write(work: Work, plan: Plan, files: Files) -> int:
@@ -156,15 +163,24 @@ def _copied(chunk: Chunk, plan: Plan, files: Files) -> tuple[int, int] | None:
     return files.locate(plan.sources[chunk.segment.source], source_rows(chunk)[0])
 
 
-def _quantize(
-    rows: Any, wanted: list[tuple[str, Any]], importance: Any, chunk: Chunk, source: SourceTensor
-) -> None:
-    """Fill the memory for each format; if there is none, look at the rows all the same."""
+def _quantized(
+    rows: Any, wanted: list[tuple[str, list[OutputFile]]], importance: Any, chunk: Chunk,
+    source: SourceTensor,
+) -> Iterator[Made]:  # fmt: skip
+    """The rows in each format, in memory from which they can be written directly. If none is
+    wanted, they are looked at all the same."""
     import quant_types
 
+    sizes = [type_by_name(fmt).row_bytes(rows.size) for fmt, _ in wanted]
+    offsets = [
+        outputs[0].offset(chunk.tensor, chunk.row, size // chunk.count)
+        for size, (_, outputs) in zip(sizes, wanted, strict=True)
+    ]
+    rooms = direct.rooms(list(zip(sizes, offsets, strict=True)))
     try:
         if wanted:
-            quant_types.quantize_into(rows, wanted, importance)
+            formats = [fmt for fmt, _ in wanted]
+            quant_types.quantize_into(rows, zip(formats, rooms, strict=True), importance)
         else:
             quant_types.check_finite(rows)
     except quant_types.NotFinite as e:
@@ -172,3 +188,5 @@ def _quantize(
             f"{source.path.name}: tensor {source.name} has NaN or infinity "
             f"in row {source_row(chunk, e.row)}; the checkpoint is damaged"
         ) from None
+    for room, (_, outputs) in zip(rooms, wanted, strict=True):
+        yield outputs, room.data

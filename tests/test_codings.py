@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit import errors
+from quantkit import disk, errors
 from quantkit.checkpoint import Files, SourceTensor, read_weights
 from quantkit.codings import decoded, read
 from tests.checkpoints import write_safetensors
@@ -115,6 +115,21 @@ def test_any_rectangle(scheme: Callable[..., Any], tmp_path: Path) -> None:
             got = read(files, t, int(first), int(count), int(column), int(width))
             assert got.dtype == np.float32
             assert (got == expected[first : first + count, column : column + width]).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_parts_are_asked_for_in_shares(
+    scheme: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte of every part once, whatever the rows are divided into."""
+    arrays, settings, _ = scheme(np.random.default_rng(7))
+    t, files = source(arrays, settings, tmp_path / "model.safetensors")
+    asked: list[int] = []
+    monkeypatch.setattr(disk, "expect", lambda fd, at, n: asked.extend(range(at, at + n)) or True)
+    with files:
+        assert all(files.expect(t, first, min(7, ROWS - first)) for first in range(0, ROWS, 7))
+    whole = [range(p.offset, p.offset + p.n_rows * p.row_bytes) for p in t.parts]
+    assert sorted(asked) == sorted(byte for part in whole for byte in part)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

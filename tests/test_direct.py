@@ -46,7 +46,7 @@ def test_any_bytes_at_any_offset(
     past, fd, path = opened
     old = np.random.default_rng(1).integers(0, 256, 9 * direct.PAGE, np.uint8)
     disk.pwrite(fd, old.data, 0)
-    room = direct.room(size, offset + (shift or 0))
+    [room] = direct.rooms([(size, offset + (shift or 0))])
     room[:] = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     direct.write(past, fd, room.data, offset)
     expected = old.copy()
@@ -55,11 +55,15 @@ def test_any_bytes_at_any_offset(
 
 
 @linux
-@given(st.integers(0, 1 << 20), st.integers(1, 1 << 16))
-def test_room_is_aligned_as_the_file_is(offset: int, size: int) -> None:
-    room = direct.room(size, offset)
-    assert room.size == size
-    assert (room.ctypes.data - offset) % direct.PAGE == 0
+@given(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 1 << 20)), max_size=9))
+def test_rooms_are_aligned_as_the_file_is(places: list[tuple[int, int]]) -> None:
+    rooms = direct.rooms(places)
+    for n, (room, (size, offset)) in enumerate(zip(rooms, places, strict=True)):
+        assert room.size == size
+        assert not size or (room.ctypes.data - offset) % direct.PAGE == 0
+        room[:] = n
+    for n, room in enumerate(rooms):  # none lies in another
+        assert (room == n).all()
 
 
 @linux

@@ -15,7 +15,14 @@ from tests.conftest import sha256
 
 @pytest.mark.parametrize(
     "lacking",
-    [(), ("O_DIRECT",), ("pread", "pwrite"), ("posix_fallocate",), ("sync_file_range", "O_DIRECT")],
+    [
+        (),
+        ("O_DIRECT",),
+        ("pread", "pwrite"),
+        ("posix_fallocate",),
+        ("posix_fadvise",),
+        ("sync_file_range", "O_DIRECT"),
+    ],
 )
 def test_the_same_file_without_them(
     lacking: tuple[str, ...], checkpoint: Callable[[str], Path], tmp_path: Path,
@@ -83,6 +90,34 @@ def test_large_sources_leave_memory_as_it_is(
     assert disk.memory_bytes() > 1 << 28
     monkeypatch.delattr(os, "sysconf")
     assert disk.memory_bytes() == 8 << 30
+
+
+def test_all_that_is_read_is_asked_for_before(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever tensors a chunk is made of."""
+    asked: dict[int, set[int]] = {}
+
+    def expect(fd: int, offset: int, size: int) -> bool:
+        asked.setdefault(os.fstat(fd).st_ino, set()).update(range(offset, offset + size))
+        return True
+
+    missed = []
+    pread = disk.pread
+
+    def read(fd: int, size: int, offset: int) -> bytes:
+        if (found := asked.get(os.fstat(fd).st_ino)) is not None:
+            missed.append(len(set(range(offset, offset + size)) - found))
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(disk, "expect", expect)
+    monkeypatch.setattr(disk, "pread", read)
+    source = checkpoint("mixtral-4x")
+    quantize(source, ["Q8_0"], tmp_path)
+    assert missed
+    assert not any(missed)
+    inodes = {path.stat().st_ino for path in source.glob("*.safetensors")}
+    assert set(asked) == inodes
 
 
 def test_reserved_space_reads_as_zeros(tmp_path: Path) -> None:

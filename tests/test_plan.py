@@ -52,9 +52,8 @@ def test_chunks_cover_every_row_once(counts: list[int], blocks: int, group: int)
         row += chunk.count
     assert row == sum(counts)
     assert p.source_bytes == row * 256 * blocks * 2
-    read, make, write = (max(sizes) for sizes in zip(*map(p.chunk_bytes, p.chunks()), strict=True))
     assert p.stages(3) == (2, 3, 2)
-    assert p.memory(3) == 3 * read + 4 * make + 5 * write
+    assert p.memory(3) == (2 + 3 + 2 + 2) * max(map(p.chunk_bytes, p.chunks()))
 
 
 def test_memory_does_not_grow_with_the_model() -> None:
@@ -62,7 +61,7 @@ def test_memory_does_not_grow_with_the_model() -> None:
         planner.plan_conversion(small([rows], 4096), "BF16", Path("a")).memory(2)
         for rows in (10_000, 10_000_000)
     )
-    assert few == many < 48e6
+    assert few == many < 51e6
 
 
 def test_planned_sizes_are_the_bytes_on_disk(

@@ -1,10 +1,14 @@
-"""Stages: everything goes through, a bounded number at a time, and what fails stops the rest."""
+"""Stages: everything goes through, no more at a time than there is room for, and what fails stops
+the rest."""
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -12,47 +16,69 @@ from quantkit.threads import in_stages, in_threads
 
 
 class Held:
-    """Counts what is between two points, and the most that ever was."""
+    """Sizes that are under way, and the most that ever were."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
         self._lock = threading.Lock()
 
-    def enter(self) -> None:
+    def add(self, size: int) -> None:
         with self._lock:
-            self.now += 1
+            self.now += size
             self.most = max(self.most, self.now)
-
-    def leave(self) -> None:
-        with self._lock:
-            self.now -= 1
 
 
 @pytest.mark.parametrize("slow", [0, 1, 2])
-def test_every_item_goes_through_and_few_are_held(slow: int) -> None:
+def test_every_item_goes_through_and_no_more_than_fit(slow: int) -> None:
     """Whichever stage is the slow one."""
-    held = [Held(), Held(), Held()]
+    held = Held()
 
     def stage(i: int, item: int) -> int:
-        if i:
-            held[i - 1].leave()
+        if i == 0:
+            held.add(item % 7)
         if i == slow:
             time.sleep(0.002)
-        held[i].enter()
-        return item + 1
+        if i == 2:
+            held.add(-(item % 7))
+        return item
 
-    threads = (2, 3, 1)
-    stages = [(lambda item, i=i: stage(i, item), n) for i, n in enumerate(threads)]
-    found = []
-    with in_stages(range(100), stages) as results:
-        for result in results:
-            held[2].leave()
-            found.append(result)
-    assert sorted(found) == list(range(3, 103))
-    for i in range(3):
-        # its own threads and one item more, and those that the next stage has taken already
-        assert held[i].most <= threads[i] + 1 + (threads[i + 1] + 1 if i < 2 else 0)
-        assert held[i].now == 0
+    stages = [(lambda item, i=i: stage(i, item), n) for i, n in enumerate((2, 3, 1))]
+    found = list(in_stages(range(100), stages, lambda item: item % 7, 20))
+    assert sorted(found) == list(range(100))
+    assert held.now == 0
+    assert 14 <= held.most <= 20  # the next would not have fitted
+
+
+def test_what_is_larger_than_the_room_goes_alone() -> None:
+    held = Held()
+
+    def work(item: int) -> int:
+        held.add(1)
+        time.sleep(0.001)
+        held.add(-1)
+        return item
+
+    assert sorted(in_stages(range(9), [(work, 4)], lambda item: 50, 20)) == list(range(9))
+    assert held.most == 1
+
+
+def test_small_items_wait_in_numbers_for_a_slow_stage() -> None:
+    """What is done before it is bounded by the room, not by the threads."""
+    let, ready = threading.Event(), Held()
+
+    def first(item: int) -> int:
+        ready.add(1)
+        return item
+
+    def last(item: int) -> int:
+        let.wait(10)
+        return item
+
+    with closing(in_stages(range(50), [(first, 1), (last, 1)], lambda item: 1, 30)) as done:
+        threading.Timer(0.2, let.set).start()
+        next(done)
+        assert ready.most >= 29
+        assert len(list(done)) == 49
 
 
 class Broken(Exception):
@@ -79,7 +105,8 @@ def test_what_fails_stops_every_stage(where: int | str) -> None:
     stages = [(lambda item, i=i: stage(i, item), 2) for i in range(3)]
 
     def run() -> None:
-        with in_stages(items(), stages, lambda: stopped.append(True)) as results:
+        stop = lambda: stopped.append(True)  # noqa: E731
+        with closing(in_stages(items(), stages, lambda item: 1, 9, stop)) as results:
             for result in results:
                 if where == "results" and result == 20:
                     raise Broken
@@ -101,4 +128,35 @@ def test_results_come_before_all_items_are_taken() -> None:
             yield i
 
     for n, _ in enumerate(in_threads(lambda item: item, items(), 2)):
-        assert len(taken) <= n + 4
+        assert len(taken) <= n + 5
+
+
+class Thing:
+    pass
+
+
+def test_nothing_is_held_by_threads_that_wait() -> None:
+    """An item is gone when its work is, though its thread waits for the next."""
+    made: list[weakref.ref[Thing]] = []
+
+    def first(item: int) -> Thing:
+        thing = Thing()
+        made.append(weakref.ref(thing))
+        return thing
+
+    let = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        let.wait(10)
+
+    def last(thing: Thing) -> int:
+        return id(thing)
+
+    done = in_stages(items(), [(first, 1), (last, 1)], lambda item: 1, 1)
+    next(done), next(done)
+    gc.collect()
+    assert made[0]() is None
+    let.set()
+    assert len(list(done)) == 1
+    assert [ref() for ref in made] == [None] * 3

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quantkit.errors import QuantkitError
-from quantkit.metadata import add_general, add_vocabulary
+from quantkit.metadata import add_general, with_vocabulary
 from tests.vocabularies import write_files
 
 COMMON = settings(
@@ -55,7 +55,7 @@ def replaced(data: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 def attempt(directory: Path) -> None:
     """Write a vocabulary's keys; what is refused is refused by name, in one line."""
-    refused(add_vocabulary, directory, "LlamaForCausalLM", 520, None)
+    refused(with_vocabulary, directory, "LlamaForCausalLM", 520, None)
 
 
 def refused(write: Callable[..., Any], directory: Path, *rest: Any) -> None:

@@ -80,6 +80,44 @@ def test_out(fmt: BlockFormat, engine: str) -> None:
         assert (buffer[-10:] == 0xA5).all()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("with_importance", [False, True])
+def test_into_several_formats(
+    with_importance: bool, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as by itself: those that take importance and those that do not, one twice."""
+    monkeypatch.setattr(quant_types, "pick_engine", lambda given, is_numpy: engine)
+    x = some((6, 512)).astype(ml_dtypes.bfloat16)
+    importance = np.random.default_rng(2).random(512).astype(np.float32)
+    given = importance if with_importance else None
+    names = [fmt.name for fmt in quant_types.FORMATS] + ["Q4_K"]
+    outs = [np.empty(6 * quant_types.get_format(name).row_bytes(512), np.uint8) for name in names]
+    quant_types.quantize_into(x, zip(names, outs, strict=True), given)
+    for name, out in zip(names, outs, strict=True):
+        wanted = oracle.quantize(x.astype(np.float32), name, given)
+        assert np.array_equal(out, wanted.reshape(-1)), name
+
+
+def test_into_formats_that_do_not_fit() -> None:
+    """Nothing is written if anything is wrong with any of them."""
+    x = some((2, 64))
+    good = np.full(2 * 68, 0xA5, np.uint8)
+    short, far = np.empty(10, np.uint8), np.empty(100, np.uint8)
+    for name, out, error in (
+        ("Q4_0", short, quant_types.BadShape),
+        ("Q4_K", far, quant_types.BadShape),
+        ("Q4_9", far, quant_types.UnknownFormat),
+        ("Q4_0", far.view(np.int8), quant_types.BadDtype),
+    ):
+        with pytest.raises(error):
+            quant_types.quantize_into(x, [("Q8_0", good), (name, out)])
+    assert (good == 0xA5).all()
+    x[1, 3] = np.nan
+    with pytest.raises(quant_types.NotFinite) as raised:
+        quant_types.quantize_into(x, [("Q8_0", good)])
+    assert raised.value.row == 1
+
+
 def test_input_that_is_read_only_or_unaligned() -> None:
     x = some((4, 512))
     wanted = oracle.quantize(x, "Q4_K")
