@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 from quantkit import disk
 
 PAGE = 4096  # bytes; no common disk wants larger ones
+_UNIT = 1 << 18  # bytes of which blocks are multiples, so that rows of about a length share them
+Block = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def open_direct(path: Path, mode: int = os.O_WRONLY) -> int | None:
@@ -31,16 +34,60 @@ def open_direct(path: Path, mode: int = os.O_WRONLY) -> int | None:
         return None
 
 
-def rooms(places: Sequence[tuple[int, int]]) -> list[np.ndarray[Any, Any]]:
-    """Memory for pieces of `size` bytes that will be written at `offset`: uint8 `[size]` each, as
-    it is. All of it is one array: a large one is in huge pages, if the system has them."""
-    memory = np.empty(sum(size + PAGE for size, _ in places), np.uint8)
-    at, found = memory.ctypes.data, []
+class Memory:
+    """Blocks of memory that are used again, so that the system need not clear new ones for every
+    chunk: `most` bytes of them, unless more are in use at once. Any number of threads may take."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, 0
+        self._free: dict[int, list[Block]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> Block:
+        """At least `size` bytes, as they are; they are free again when the last array that looks
+        at them is gone. A large block is in huge pages, if the system has them."""
+        if size < _UNIT:
+            return np.empty(size, np.uint8)
+        size = -(-size // _UNIT) * _UNIT
+        with self._lock:
+            alike = self._free.setdefault(size, [])
+            if alike:
+                block = alike.pop()
+            else:
+                self._let_go(size)
+                block = np.empty(size, np.uint8)
+        return np.asarray(_Lease(block, alike))
+
+    def _let_go(self, size: int) -> None:
+        """Free blocks of other sizes, as far as there is no room for them beside a new one."""
+        self._held += size
+        for blocks in self._free.values():
+            while blocks and self._held > self._most:
+                self._held -= blocks.pop().size
+
+
+class _Lease:
+    """What an array holds on to as long as it looks at a block."""
+
+    def __init__(self, block: Block, free: list[Block]) -> None:
+        self._block, self._free = block, free
+        self.__array_interface__ = block.__array_interface__
+
+    def __del__(self) -> None:
+        self._free.append(self._block)
+
+
+def rooms(places: Sequence[tuple[int, int]], memory: Memory | None = None) -> list[Block]:
+    """Memory for pieces of `size` bytes that will be written at `offset`, as it is: all in one
+    block (of `memory`)."""
+    size = sum(size + PAGE for size, _ in places)
+    block = memory.take(size) if memory else np.empty(size, np.uint8)
+    at, found = block.ctypes.data, []
     end = at
     for size, offset in places:
         start = end + (offset - end) % PAGE
         end = start + size
-        found.append(memory[start - at : end - at])
+        found.append(block[start - at : end - at])
     return found
 
 

@@ -52,6 +52,8 @@ def execute(
     _prepare(plan, importance, threads)
     with Files(plan.inputs) as files, open_outputs(plan, importance, force) as outputs:
         targets = _targets(outputs)
+        room = max(plan.room, plan.memory(threads))
+        memory = direct.Memory(room)
 
         def read(chunk: Chunk) -> Work:
             return _read(chunk, plan, files, targets.get(chunk.tensor, []))
@@ -59,14 +61,13 @@ def execute(
         def make(work: Work) -> Work:
             if not work.targets:
                 return work
-            return _make(work, plan, files, importance.get(work.chunk.tensor))
+            return _make(work, plan, files, importance.get(work.chunk.tensor), memory)
 
         def write(work: Work) -> int:
             return _write(work, plan, files)
 
         at_once = plan.stages(threads)
         stages = (read, at_once.read), (make, at_once.make), (write, at_once.write)
-        room = max(plan.room, plan.memory(threads))
         with closing(in_stages(plan.chunks(), stages, plan.chunk_bytes, room, files.stop)) as done:
             for size in done:
                 progress(size)
@@ -109,7 +110,7 @@ def _read(chunk: Chunk, plan: Plan, files: Files, targets: list[Target]) -> Work
     return Work(chunk, lacking, fetch(chunk, plan, files))
 
 
-def _make(work: Work, plan: Plan, files: Files, importance: Any) -> Work:
+def _make(work: Work, plan: Plan, files: Files, importance: Any, memory: direct.Memory) -> Work:
     """The rows of a chunk in every format that is wanted."""
     chunk, targets, rows, _ = work
     if _copied(chunk, plan, files):
@@ -134,7 +135,7 @@ def _make(work: Work, plan: Plan, files: Files, importance: Any) -> Work:
         else:
             wanted.append((fmt, outputs))
     if floats is not None:
-        made += _quantized(floats, wanted, importance, chunk, source)
+        made += _quantized(floats, wanted, importance, chunk, source, memory)
     return Work(chunk, targets, made=tuple(made))
 
 
@@ -165,7 +166,7 @@ def _copied(chunk: Chunk, plan: Plan, files: Files) -> tuple[int, int] | None:
 
 def _quantized(
     rows: Any, wanted: list[tuple[str, list[OutputFile]]], importance: Any, chunk: Chunk,
-    source: SourceTensor,
+    source: SourceTensor, memory: direct.Memory,
 ) -> Iterator[Made]:  # fmt: skip
     """The rows in each format, in memory from which they can be written directly. If none is
     wanted, they are looked at all the same."""
@@ -176,7 +177,7 @@ def _quantized(
         outputs[0].offset(chunk.tensor, chunk.row, size // chunk.count)
         for size, (_, outputs) in zip(sizes, wanted, strict=True)
     ]
-    rooms = direct.rooms(list(zip(sizes, offsets, strict=True)))
+    rooms = direct.rooms(list(zip(sizes, offsets, strict=True)), memory)
     try:
         if wanted:
             formats = [fmt for fmt, _ in wanted]

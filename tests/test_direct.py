@@ -66,6 +66,46 @@ def test_rooms_are_aligned_as_the_file_is(places: list[tuple[int, int]]) -> None
         assert (room == n).all()
 
 
+def test_memory_is_used_again() -> None:
+    """As soon as nobody looks at it, slices and views included."""
+    memory = direct.Memory(10 << 20)
+    first = memory.take(3 << 20)
+    where, view = first.ctypes.data, first[100:200].data
+    del first
+    assert memory.take(3 << 20).ctypes.data != where
+    del view
+    again = {memory.take((3 << 20) - 1000).ctypes.data for _ in range(5)}
+    assert where in again
+    assert memory.take(1000).size == 1000
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=60))
+def test_no_more_memory_is_kept_than_may_be(steps: list[tuple[int, bool]]) -> None:
+    """Blocks of several sizes, taken and given back in any order; none is given out twice."""
+    unit, most = 1 << 18, 50 << 18
+    memory, held = direct.Memory(most), list[direct.Block]()
+
+    def kept() -> int:
+        return sum(b.size for blocks in memory._free.values() for b in blocks)
+
+    for size, keep in steps:
+        is_new = not memory._free.get(size * unit)
+        block = memory.take(size * unit)
+        block[:] = len(held) % 251
+        held.append(block)
+        del block
+        in_use = sum(b.size for b in held)
+        assert memory._held == in_use + kept()
+        if is_new:
+            assert in_use + kept() <= most or not kept()
+        if not keep:
+            held = [b for i, b in enumerate(held) if i % 2]
+            for i, b in enumerate(held):
+                b[:] = i % 251
+    for i, b in enumerate(held):
+        assert (b == i % 251).all()
+
+
 @linux
 def test_whole_pages_go_past_the_cache(
     opened: tuple[int, int, Path], monkeypatch: pytest.MonkeyPatch
