@@ -79,7 +79,7 @@ def test_memory_is_used_again() -> None:
     assert memory.take(1000).size == 1000
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=60))
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), max_size=60))
 def test_no_more_memory_is_kept_than_may_be(steps: list[tuple[int, bool]]) -> None:
     """Blocks of several sizes, taken and given back in any order; none is given out twice."""
     unit, most = 1 << 18, 50 << 18
