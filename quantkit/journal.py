@@ -70,9 +70,10 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, identity: Identity) -> Journal:
-        """A new journal, on disk as soon as it has rows."""
+        """A new journal, on disk when this returns: nobody finds an older one beside new data."""
         fd = disk.open_new(path)
         os.write(fd, (json.dumps(identity) + "\n").encode())
+        os.fsync(fd)
         return cls(path, fd)
 
     @classmethod

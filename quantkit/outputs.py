@@ -8,15 +8,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantkit import direct, disk
 from quantkit.errors import DiskFull, ModelError, OutputError, OutputExists, OutputInUse
 from quantkit.journal import Identity, Journal, Rows, identities
 from quantkit.plan import Plan, PlannedFile
-
-if TYPE_CHECKING:
-    pass
 
 SYNC_SECONDS = 5.0  # how much work a power cut may cost
 HELD_BYTES = 1 << 24  # of a file, before the disk is set to work on it

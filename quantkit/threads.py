@@ -52,8 +52,9 @@ def in_stages(
     """
     halted = threading.Event()
     queues: list[_Queue] = [SimpleQueue() for _ in range(len(stages) + 1)]
-    crew = [
-        threading.Thread(target=_serve, args=(work, queues[i], queues[i + 1], queues[-1], halted))
+    end = queues[-1]
+    crew = [  # of daemons: they do not keep a process that ends with an error from ending
+        threading.Thread(target=_serve, args=(work, *queues[i : i + 2], end, halted), daemon=True)
         for i, (work, n) in enumerate(stages)
         for _ in range(n)
     ]
@@ -64,13 +65,13 @@ def in_stages(
         for item in items:
             needed = size(item)
             while under_way and held + needed > room:
-                done = _received(queues[-1])
+                done = _received(end)
                 held, under_way = held - done.size, under_way - 1
                 yield done.item
             held, under_way = held + needed, under_way + 1
             queues[0].put(_Parcel(needed, item))
         for _ in range(under_way):
-            yield _received(queues[-1]).item
+            yield _received(end).item
     except BaseException:
         halted.set()
         stop()

@@ -4,6 +4,8 @@ the rest."""
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -160,3 +162,16 @@ def test_nothing_is_held_by_threads_that_wait() -> None:
     let.set()
     assert len(list(done)) == 1
     assert [ref() for ref in made] == [None] * 3
+
+
+def test_a_process_ends_though_its_work_does_not() -> None:
+    """With an error that nobody catches, and results that nobody takes."""
+    code = (
+        "from quantkit.threads import in_threads\n"
+        "results = in_threads(lambda item: item, range(100), 2)\n"
+        "next(results)\n"
+        "raise ValueError('an error')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert run.returncode == 1
+    assert run.stderr.endswith("ValueError: an error\n")
