@@ -9,7 +9,7 @@ from quantkit.plan import Plan
 
 BASE_MEMORY = 250_000_000  # bytes of the interpreter with its libraries and compiled kernels
 USUAL_MEMORY = 1_000_000_000  # bytes that a run stays below if it can
-ROOM = 1 << 28  # bytes of chunks that wait for a slow disk, if there is so much
+ROOM = 1 << 27  # bytes of chunks that wait for a slow disk, if there is so much
 _LEAST = 1 << 12  # weights in a chunk
 
 

@@ -195,7 +195,8 @@ class Plan:
         decoded = 0 if source.ggml.is_float and not segment.edits else 4 * weights
         held = [o.by_name[chunk.tensor] for o in self.outputs if chunk.tensor in o.by_name]
         made = sum(type_by_name(fmt).row_bytes(weights) for fmt in {t.format for t in held})
-        return max(read * segment.step + moved, read + decoded + made)
+        arriving = read if source.is_remote else 0  # what connections hold, as measured
+        return arriving + max(read * segment.step + moved, read + decoded + made)
 
     def memory(self, threads: int) -> int:
         """The bytes of weights that a run on `threads` cores has to hold to keep them busy: a chunk
