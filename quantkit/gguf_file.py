@@ -122,7 +122,7 @@ def array(key: str, values: Sequence[Any], element: int | None = None) -> KeyVal
         element = _ELEMENTS[kind]
     if element == _STRING:
         texts = [v.encode() if isinstance(v, str) else v for v in values]
-        data = b"".join([part for text in texts for part in (_LENGTH(len(text)), text)])
+        data = b"".join(map(_counted, texts))
     else:
         data = struct.pack(f"<{len(values)}{_SCALARS[element]}", *values)
     return KeyValue(key, struct.pack("<IIQ", _ARRAY, element, len(values)) + data)

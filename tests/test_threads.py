@@ -130,7 +130,7 @@ def test_results_come_before_all_items_are_taken() -> None:
             yield i
 
     for n, _ in enumerate(in_threads(lambda item: item, items(), 2)):
-        assert len(taken) <= n + 5
+        assert len(taken) <= n + 4
 
 
 class Thing:
