@@ -348,7 +348,7 @@ def test_unknown_pre_tokenizer_is_named_on_the_command_line(broken: Broken, tmp_
 
 def test_every_error_is_raised_by_a_test() -> None:
     """The tree in errors.py is the whole list; each leaf is named in the tests."""
-    text = "".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py"))
+    text = "".join(p.read_text() for p in Path(__file__).parent.rglob("test_*.py"))
     leaves = [
         e for e in vars(errors).values()
         if isinstance(e, type) and issubclass(e, errors.QuantkitError) and not e.__subclasses__()
