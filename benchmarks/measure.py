@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,49 +29,40 @@ FLOATS = ("F32", "F16", "BF16")
 WIDTH = 4096  # weights in a row of the samples
 
 
-def watch(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Follow a process to its end: peak anonymous and whole resident memory (MB)."""
-    peak = {"anon": 0.0, "rss": 0.0}
-
-    def look() -> None:
-        status = Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
-            try:
-                lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            except (OSError, ValueError):
-                return
-            for key, name in (("anon", "RssAnon"), ("rss", "VmRSS")):
-                if name in lines:
-                    peak[key] = max(peak[key], int(lines[name].split()[0]) / 1000)
-            time.sleep(0.02)
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    process.wait()
-    watcher.join()
-    return peak
-
-
 def run(arguments: list[str], directory: Path) -> dict[str, float]:
     """One `quantkit` command in a process of its own, in a directory that it finds empty: seconds,
-    those that the command itself counts (`inner`), CPU seconds, peak memory."""
+    those that the command itself counts (`inner`), CPU seconds. Nobody looks at it meanwhile: what
+    follows its memory takes 2% of two cores."""
     import resource
 
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    os.sync()
+    _empty(directory)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
-    command = [sys.executable, "-m", "quantkit.cli", *arguments, "--json"]
-    process = subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
-    peak = watch(process)
+    process = _begun(arguments, directory)
+    said, _ = process.communicate()
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert process.returncode == 0
-    assert process.stdout is not None
-    inner = json.loads(process.stdout.read())["seconds"]
-    return {"seconds": seconds, "inner": inner, "cpu": cpu, **peak}
+    return {"seconds": seconds, "inner": json.loads(said)["seconds"], "cpu": cpu}
+
+
+def peak(arguments: list[str], directory: Path) -> dict[str, float]:
+    """The same command followed to its end: peak anonymous and whole resident memory (MB)."""
+    _empty(directory)
+    process = _begun(arguments, directory)
+    found = {"anon": 0.0, "rss": 0.0}
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        with contextlib.suppress(OSError, ValueError):
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            for key, name in (("anon", "RssAnon"), ("rss", "VmRSS")):
+                if name in lines:
+                    found[key] = max(found[key], int(lines[name].split()[0]) / 1000)
+        time.sleep(0.02)
+    process.communicate()
+    assert process.returncode == 0
+    return found
 
 
 _AT_WORK = """
@@ -91,11 +82,21 @@ print((used_by_then - used) / (end - start))
 
 def cores_at_work(source: Path, types: list[str], threads: int, directory: Path) -> float:
     """How many cores a job keeps busy from its first chunk to its last."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
+    _empty(directory)
     command = [sys.executable, "-c", _AT_WORK, str(source), str(threads), *types]
     done = subprocess.run(command, cwd=directory, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout)
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    os.sync()
+
+
+def _begun(arguments: list[str], directory: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "quantkit.cli", *arguments, "--json"]
+    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
 
 
 def median(runs: list[dict[str, float]]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from benchmarks.measure import (
     ggml_seconds,
     kernel_seconds,
     median,
+    peak,
     run,
     write_section,
 )  # fmt: skip
@@ -78,7 +79,7 @@ def main() -> None:
             else:
                 ggml.append(ggml_seconds(plan, threads))
                 kernels.append(kernel_seconds(plan, threads))
-        m = median(found)
+        m = median(found) | peak(arguments, work / "out")
         cells = [label, f"{m['seconds']:.2f} s", f"{100 * m['cpu'] / m['seconds']:.0f}%"]
         cells += [f"{100 * statistics.median(cores):.0f}%"]
         cells += [f"{m['anon']:.0f} MB", f"{m['rss']:.0f} MB"]

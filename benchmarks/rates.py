@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import make_checkpoint
-from benchmarks.measure import median, run, write_section
+from benchmarks.measure import median, peak, run, write_section
 from benchmarks.pipeline import EIGHT
 from quantkit.convert import Run, quantize
 
@@ -38,7 +38,8 @@ def main() -> None:
     def measured(source: Path, types: list[str], threads: int) -> dict[str, float]:
         arguments = ["quantize", str(source), *(a for t in types for a in ("-t", t))]
         arguments += ["--threads", str(threads)]
-        return median([run(arguments, work / "out") for _ in range(options.repeat)])
+        timed = median([run(arguments, work / "out") for _ in range(options.repeat)])
+        return timed | peak(arguments, work / "out")
 
     (work / "out").mkdir(parents=True, exist_ok=True)
     sources = {n: work / f"layers-{n}" for n in LAYERS}
