@@ -12,14 +12,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from quantkit import disk
 
 PAGE = 4096  # bytes; no common disk wants larger ones
-_UNIT = 1 << 18  # bytes of which blocks are multiples, so that rows of about a length share them
 Block = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -35,46 +34,39 @@ def open_direct(path: Path, mode: int = os.O_WRONLY) -> int | None:
 
 
 class Memory:
-    """Blocks of memory that are used again, so that the system need not clear new ones for every
-    chunk: `most` bytes of them, unless more are in use at once. Any number of threads may take."""
+    """Blocks of memory that are used again: new ones would have to be cleared for every chunk.
 
-    def __init__(self, most: int) -> None:
-        self._most, self._held = most, 0
-        self._free: dict[int, list[Block]] = {}
+    Each has room for `block` bytes, and those of them that nobody has used yet cost nothing; `most`
+    bytes have been used in all, unless more are in use at once. Any number of threads may take.
+    """
+
+    def __init__(self, most: int, block: int) -> None:
+        self._most, self._block, self._held = most, block, 0
+        self._free: list[tuple[Block, int]] = []  # and how much of each was used
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Block:
         """At least `size` bytes, as they are; they are free again when the last array that looks
         at them is gone. A large block is in huge pages, if the system has them."""
-        if size < _UNIT:
+        if not self._block // 4 <= size <= self._block:
             return np.empty(size, np.uint8)
-        size = -(-size // _UNIT) * _UNIT
         with self._lock:
-            alike = self._free.setdefault(size, [])
-            if alike:
-                block = alike.pop()
-            else:
-                self._let_go(size)
-                block = np.empty(size, np.uint8)
-        return np.asarray(_Lease(block, alike))
-
-    def _let_go(self, size: int) -> None:
-        """Free blocks of other sizes, as far as there is no room for them beside a new one."""
-        self._held += size
-        for blocks in self._free.values():
-            while blocks and self._held > self._most:
-                self._held -= blocks.pop().size
+            block, used = self._free.pop() if self._free else (np.empty(self._block, np.uint8), 0)
+            self._held += max(size - used, 0)
+            while self._free and self._held > self._most:  # the one that has waited longest
+                self._held -= self._free.pop(0)[1]
+        return np.asarray(_Lease(block, max(size, used), self._free))
 
 
 class _Lease:
     """What an array holds on to as long as it looks at a block."""
 
-    def __init__(self, block: Block, free: list[Block]) -> None:
-        self._block, self._free = block, free
+    def __init__(self, block: Block, used: int, free: list[tuple[Block, int]]) -> None:
+        self._block, self._used, self._free = block, used, free
         self.__array_interface__ = block.__array_interface__
 
     def __del__(self) -> None:
-        self._free.append(self._block)
+        self._free.append((self._block, self._used))
 
 
 def rooms(places: Sequence[tuple[int, int]], memory: Memory | None = None) -> list[Block]:
@@ -91,26 +83,108 @@ def rooms(places: Sequence[tuple[int, int]], memory: Memory | None = None) -> li
     return found
 
 
-def write(direct: int, fd: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`: its whole pages by `direct`, its ends by `fd`; all of it by
-    `fd` where the file turns out to want larger pages. Raises OSError."""
-    begin, end = -offset % PAGE, (offset + len(data)) // PAGE * PAGE - offset
-    if begin >= end:
-        disk.pwrite(fd, data, offset)
-        return
-    pages = np.frombuffer(data[begin:end], np.uint8)
-    if pages.ctypes.data % PAGE:
-        [fitting] = rooms([(len(pages), 0)])
-        fitting[:] = pages
-        pages = fitting
+def has_pages(offset: int, size: int) -> bool:
+    """Whether any page lies whole in a piece of a file."""
+    return -offset % PAGE + PAGE <= size
+
+
+class End(NamedTuple):
+    """What a piece of a file fills of a page that its neighbour fills the rest of."""
+
+    owner: Any
+    page: memoryview
+    data: memoryview  # in the page
+    offset: int  # in the file
+
+
+class Pages(NamedTuple):
+    """Whole pages for `offset`, part after part, and where they met ends that waited."""
+
+    offset: int
+    parts: list[memoryview]
+    met: list[int]
+
+
+class SharedPages:
+    """Pages of a file in which two pieces meet: what the first fills waits for the other, and they
+    are written once and whole. (The two ends written as they come are two small writes, through
+    the cache, for every piece: many small ones cost a disk more than a few large ones.)
+
+    Each piece is `join`ed with what waits on its sides, its pages are written, then they are
+    `settle`d. What still waits is to be written as it is, now and then (`leave`). Calls are the
+    caller's to serialise, the writes between them are not.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, End] = {}  # by where the pieces meet
+        self._met: dict[int, End] = {}  # on their way to the disk, with what they met
+        self._free: list[memoryview] = []  # pages
+
+    def join(self, owner: Any, data: memoryview, offset: int) -> Pages:
+        """The whole pages of a piece (`has_pages`), and those that it makes whole; its other ends
+        wait."""
+        begin, stop = -offset % PAGE, offset + len(data)
+        end = len(data) - stop % PAGE
+        parts, met, first = [_fitting(data[begin:end])], [], offset + begin
+        if begin and (page := self._meet(owner, data[:begin], offset, offset)):
+            parts.insert(0, page)
+            met.append(offset)
+            first -= PAGE
+        if end < len(data) and (page := self._meet(owner, data[end:], offset + end, stop)):
+            parts.append(page)
+            met.append(stop)
+        return Pages(first, parts, met)
+
+    def _meet(self, owner: Any, data: memoryview, offset: int, where: int) -> memoryview | None:
+        """The page of an end, if it is whole now."""
+        at = offset % PAGE
+        other = self._waiting.pop(where, None)
+        if other is not None:
+            other.page[at : at + len(data)] = data
+            self._met[where] = other
+            return other.page
+        page = self._free.pop() if self._free else rooms([(PAGE, 0)])[0].data
+        part = page[at : at + len(data)]
+        part[:] = data
+        self._waiting[where] = End(owner, page, part, offset)
+        return None
+
+    def settle(self, pages: Pages) -> None:
+        """These were written."""
+        for where in pages.met:
+            self._free.append(self._met.pop(where).page)
+
+    def leave(self) -> tuple[list[End], set[Any]]:
+        """The ends that wait, to be written as they are: what they meet will be, too. And the
+        owners of those that are on their way with what they met."""
+        left, self._waiting = list(self._waiting.values()), {}
+        return left, {end.owner for end in self._met.values()}
+
+
+def _fitting(pages: memoryview) -> memoryview:
+    """Pages at an address that is one of a page: a copy, if theirs is not."""
+    found = np.frombuffer(pages, np.uint8)
+    if found.__array_interface__["data"][0] % PAGE == 0:
+        return pages
+    [room] = rooms([(len(pages), 0)])
+    room[:] = found
+    return room.data
+
+
+def write(direct: int, fd: int, pages: Pages) -> None:
+    """Write pages by `direct`; by `fd` where the file turns out to want larger ones. Raises
+    OSError."""
     try:
-        disk.pwrite(direct, pages.data, offset + begin)
+        wrote = os.pwritev(direct, pages.parts, pages.offset)
     except OSError as e:
         if e.errno != errno.EINVAL:
             raise
-        disk.pwrite(fd, data[begin:end], offset + begin)
-    disk.pwrite(fd, data[:begin], offset)
-    disk.pwrite(fd, data[end:], offset + end)
+        wrote = 0
+    offset = pages.offset
+    for part in pages.parts:
+        if wrote < len(part):  # the rest of it
+            disk.pwrite(fd, part[wrote:], offset + wrote)
+        wrote, offset = max(wrote - len(part), 0), offset + len(part)
 
 
 def read(direct: int, fd: int, size: int, offset: int) -> bytes | memoryview:

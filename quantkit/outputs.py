@@ -39,13 +39,14 @@ class OutputFile:
         self._direct: int | None = None
         self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
         self._written: list[Rows] = []
+        self._shared = direct.SharedPages()
         self._synced = False  # the header, at least
         self._held = 0  # bytes that the system may not have begun to write
         self._lock = threading.Lock()
 
     def has(self, tensor: str, row: int, count: int) -> bool:
         """Whether an earlier run wrote these rows."""
-        return self.journal.has(self.tensors[tensor][0], row, count)
+        return self.resumed and self.journal.has(self.tensors[tensor][0], row, count)
 
     def offset(self, tensor: str, row: int, row_bytes: int) -> int:
         """Where in the file a row of a tensor begins."""
@@ -53,8 +54,20 @@ class OutputFile:
 
     def write(self, tensor: str, row: int, count: int, data: memoryview) -> None:
         """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
-        self._put(data, self.offset(tensor, row, len(data) // count))
-        self._note(tensor, row, count, len(data) if self._direct is None else 0)
+        rows, offset = self._rows(tensor, row, count), self.offset(tensor, row, len(data) // count)
+        if self._direct is None or not direct.has_pages(offset, len(data)):
+            self._put(data, offset)
+            self._note(rows, len(data))
+            return
+        with self._lock:
+            pages = self._shared.join(rows, data, offset)
+        try:
+            direct.write(self._direct, self._fd, pages)
+        except OSError as e:
+            raise output_error(e, self.planned.path) from None
+        with self._lock:
+            self._shared.settle(pages)
+            self._written.append(rows)
 
     def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, size: int) -> None:
         """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
@@ -63,7 +76,7 @@ class OutputFile:
             disk.copy_range(fd, self._fd, offset, to, size)
         except OSError as e:
             raise output_error(e, self.planned.path) from None
-        self._note(tensor, row, count, size)
+        self._note(self._rows(tensor, row, count), size)
 
     def begin(self) -> None:
         """Give the file its size and its header (again, if an earlier run did)."""
@@ -77,7 +90,11 @@ class OutputFile:
     def sync(self) -> None:
         """Bring what was written to the disk, then say so in the journal."""
         with self._lock:
-            written, self._written = self._written, []
+            ends, under_way = self._shared.leave()
+            written = [rows for rows in self._written if rows not in under_way]
+            self._written = [rows for rows in self._written if rows in under_way]
+        for end in ends:
+            self._put(end.data, end.offset)
         if written or not self._synced:
             try:
                 disk.sync(self._fd)
@@ -98,19 +115,19 @@ class OutputFile:
         os.close(self._fd)
         self.journal.close()
 
+    def _rows(self, tensor: str, row: int, count: int) -> Rows:
+        return self.tensors[tensor][0], row, count
+
     def _put(self, data: memoryview, offset: int) -> None:
         try:
-            if self._direct is None:
-                disk.pwrite(self._fd, data, offset)
-            else:
-                direct.write(self._direct, self._fd, data, offset)
+            disk.pwrite(self._fd, data, offset)
         except OSError as e:
             raise output_error(e, self.planned.path) from None
 
-    def _note(self, tensor: str, row: int, count: int, cached: int) -> None:
+    def _note(self, rows: Rows, cached: int) -> None:
         """Rows that were written, and how many bytes of them the system holds."""
         with self._lock:
-            self._written.append((self.tensors[tensor][0], row, count))
+            self._written.append(rows)
             self._held += cached
             if full := self._held >= HELD_BYTES:
                 self._held = 0

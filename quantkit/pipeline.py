@@ -53,7 +53,7 @@ def execute(
     with Files(plan.inputs) as files, open_outputs(plan, importance, force) as outputs:
         targets = _targets(outputs)
         room = max(plan.room, plan.memory(threads))
-        memory = direct.Memory(room)
+        memory = direct.Memory(room, plan.most_made() + direct.PAGE * len(plan.outputs))
 
         def read(chunk: Chunk) -> Work:
             return _read(chunk, plan, files, targets.get(chunk.tensor, []))
@@ -129,7 +129,8 @@ def _make(work: Work, plan: Plan, files: Files, importance: Any, memory: direct.
             made.append((outputs, _bytes(rows)))
             continue
         floats = dequantize(rows, source) if floats is None else floats
-        if fmt == "F32" or floats.dtype == numpy_dtype(type_by_name(fmt)):  # not rounded
+        kind = type_by_name(fmt)
+        if kind.is_float and (fmt == "F32" or floats.dtype == numpy_dtype(kind)):  # not rounded
             same = floats.astype(np.float32, copy=False) if fmt == "F32" else floats
             made.append((outputs, _bytes(same)))
         else:

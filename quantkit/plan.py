@@ -193,10 +193,19 @@ class Plan:
         read = segment.source_bytes(source, chunk.count)
         moved = read if segment.order or segment.height or segment.step > 1 else 0
         decoded = 0 if source.ggml.is_float and not segment.edits else 4 * weights
-        held = [o.by_name[chunk.tensor] for o in self.outputs if chunk.tensor in o.by_name]
-        made = sum(type_by_name(fmt).row_bytes(weights) for fmt in {t.format for t in held})
+        made = self.made_bytes(chunk)
         arriving = read if source.is_remote else 0  # what connections hold, as measured
         return arriving + max(read * segment.step + moved, read + decoded + made)
+
+    def made_bytes(self, chunk: Chunk) -> int:
+        """Memory that a chunk takes in every format."""
+        weights = chunk.segment.row_length(self.sources[chunk.segment.source]) * chunk.count
+        held = [o.by_name[chunk.tensor] for o in self.outputs if chunk.tensor in o.by_name]
+        return sum(type_by_name(fmt).row_bytes(weights) for fmt in {t.format for t in held})
+
+    def most_made(self) -> int:
+        """Memory that any chunk takes in every format, at most."""
+        return max(map(self.made_bytes, self._large_chunks()), default=0)
 
     def memory(self, threads: int) -> int:
         """The bytes of weights that a run on `threads` cores has to hold to keep them busy: a chunk

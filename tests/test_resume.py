@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -177,20 +178,61 @@ def test_the_journal_never_says_what_is_not_on_disk(
     assert sum(e[0] == "write" for e in events) > 100
 
 
+@pytest.mark.parametrize("threads", [1, 5])
+def test_what_the_journal_says_is_there(
+    threads: int, source: Path, tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """To the byte, whenever it is said, whatever is on its way to the disk."""
+    whole = quantize(source, ["Q4_K_M", "Q8_0"], tmp_path_factory.mktemp("whole"))
+    right = {f.path.name: (f, f.path.read_bytes()) for f in whole.files}
+    append, said = journal.Journal.append, 0
+    monkeypatch.setattr(outputs, "SYNC_SECONDS", 0.0005)
+
+    def checked(self: journal.Journal, done: list[journal.Rows]) -> None:
+        nonlocal said
+        planned, data = right[self.path.name.removesuffix(".journal")]
+        found = outputs.partial_path(tmp_path / planned.path.name).read_bytes()
+        for tensor, row, count in done:
+            t = planned.tensors[tensor]
+            rows = t.weights // (t.shape[-1] if len(t.shape) > 1 else 1)
+            start, size = (t.nbytes * n // rows for n in (row, count))
+            start += t.offset
+            assert found[start : start + size] == data[start : start + size]
+        said += len(done)
+        append(self, done)
+
+    monkeypatch.setattr(journal.Journal, "append", checked)
+    if hasattr(os, "pwritev"):
+        pwritev = os.pwritev
+
+        def slow(*args: Any) -> int:
+            time.sleep(0.002)
+            return pwritev(*args)
+
+        monkeypatch.setattr(os, "pwritev", slow)
+    plan = quantize(source, ["Q4_K_M", "Q8_0"], tmp_path, run=Run(threads=threads))
+    assert said == 2 * len(list(plan.chunks()))
+
+
 @pytest.mark.parametrize("at", [1, 50, 150])
 def test_a_disk_that_fills_up_is_gone_on_from(
     at: int, source: Path, expected: dict[str, str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    whole, left = disk.pwrite, iter(range(len(TYPES) + at))
+    left = iter(range(len(TYPES) + at))
 
-    def full(fd: int, data: memoryview, offset: int) -> None:
-        if next(left, None) is None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        whole(fd, data, offset)
+    def full(whole: Callable[..., int]) -> Callable[..., int]:
+        def write(*args: object) -> int:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return whole(*args)
+
+        return write
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "pwrite", full)
+        for name in {"pwrite", "pwritev"} & set(dir(os)):
+            patch.setattr(os, name, full(getattr(os, name)))
         with pytest.raises(errors.DiskFull, match="make room and run it again"):
             quantize(source, TYPES, tmp_path)
     quantize(source, TYPES, tmp_path)
