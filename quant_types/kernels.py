@@ -149,6 +149,7 @@ def _llvm() -> Any:
     return llvm
 
 
+@functools.cache
 def target() -> tuple[str, str]:
     """The processor that kernels are compiled for, as LLVM knows it: its name and its features.
 
