@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -11,10 +12,6 @@ import typer
 from quantkit import __version__
 from quantkit.commands import fit, look, make, plan, release, verify
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-    rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
 COMMANDS = (
     make.convert, make.quantize, make.split, make.merge,
     look.inspect, look.report, plan.plan, release.release, verify.verify,
@@ -28,7 +25,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -37,8 +33,18 @@ def root(
     """Convert, quantize and release GGUF models, byte for byte as llama.cpp makes them."""
 
 
-for command in COMMANDS:
-    app.command()(command)
+def _app(commands: Sequence[Callable[..., None]]) -> typer.Typer:
+    made = typer.Typer(
+        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+        rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    made.callback()(root)
+    for command in commands:
+        made.command()(command)
+    return made
+
+
+app = _app(COMMANDS)
 
 
 def main() -> None:
@@ -46,8 +52,9 @@ def main() -> None:
     from quantkit.errors import QuantkitError
 
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
+    named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]  # typer looks long at each
     try:
-        app()
+        _app(named or COMMANDS)()
     except QuantkitError as e:
         typer.echo(f"error: {e}", err=True)
         sys.exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -169,15 +169,16 @@ def check_outputs(plan: Plan, force: bool) -> None:
 
 @contextmanager
 def open_outputs(
-    plan: Plan, importance: Mapping[str, Any], force: bool
+    plan: Plan, importance: Mapping[str, Any], force: bool, ready: Callable[[], None]
 ) -> Iterator[list[OutputFile]]:
-    """The files of the plan that are not whole yet. Renamed if the body ends well.
+    """The files of the plan that are not whole yet, when all else is `ready`. Renamed if the body
+    ends well.
 
     If it does not, what is on disk stays for the next run, but for a model that is wrong (nothing
     could ever come of it). Raises OutputInUse, OutputExists, JournalMismatch, DiskFull and
     OutputError.
     """
-    begun = _open_all(plan, identities(plan, importance), force)
+    begun = _open_all(plan, identities(plan, importance), force, ready)
     try:
         with _syncing(begun):
             yield begun
@@ -204,12 +205,15 @@ def open_outputs(
             output.close()
 
 
-def _open_all(plan: Plan, names: Mapping[Path, Identity], force: bool) -> list[OutputFile]:
+def _open_all(
+    plan: Plan, names: Mapping[Path, Identity], force: bool, ready: Callable[[], None]
+) -> list[OutputFile]:
     begun: list[OutputFile] = []
     try:
         for f in plan.files:
             if (output := _open(f, names[f.path], force)) is not None:
                 begun.append(output)
+        ready()
     except BaseException:
         for output in begun:
             if not output.resumed:

@@ -8,7 +8,8 @@ the chunks under way, and a run that died goes on with those that are not on dis
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
@@ -49,8 +50,11 @@ def execute(
     `importance` holds float32 `[experts, n]` (one row for a plain matrix) by tensor name. Raises
     NonFiniteWeight, SourceError, OutputError.
     """
-    _prepare(plan, importance, threads)
-    with Files(plan.inputs) as files, open_outputs(plan, importance, force) as outputs:
+    with ExitStack() as opened:
+        beside = opened.enter_context(ThreadPoolExecutor(1))
+        kernels = beside.submit(_prepare, plan, importance, threads)  # while files are opened
+        files = opened.enter_context(Files(plan.inputs))
+        outputs = opened.enter_context(open_outputs(plan, importance, force, kernels.result))
         targets = _targets(outputs)
         room = max(plan.room, plan.memory(threads))
         memory = direct.Memory(room, plan.most_made() + direct.PAGE * len(plan.outputs))
