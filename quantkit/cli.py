@@ -52,9 +52,9 @@ def main() -> None:
     from quantkit.errors import QuantkitError
 
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
-    named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]  # typer looks long at each
+    named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
     try:
-        _app(named or COMMANDS)()
+        (_app(named) if named else app)()  # typer looks long at every command that an app has
     except QuantkitError as e:
         typer.echo(f"error: {e}", err=True)
         sys.exit(1)

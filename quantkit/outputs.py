@@ -56,15 +56,12 @@ class OutputFile:
         """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
         rows, offset = self._rows(tensor, row, count), self.offset(tensor, row, len(data) // count)
         if self._direct is None or not direct.has_pages(offset, len(data)):
-            self._put(data, offset)
+            self._ask(disk.pwrite, self._fd, data, offset)
             self._note(rows, len(data))
             return
         with self._lock:
             pages = self._shared.join(rows, data, offset)
-        try:
-            direct.write(self._direct, self._fd, pages)
-        except OSError as e:
-            raise output_error(e, self.planned.path) from None
+        self._ask(direct.write, self._direct, self._fd, pages)
         with self._lock:
             self._shared.settle(pages)
             self._written.append(rows)
@@ -72,19 +69,13 @@ class OutputFile:
     def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, size: int) -> None:
         """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
         to = self.offset(tensor, row, size // count)
-        try:
-            disk.copy_range(fd, self._fd, offset, to, size)
-        except OSError as e:
-            raise output_error(e, self.planned.path) from None
+        self._ask(disk.copy_range, fd, self._fd, offset, to, size)
         self._note(self._rows(tensor, row, count), size)
 
     def begin(self) -> None:
         """Give the file its size and its header (again, if an earlier run did)."""
-        try:
-            disk.reserve(self._fd, self.planned.size)
-        except OSError as e:
-            raise output_error(e, self.planned.path) from None
-        self._put(memoryview(self.planned.header), 0)
+        self._ask(disk.reserve, self._fd, self.planned.size)
+        self._ask(disk.pwrite, self._fd, memoryview(self.planned.header), 0)
         self._direct = direct.open_direct(partial_path(self.planned.path))
 
     def sync(self) -> None:
@@ -94,12 +85,9 @@ class OutputFile:
             written = [rows for rows in self._written if rows not in under_way]
             self._written = [rows for rows in self._written if rows in under_way]
         for end in ends:
-            self._put(end.data, end.offset)
+            self._ask(disk.pwrite, self._fd, end.data, end.offset)
         if written or not self._synced:
-            try:
-                disk.sync(self._fd)
-            except OSError as e:
-                raise output_error(e, self.planned.path) from None
+            self._ask(disk.sync, self._fd)
             self._synced = True
             self.journal.append(written)
 
@@ -118,9 +106,10 @@ class OutputFile:
     def _rows(self, tensor: str, row: int, count: int) -> Rows:
         return self.tensors[tensor][0], row, count
 
-    def _put(self, data: memoryview, offset: int) -> None:
+    def _ask(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Something of the system. Raises DiskFull, OutputError."""
         try:
-            disk.pwrite(self._fd, data, offset)
+            call(*arguments)
         except OSError as e:
             raise output_error(e, self.planned.path) from None
 
