@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import statistics
@@ -30,21 +29,20 @@ WIDTH = 4096  # weights in a row of the samples
 
 
 def run(arguments: list[str], directory: Path) -> dict[str, float]:
-    """One `quantkit` command in a process of its own, in a directory that it finds empty: seconds,
-    those that the command itself counts (`inner`), CPU seconds. Nobody looks at it meanwhile: what
-    follows its memory takes 2% of two cores."""
+    """One `quantkit` command in a process of its own, in a directory that it finds empty: seconds
+    and CPU seconds. Nobody looks at it meanwhile: what follows its memory takes 2% of two cores."""
     import resource
 
     _empty(directory)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     process = _begun(arguments, directory)
-    said, _ = process.communicate()
+    process.wait()
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert process.returncode == 0
-    return {"seconds": seconds, "inner": json.loads(said)["seconds"], "cpu": cpu}
+    return {"seconds": seconds, "cpu": cpu}
 
 
 def peak(arguments: list[str], directory: Path) -> dict[str, float]:
@@ -60,7 +58,6 @@ def peak(arguments: list[str], directory: Path) -> dict[str, float]:
                 if name in lines:
                     found[key] = max(found[key], int(lines[name].split()[0]) / 1000)
         time.sleep(0.02)
-    process.communicate()
     assert process.returncode == 0
     return found
 
@@ -94,9 +91,9 @@ def _empty(directory: Path) -> None:
     os.sync()
 
 
-def _begun(arguments: list[str], directory: Path) -> subprocess.Popen[str]:
+def _begun(arguments: list[str], directory: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "quantkit.cli", *arguments, "--json"]
-    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL)
 
 
 def median(runs: list[dict[str, float]]) -> dict[str, float]:
