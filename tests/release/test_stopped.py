@@ -61,16 +61,21 @@ def test_killed_between_two_files(
     assert_same(out, whole)
 
 
+def stopped_in_sums(count: int, source: Path, out: Path) -> None:
+    """A release that dies when it has so many sums of its files."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(count, patch, manifest, "sums")
+        with pytest.raises(KeyboardInterrupt):
+            release(source, out, run=Run(threads=1))
+
+
 def test_killed_while_sums_are_taken(
     whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    stop_after(3, monkeypatch, manifest, "sums")
-    with pytest.raises(KeyboardInterrupt):
-        release(source, out, run=Run(threads=1))
+    stopped_in_sums(3, source, out)
     assert (out / "manifest.json.partial").exists()
     assert not (out / "manifest.json").exists()
-    monkeypatch.undo()
     quantized = stop_after(0, monkeypatch, pipeline, "_make")
     summed = stop_after(1 << 30, monkeypatch, manifest, "sums")
     release(source, out, run=Run(threads=1))
@@ -98,13 +103,10 @@ def test_a_stop_does_not_wait_for_the_sum_of_a_large_file(tmp_path: Path) -> Non
 
 
 def test_damage_is_found_in_a_run_that_was_cut_short(
-    whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Release, source: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    stop_after(5, monkeypatch, manifest, "sums")
-    with pytest.raises(KeyboardInterrupt):
-        release(source, out, run=Run(threads=1))
-    monkeypatch.undo()
+    stopped_in_sums(5, source, out)
     path = out / f"{NAME}-Q2_K.gguf"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
