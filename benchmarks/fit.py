@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 from benchmarks.measure import write_section
-from quantkit.convert import Run, quantize
-from quantkit.divergence import divergences, mean
-from quantkit.fit import Budget, fit, make
-from quantkit.imatrix import read_imatrix
+from quantkit.calibration.imatrix import read_imatrix
+from quantkit.fitting.fit import Budget, fit, make
+from quantkit.jobs import Run, quantize
+from quantkit.verification.divergence import divergences, mean
 
 TYPES = ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"]
 HEAD = (

@@ -19,9 +19,10 @@ import ml_dtypes
 import numpy as np
 
 import quant_types
-from quantkit.checkpoint import Files
-from quantkit.plan import Plan
-from quantkit.rows import fetch
+from quantkit.execution.rows import fetch
+from quantkit.planning.plan import Plan
+from quantkit.planning.schedule import Schedule
+from quantkit.source.tensors import Files
 from tests import oracle
 
 FLOATS = ("F32", "F16", "BF16")
@@ -122,7 +123,7 @@ def kernel_seconds(plan: Plan, threads: int) -> float:
     that has the same format in several outputs is made once. Measured now, all threads at work."""
     work = []
     with Files(plan.inputs) as files:
-        for chunk in plan.chunks():
+        for chunk in Schedule(plan).chunks():
             formats = {o.by_name[chunk.tensor].format for o in plan.outputs}
             if formats := formats.difference(FLOATS):
                 work.append((fetch(chunk, plan, files), formats))

@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks import make_checkpoint
 from benchmarks.measure import write_section
-from quantkit.convert import Run, quantize
-from quantkit.report import read_rows
+from quantkit.jobs import Run, quantize
+from quantkit.reporting.table import read_rows
 
 PROMPT = 2048  # tokens at most; the cache is written whole, however few are used
 

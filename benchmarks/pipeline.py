@@ -22,8 +22,8 @@ from benchmarks.measure import (
     run,
     write_section,
 )  # fmt: skip
-from quantkit.convert import Run, convert, quantize
-from quantkit.plan import Plan
+from quantkit.jobs import Run, convert, quantize
+from quantkit.planning.plan import Plan
 
 EIGHT = ["Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0"]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import make_checkpoint
 from benchmarks.measure import median, peak, run, write_section
 from benchmarks.pipeline import EIGHT
-from quantkit.convert import Run, quantize
+from quantkit.jobs import Run, quantize
 
 LAYERS = (1, 2, 4)
 

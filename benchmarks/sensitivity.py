@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from quantkit.convert import Run, prepare, quantize
-from quantkit.divergence import divergences, mean
-from quantkit.measure import measure
-from quantkit.mixtures import Facts, category, is_quantized
-from quantkit.planner import Request, model_facts
-from quantkit.quality import NORMAL_ERROR, sensitivity
-from quantkit.recipes import Overrides, choose, find_recipe
+from quantkit.fitting.measure import measure
+from quantkit.jobs import Run, prepare, quantize
+from quantkit.planning.build import Request, model_facts
+from quantkit.recipes.choose import Overrides, choose
+from quantkit.recipes.facts import ModelFacts, category, is_quantized
+from quantkit.recipes.file_types import find_recipe
+from quantkit.recipes.sensitivity import NORMAL_ERROR, sensitivity
+from quantkit.verification.divergence import divergences, mean
 
 FORMATS = ("Q4_K",)
 AT_ONCE = 8  # models in memory
@@ -28,13 +29,13 @@ AT_ONCE = 8  # models in memory
 # llama.cpp tools/perplexity/README.md: mean KL divergence of Llama 3 8B without importances; and
 # for Llama 2 70B, the perplexity's increase. Q8_0 is the floor there, not the weights' doing.
 SCOREBOARDS = {
-    "Llama 3 8B": (Facts("llama", 32, 0, 32, 8, False), {
+    "Llama 3 8B": (ModelFacts("llama", 32, 0, 32, 8, False), {
         "Q6_K": 0.005452, "Q5_K_M": 0.010762, "Q5_K_S": 0.016595, "Q5_1": 0.018045,
         "Q5_0": 0.022239, "Q4_K_M": 0.031273, "Q4_K_S": 0.043136, "Q4_1": 0.071683,
         "Q4_0": 0.07194, "Q3_K_L": 0.087176, "Q3_K_M": 0.101913, "Q3_K_S": 0.228217,
         "Q2_K": 0.445132,
     }),
-    "Llama 2 70B": (Facts("llama", 80, 0, 64, 8, False), {
+    "Llama 2 70B": (ModelFacts("llama", 80, 0, 64, 8, False), {
         "Q6_K": 0.0016, "Q5_K_M": 0.004, "Q5_K_S": 0.005, "Q5_0": 0.0126, "Q4_K_M": 0.012,
         "Q4_K_S": 0.0157, "Q4_1": 0.0237, "Q4_0": 0.0361, "Q3_K_L": 0.038, "Q3_K_M": 0.0472,
         "Q3_K_S": 0.0789, "Q2_K": 0.0882,

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from quantkit import __version__
-from quantkit.commands import fit, look, make, plan, release, verify
+from quantkit.commands import fit, inspect, plan, quantize, release, verify
 
 COMMANDS = (
-    make.convert, make.quantize, make.split, make.merge,
-    look.inspect, look.report, plan.plan, release.release, verify.verify,
+    quantize.convert, quantize.quantize, quantize.split, quantize.merge,
+    inspect.inspect, inspect.report, plan.plan, release.release, verify.verify,
     fit.fit,
 )  # fmt: skip
 

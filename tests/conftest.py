@@ -13,7 +13,7 @@ import pytest
 from tests import checkpoints
 
 if TYPE_CHECKING:
-    from tests.hub import Hub
+    from tests.fake_hub import Hub
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +59,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A server that is the Hub for this process."""
     from huggingface_hub import constants
 
-    from quantkit import hub as http
-    from tests.hub import Hub
-    from tests.hub_models import TOKEN
+    from quantkit.hub import http
+    from tests.fake_hub import Hub
+    from tests.fake_hub_models import TOKEN
 
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -77,7 +77,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def sharded(checkpoint: Callable[[str], Path], hub: Hub) -> Path:
     """A local checkpoint of three shards that is MODEL on the Hub, too."""
-    from tests.hub_models import SHARDED
+    from tests.fake_hub_models import SHARDED
 
     source = checkpoint(SHARDED)
     hub.publish("org/ckpt", source)
@@ -89,8 +89,8 @@ def local_sums(
     checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """What a local run makes of it."""
-    from quantkit.convert import quantize
-    from tests.hub_models import SHARDED, TYPES, sums
+    from quantkit.jobs import quantize
+    from tests.fake_hub_models import SHARDED, TYPES, sums
 
     return sums(quantize(checkpoint(SHARDED), TYPES, tmp_path_factory.mktemp("local")))
 

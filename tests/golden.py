@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quantkit.ggml_types import type_by_id
-from quantkit.gguf_file import KeyValue, read_header
+from quantkit.gguf.container import KeyValue, read_header
+from quantkit.gguf.types import type_by_id
 
 
 def fingerprint(item: KeyValue) -> dict[str, Any]:

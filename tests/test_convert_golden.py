@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.convert import convert
-from quantkit.gguf_file import read_header
+from quantkit.gguf.container import read_header
+from quantkit.jobs import convert
 from tests.checkpoints import GOLDEN
 from tests.conftest import sha256
 from tests.golden import assert_same, fingerprint

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit import cli, disk, errors
-from quantkit.convert import Reading, Run, convert, quantize
+from quantkit import cli, errors
+from quantkit.jobs import Run, convert, quantize
+from quantkit.model.open import Reading
+from quantkit.storage import os_files
 from tests.checkpoints import read_safetensors, write_safetensors
 
 Broken = Callable[..., Path]
@@ -249,8 +251,8 @@ def test_a_weight_that_is_not_finite(
 def test_no_room_is_known_before_the_first_byte(
     broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda directory: 1_000_000)
-    monkeypatch.setattr(disk, "open_locked", lambda path: pytest.fail("something was opened"))
+    monkeypatch.setattr(os_files, "free_bytes", lambda directory: 1_000_000)
+    monkeypatch.setattr(os_files, "open_locked", lambda path: pytest.fail("something was opened"))
     fails(errors.DiskFull, "GB needed & 0.00 GB free", broken(), tmp_path / "out")
 
 
@@ -263,7 +265,7 @@ def test_a_disk_that_fills_up_on_the_way(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     source = broken()
-    monkeypatch.setattr(disk, "pwrite", full)
+    monkeypatch.setattr(os_files, "pwrite", full)
     fails(errors.DiskFull, "the disk is full", source, tmp_path / "out")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from quantkit.convert import convert, quantize
-from quantkit.gguf_file import read_header
+from quantkit.gguf.container import read_header
+from quantkit.jobs import convert, quantize
 from tests import golden
 from tests.checkpoints import DATA, FRANKENMOE
 from tests.conftest import sha256

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from quantkit.convert import Reading, convert, quantize
-from quantkit.imatrix import read_imatrix
-from quantkit.planner import Request
-from quantkit.recipes import RECIPES
+from quantkit.calibration.imatrix import read_imatrix
+from quantkit.jobs import convert, quantize
+from quantkit.model.open import Reading
+from quantkit.planning.build import Request
+from quantkit.recipes.file_types import RECIPES
 from tests import golden
+from tests.architectures.test_architectures import options
 from tests.checkpoints import DATA, GOLDEN, architectures
 from tests.conftest import sha256
-from tests.test_architectures import options
 
 STORED: dict[str, Any] = json.loads(
     gzip.decompress((DATA / "quantize/goldens.json.gz").read_bytes())

@@ -12,16 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 import quant_types
-from quantkit import errors, memory
-from quantkit.checkpoint import Files, open_gguf, open_gguf_set
+from quantkit import errors
 from quantkit.cli import app
-from quantkit.convert import Run, convert, merge, quantize, split
-from quantkit.gguf_file import header_bytes, read_header
-from quantkit.memory import BASE_MEMORY
-from quantkit.plan import CHUNK_WEIGHTS
-from quantkit.planner import Request
-from quantkit.recipes import Overrides, tensor_type
-from quantkit.splits import Splits, parse_size, split_path
+from quantkit.gguf.container import header_bytes, read_header
+from quantkit.gguf.splits import Splits, parse_size, split_path
+from quantkit.jobs import Run, convert, merge, quantize, split
+from quantkit.planning import schedule
+from quantkit.planning.build import Request
+from quantkit.planning.schedule import BASE_MEMORY, CHUNK_WEIGHTS
+from quantkit.recipes.choose import Overrides, tensor_type
+from quantkit.source.gguf_set import open_gguf, open_gguf_set
+from quantkit.source.tensors import Files
 from tests import golden
 from tests.checkpoints import DATA
 from tests.conftest import sha256
@@ -114,15 +115,17 @@ def test_memory_is_kept_by_smaller_chunks(
 ) -> None:
     source, types = checkpoint("mixtral-4x"), ["Q4_K_M", "F32"]
     plan = quantize(source, types, tmp_path, run=Run(threads=2, memory=BASE_MEMORY + 2_000_000))
-    assert plan.chunk_weights < CHUNK_WEIGHTS
-    assert plan.memory(2) <= 2_000_000
+    small = schedule.schedule(plan, 2, BASE_MEMORY + 2_000_000)
+    assert small.chunk_weights < CHUNK_WEIGHTS
+    assert small.least_memory <= 2_000_000
     (tmp_path / "whole").mkdir()
     whole = quantize(source, types, tmp_path / "whole")
     assert [sha256(f.path) for f in plan.files] == [sha256(f.path) for f in whole.files]
     # without a number the threads of a large machine share a gigabyte, and nothing is refused
-    monkeypatch.setattr(memory, "USUAL_MEMORY", BASE_MEMORY + 2_000_000)
-    assert quantize(source, types, tmp_path, run=Run(threads=2, dry=True)) == plan
-    assert quantize(source, types, tmp_path, run=Run(threads=2000, dry=True)).memory(1) < 2_000_000
+    monkeypatch.setattr(schedule, "USUAL_MEMORY", BASE_MEMORY + 2_000_000)
+    assert schedule.schedule(plan, 2) == small
+    many = schedule.schedule(plan, 2000)
+    assert schedule.Schedule(plan, 1, many.chunk_weights).least_memory < 2_000_000
     too_little = Run(threads=2000, dry=True, memory=BASE_MEMORY + 2_000_000)
     with pytest.raises(errors.RecipeError, match="2000 threads need at least"):
         quantize(source, types, tmp_path, run=too_little)

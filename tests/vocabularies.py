@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.tokenizer import Vocabulary, read_vocabulary
-from quantkit.vocab.rules import rules_for
+from quantkit.tokenizer.families import rules_for
+from quantkit.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from tests.checkpoints import GOLDEN
 
 

@@ -35,8 +35,8 @@ from quantkit.architectures import (
     smallthinker,
     step,
 )
+from quantkit.architectures.rules import Architecture
 from quantkit.errors import UnsupportedArchitecture
-from quantkit.rules import Architecture
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     *afmoe.FAMILY,

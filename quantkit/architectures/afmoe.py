@@ -22,7 +22,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.rules import Architecture, Config, Key, Map, vector, whole
+from quantkit.architectures.rules import Architecture, Config, Key, Map, vector, whole
 
 
 def _sparse(config: Config, bid: int) -> bool:

@@ -15,7 +15,7 @@ from quantkit.architectures.common import (
     router,
 )
 from quantkit.architectures.llama import MIXTRAL, OLD
-from quantkit.rules import Architecture, Expect, vector
+from quantkit.architectures.rules import Architecture, Expect, vector
 
 ARCTIC = Architecture(
     hf_names=("ArcticForCausalLM",),

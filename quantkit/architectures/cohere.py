@@ -16,8 +16,8 @@ from quantkit.architectures.common import (
     gated_mlp,
     router,
 )
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect, Key, vector
 
 
 def _dense(config: Config) -> int:

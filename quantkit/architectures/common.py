@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from quantkit.errors import ConfigError
-from quantkit.rules import (
+from quantkit.architectures.rules import (
     Config,
     Dim,
     Expect,
@@ -24,6 +23,7 @@ from quantkit.rules import (
     vector,
     whole,
 )
+from quantkit.errors import ConfigError
 
 L = "model.layers.{bid}"
 

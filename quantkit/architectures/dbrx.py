@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quantkit.architectures.common import text_keys
-from quantkit.rules import (
+from quantkit.architectures.rules import (
     Architecture,
     Dims,
     Key,

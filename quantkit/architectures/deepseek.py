@@ -38,7 +38,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.rules import (
+from quantkit.architectures.rules import (
     Architecture,
     Config,
     Dims,

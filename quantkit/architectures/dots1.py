@@ -28,7 +28,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.rules import Architecture, Expect
+from quantkit.architectures.rules import Architecture, Expect
 
 DOTS1 = Architecture(
     hf_names=("Dots1ForCausalLM",),

@@ -21,7 +21,7 @@ from quantkit.architectures.common import (
     router,
     text_keys,
 )
-from quantkit.rules import Architecture, Config, Expect, Key, Map, whole
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, whole
 
 BIAS = f"{L}.mlp.moe_statics.e_score_correction_bias"
 

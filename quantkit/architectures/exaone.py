@@ -26,7 +26,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.rules import Architecture, Config, Key
+from quantkit.architectures.rules import Architecture, Config, Key
 
 BIAS = f"{L}.mlp.e_score_correction_bias"
 

@@ -19,7 +19,7 @@ from quantkit.architectures.common import (
     shifted,
     text_keys,
 )
-from quantkit.rules import Architecture, Config, Expect, Key, vector
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
 
 _NORMS = shifted(
     EMBEDDINGS[1],

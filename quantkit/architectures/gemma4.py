@@ -22,8 +22,17 @@ from quantkit.architectures.common import (
     optional_key,
     router,
 )
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    linear,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect, Key, Map, linear, vector, whole
 
 A, X = f"{L}.self_attn", f"{L}.experts"
 

@@ -35,7 +35,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.rules import Architecture, Key, vector
+from quantkit.architectures.rules import Architecture, Key, vector
 
 GLM4_MOE = Architecture(
     hf_names=("Glm4MoeForCausalLM",),

@@ -12,7 +12,7 @@ from quantkit.architectures.common import (
     attention,
     expert_dims,
 )
-from quantkit.rules import (
+from quantkit.architectures.rules import (
     Architecture,
     Expect,
     Key,

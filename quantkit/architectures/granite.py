@@ -26,8 +26,8 @@ from quantkit.architectures.common import (
     router,
 )
 from quantkit.architectures.mamba import mamba2, mamba2_dims, per_layer, ssm_keys
+from quantkit.architectures.rules import Architecture, Config, Key, Map, halves, whole
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Key, Map, halves, whole
 
 MOE = f"{L}.block_sparse_moe"
 SHARED = f"{L}.shared_mlp"

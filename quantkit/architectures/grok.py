@@ -17,7 +17,7 @@ from quantkit.architectures.common import (
     optional_key,
     router,
 )
-from quantkit.rules import Architecture, Expect, Key, vector
+from quantkit.architectures.rules import Architecture, Expect, Key, vector
 
 MOE = f"{L}.block_sparse_moe"
 

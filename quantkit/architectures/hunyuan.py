@@ -20,8 +20,8 @@ from quantkit.architectures.common import (
     no_key,
     router,
 )
+from quantkit.architectures.rules import Architecture, Config, Key, vector
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Key, vector
 
 LENGTH = 256 * 1024  # what the scaling of the rotary base is for, whatever config.json says
 

@@ -16,7 +16,17 @@ from quantkit.architectures.common import (
     text_keys,
 )
 from quantkit.architectures.mamba import per_layer
-from quantkit.rules import Architecture, Config, Expect, Key, Map, edited, linear, vector, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    edited,
+    linear,
+    vector,
+    whole,
+)
 
 FF, M = f"{L}.feed_forward", f"{L}.mamba"
 

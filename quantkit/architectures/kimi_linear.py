@@ -28,7 +28,17 @@ from quantkit.architectures.common import (
     router_bias,
 )
 from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2, LATENT, LENGTHS
-from quantkit.rules import Architecture, Config, Expect, Key, Map, edited, linear, vector, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    edited,
+    linear,
+    vector,
+    whole,
+)
 
 MOE = f"{L}.block_sparse_moe"
 DELTA = "delta attention"

@@ -20,7 +20,16 @@ from quantkit.architectures.common import (
     router_bias,
 )
 from quantkit.architectures.mamba import per_layer
-from quantkit.rules import Architecture, Config, Expect, Key, Map, linear, vector, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    linear,
+    vector,
+    whole,
+)
 
 FF, A, C = f"{L}.feed_forward", f"{L}.self_attn", f"{L}.conv"
 

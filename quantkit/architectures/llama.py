@@ -29,8 +29,8 @@ from quantkit.architectures.common import (
     router,
     transposed_experts,
 )
+from quantkit.architectures.rules import Architecture, Config, Expect, Key
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect, Key
 
 OLD = f"{L}.block_sparse_moe"
 

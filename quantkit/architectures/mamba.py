@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quantkit.rules import Config, Dim, Key, Map, edited, linear, whole
+from quantkit.architectures.rules import Config, Dim, Key, Map, edited, linear, whole
 
 
 def mamba2(base: str, layers: str) -> tuple[Map, ...]:

@@ -19,8 +19,17 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    linear,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect, Key, Map, linear, vector, whole
 
 A, P = f"{L}.self_attn", "model.mtp.layers.{mid}"
 AHEAD = 3  # layers that predict further tokens; config.json does not tell

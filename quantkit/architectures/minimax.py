@@ -23,8 +23,17 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    linear,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect, Key, Map, linear, vector, whole
 
 MOE, A = f"{L}.block_sparse_moe", f"{L}.self_attn"
 

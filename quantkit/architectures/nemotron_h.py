@@ -23,8 +23,7 @@ from quantkit.architectures.common import (
     router_bias,
 )
 from quantkit.architectures.mamba import mamba2, mamba2_dims, per_layer, ssm_keys
-from quantkit.errors import ConfigError
-from quantkit.rules import (
+from quantkit.architectures.rules import (
     Architecture,
     Config,
     Expect,
@@ -35,6 +34,7 @@ from quantkit.rules import (
     vector,
     whole,
 )
+from quantkit.errors import ConfigError
 
 L = "backbone.layers.{bid}"
 M = f"{L}.mixer"

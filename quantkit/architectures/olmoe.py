@@ -16,7 +16,7 @@ from quantkit.architectures.common import (
     qk_norms,
     router,
 )
-from quantkit.rules import Architecture, Expect, Key
+from quantkit.architectures.rules import Architecture, Expect, Key
 
 OLMOE = Architecture(
     hf_names=("OlmoeForCausalLM",),

@@ -24,8 +24,8 @@ from quantkit.architectures.common import (
     router,
     text_keys,
 )
+from quantkit.architectures.rules import Architecture, Config, Key, Map, linear, whole
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Key, Map, linear, whole
 
 OLD = f"{L}.block_sparse_moe"
 

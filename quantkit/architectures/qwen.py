@@ -30,7 +30,7 @@ from quantkit.architectures.common import (
     router,
     transposed_experts,
 )
-from quantkit.rules import Architecture, Config, Expect, Key, Map, stack, whole
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, stack, whole
 
 # llama.cpp runs these with experts in every layer, or in none
 ALL_SPARSE = (Expect("mlp_only_layers", ([],)), Expect("decoder_sparse_step", (1,)))

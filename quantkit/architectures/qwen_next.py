@@ -30,7 +30,7 @@ from quantkit.architectures.common import (
     shifted,
 )
 from quantkit.architectures.qwen import ALL_SPARSE, QWEN2_MOE, SHARED_EXPERT
-from quantkit.rules import (
+from quantkit.architectures.rules import (
     Architecture,
     Config,
     Dims,

@@ -17,7 +17,7 @@ from quantkit.architectures.common import (
     no_key,
     router,
 )
-from quantkit.rules import Architecture, Config, Key
+from quantkit.architectures.rules import Architecture, Config, Key
 
 MOE = f"{L}.block_sparse_moe"
 FFN = "moe_ffn_hidden_size"

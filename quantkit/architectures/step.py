@@ -29,8 +29,8 @@ from quantkit.architectures.common import (
     router_bias,
     shifted,
 )
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
 from quantkit.errors import ConfigError
-from quantkit.rules import Architecture, Config, Expect, Key, Map, vector, whole
 
 MOE = f"{L}.moe"
 

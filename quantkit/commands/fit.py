@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.commands.console import Progress
 from quantkit.commands.options import (
     ExpertsUsed,
     Force,
@@ -20,11 +21,10 @@ from quantkit.commands.options import (
     imatrix_of,
     reading_of,
     run_of,
-)  # fmt: skip
-from quantkit.console import Progress
+)
 
 if TYPE_CHECKING:
-    from quantkit.fit import Budget, Fit
+    from quantkit.fitting.fit import Budget, Fit
 
 
 def fit(
@@ -60,8 +60,8 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Choose the format of every tensor: the least error in a file of a size."""
-    from quantkit import fit as jobs
     from quantkit.errors import OutputExists
+    from quantkit.fitting import fit as jobs
 
     budget = _budget(size, ram, bpw, context)
     reading = reading_of(pre, experts_used, keep_experts, mtp, no_mtp, False, False, False)
@@ -93,8 +93,8 @@ def fit(
 
 
 def _budget(size: str | None, ram: str | None, bpw: float | None, context: int | None) -> Budget:
-    from quantkit.fit import Budget
-    from quantkit.splits import parse_size
+    from quantkit.fitting.fit import Budget
+    from quantkit.gguf.splits import parse_size
 
     if sum(given is not None for given in (size, ram, bpw)) != 1:
         raise typer.BadParameter("give one of --size 12GB, --ram 16GB and --bpw 4.5")
@@ -106,8 +106,8 @@ def _budget(size: str | None, ram: str | None, bpw: float | None, context: int |
 
 def _lines(found: Fit, recipe: Path, files: list[Path]) -> list[str]:
     """The frontier at the sizes of llama.cpp's types, and what was chosen."""
-    from quantkit.quality import use_case
-    from quantkit.report import gigabytes
+    from quantkit.recipes.sensitivity import use_case
+    from quantkit.reporting.numbers import gigabytes
 
     lines = [f"{'size':>10} {'bpw':>6} {'error':>8}   llama.cpp's"]
     for mark in sorted((*found.types, found.chosen), key=lambda m: (m.nbytes, m.label)):
@@ -128,7 +128,7 @@ def _percent(error: float) -> str:
 def _json(found: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from quantkit.quality import use_case
+    from quantkit.recipes.sensitivity import use_case
 
     return {
         "chosen": asdict(found.chosen) | {"use_case": use_case(found.chosen.error)},

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.console import Progress
+from quantkit.commands.console import Progress
 
 if TYPE_CHECKING:
-    from quantkit.convert import Reading, Run
-    from quantkit.imatrix import Imatrix
-    from quantkit.report import Column
-    from quantkit.splits import Splits
+    from quantkit.calibration.imatrix import Imatrix
+    from quantkit.gguf.splits import Splits
+    from quantkit.jobs import Run
+    from quantkit.model.open import Reading
+    from quantkit.reporting.table import Column
 
 
 class TableFormat(str, Enum):
@@ -84,8 +85,8 @@ def run_of(
     force: bool, dry: bool, threads: int | None, memory: str | None, progress: Progress,
     cluster: str | None = None,
 ) -> Run:  # fmt: skip
-    from quantkit.convert import Run
-    from quantkit.splits import parse_size
+    from quantkit.gguf.splits import parse_size
+    from quantkit.jobs import Run
 
     return Run(force, dry, threads, parse_size(memory) if memory else None, cluster, progress.start)
 
@@ -94,9 +95,9 @@ def reading_of(
     pre: str | None, experts_used: int | None, keep: str | None, mtp: bool, no_mtp: bool,
     fuse_qkv: bool, fuse_gate_up: bool, fp8_as_q8: bool,
 ) -> Reading:  # fmt: skip
-    from quantkit.convert import Reading
-    from quantkit.rules import Options
-    from quantkit.splits import parse_numbers
+    from quantkit.architectures.rules import Options
+    from quantkit.gguf.splits import parse_numbers
+    from quantkit.model.open import Reading
 
     if mtp and no_mtp:
         raise typer.BadParameter("--mtp and --no-mtp exclude each other")
@@ -106,13 +107,13 @@ def reading_of(
 
 
 def splits_of(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:
-    from quantkit.splits import Splits, parse_size
+    from quantkit.gguf.splits import Splits, parse_size
 
     return Splits(parse_size(size) if size else 0, tensors, no_tensor_first)
 
 
 def columns_of(names: str | None) -> list[Column] | None:
-    from quantkit.report import columns
+    from quantkit.reporting.table import columns
 
     return columns([name.strip() for name in names.split(",")]) if names else None
 
@@ -120,6 +121,6 @@ def columns_of(names: str | None) -> list[Column] | None:
 def imatrix_of(path: str | None, include: list[str], exclude: list[str]) -> Imatrix | None:
     if path is None:
         return None
-    from quantkit.imatrix import read_imatrix, selected
+    from quantkit.calibration.imatrix import read_imatrix, selected
 
     return selected(read_imatrix(path), include, exclude)

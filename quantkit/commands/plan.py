@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.commands.console import print_table
 from quantkit.commands.options import (
     Columns,
     Context,
@@ -21,11 +22,10 @@ from quantkit.commands.options import (
     columns_of,
     reading_of,
     splits_of,
-)  # fmt: skip
-from quantkit.console import print_table
+)
 
 if TYPE_CHECKING:
-    from quantkit.survey import Survey
+    from quantkit.reporting.survey import Survey
 
 
 def plan(
@@ -54,10 +54,10 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what quantize would make of a source, from headers alone: sizes, memory, what fits."""
-    from quantkit import report
-    from quantkit.planner import Request
-    from quantkit.splits import parse_size
-    from quantkit.survey import survey
+    from quantkit.gguf.splits import parse_size
+    from quantkit.planning.build import Request
+    from quantkit.reporting import table
+    from quantkit.reporting.survey import survey
 
     space = parse_size(disk) if disk else None
     found = survey(
@@ -73,7 +73,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(_json(found, space), indent=2))
         return
-    shown = columns_of(columns) or report.columns(_columns(found, ram, disk))
+    shown = columns_of(columns) or table.columns(_columns(found, ram, disk))
     print_table(found.rows, shown, table_format)
     if table_format in (None, "table", "markdown"):
         typer.echo("\n" + "\n".join(_below(found, space)))
@@ -88,9 +88,9 @@ def _columns(found: Survey, ram: str | None, disk: str | None) -> list[str]:
 
 def _below(found: Survey, disk: int | None) -> list[str]:
     """What the table does not say: the model, the context, the whole set."""
-    from quantkit.inspect import billions, describe
-    from quantkit.report import gigabytes
-    from quantkit.survey import fitting
+    from quantkit.reporting.inspection import describe
+    from quantkit.reporting.numbers import billions, gigabytes
+    from quantkit.reporting.survey import fitting
 
     facts = describe(found.model)
     count = facts["parameters"]
@@ -122,12 +122,12 @@ def _refusals(refused: dict[str, str]) -> list[str]:
 
 
 def _json(found: Survey, disk: int | None) -> dict[str, Any]:
-    from quantkit import report
-    from quantkit.inspect import describe
-    from quantkit.survey import fitting
+    from quantkit.reporting import table
+    from quantkit.reporting.inspection import describe
+    from quantkit.reporting.survey import fitting
 
     facts = describe(found.model)
-    outputs = report.as_json(found.rows)
+    outputs = table.as_json(found.rows)
     for row, output in zip(outputs, found.plan.outputs, strict=True):
         row["files"] = [
             {"path": str(f.path), "bytes": f.size, "tensors": len(f.tensors)} for f in output.files

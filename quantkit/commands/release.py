@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.commands.console import Progress
 from quantkit.commands.options import (
     Context,
     DryRun,
@@ -32,11 +33,10 @@ from quantkit.commands.options import (
     reading_of,
     run_of,
     splits_of,
-)  # fmt: skip
-from quantkit.console import Progress
+)
 
 if TYPE_CHECKING:
-    from quantkit.release import Release
+    from quantkit.releases.release import Release
 
 
 class Commit(str, Enum):
@@ -104,11 +104,11 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Make a whole release: every type, the model card, the sums, a Modelfile, a manifest."""
-    from quantkit import parts
-    from quantkit import release as jobs
-    from quantkit.planner import Request
-    from quantkit.push import Target
-    from quantkit.recipes import of_mixture
+    from quantkit.hub.push import HubTarget
+    from quantkit.planning.build import Request
+    from quantkit.recipes.file_types import of_mixture
+    from quantkit.releases import release as jobs
+    from quantkit.releases import small_disk
 
     splits = splits_of(split_max_size, split_max_tensors, no_tensor_first_split)
     reading = reading_of(
@@ -116,7 +116,7 @@ def release(
     )
     if discard and (push is None or share or join):
         raise typer.BadParameter("--discard goes with --push, and without --share and --join")
-    target = Target(push, private, commit.value) if push else None
+    target = HubTarget(push, private, commit.value) if push else None
     named = [name.strip() for name in types.split(",")] if types else None
     with Progress() as progress:
         options: dict[str, Any] = {
@@ -130,7 +130,7 @@ def release(
             "watch": progress.bar,
         }
         if target and discard:
-            made = parts.release_in_parts(source, output, target=target, **options)
+            made = small_disk.release_in_parts(source, output, target=target, **options)
         else:
             which = jobs.parse_share(share) if share else None
             made = jobs.release(source, output, target=target, share=which, join=join, **options)
@@ -139,7 +139,7 @@ def release(
     if as_json:
         typer.echo(json.dumps({**_summary(made), "seconds": round(progress.seconds, 3)}, indent=2))
         return
-    from quantkit.report import gigabytes
+    from quantkit.reporting.numbers import gigabytes
 
     for f in made.manifest["files"]:
         path = made.directory / f["name"]
@@ -151,7 +151,7 @@ def release(
 def _default(recipe: str | None) -> list[str]:
     """The types of a release in a `--recipe`, those that it is not for as they always are."""
     from quantkit.errors import RecipeError
-    from quantkit.recipes import RELEASE_TYPES, find_recipe, of_mixture
+    from quantkit.recipes.file_types import RELEASE_TYPES, find_recipe, of_mixture
 
     found = []
     for plain, name in zip(RELEASE_TYPES, of_mixture(RELEASE_TYPES, recipe), strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.commands.console import Progress
 from quantkit.commands.options import (
     ExpertsUsed,
     Fp8AsQ8,
@@ -22,11 +23,10 @@ from quantkit.commands.options import (
     Threads,
     imatrix_of,
     reading_of,
-)  # fmt: skip
-from quantkit.console import Progress
+)
 
 if TYPE_CHECKING:
-    from quantkit.verify import Verdict
+    from quantkit.verification.verify import Verdict
 
 SHOWN = 10  # tensors in the table
 LISTED = 20  # findings
@@ -66,9 +66,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that a file is what it should be: its bytes, structure, vocabulary and weights."""
-    from quantkit import verify as proof
-    from quantkit.divergence import mean
-    from quantkit.evaluate import completion, divergence
+    from quantkit.verification import verify as proof
+    from quantkit.verification.divergence import mean
+    from quantkit.verification.llama_run import completion, divergence
 
     if against is None and (kl or picture or imatrix):
         raise typer.BadParameter("--kl, --picture and --imatrix need --against SOURCE")
@@ -109,7 +109,7 @@ def _lines(found: Verdict, out: dict[str, Any]) -> list[str]:
     if kl := out.get("kl"):
         lines += ["", *_table([TEXTS, *map(_divergence, kl)])]
     if found.tensors:
-        from quantkit.verify import worst
+        from quantkit.verification.verify import worst
 
         lines += ["", *_table([TENSORS, *map(_tensor, worst(found)[:SHOWN])])]
     return lines

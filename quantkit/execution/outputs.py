@@ -1,0 +1,276 @@
+"""The files that a run writes: `.partial` until whole, journalled, locked against a second run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import DiskFull, ModelError, OutputError, OutputExists, OutputInUse
+from quantkit.execution.journal import Identity, Journal, RowRange, identities
+from quantkit.planning.plan import Plan, PlannedFile
+from quantkit.storage import direct_io, os_files
+
+SYNC_SECONDS = 5.0  # how much work a power cut may cost
+HELD_BYTES = 1 << 24  # of a file, before the disk is set to work on it
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(path.name + ".partial")
+
+
+def journal_path(path: Path) -> Path:
+    """What of it is on disk."""
+    return path.with_name(path.name + ".journal")
+
+
+class OutputFile:
+    """One file in the making. Threads may `write`; one thread at a time may `sync`."""
+
+    def __init__(
+        self, planned: PlannedFile, fd: int, journal: Journal, resumed: bool = False
+    ) -> None:
+        self.planned, self._fd, self.journal, self.resumed = planned, fd, journal, resumed
+        self._direct: int | None = None
+        self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
+        self._written: list[RowRange] = []
+        self._shared = direct_io.SharedPages()
+        self._synced = False  # the header, at least
+        self._held = 0  # bytes that the system may not have begun to write
+        self._lock = threading.Lock()
+
+    def has(self, tensor: str, row: int, count: int) -> bool:
+        """Whether an earlier run wrote these rows."""
+        return self.resumed and self.journal.has(self.tensors[tensor][0], row, count)
+
+    def offset(self, tensor: str, row: int, row_bytes: int) -> int:
+        """Where in the file a row of a tensor begins."""
+        return self.tensors[tensor][1].offset + row * row_bytes
+
+    def write(self, tensor: str, row: int, count: int, data: memoryview) -> None:
+        """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
+        rows, offset = self._rows(tensor, row, count), self.offset(tensor, row, len(data) // count)
+        if self._direct is None or not direct_io.has_pages(offset, len(data)):
+            self._ask(os_files.pwrite, self._fd, data, offset)
+            self._note(rows, len(data))
+            return
+        with self._lock:
+            pages = self._shared.join(rows, data, offset)
+        self._ask(direct_io.write, self._direct, self._fd, pages)
+        with self._lock:
+            self._shared.settle(pages)
+            self._written.append(rows)
+
+    def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, size: int) -> None:
+        """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
+        to = self.offset(tensor, row, size // count)
+        self._ask(os_files.copy_range, fd, self._fd, offset, to, size)
+        self._note(self._rows(tensor, row, count), size)
+
+    def begin(self) -> None:
+        """Give the file its size and its header (again, if an earlier run did)."""
+        self._ask(os_files.reserve, self._fd, self.planned.size)
+        self._ask(os_files.pwrite, self._fd, memoryview(self.planned.header), 0)
+        self._direct = direct_io.open_direct(partial_path(self.planned.path))
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, then say so in the journal."""
+        with self._lock:
+            ends, under_way = self._shared.leave()
+            written = [rows for rows in self._written if rows not in under_way]
+            self._written = [rows for rows in self._written if rows in under_way]
+        for end in ends:
+            self._ask(os_files.pwrite, self._fd, end.data, end.offset)
+        if written or not self._synced:
+            self._ask(os_files.sync, self._fd)
+            self._synced = True
+            self.journal.append(written)
+
+    def discard(self) -> None:
+        """Remove what there is of the file."""
+        partial_path(self.planned.path).unlink(missing_ok=True)
+        journal_path(self.planned.path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file and its journal, and of the lock with them."""
+        if self._direct is not None:
+            os.close(self._direct)
+        os.close(self._fd)
+        self.journal.close()
+
+    def _rows(self, tensor: str, row: int, count: int) -> RowRange:
+        return self.tensors[tensor][0], row, count
+
+    def _ask(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Something of the system. Raises DiskFull, OutputError."""
+        try:
+            call(*arguments)
+        except OSError as e:
+            raise output_error(e, self.planned.path) from None
+
+    def _note(self, rows: RowRange, cached: int) -> None:
+        """Rows that were written, and how many bytes of them the system holds."""
+        with self._lock:
+            self._written.append(rows)
+            self._held += cached
+            if full := self._held >= HELD_BYTES:
+                self._held = 0
+        if full:
+            os_files.start_writing(self._fd)
+
+
+def output_error(e: OSError, path: Path) -> OutputError:
+    """What the system says of a write, as an error with a name."""
+    if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return DiskFull(f"{path}: the disk is full ({e.strerror}); make room and run it again")
+    return OutputError(f"{path}: cannot be written ({e.strerror}); then run it again")
+
+
+def check_outputs(plan: Plan, force: bool) -> None:
+    """Everything about the outputs that can be known before the first byte.
+
+    Raises OutputExists, DiskFull, OutputError (no such directory; an input would be overwritten).
+    """
+    inputs = {path.resolve() for path in plan.inputs if isinstance(path, Path)}
+    needed: dict[Path, int] = {}
+    for f in plan.files:
+        parent = f.path.resolve().parent
+        if not parent.is_dir():
+            raise OutputError(f"{parent}: no such directory; make it first")
+        if f.path.resolve() in inputs:
+            raise OutputError(f"{f.path} is the input; name another output with -o")
+        if f.path.exists() and not force and not journal_path(f.path).exists():
+            raise OutputExists(f"{f.path} exists already; --force overwrites it")
+        there = os_files.allocated(partial_path(f.path))
+        needed[parent] = needed.get(parent, 0) + max(f.size - there, 0)
+    for parent, size in needed.items():
+        if size > (free := os_files.free_bytes(parent)):
+            raise DiskFull(
+                f"{parent}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+                "make room, or name another disk with -o"
+            )
+
+
+@contextmanager
+def open_outputs(
+    plan: Plan, importance: Mapping[str, Any], force: bool, ready: Callable[[], None]
+) -> Iterator[list[OutputFile]]:
+    """The files of the plan that are not whole yet, when all else is `ready`. Renamed if the body
+    ends well.
+
+    If it does not, what is on disk stays for the next run, but for a model that is wrong (nothing
+    could ever come of it). Raises OutputInUse, OutputExists, JournalMismatch, DiskFull and
+    OutputError.
+    """
+    begun = _open_all(plan, identities(plan, importance), force, ready)
+    try:
+        with _syncing(begun):
+            yield begun
+        for output in begun:
+            output.sync()
+        for output in begun:
+            output.journal.finish()
+        for output in begun:
+            os.replace(partial_path(output.planned.path), output.planned.path)
+        os_files.sync_directories({f.path.parent for f in plan.files})
+        for f in plan.files:
+            journal_path(f.path).unlink(missing_ok=True)
+    except ModelError:
+        for output in begun:
+            output.discard()
+        raise
+    except BaseException:
+        for output in begun:
+            with suppress(OutputError):
+                output.sync()
+        raise
+    finally:
+        for output in begun:
+            output.close()
+
+
+def _open_all(
+    plan: Plan, names: Mapping[Path, Identity], force: bool, ready: Callable[[], None]
+) -> list[OutputFile]:
+    begun: list[OutputFile] = []
+    try:
+        for f in plan.files:
+            if (output := _open(f, names[f.path], force)) is not None:
+                begun.append(output)
+        ready()
+    except BaseException:
+        for output in begun:
+            if not output.resumed:
+                output.discard()
+            output.close()
+        raise
+    return begun
+
+
+def _open(f: PlannedFile, identity: Identity, force: bool) -> OutputFile | None:
+    """A file to be written, begun anew or gone on with; None if an earlier run finished it."""
+    partial, journal = partial_path(f.path), journal_path(f.path)
+    try:
+        fd = os_files.open_locked(partial)
+    except BlockingIOError:
+        raise OutputInUse(f"{f.path} is being written by another run; wait for it") from None
+    except OSError as e:
+        raise output_error(e, f.path) from None
+    output = None
+    try:
+        size = os.fstat(fd).st_size
+        found = None if force else Journal.resume(journal, identity)
+        if found is not None and found.complete and size == 0 and f.path.is_file():
+            found.close()  # the run died after the file had taken its name
+            return None
+        if found is not None and size == f.size:
+            output = OutputFile(f, fd, found, resumed=True)
+        elif f.path.exists() and not force:
+            raise OutputExists(f"{f.path} exists already; --force overwrites it")
+        else:
+            os.ftruncate(fd, 0)
+            output = OutputFile(f, fd, Journal.create(journal, identity))
+        output.begin()
+        return output
+    except OutputError:
+        if output is not None and not output.resumed:
+            output.discard()
+            output.journal.close()
+        output = None
+        raise
+    finally:
+        if output is None:
+            if os.fstat(fd).st_size == 0:
+                partial.unlink(missing_ok=True)
+            os.close(fd)
+
+
+@contextmanager
+def _syncing(outputs: list[OutputFile]) -> Iterator[None]:
+    """Sync every few seconds, beside the work. What goes wrong there is raised at the end."""
+    stop = threading.Event()
+    failed: list[OutputError] = []
+
+    def run() -> None:
+        while not stop.wait(SYNC_SECONDS):
+            try:
+                for output in outputs:
+                    output.sync()
+            except OutputError as e:
+                failed.append(e)
+                return
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]

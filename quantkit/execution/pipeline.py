@@ -1,0 +1,204 @@
+"""Carry a plan out: read each row once, make every output's rows from it, write them in place.
+
+Chunks go through three stages, each with threads of its own: those that compute wait neither for
+the source nor for the disk. What happens to a chunk depends on no other, so memory is bounded by
+the chunks under way, and a run that died goes on with those that are not on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from itertools import groupby
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from quantkit.calibration.imatrix import Importance
+from quantkit.errors import NonFiniteWeight
+from quantkit.execution.outputs import OutputFile, open_outputs
+from quantkit.execution.rows import dequantize, fetch, source_row, source_rows
+from quantkit.execution.stages import in_stages
+from quantkit.gguf.types import type_by_name
+from quantkit.planning.plan import Plan
+from quantkit.planning.schedule import Chunk, Schedule
+from quantkit.source.tensors import Files, SourceTensor, numpy_dtype
+from quantkit.storage import direct_io
+
+Progress = Callable[[int], None]  # bytes of the source that are done
+Destination = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
+Made = tuple[list[OutputFile], memoryview]  # bytes, and the files that they go to
+
+
+class Work(NamedTuple):
+    """A chunk between two stages."""
+
+    chunk: Chunk
+    targets: list[Destination]  # the files that do not have it yet
+    rows: Any = None  # as they were read, where that took long
+    made: tuple[Made, ...] = ()
+
+
+def execute(
+    order: Schedule, progress: Progress = lambda done: None,
+    importance: Importance = MappingProxyType({}), force: bool = False,
+) -> None:  # fmt: skip
+    """Write every file of the plan, or go on with what an earlier run left of them.
+
+    `importance` holds float32 `[experts, n]` (one row for a plain matrix) by tensor name. Raises
+    NonFiniteWeight, SourceError, OutputError.
+    """
+    plan = order.plan
+    with ExitStack() as opened:
+        beside = opened.enter_context(ThreadPoolExecutor(1))
+        kernels = beside.submit(_prepare, plan, importance, order.threads)  # while files are opened
+        files = opened.enter_context(Files(plan.inputs))
+        outputs = opened.enter_context(open_outputs(plan, importance, force, kernels.result))
+        targets = _targets(outputs)
+        room = max(order.room, order.least_memory)
+        memory = direct_io.BlockPool(room, order.most_made() + direct_io.PAGE * len(plan.outputs))
+
+        def read(chunk: Chunk) -> Work:
+            return _read(chunk, plan, files, targets.get(chunk.tensor, []))
+
+        def make(work: Work) -> Work:
+            if not work.targets:
+                return work
+            return _make(work, plan, files, importance.get(work.chunk.tensor), memory)
+
+        def write(work: Work) -> int:
+            return _write(work, plan, files)
+
+        at_once = order.stages
+        stages = (read, at_once.read), (make, at_once.make), (write, at_once.write)
+        with closing(
+            in_stages(order.chunks(), stages, order.chunk_bytes, room, files.stop)
+        ) as done:
+            for size in done:
+                progress(size)
+
+
+def _targets(outputs: list[OutputFile]) -> dict[str, list[Destination]]:
+    """Where each tensor goes, equal formats side by side so that each is made once."""
+    targets: dict[str, list[Destination]] = {}
+    for output in outputs:
+        for name, (_, t) in output.tensors.items():
+            targets.setdefault(name, []).append((t.format, output))
+    for found in targets.values():
+        found.sort(key=lambda target: target[0])
+    return targets
+
+
+def _prepare(plan: Plan, importance: Importance, threads: int) -> None:
+    """Have the kernels ready of the formats that will be made; of floats they are seldom wanted."""
+    import quant_types
+
+    wanted = {
+        (t.format, name in importance)
+        for output in plan.outputs
+        for name, t in output.by_name.items()
+        if not (plan.verbatim or type_by_name(t.format).is_float)
+        and any(plan.sources[s.source].ggml.name != t.format for s in plan.segments[name])
+    }
+    if wanted:
+        quant_types.prepare(wanted, threads)
+
+
+def _read(chunk: Chunk, plan: Plan, files: Files, targets: list[Destination]) -> Work:
+    """The rows of a chunk, if a file does not have it and they are slow to come. The system is
+    asked to have others ready, and who works on them takes them from its memory: it works on what
+    it has just copied."""
+    lacking = [t for t in targets if not t[1].has(chunk.tensor, chunk.row, chunk.count)]
+    source = plan.sources[chunk.segment.source]
+    if not lacking or _copied(chunk, plan, files) or files.expect(source, *source_rows(chunk)):
+        return Work(chunk, lacking)
+    return Work(chunk, lacking, fetch(chunk, plan, files))
+
+
+def _make(
+    work: Work, plan: Plan, files: Files, importance: Any, memory: direct_io.BlockPool
+) -> Work:
+    """The rows of a chunk in every format that is wanted."""
+    chunk, targets, rows, _ = work
+    if _copied(chunk, plan, files):
+        return work
+    rows = fetch(chunk, plan, files) if rows is None else rows
+    source = plan.sources[chunk.segment.source]
+    floats = rows if source.ggml.is_float and not plan.verbatim else None
+    if importance is not None:  # of each expert, where each has its own
+        n_rows = targets[0][1].tensors[chunk.tensor][1].weights // chunk.segment.row_length(source)
+        importance = importance[chunk.row // (n_rows // len(importance))]
+    made: list[Made] = []
+    wanted: list[tuple[str, list[OutputFile]]] = []
+    for fmt, group in groupby(targets, key=itemgetter(0)):
+        outputs = [output for _, output in group]
+        if plan.verbatim or (fmt == source.ggml.name and not source.ggml.is_float):
+            made.append((outputs, _bytes(rows)))
+            continue
+        floats = dequantize(rows, source) if floats is None else floats
+        kind = type_by_name(fmt)
+        if kind.is_float and (fmt == "F32" or floats.dtype == numpy_dtype(kind)):  # not rounded
+            same = floats.astype(np.float32, copy=False) if fmt == "F32" else floats
+            made.append((outputs, _bytes(same)))
+        else:
+            wanted.append((fmt, outputs))
+    if floats is not None:
+        made += _quantized(floats, wanted, importance, chunk, source, memory)
+    return Work(chunk, targets, made=tuple(made))
+
+
+def _bytes(rows: np.ndarray[Any, Any]) -> memoryview:
+    return np.ascontiguousarray(rows).view(np.uint8).data.cast("B")
+
+
+def _write(work: Work, plan: Plan, files: Files) -> int:
+    """A chunk into every file that wants it. Returns the bytes of the source that it was."""
+    chunk = work.chunk
+    place = (chunk.tensor, chunk.row, chunk.count)
+    size = chunk.segment.source_bytes(plan.sources[chunk.segment.source], chunk.count)
+    for outputs, data in work.made:
+        for output in outputs:
+            output.write(*place, data)
+    if not work.made and (found := _copied(chunk, plan, files)):
+        for _, output in work.targets:
+            output.copy(*place, *found, size)
+    return size
+
+
+def _copied(chunk: Chunk, plan: Plan, files: Files) -> tuple[int, int] | None:
+    """Where the rows of a chunk are, if the system copies them from file to file as they are."""
+    if not plan.verbatim:
+        return None
+    return files.locate(plan.sources[chunk.segment.source], source_rows(chunk)[0])
+
+
+def _quantized(
+    rows: Any, wanted: list[tuple[str, list[OutputFile]]], importance: Any, chunk: Chunk,
+    source: SourceTensor, memory: direct_io.BlockPool,
+) -> Iterator[Made]:  # fmt: skip
+    """The rows in each format, in memory from which they can be written directly. If none is
+    wanted, they are looked at all the same."""
+    import quant_types
+
+    sizes = [type_by_name(fmt).row_bytes(rows.size) for fmt, _ in wanted]
+    offsets = [
+        outputs[0].offset(chunk.tensor, chunk.row, size // chunk.count)
+        for size, (_, outputs) in zip(sizes, wanted, strict=True)
+    ]
+    rooms = direct_io.rooms(list(zip(sizes, offsets, strict=True)), memory)
+    try:
+        if wanted:
+            formats = [fmt for fmt, _ in wanted]
+            quant_types.quantize_into(rows, zip(formats, rooms, strict=True), importance)
+        else:
+            quant_types.check_finite(rows)
+    except quant_types.NotFinite as e:
+        raise NonFiniteWeight(
+            f"{source.path.name}: tensor {source.name} has NaN or infinity "
+            f"in row {source_row(chunk, e.row)}; the checkpoint is damaged"
+        ) from None
+    for room, (_, outputs) in zip(rooms, wanted, strict=True):
+        yield outputs, room.data

@@ -1,0 +1,136 @@
+"""The rows of a chunk, as the plan wants them: read, put in order, and edited where it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from quantkit.planning.plan import Plan
+from quantkit.planning.schedule import Chunk
+from quantkit.source.packed import read
+from quantkit.source.tensors import Files, SourceTensor
+
+Rows = np.ndarray[Any, Any]
+
+
+def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
+    """`[count, row length]` in float32, float16 or bfloat16; or blocks of bytes as they are stored.
+
+    Raises CorruptFile if the file ends early.
+    """
+    s, count = chunk.segment, chunk.count
+    source, place = plan.sources[s.source], source_rows(chunk)
+    if s.height:
+        column, width = s.column + chunk.start * s.step, (count - 1) * s.step + 1
+        rows = read(files, source, *place, column, width)[:, :: s.step].T
+    else:
+        rows = read(files, source, *place)[:: s.step]
+    if s.order:
+        rows = rows.reshape(-1, len(s.order), rows.shape[1])[:, list(s.order)]
+        rows = rows.reshape(count, -1)
+    for name, *values in s.edits:
+        if name == "unit_columns":
+            rows = _computable(rows) / (_column_norms(files, source) + np.float32(1e-7))
+        else:
+            rows = EDITS[str(name)](rows, *values)
+    return np.ascontiguousarray(rows)
+
+
+def source_rows(chunk: Chunk) -> tuple[int, int]:
+    """The rows of the source that a chunk is made of: the first, and how many."""
+    s = chunk.segment
+    if s.height:
+        return s.source_row, s.height
+    return s.source_row + chunk.start * s.step, (chunk.count - 1) * s.step + 1
+
+
+def _computable(rows: Rows) -> Rows:
+    """llama.cpp's converter computes in float32, or in float16 where that is the source's."""
+    return rows if rows.dtype == np.float16 else rows.astype(np.float32)
+
+
+def _add(rows: Rows, x: float) -> Rows:
+    rows = _computable(rows)
+    out: Rows = rows + rows.dtype.type(x)
+    return out
+
+
+def torch_exp(x: Rows) -> Rows:
+    """float32 to float32, with the last bit that `torch.exp` has, where that is not the nearest.
+
+    torch leaves it to a vector library, which takes 2^(j/128) from a table, in two parts, and
+    corrects it with a polynomial of degree two, all in single precision; every operation and its
+    order decide the bits.
+    """
+    f32 = np.float32
+    step = np.log(2) / 128
+    high = f32(round(step * 2**16) / 2**16)  # short enough for k * high to be exact
+    k = np.rint(x * f32(1 / step))
+    y = x - k * high - k * f32(step - float(high))
+    powers = np.exp2(np.arange(128) / 128)
+    table = powers.astype(f32)
+    tails = (powers - table).astype(f32)
+    with np.errstate(invalid="ignore"):  # NaN is found later, and named
+        octave, place = np.divmod(k.astype(np.int32), 128)
+    base = table[place]
+    out: Rows = np.ldexp(base + (base * (y + y * y * f32(0.5)) + tails[place]), octave)
+    return out
+
+
+def _minus_exp(rows: Rows) -> Rows:
+    return -torch_exp(rows.astype(np.float32)).astype(_computable(rows[:0]).dtype)
+
+
+def _heads_across(rows: Rows, groups: int, heads: int) -> Rows:
+    """Channels `[groups, heads, n]` of each row in the order `[heads, groups, n]`."""
+    out: Rows = rows.reshape(len(rows), groups, heads, -1).swapaxes(1, 2).reshape(rows.shape)
+    return out
+
+
+@lru_cache(maxsize=1)
+def _column_norms(files: Files, source: SourceTensor) -> Rows:
+    """The length of every column of a matrix: squares added row after row in float32, as
+    `torch.norm` adds those of a small one."""
+    total = np.zeros((1, source.n_per_row), np.float32)
+    step = max((1 << 20) // source.n_per_row, 1)
+    for first in range(0, source.n_rows, step):
+        rows = read(files, source, first, min(step, source.n_rows - first)).astype(np.float32)
+        total = np.add.reduce(np.concatenate((total, rows * rows)), axis=0, keepdims=True)
+    out: Rows = np.sqrt(total)
+    return out
+
+
+# what a segment's `edits` may name, beside "unit_columns", which needs the whole matrix
+EDITS: dict[str, Callable[..., Rows]] = {
+    "add": _add,
+    "minus_exp": _minus_exp,
+    "heads_across": _heads_across,
+}
+
+
+def dequantize(rows: np.ndarray[Any, Any], source: SourceTensor) -> np.ndarray[Any, Any]:
+    """Blocks of bytes as float32 rows `[count, n_per_row]`: ggml's `to_float`.
+
+    Formats that quant_types does not have are read by the gguf package.
+    """
+    import quant_types
+
+    if any(f.name == source.ggml.name for f in quant_types.FORMATS):
+        floats: np.ndarray[Any, Any] = quant_types.dequantize(rows, source.ggml.name)
+        return floats
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as read_blocks
+
+    return np.asarray(read_blocks(rows, GGMLQuantizationType(source.ggml.id)), np.float32)
+
+
+def source_row(chunk: Chunk, row: int) -> int:
+    """The row of the source that became row `row` of the chunk; its column for a transpose."""
+    s = chunk.segment
+    if s.order:
+        group, inside = divmod(row, len(s.order))
+        row = group * len(s.order) + s.order[inside]
+    return (s.column if s.height else s.source_row) + (chunk.start + row) * s.step

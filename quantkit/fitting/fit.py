@@ -1,0 +1,227 @@
+"""The best file of a size: measure what formats do to the tensors, and choose within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.calibration.imatrix import Imatrix
+from quantkit.errors import BudgetError
+from quantkit.execution.stages import default_threads
+from quantkit.fitting.measure import Errors, measure
+from quantkit.gguf.container import align
+from quantkit.gguf.types import type_by_name
+from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
+from quantkit.model.open import AS_IT_IS, Reading
+from quantkit.planning.build import Request, model_facts
+from quantkit.planning.plan import Output, Plan, PlannedTensor
+from quantkit.recipes.choose import Overrides, candidates, choose
+from quantkit.recipes.facts import ModelFacts, is_quantized
+from quantkit.recipes.file_types import find_format, find_recipe
+from quantkit.recipes.knapsack import Option, allocate, frontier
+from quantkit.recipes.sensitivity import sensitivity
+from quantkit.reporting.numbers import gigabytes
+from quantkit.reporting.table import planned_rows
+
+FORMATS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
+         "Q6_K", "Q8_0")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a file may take; one of the first three is given: bytes of the file, bytes of memory to
+    run it (with a context of so many tokens, by default `report.CONTEXT`), bits per weight."""
+
+    size: int | None = None
+    ram: int | None = None
+    bits_per_weight: float | None = None
+    context: int | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A file that could be made: its bytes, its bits per weight, the mean error of its tensors (as
+    `quality.mean_error`), and its type where it is one of llama.cpp's."""
+
+    nbytes: int
+    bits_per_weight: float
+    error: float
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was chosen, and from what.
+
+    `formats`, by tensor, of all that a type would quantize; `base` is the type of llama.cpp's that
+    is next below it in size. `types` are llama.cpp's, from the same measurements; `best`, by type,
+    is the best file that is no larger. `frontier` goes from the smallest file to the largest, each
+    the best of its size.
+    """
+
+    name: str
+    formats: Mapping[str, str]
+    chosen: Mark
+    base: str
+    frontier: tuple[Mark, ...]
+    types: tuple[Mark, ...]
+    best: Mapping[str, Mark]
+    errors: Mapping[str, Errors]
+
+    @property
+    def overrides(self) -> Overrides:
+        """The choice as `--tensor-type` takes it: a pattern for each tensor, which matches it and
+        no other, in Python's regular expressions and in C++'s."""
+        return Overrides(tensor_types=tuple(
+            (f"^{name}$".replace(".", r"\."), fmt) for name, fmt in self.formats.items()
+        ))  # fmt: skip
+
+    def recipe(self) -> str:
+        """The choice as a file for `--tensor-type-file`, here and in llama-quantize."""
+        return "".join(f"{pattern}={fmt}\n" for pattern, fmt in self.overrides.tensor_types)
+
+
+def fit(
+    source: Path | str, budget: Budget, formats: Sequence[str] = FORMATS, *,
+    imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS, threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Fit:  # fmt: skip
+    """Choose a format for every tensor of a source: the least error in all within the budget.
+
+    `formats` are those to choose from. `progress` is told bytes measured, and in all. Raises
+    BudgetError, RecipeError, SourceError, ModelError.
+    """
+    formats = [find_format(name) for name in formats]
+    job = prepare(source, ["COPY"], imatrix=imatrix, reading=reading)
+    facts = model_facts(job.model, Request(has_imatrix=imatrix is not None))
+    tensors = [t for t in job.plan.outputs[0].by_name.values()
+               if is_quantized(t.name, t.shape, facts.arch)]  # fmt: skip
+    free = [t for t in tensors if type_by_name(t.format).is_float]  # the rest stays as it is
+    wanted = {t.name: candidates(formats, t.shape[-1]) for t in free}
+    sizes = [[_nbytes(t, fmt) for fmt in wanted[t.name]] for t in free]
+    room = _room(budget, job, free, sizes)
+    errors = measure(job.plan, wanted, threads or default_threads(), job.importance, progress)
+    items = [[
+        Option(fmt, _nbytes(t, fmt), sensitivity(t.name, facts) * errors[t.name][fmt])
+        for fmt in wanted[t.name]
+    ] for t in free]  # fmt: skip
+    found = allocate(items, room)
+    mark = _Marker(job.plan.outputs[0], facts, free)
+    chosen = mark(found.nbytes, found.error)
+    types = _types(facts, job.plan, free, items)
+    rivals = {label: allocate(items, nbytes) for label, (nbytes, _) in types.items()}
+    marks = tuple(mark(*total, label) for label, total in types.items())
+    return Fit(
+        name=job.model.name,
+        formats={t.name: t.format for t in tensors} | {
+            t.name: options[j].format
+            for t, options, j in zip(free, items, found.chosen, strict=True)
+        },
+        chosen=chosen,
+        base=[TYPES[0], *(m.label for m in marks if m.nbytes <= chosen.nbytes)][-1],
+        frontier=tuple(mark(nbytes, error) for nbytes, error in frontier(items)),
+        types=marks,
+        best={label: mark(best.nbytes, best.error) for label, best in rivals.items()},
+        errors=errors,
+    )  # fmt: skip
+
+
+def make(
+    source: Path | str, found: Fit, output: Path, *, imatrix: Imatrix | None = None,
+    reading: Reading = AS_IT_IS, run: Run = ONCE,
+) -> Plan:  # fmt: skip
+    """Write the file that was chosen: to a `.gguf` path, or to `<name>-<base>-fit.gguf` in a
+    directory. Raises QuantkitError."""
+    if output.suffix != ".gguf" or output.is_dir():
+        output /= f"{found.name}-{found.base}-fit.gguf"
+    request = Request(found.overrides)
+    job = prepare(source, [found.base], output, request=request, imatrix=imatrix, reading=reading)
+    return carry_out(job, run)
+
+
+def picture(found: Fit) -> str:
+    """Size against error, as SVG: the frontier, llama.cpp's types, and what was chosen."""
+    from quantkit.charts.plots import Point, scatter
+    from quantkit.charts.svg import Axis
+
+    ends = found.types[0].nbytes, found.types[-1].nbytes
+    step = max(len(found.frontier) // 40, 1)
+    points = [Point("", m.nbytes, 100 * m.error, "best of its size")
+              for m in found.frontier[::step] if ends[0] <= m.nbytes <= ends[1]]  # fmt: skip
+    points += [Point(m.label, m.nbytes, 100 * m.error, "llama.cpp") for m in found.types]
+    points.append(Point("chosen", found.chosen.nbytes, 100 * found.chosen.error, "fit"))
+    size = Axis("size", lambda n: gigabytes(round(n)))
+    error = Axis("error", "{:.2g}%".format, log=True)
+    return scatter(found.name, points, size, error, front=True)
+
+
+def _nbytes(t: PlannedTensor, fmt: str) -> int:
+    return align(type_by_name(fmt).row_bytes(t.weights))
+
+
+def _room(
+    budget: Budget, job: Job, free: Sequence[PlannedTensor], sizes: Sequence[Sequence[int]]
+) -> int:  # fmt: skip
+    """Bytes that the budget leaves for the tensors that there is a choice for.
+
+    Raises BudgetError: there are none, they need more in any case, or none needs so much.
+    """
+    if not free:
+        raise BudgetError("the weights are quantized already; give a 16- or 32-bit source")
+    (row,) = planned_rows(job.plan, budget.context, job.model.kv)
+    if budget.size is not None:
+        given, taken, unit = budget.size, row.file_bytes, 1.0
+    elif budget.ram is not None:
+        given, taken, unit = budget.ram, row.max_ram_bytes, 1.0
+    else:
+        unit = sum(t.weights for t in job.plan.outputs[0].by_name.values()) / 8
+        given, taken = int((budget.bits_per_weight or 0) * unit), row.tensor_bytes
+    room = given - taken + sum(align(t.nbytes) for t in free)
+
+    def said(nbytes: int) -> str:
+        return f"{nbytes / unit:.3f} bits per weight" if unit > 1 else gigabytes(nbytes)
+
+    least, most = sum(map(min, sizes)), sum(map(max, sizes))
+    if room < least:
+        raise BudgetError(f"{said(given)} is too little: the smallest that can be made takes "
+                          f"{said(given + least - room)}")  # fmt: skip
+    if room >= most:
+        raise BudgetError(f"{said(given)} leaves nothing to choose: with every tensor in its "
+                          f"largest format it takes {said(given + most - room)}")  # fmt: skip
+    return room
+
+
+class _Marker:
+    """From bytes and error of the free tensors to those of the file."""
+
+    def __init__(self, output: Output, facts: ModelFacts, free: Sequence[PlannedTensor]) -> None:
+        tensors = output.by_name.values()
+        now = sum(align(t.nbytes) for t in free)
+        self._file, self._tensors = output.size - now, sum(t.nbytes for t in tensors) - now
+        self._weights = sum(t.weights for t in tensors)
+        self._sensitivity = sum(
+            sensitivity(t.name, facts) for t in tensors if is_quantized(t.name, t.shape, facts.arch)
+        )
+
+    def __call__(self, nbytes: int, error: float, label: str = "") -> Mark:
+        bits = 8 * (self._tensors + nbytes) / self._weights
+        return Mark(self._file + nbytes, round(bits, 4), error / self._sensitivity, label)
+
+
+def _types(
+    facts: ModelFacts, plan: Plan, free: Sequence[PlannedTensor], items: Sequence[Sequence[Option]]
+) -> dict[str, tuple[int, float]]:
+    """Bytes and error of the free tensors in llama.cpp's types, by size, as far as their formats
+    are among those that were measured."""
+    tensors = [(t.name, t.shape, t.format) for t in plan.outputs[0].by_name.values()]
+    options = {t.name: {o.format: o for o in item} for t, item in zip(free, items, strict=True)}
+    found = {}
+    for label in TYPES:
+        choices = choose(find_recipe(label), facts, tensors)
+        formats = {t[0]: c.format for t, c in zip(tensors, choices, strict=True)}
+        if all(formats[name] in known for name, known in options.items()):
+            made = [known[formats[name]] for name, known in options.items()]
+            found[label] = sum(o.nbytes for o in made), sum(o.error for o in made)
+    return dict(sorted(found.items(), key=lambda entry: entry[1][0]))

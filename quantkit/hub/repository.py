@@ -1,0 +1,287 @@
+"""Models on the Hugging Face Hub, read where they are: `hf://ORG/MODEL[@REVISION][/FILE.gguf]`.
+
+The revision is pinned to a commit once. Small files (config, tokenizer, model card) go to a
+temporary directory; weights are read by HTTP ranges and never touch the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
+from typing import Any, TypeGuard
+from urllib.parse import unquote, urlsplit
+
+from quantkit.errors import QuantkitError, SourceChanged, SourceNotFound, SourceUnreachable
+from quantkit.hub import http
+from quantkit.hub.http import SCHEME, Again, Answer
+
+# what stands beside the weights; other files are not fetched
+SMALL = (
+    "*config*.json", "*token*.json", "*.index.json", "chat_template.*", "vocab*.json",
+    "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+
+_NAME = r"[\w-][\w.-]*"
+_SOURCE = re.compile(
+    rf"hf://(?P<repo>{_NAME}/{_NAME})(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"
+)
+
+
+@dataclass(frozen=True, order=True)
+class RemoteFile:
+    """A file of a model at one commit. `etag` is its sha256, or git's sha1 of a small file.
+
+    It stands where a `Path` stands: it has its `name`, `suffix` and `parent`, and prints.
+    """
+
+    repo: str
+    commit: str
+    path: str
+    size: int  # bytes
+    etag: str
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.repo}@{self.commit[:12]}/{self.path}"
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """The name's ending, its dot included."""
+        return os.path.splitext(self.path)[1]
+
+    @property
+    def parent(self) -> str:
+        """Where it lies, in words."""
+        return str(self).rpartition("/")[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from a file that was changed since."""
+        return f"{self.size} {self.etag}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model at one commit: its small files in a directory of its name, the others by name.
+
+    With a GGUF `file`, the others are those that lie beside it.
+    """
+
+    directory: Path
+    files: Mapping[str, RemoteFile]
+    file: RemoteFile | None = None
+
+
+def is_remote(source: Path | str) -> TypeGuard[str]:
+    """Whether a source is on the Hub and not on this machine."""
+    return isinstance(source, str) and source.startswith(SCHEME)
+
+
+def names_file(source: str) -> bool:
+    """Whether it is one file of a model."""
+    match = _SOURCE.fullmatch(source)
+    return match is not None and match["file"] is not None
+
+
+def pinned(source: str, file: RemoteFile) -> str:
+    """The source at the commit that `file` was found at, whatever its branch does meanwhile."""
+    match = _SOURCE.fullmatch(source)
+    inside = f"/{match['file']}" if match and match["file"] else ""
+    return f"{SCHEME}{file.repo}@{file.commit}{inside}"
+
+
+@contextmanager
+def snapshot(source: str) -> Iterator[Snapshot]:
+    """The model that `hf://...` names. Its directory is there until the context ends.
+
+    Raises SourceNotFound, SourceForbidden, SourceUnreachable, SourceChanged. Errors raised inside
+    name the model in place of the directory.
+    """
+    match = _SOURCE.fullmatch(source)
+    if not match:
+        raise SourceNotFound(
+            f"{source}: not a model on the Hub; hf://ORG/MODEL, hf://ORG/MODEL@REVISION or "
+            "hf://ORG/MODEL/FILE.gguf is expected"
+        )
+    repo, path = match["repo"], match["file"]
+    files = _listing(repo, unquote(match["revision"] or "") or None)
+    gguf = sorted(f.path for f in files if f.suffix == ".gguf")
+    hint = f"; it holds {len(gguf)} GGUF files: {SCHEME}{repo}/{gguf[0]}" if gguf else ""
+    file = next((f for f in files if f.path == path and path in gguf), None)
+    if path is not None and file is None:
+        raise SourceNotFound(f"{source}: no such GGUF file in the model{hint}")
+    if file is None and hint and all(f.path != "config.json" for f in files):
+        raise SourceNotFound(f"{source}: no config.json in it{hint}")
+    folder = path.rpartition("/")[0] if file else ""
+    beside = {f.name: f for f in files if f.path.rpartition("/")[0] == folder}
+    with TemporaryDirectory(prefix="quantkit-") as parent:
+        directory = Path(parent).resolve() / repo.partition("/")[2]
+        directory.mkdir()
+        for f in files if file is None else ():
+            if _is_small(f.path):
+                (directory / f.path).parent.mkdir(exist_ok=True)
+                (directory / f.path).write_bytes(Reader(f).pread(f.size, 0))
+        try:
+            yield Snapshot(directory, beside, file)
+        except QuantkitError as e:
+            raise type(e)(str(e).replace(str(directory), f"{SCHEME}{repo}")) from e
+
+
+def read_small(source: str, name: str) -> bytes | None:
+    """A small file of the model that `hf://...` names, or None if it has no such file. Raises
+    SourceError."""
+    match = _SOURCE.fullmatch(source)
+    if not match:
+        return None
+    files = _listing(match["repo"], unquote(match["revision"] or "") or None)
+    found = next((f for f in files if f.path == name), None)
+    return None if found is None else bytes(Reader(found).pread(found.size, 0))
+
+
+def repository(source: str) -> str:
+    """ORG/MODEL of a source on the Hub."""
+    match = _SOURCE.fullmatch(source)
+    return match["repo"] if match else ""
+
+
+def _same_server(a: str, b: str) -> bool:
+    return urlsplit(a)[:2] == urlsplit(b)[:2]
+
+
+def _is_small(path: str) -> bool:
+    name = path.removeprefix("additional_chat_templates/")
+    plain = name == PureWindowsPath(name).name  # no way out of the directory, on any system
+    return plain and any(fnmatchcase(path, pattern) for pattern in SMALL)
+
+
+def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
+    """Every file of a model at the commit that `revision` (default: main) is at now."""
+    from huggingface_hub import HfApi
+
+    where = f"{SCHEME}{repo}" + (f"@{revision}" if revision else "")
+    api = HfApi(endpoint=http.endpoint())
+
+    def ask() -> Any:
+        with http.answers(where):
+            return api.model_info(
+                repo, revision=revision, files_metadata=True, timeout=http.timeout()
+            )
+
+    try:
+        info = http.patiently(where, ask)
+    except (TypeError, KeyError, AttributeError):  # JSON, but not of a model
+        raise http.strange(where) from None
+    if info.sha is None or any(s.size is None for s in info.siblings or ()):
+        raise SourceUnreachable(f"{where}: the server does not tell the sizes of its files")
+    return [
+        RemoteFile(repo, info.sha, s.rfilename, s.size, s.lfs.sha256 if s.lfs else s.blob_id or "")
+        for s in info.siblings or ()
+    ]
+
+
+class Reader:
+    """Reads ranges of one file; any number of threads may.
+
+    The Hub sends a reader on to where the bytes are, under an address that is good for a while.
+    That address is kept, so that a range is one request, and asked for again when it expires.
+    """
+
+    def __init__(self, file: RemoteFile, stop: threading.Event | None = None) -> None:
+        self.file, self.size = file, file.size
+        self._stop = stop or threading.Event()
+        self._place: tuple[str, str] | None = None  # an address, and the etag that it tells
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Nothing to let go of: connections are huggingface_hub's."""
+
+    def pread(self, size: int, offset: int) -> bytearray:
+        """`size` bytes at `offset`; shorter only at the end of the file.
+
+        What a cut connection has brought is kept, and the rest asked for. Raises SourceChanged,
+        SourceForbidden, SourceUnreachable, ShardMissing.
+        """
+        data = bytearray(max(min(size, self.size - offset), 0))
+        at = 0
+
+        def go_on() -> None:
+            nonlocal at
+            before = at
+            try:
+                for part in self._parts(offset + at, offset + len(data)):
+                    data[at : at + len(part)] = part
+                    at += len(part)
+                if at < len(data):
+                    raise Again("the connection was cut")
+            except Again as again:
+                raise Again(again.reason, again.wait, progress=at > before) from None
+
+        if data:
+            http.patiently(str(self.file), go_on, self._stop)
+        return data
+
+    def _parts(self, start: int, end: int) -> Iterator[bytes]:
+        """Bytes `start` to `end`, as far as one request brings them."""
+        with ExitStack() as finding, http.answers(str(self.file)):
+            if self._place is None:  # one asks the Hub, and the others wait for what it says
+                finding.enter_context(self._lock)
+            with self._ask(self._place, start, end) as answer:
+                finding.close()
+                left = end - start
+                for part in answer.parts:  # to their end: only then is the connection kept
+                    if self._stop.is_set():
+                        raise SourceUnreachable(f"{self.file}: reading was stopped")
+                    if left <= 0:
+                        break
+                    yield part[:left]
+                    left -= len(part)
+
+    @contextmanager
+    def _ask(self, place: tuple[str, str] | None, start: int, end: int) -> Iterator[Answer]:
+        """A good answer to a request for bytes `start` to `end`, from the place that is known."""
+        from huggingface_hub import hf_hub_url
+
+        f, headers = self.file, http.headers()
+        url = hf_hub_url(f.repo, f.path, revision=f.commit, endpoint=http.endpoint())
+        if place is not None and not _same_server(place[0], url):
+            headers.pop("authorization", None)  # the address itself is the permission
+        headers |= {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
+        with http.get(place[0] if place else url, headers) as answer:
+            elsewhere = place is not None or not _same_server(answer.address, url)
+            if elsewhere and answer.status in (400, 401, 403, 404, 410):
+                self._place = None  # it has expired; the Hub tells another
+                raise Again(f"its store answers {answer.status}", 0.0 if place else None)
+            self._check(answer, place, start, end)
+            if answer.address != url:
+                self._place = (answer.address, answer.etag)
+            yield answer
+
+    def _check(self, answer: Answer, place: tuple[str, str] | None, start: int, end: int) -> None:
+        """What is about to be read is what was asked for, and of the file that was listed."""
+        f = self.file
+        if answer.status == 416 or (answer.status < 300 and answer.total not in (None, f.size)):
+            found = "fewer" if answer.total is None else answer.total
+            raise SourceChanged(f"{f}: {f.size} bytes were listed, {found} are there; run it again")
+        if answer.status >= 400:
+            raise http.refusal(str(f), answer.status, answer.headers)
+        whole = answer.status == 200 and (start, end) == (0, f.size)
+        if not whole and (answer.status != 206 or answer.start != start):
+            raise SourceUnreachable(
+                f"{f}: the server does not send parts of files (status {answer.status}); "
+                "download the model and give its directory"
+            )
+        # a digest speaks against another of its kind only: a mirror may tell one of its own
+        known, told = (place[1], answer.etag) if place else (f.etag, answer.linked)
+        if told and known and told != known and len(told) == len(known):
+            raise SourceChanged(f"{f}: its etag was {known:.12}, and is {told:.12}; run it again")

@@ -1,0 +1,213 @@
+"""The jobs, step by step: convert a checkpoint, quantize a checkpoint or a GGUF, split, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.calibration.imatrix import Importance
+from quantkit.errors import RecipeError
+from quantkit.execution import pipeline
+from quantkit.execution.outputs import check_outputs
+from quantkit.execution.ray_cluster import quantize_on
+from quantkit.execution.stages import default_threads
+from quantkit.gguf.splits import NO_SPLITS, Splits
+from quantkit.hub import repository
+from quantkit.model import edits
+from quantkit.model.from_checkpoint import OUTTYPES
+from quantkit.model.model import Model
+from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_gguf_model, open_source
+from quantkit.planning.build import PLAIN, Request, plan_conversion, plan_copy, plan_quantization
+from quantkit.planning.plan import Plan
+from quantkit.planning.schedule import schedule
+from quantkit.recipes.choose import needs_importance
+from quantkit.recipes.file_types import find_recipe
+
+if TYPE_CHECKING:
+    from quantkit.calibration.imatrix import Imatrix
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a job is carried out, whatever it writes. `threads` default to all cores (to one for a
+    task of a cluster).
+
+    `report` is told the model and the plan before work begins and answers where progress goes.
+    """
+
+    force: bool = False
+    dry: bool = False
+    threads: int | None = None
+    memory: int | None = None  # bytes
+    cluster: str | None = None  # "ray"
+    report: Callable[[Model, Plan], pipeline.Progress] = lambda model, plan: lambda done: None
+
+
+ONCE = Run()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is going to do: a model (as it was changed), its plan, importances by tensor."""
+
+    model: Model
+    plan: Plan
+    importance: Importance
+
+
+def convert(
+    directory: Path | str, output: Path | None = None, outtype: str = "auto", *,
+    reading: Reading = AS_IT_IS, splits: Splits = NO_SPLITS, run: Run = ONCE,
+) -> Plan:  # fmt: skip
+    """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
+
+    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a `.gguf` path or a directory (default: the
+    current one). Returns the plan that was carried out. Raises QuantkitError.
+    """
+    if outtype not in ("auto", *OUTTYPES):
+        raise RecipeError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
+    model = reading.changed(open_checkpoint(directory, outtype, reading))
+    label = _label(model)
+    plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
+    return carry_out(Job(model, plan, {}), run)
+
+
+def quantize(
+    source: Path | str, types: Sequence[str], output: Path | None = None, *,
+    request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
+    prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
+    run: Run = ONCE,
+) -> Plan:  # fmt: skip
+    """Quantize a checkpoint directory, a GGUF file or `hf://...`: an output a type, in one read.
+
+    `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
+    `<name>-<TYPE>.gguf` for each. `prune` are layers to leave out, `override_kv` keys to set as
+    KEY=TYPE:VALUE. Returns the plan that was carried out. Raises QuantkitError.
+    """
+    call: dict[str, Any] = {
+        "request": request, "imatrix": imatrix, "imatrix_strict": imatrix_strict,
+        "prune": prune, "override_kv": override_kv, "reading": reading,
+    }  # fmt: skip
+    job = prepare(source, types, output, **call)
+    if run.cluster and not run.dry:
+        whole = (output or Path()).resolve()
+        call |= {"source": _anywhere(source, job.model), "output": whole, "force": run.force}
+        check_outputs(job.plan, run.force)
+        progress = run.report(job.model, job.plan)
+        quantize_on(run.cluster, job.plan, make_split, call, run.threads or 1, progress)
+        return job.plan
+    return carry_out(job, run)
+
+
+def prepare(
+    source: Path | str, types: Sequence[str], output: Path | None = None, *,
+    request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
+    prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
+    name: Callable[[Model], str] = lambda model: model.name,
+) -> Job:  # fmt: skip
+    """Everything that `quantize` knows before it begins; `name` is what files are called after.
+
+    Raises QuantkitError.
+    """
+    recipes = list(dict.fromkeys(find_recipe(kind) for kind in types))
+    if not recipes:
+        raise RecipeError("no type given; for instance --type Q4_K_M")
+    whole = open_source(source, reading)
+    model = reading.changed(whole)
+    model = replace(model, name=name(model))
+    if imatrix and reading.keep_experts:
+        imatrix = edits.kept_importance(imatrix, whole, reading.keep_experts)
+    kv = tuple(edits.parse_override(text, model) for text in override_kv)
+    late_kv = imatrix.key_values if imatrix else ()
+    old_names: Mapping[str, str] = {}
+    if prune:
+        model, count, old_names = edits.prune(model, prune)
+        late_kv = (*late_kv, count)
+    request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
+    paths = _paths(model, [r.name for r in recipes], output)
+    plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
+    importance: Importance = {}
+    if imatrix:
+        notes = check_importance(imatrix, plan, imatrix_strict, old_names)
+        model = replace(model, notes=(*model.notes, *notes))
+        importance = imatrix.for_tensors(model.tensors, old_names)
+    return Job(model, plan, importance)
+
+
+def make_split(call: dict[str, Any], kind: str, number: int, threads: int) -> None:
+    """One split of one output: what a machine of a cluster does."""
+    request = replace(call["request"], only_splits=(number,))
+    run = Run(force=call["force"], threads=threads)
+    rest = {k: v for k, v in call.items() if k not in ("request", "force")}
+    quantize(types=[kind], request=request, run=run, **rest)
+
+
+def check_importance(
+    imatrix: Imatrix, plan: Plan, strict: bool, old_names: Mapping[str, str]
+) -> list[str]:
+    """Hold an importance matrix against what will be made; lines for people on what it lacks.
+
+    Raises ImatrixError: a damaged matrix, one of another model, or missing data if `strict`.
+    """
+    from quantkit.calibration.imatrix import check_coverage, coverage
+
+    made = [(o.type, t) for o in plan.outputs for t in o.by_name.values()]
+    found = coverage(imatrix, [(t.name, t.shape, t.format) for _, t in made], old_names)
+    needed = {t.name for kind, t in made if needs_importance(find_recipe(kind), t.name, t.format)}
+    check_coverage(imatrix, found, needed, strict)
+    return found.lines()
+
+
+def split(source: Path | str, output: Path | None, splits: Splits, run: Run = ONCE) -> Plan:
+    """Cut a GGUF file into splits, its bytes as they are. `output` names them without `-00001-of-`
+    (default: the name of the source, in the current directory)."""
+    if not splits:
+        raise RecipeError("say where to split: --split-max-size 4G or --split-max-tensors 128")
+    model = open_gguf_model(source)
+    output = output or Path(f"{Path(source).stem}.gguf")
+    return carry_out(Job(model, plan_copy(model, output, splits), {}), run)
+
+
+def merge(first: Path | str, output: Path, run: Run = ONCE) -> Plan:
+    """Join a set of splits, of which `first` is any, into one file."""
+    model = open_gguf_model(first)
+    return carry_out(Job(model, plan_copy(model, output), {}), run)
+
+
+def _anywhere(source: Path | str, model: Model) -> Path | str:
+    """The source as another machine finds it: by its whole path, or at the commit that was read."""
+    if not repository.is_remote(source):
+        return Path(source).resolve()
+    file = next(t.path for t in model.sources.values() if isinstance(t.path, repository.RemoteFile))
+    return repository.pinned(source, file)
+
+
+def carry_out(job: Job, run: Run) -> Plan:
+    """Do what is planned, or (a dry run) only report it. Raises SourceError, OutputError."""
+    model, plan = job.model, job.plan
+    threads = run.threads or default_threads()
+    order = schedule(plan, threads, run.memory)
+    if run.dry:
+        run.report(model, plan)
+        return plan
+    check_outputs(plan, run.force)
+    pipeline.execute(order, run.report(model, plan), job.importance, run.force)
+    return plan
+
+
+def _label(model: Model) -> str:
+    file_type = next(item.value for item in model.kv if item.key == "general.file_type")
+    labels = dict(OUTTYPES.values())
+    return labels.get(file_type, "MXFP4")  # the one other: experts that are MXFP4 in the source
+
+
+def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:
+    if output is not None and output.suffix == ".gguf" and not output.is_dir():
+        if len(labels) > 1:
+            raise RecipeError(
+                f"{output} is one file and {len(labels)} types are asked for; give -o a directory"
+            )
+        return [output]
+    return [(output or Path()) / f"{model.name}-{label}.gguf" for label in labels]

@@ -1,0 +1,389 @@
+"""Match a checkpoint's tensors with the rows of its architecture: what lands where, in which order.
+
+llama.cpp's converter walks the files in order and the names in each in string order; the experts
+of a block come out together where the last of them arrives, in the order of their family. The
+order decides the bytes of the file, so it is kept here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+
+from quantkit.architectures.rules import DEFAULTS, Architecture, Config, Map, Options, Piece
+from quantkit.errors import (
+    ConfigError,
+    TensorMissing,
+    TensorShape,
+    TensorUnknown,
+    UnsupportedSource,
+)
+from quantkit.gguf.tensor_names import parse
+from quantkit.source.segments import Segment
+from quantkit.source.tensors import SourceTensor
+
+# GGUF tensor name -> its shape (NumPy order) and the segments that tile it
+Placed = dict[str, tuple[tuple[int, ...], tuple[Segment, ...]]]
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+# what --fuse-qkv and --fuse-gate-up-exps join, one below another, and what it becomes
+_JOINS = {
+    "qkv": (("attn_q", "attn_k", "attn_v"), "attn_qkv"),
+    "gate_up_exps": (("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps"),
+}
+
+
+def place(
+    arch: Architecture, config: Config, sources: Mapping[str, SourceTensor],
+    options: Options = DEFAULTS,
+) -> tuple[Placed, dict[str, SourceTensor]]:  # fmt: skip
+    """Every GGUF tensor of the model, in the order of llama.cpp's converter, and the sources that
+    make them.
+
+    Raises ConfigError, TensorUnknown, TensorShape, TensorMissing.
+    """
+    layout = _Layout(arch, config, options)
+    layout.check_dims()
+    placed: Placed = {}
+    used: dict[str, SourceTensor] = {}
+    waiting: dict[str, _Waiting] = {}
+    kin: dict[tuple[str, ...], dict[str, None]] = {}
+    for m in sorted(_matches(layout, sources), key=lambda m: m.order):
+        _check(m, layout)
+        source = replace(m.tensor, flat=True) if m.map.flat else m.tensor
+        used[source.name] = source
+        names: dict[str, None] = {}
+        for piece in layout.pieces(m.map, m.bid, m.xid):
+            name = _full_name(piece.role, m.bid)
+            target = waiting.setdefault(name, _Waiting(piece.shape))
+            if name in placed or not target.take(piece, source):
+                raise TensorUnknown(f"tensor {source.name} is a second spelling of rows of {name}")
+            names[name] = None
+        # one tensor an expert: the stacks of a block come together
+        if "{xid}" in (m.map.like or m.map.source):
+            kinds = tuple(names)
+            if kinds not in kin:
+                kin[kinds] = dict.fromkeys(_kin(names, m.bid, layout)) or names
+            names = kin[kinds]
+        if all(name in waiting and waiting[name].left == 0 for name in names):
+            for name in names:
+                done = waiting.pop(name)
+                segments = sorted(done.rows.values(), key=lambda s: s.first_row)
+                placed[name] = (done.shape, tuple(segments))
+    _check_nothing_missing(layout, sources, placed)
+    if waiting:
+        raise TensorMissing(f"{config.where}: only part of {min(waiting)} is in the checkpoint")
+    return placed, used
+
+
+def predicting_layers(
+    arch: Architecture, config: Config, sources: Mapping[str, SourceTensor], options: Options
+) -> int:
+    """How many layers that predict further tokens will be converted.
+
+    Fine-tunes often leave them out, whatever config.json says; then there are none.
+    Raises ConfigError if only they are wanted and there are none.
+    """
+    declared = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
+    if declared:
+        layout = _Layout(arch, replace(config, mtp=declared), options)
+        found = (layout.find(t)[1] for t in sources.values())
+        if not any(bid is not None and bid >= config.layers for bid in found):
+            declared = 0
+    if options.mtp == "only" and not declared:
+        raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
+    return declared
+
+
+@dataclass
+class _Waiting:
+    """A tensor of which not all rows have arrived."""
+
+    shape: tuple[int, ...]
+    rows: dict[int, Segment] = field(default_factory=dict)  # by the row they begin at
+    left: int = field(init=False)  # weights
+
+    def __post_init__(self) -> None:
+        self.left = prod(self.shape)
+
+    def take(self, piece: Piece, source: SourceTensor) -> bool:
+        """Add rows of `source`; False if they are there, or are of a tensor of another shape."""
+        if piece.rows.first_row in self.rows or piece.shape != self.shape:
+            return False
+        self.rows[piece.rows.first_row] = replace(piece.rows, source=source.name)
+        self.left -= piece.rows.count * piece.rows.row_length(source)
+        return True
+
+
+@dataclass(frozen=True)
+class _Match:
+    tensor: SourceTensor
+    map: Map
+    bid: int | None
+    xid: int
+    order: tuple[int, str, str]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The architecture with the config's numbers put in."""
+
+    arch: Architecture
+    config: Config
+    options: Options
+    kinds: dict[tuple[str, int], bool] = field(default_factory=dict)  # what `has` found
+
+    @cached_property
+    def blocks(self) -> int:
+        """Layers, those that predict further tokens among them."""
+        return self.config.blocks
+
+    @cached_property
+    def dims(self) -> list[dict[str, int]]:
+        """The dimensions of each block."""
+        values = {name: value(self.config) for name, value in self.arch.dims.items()}
+        blocks = range(max(self.config.blocks, 1))
+        try:
+            return [
+                {n: v if isinstance(v, int) else v[bid] for n, v in values.items()}
+                for bid in blocks
+            ]
+        except IndexError:
+            raise ConfigError(
+                f"{self.config.where}: a list has fewer than {len(blocks)} values, one a layer"
+            ) from None
+
+    @cached_property
+    def maps(self) -> dict[str, list[Map]]:
+        """The rows by template."""
+        out: dict[str, list[Map]] = {}
+        for m in self.arch.maps:
+            out.setdefault(m.template, []).append(m)
+        return out
+
+    @cached_property
+    def renamed(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Role -> the role it is joined into, and all that are."""
+        wanted = [
+            name
+            for name, on in (
+                ("qkv", self.options.fuse_qkv), ("gate_up_exps", self.options.fuse_gate_up_exps)
+            )
+            if on
+        ]  # fmt: skip
+        out: dict[str, tuple[str, tuple[str, ...]]] = {}
+        for name in wanted:
+            if name not in self.arch.fuses:
+                raise ConfigError(
+                    f"{self.config.where}: {self.arch.gguf_arch} has no joined {name} in llama.cpp"
+                )
+            kin, target = _JOINS[name]
+            for suffix in (".weight", ".bias"):
+                names = tuple(role + suffix for role in kin)
+                out.update((role, (target + suffix, names)) for role in names)
+        return out
+
+    def joined(self, role: str) -> str:
+        return self.renamed[role][0] if role in self.renamed else role
+
+    def blocks_of(self, m: Map) -> Sequence[int | None]:
+        """The blocks that must have the tensor."""
+        layers, blocks = self.config.layers, self.config.blocks
+        own_names = any("mid" in other.fields for other in self.arch.maps)
+        if "bid" in m.fields:
+            first = layers if self.options.mtp == "only" else 0
+            found: Sequence[int] = range(first, layers if own_names else blocks)
+        elif "mid" in m.fields:
+            found = range(layers, blocks)
+        elif m.layers == "mtp":
+            found = range(layers, min(layers + 1, blocks))
+        else:
+            return (None,)
+        return [bid for bid in found if self.has(m, bid)]
+
+    def has(self, m: Map, bid: int | None) -> bool:
+        """Whether layer `bid` is of the kind that has the tensor."""
+        if bid is None or not m.layers:
+            return True
+        kind = (m.layers, bid)
+        if kind not in self.kinds:
+            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid)
+        return self.kinds[kind]
+
+    def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
+        """The row for a tensor, its block and its expert."""
+        name = t.name.replace("language_model.", "")
+        numbers = [int(n) for n in _NUMBER.findall(name)]
+        best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
+        for m in self.maps.get(_NUMBER.sub("*", name), ()):
+            ids = dict(zip(m.fields, numbers, strict=True))
+            bid = ids.get("bid")
+            if "mid" in ids or (bid is None and m.layers == "mtp"):
+                bid = self.config.layers + ids.get("mid", 0)
+            best = (m, bid, ids.get("xid", 0))
+            if self.has(m, bid):
+                break
+        return best
+
+    def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
+        return tuple(self.dims[bid or 0][d] for d in m.shape)
+
+    def pieces(self, m: Map, bid: int | None, xid: int) -> list[Piece]:
+        found = m.rows(self.dims[bid or 0], self.shape(m, bid), xid)
+        if not any(p.role in self.renamed for p in found):
+            return list(found)
+        return [q for p in found for q in self._join(p, bid)]
+
+    def _join(self, p: Piece, bid: int | None) -> Iterator[Piece]:
+        """The piece with its rows below those of its kin, matrix by matrix."""
+        target, kin = self.renamed[p.role]
+        heights = [self._height(role, bid) for role in kin]
+        mine, before = heights[kin.index(p.role)], sum(heights[: kin.index(p.role)])
+        if p.role.endswith(".weight"):
+            shape = (*p.shape[:-2], sum(heights), p.shape[-1])
+        else:
+            shape = (*p.shape[:-1], sum(heights))
+        done = 0
+        while done < p.rows.count:
+            matrix, row = divmod(p.rows.first_row + done, mine)
+            count = min(mine - row, p.rows.count - done)
+            part = replace(
+                p.rows, count=count, first_row=matrix * sum(heights) + before + row,
+                source_row=p.rows.source_row + (0 if p.rows.height else done * p.rows.step),
+                column=p.rows.column + (done * p.rows.step if p.rows.height else 0),
+            )  # fmt: skip
+            yield Piece(target, shape, part)
+            done += count
+
+    def _height(self, role: str, bid: int | None) -> int:
+        """Rows of a role's tensor, or of each of its matrices."""
+        for m in self.arch.maps:
+            if self.has(m, bid):
+                for p in m.rows(self.dims[bid or 0], self.shape(m, bid), 0):
+                    if p.role == role:
+                        return p.shape[-2] if role.endswith(".weight") else p.shape[-1]
+        raise ConfigError(f"{self.config.where}: layer {bid} has no {role} to join")
+
+    def check_dims(self) -> None:
+        for m in self.arch.maps:
+            for bid in self.blocks_of(m):
+                if min(self.shape(m, bid)) < 1:
+                    empty = next(name for name, n in self.dims[bid or 0].items() if n < 1)
+                    raise ConfigError(f"{self.config.where}: the model has no {empty}")
+        experts, per_token = (self.dims[0].get(name) for name in ("experts", "used"))
+        if experts and per_token is not None and not 1 <= per_token <= experts:
+            raise ConfigError(f"{self.config.where}: {per_token} experts are used of {experts}")
+
+
+def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
+    """All stacked experts of a block that are of one kind with `names`, in the family's order."""
+    kinds = {parse(name).role.rpartition("_")[2] for name in names}
+    return [
+        _full_name(layout.joined(f"{role}.weight"), bid)
+        for role in layout.arch.expert_order
+        if role.rpartition("_")[2] in kinds
+    ]
+
+
+def _full_name(role: str, bid: int | None) -> str:
+    return role if bid is None else f"blk.{bid}.{role}"
+
+
+def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
+    arch, config, blocks = layout.arch, layout.config, layout.blocks
+    drops = [re.compile(d) for d in arch.drops]
+    left_out = arch.mtp(config) - config.mtp
+    for i, t in enumerate(sources.values()):
+        m, bid, xid = layout.find(t)
+        if bid is not None and blocks <= bid < blocks + left_out:
+            continue
+        if layout.options.mtp == "only" and bid is not None and bid < config.layers:
+            continue
+        if m is None or not layout.has(m, bid):
+            if any(d.fullmatch(t.name) for d in drops):
+                continue
+            _check_block(t, bid, layout)
+            kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
+            raise TensorUnknown(
+                f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
+                "is the checkpoint of another architecture?"
+            )
+        # a fused tensor stands where the last of its experts would
+        name = m.like.format(bid=bid, xid=9) if m.like else t.name
+        in_file = name if t.path.suffix == ".safetensors" else f"{i:09}"
+        # repacked weights come first, those that are rebuilt from parts of other names last
+        turn = 0 if not t.ggml.is_float else 2 if t.coding in ("gptq", "awq", "packed") else 1
+        yield _Match(t, m, bid, xid, (turn, t.path.name, in_file))
+
+
+def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
+    if bid is not None and bid >= layout.blocks:
+        raise TensorUnknown(
+            f"tensor {t.name} is of layer {bid}; "
+            f"{layout.config.where} says num_hidden_layers {layout.config.layers}"
+        )
+
+
+def _check(m: _Match, layout: _Layout) -> None:
+    config = layout.config
+    _check_block(m.tensor, m.bid, layout)
+    experts = layout.dims[m.bid or 0].get(m.map.experts, 0)
+    if "xid" in m.map.fields and m.xid >= experts:
+        raise TensorUnknown(
+            f"tensor {m.tensor.name} is of expert {m.xid}; {config.where} says {experts} experts"
+        )
+    if m.tensor.raw:
+        raise UnsupportedSource(
+            f"{m.tensor.path}: tensor {m.tensor.name} is {m.tensor.raw}, and no "
+            f"quantization_config of {config.where} says how it is read"
+        )
+    expected = layout.shape(m.map, m.bid)
+    if m.tensor.shape != expected:
+        raise TensorShape(
+            f"tensor {m.tensor.name}: shape {list(m.tensor.shape)} found, {list(expected)} "
+            f"expected ({' x '.join(m.map.shape)} of {config.where})"
+        )
+
+
+def _check_nothing_missing(
+    layout: _Layout, sources: Mapping[str, SourceTensor], placed: Placed
+) -> None:
+    config = layout.config
+    tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
+    for m in layout.arch.maps:
+        if m.optional or (tied and m.source == "lm_head.weight"):
+            continue
+        for bid in layout.blocks_of(m):
+            for target in {_full_name(p.role, bid) for p in layout.pieces(m, bid, 0)}:
+                if target in placed or not (missing := _missing(layout, bid, target, sources)):
+                    continue
+                n_experts = layout.dims[bid or 0].get("experts", 0)
+                experts = f" and {n_experts} experts" if n_experts else ""
+                raise TensorMissing(
+                    f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
+                    f"{target}); {config.where} says {config.layers} layers{experts}"
+                )
+
+
+def _missing(
+    layout: _Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
+) -> list[str]:
+    """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
+    elsewhere or else misses the smallest part of."""
+    present = {name.replace("language_model.", "") for name in sources}
+    templates = {_NUMBER.sub("*", name) for name in present}
+    spellings: list[tuple[bool, float, int, list[str]]] = []
+    for m in layout.arch.maps:
+        if layout.has(m, bid) and any(
+            _full_name(p.role, bid) == target for p in layout.pieces(m, bid, 0)
+        ):
+            xids = range(layout.dims[bid or 0][m.experts] if "xid" in m.fields else 1)
+            mid = (bid or 0) - layout.config.layers
+            names = [m.source.format(bid=bid, mid=mid, xid=x) for x in xids]
+            missing = [name for name in names if name not in present]
+            unused = m.template not in templates
+            spellings.append((unused, len(missing) / len(names), len(spellings), missing))
+    return min(spellings)[-1]

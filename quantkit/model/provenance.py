@@ -1,0 +1,67 @@
+"""Where a model comes from: what mergekit wrote about a merge, and what a card carries over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.hub import repository
+
+MERGE = "mergekit_moe_config.yml"
+HUB = "https://huggingface.co/"
+
+
+def merged_from(source: Path | str) -> dict[str, Any]:
+    """`{"merged from": {"base", "gate mode", "experts"}}`: the model that each expert was, or
+    nothing where mergekit left no word of it."""
+    import yaml
+
+    if repository.is_remote(source):
+        data = None if repository.names_file(source) else repository.read_small(source, MERGE)
+    else:
+        path = Path(source) / MERGE
+        data = path.read_bytes() if path.is_file() else None
+    if data is None:
+        return {}
+    try:
+        config = yaml.safe_load(data)
+        found = {
+            "base": str(config.get("base_model")),
+            "gate mode": str(config.get("gate_mode", "hidden")),
+            "experts": [str(e["source_model"]) for e in config["experts"]],
+        }
+        return {"merged from": found}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def hub_name(text: str) -> str | None:
+    """`org/model` of a model on the Hub, given so or as its address; None if it is no such name."""
+    name = text.strip().removeprefix(HUB).rstrip("/")
+    return name if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) else None
+
+
+def base_models(values: Mapping[str, Any]) -> list[str]:
+    """The models on the Hub that the source says it was made of, from its metadata."""
+    count = values.get("general.base_model.count", 0)
+    urls = (values.get(f"general.base_model.{i}.repo_url", "") for i in range(int(count)))
+    return [name for url in urls if (name := hub_name(str(url)))]
+
+
+def licence(values: Mapping[str, Any]) -> dict[str, str]:
+    """The licence as the Hub's front matter has it: an id, or `other` with a name and a link."""
+    text = str(values.get("general.license", "")).strip()
+    name = values.get("general.license.name")
+    link = values.get("general.license.link")
+    if not text and not name:
+        return {}
+    if text and text == text.lower() and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", text):
+        found = {"license": text}
+    else:  # words, not an id
+        found = {"license": "other"}
+        name = name or re.sub(r"[^a-z0-9.+-]+", "-", text.lower()).strip("-")
+    if name and found["license"] == "other":
+        found["license_name"] = str(name)
+    return found | ({"license_link": str(link)} if link else {})

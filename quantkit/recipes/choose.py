@@ -1,0 +1,210 @@
+"""Recipes: what a `--type` means, what a person may override, and the format of every tensor.
+
+Pure: names, shapes and facts in, formats out. The rule itself is the table of `mixtures.py`;
+`docs/recipes.md` shows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from math import prod
+from typing import NamedTuple
+
+from quantkit.errors import RecipeError
+from quantkit.gguf import tensor_names
+from quantkit.gguf.container import align
+from quantkit.gguf.types import type_by_name
+from quantkit.recipes.facts import ModelFacts, category, is_quantized
+from quantkit.recipes.file_types import MOE_FORMATS, Recipe, find_format, find_recipe
+from quantkit.recipes.llama_quant import FALLBACKS, Subject, by_rule, more_bits
+from quantkit.recipes.sensitivity import NORMAL_ERROR, sensitivity
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a person asks for beside the type; llama-quantize's options of the same names.
+
+    `tensor_types` are (regular expression, format) pairs: the first that is found in a tensor's
+    name decides, in place of the rules. It does not touch files of a float type, nor
+    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY.
+    """
+
+    pure: bool = False
+    output_tensor_type: str | None = None
+    token_embedding_type: str | None = None
+    leave_output_tensor: bool = False
+    tensor_types: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        """`tensor_types`, compiled."""
+        return tuple((re.compile(pattern), fmt) for pattern, fmt in self.tensor_types)
+
+    def named(self, name: str) -> str | None:
+        """The format that `tensor_types` gives a tensor."""
+        return next((fmt for pattern, fmt in self.patterns if pattern.search(name)), None)
+
+
+NO_OVERRIDES = Overrides()
+
+
+class Choice(NamedTuple):
+    """What a tensor gets. `fallback_from`: the format that its rows do not divide into;
+    `overridden`: a person's choice, not the recipe's."""
+
+    format: str
+    fallback_from: str | None = None
+    overridden: bool = False
+
+
+def tensor_type(text: str) -> tuple[str, str]:
+    """One `--tensor-type PATTERN=FORMAT`; the pattern is lower-cased, as llama-quantize does.
+
+    Raises RecipeError.
+    """
+    pattern, equals, name = text.partition("=")
+    if not (pattern and equals and name):
+        raise RecipeError(f"tensor type {text!r} is not PATTERN=FORMAT, such as ffn_down=Q6_K")
+    try:
+        re.compile(pattern.lower())
+    except re.error as e:
+        raise RecipeError(f"tensor type {text!r}: not a regular expression ({e})") from None
+    return pattern.lower(), find_format(name)
+
+
+def needs_importance(recipe: Recipe, name: str, fmt: str) -> bool:
+    """Whether llama-quantize refuses to give the tensor this format without importances."""
+    ends = ("output", "token_embd")
+    return recipe.name == "Q2_K_S" and fmt == "Q2_K" and category(name) not in ends
+
+
+def choose(
+    recipe: Recipe,
+    facts: ModelFacts,
+    tensors: Sequence[tuple[str, tuple[int, ...], str]],
+    overrides: Overrides = NO_OVERRIDES,
+) -> list[Choice]:
+    """A format for each tensor, given as (name, shape in NumPy order, format it is stored in), in
+    the order of llama-quantize.
+
+    Raises RecipeError: a pattern that no tensor's name holds, a format that a tensor's rows do not
+    divide into, a recipe that needs an importance matrix, or experts.
+    """
+    if recipe.mixture == "moe":
+        return _moe(recipe, facts, tensors, overrides)
+    _check_patterns(overrides, [name for name, _, _ in tensors])
+    categories = [category(name) for name, _, _ in tensors]
+    ranks: dict[str, int] = {}
+    out = []
+    for (name, shape, stored), kind in zip(tensors, categories, strict=True):
+        left = overrides.leave_output_tensor and kind == "output"
+        if not recipe.base or left or not is_quantized(name, shape, facts.arch):
+            out.append(Choice(stored, overridden=left))
+        elif forced := _forced(overrides, name, kind):
+            _check_fits(name, shape[-1], forced)
+            out.append(Choice(forced, overridden=True))
+        elif type_by_name(recipe.base).is_float:
+            out.append(Choice(recipe.base))
+        elif named := overrides.named(name):
+            out.append(_fitting(named, shape[-1], overridden=True))
+        elif overrides.pure:
+            out.append(_fitting(recipe.base, shape[-1]))
+        else:
+            tied = facts.tied and kind == "token_embd"
+            rank = ranks[kind] = ranks.get(kind, -1) + 1
+            block = tensor_names.parse(name).bid
+            layer = rank if facts.n_experts < 2 or block is None else block
+            stacked = len(shape) > 2 and shape[-3] > 1
+            seen_as = "output" if tied else kind
+            t = Subject(name, seen_as, layer, rank, categories.count(kind), stacked)
+            by_person = overrides.output_tensor_type if tied else None
+            wanted = by_person or by_rule(recipe.name, facts, t) or recipe.base
+            out.append(_fitting(wanted, shape[-1], overridden=by_person is not None))
+        if not facts.has_imatrix and needs_importance(recipe, name, out[-1].format):
+            raise RecipeError(
+                f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
+                "give one with --imatrix, or choose Q2_K"
+            )
+    return out
+
+
+def _moe(
+    recipe: Recipe, facts: ModelFacts, tensors: Sequence[tuple[str, tuple[int, ...], str]],
+    overrides: Overrides,
+) -> list[Choice]:  # fmt: skip
+    """In no more bytes than llama.cpp's mixture of that name, the formats that lose least.
+
+    What experts hold is large, and an error there costs no more than elsewhere; so few bits less
+    for them buy many bits for attention, the embedding and the output.
+    """
+    from quantkit.recipes.knapsack import Option, allocate
+
+    if facts.n_experts < 2:
+        raise RecipeError(f"{recipe.name} is for mixtures of experts, and the model has none; "
+                          "leave --recipe out, or choose a size with quantkit fit")  # fmt: skip
+    out = choose(find_recipe(recipe.name.removesuffix("-moe")), facts, tensors, overrides)
+    free = [i for i, (name, shape, _) in enumerate(tensors)
+            if is_quantized(name, shape, facts.arch) and not out[i].overridden]  # fmt: skip
+    # of tensors that are alike, those get more bits to whom llama.cpp gives them
+    free.sort(
+        key=lambda i: not more_bits(tensor_names.parse(tensors[i][0]).bid or 0, facts.n_layers)
+    )
+    items, budget = [], 0
+    for i in free:
+        name, shape, _ = tensors[i]
+        weight = sensitivity(name, facts)
+        items.append([
+            Option(fmt, _nbytes(shape, fmt), weight * NORMAL_ERROR[fmt])
+            for fmt in candidates(MOE_FORMATS, shape[-1])
+        ])  # fmt: skip
+        budget += _nbytes(shape, out[i].format)
+    for i, options, j in zip(free, items, allocate(items, budget).chosen, strict=True):
+        out[i] = Choice(options[j].format)
+    return out
+
+
+def candidates(formats: Iterable[str], n_per_row: int) -> list[str]:
+    """The formats, or where a row does not divide into their blocks, what stands in for them."""
+    return list(dict.fromkeys(_fitting(fmt, n_per_row).format for fmt in formats))
+
+
+def _nbytes(shape: Sequence[int], fmt: str) -> int:
+    return align(type_by_name(fmt).row_bytes(prod(shape)))
+
+
+def _forced(overrides: Overrides, name: str, kind: str) -> str | None:
+    if kind == "output":
+        return overrides.output_tensor_type
+    # the per-layer embedding is a large table of its own, which a pattern may name
+    if kind == "token_embd" and not (name.startswith("per_layer") and overrides.named(name)):
+        return overrides.token_embedding_type
+    return None
+
+
+def _fitting(wanted: str, n_per_row: int, overridden: bool = False) -> Choice:
+    """`wanted`, or what llama.cpp falls back to where a row does not divide into its blocks."""
+    for name in (wanted, FALLBACKS.get(wanted), "F16"):
+        if name and n_per_row % type_by_name(name).block_size == 0:
+            return Choice(name, wanted if name != wanted else None, overridden)
+    raise AssertionError("F16 has blocks of one weight")
+
+
+def _check_fits(name: str, n_per_row: int, fmt: str) -> None:
+    if n_per_row % (block := type_by_name(fmt).block_size):
+        raise RecipeError(
+            f"tensor {name} cannot be {fmt}: its rows of {n_per_row} weights do not divide into "
+            f"blocks of {block}; choose a format with smaller blocks"
+        )
+
+
+def _check_patterns(overrides: Overrides, names: Sequence[str]) -> None:
+    for pattern, fmt in overrides.patterns:
+        if not any(map(pattern.search, names)):
+            known = sorted({*names, *(tensor_names.parse(name).role for name in names)})
+            near = get_close_matches(pattern.pattern, known, n=3, cutoff=0.5)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise RecipeError(f"tensor type {pattern.pattern}={fmt} matches no tensor{hint}")

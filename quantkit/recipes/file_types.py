@@ -1,0 +1,135 @@
+"""File types: what a `--type` means, by name. Data and look-ups."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from quantkit.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One `--type`.
+
+    `file_type` is llama.h's `llama_ftype`; `base` the format of whatever no rule names. An empty
+    `base` copies: every tensor keeps its format, and the file its source's file_type. `mixture` is
+    whose choice it is: llama.cpp's rules, or "moe".
+    """
+
+    name: str
+    file_type: int
+    base: str
+    use_case: str
+    mixture: str = ""
+
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe("TQ1_0", 36, "TQ1_0", "ternary models only (BitNet); smallest"),
+    Recipe("TQ2_0", 37, "TQ2_0", "ternary models only (BitNet); faster than TQ1_0"),
+    Recipe("Q2_K_S", 21, "Q2_K", "smallest; heavy loss; needs an importance matrix"),
+    Recipe("Q2_K", 10, "Q2_K", "very small; heavy loss"),
+    Recipe("Q3_K_S", 11, "Q3_K", "very small; high loss"),
+    Recipe("Q3_K_M", 12, "Q3_K", "small; noticeable loss"),
+    Recipe("Q3_K_L", 13, "Q3_K", "small; less loss than Q3_K_M"),
+    Recipe("IQ4_XS", 30, "IQ4_XS", "smaller than Q4_K_S at about its quality; slower on CPUs"),
+    Recipe("IQ4_NL", 25, "IQ4_NL", "like IQ4_XS, for rows that 256 does not divide"),
+    Recipe("MXFP4_MOE", 38, "MXFP4", "experts in MXFP4, the rest in Q8_0; for models trained so"),
+    Recipe("Q4_0", 2, "Q4_0", "legacy; Q4_K_S is better at the same size"),
+    Recipe("Q4_K_S", 14, "Q4_K", "small; moderate loss"),
+    Recipe("Q4_K_M", 15, "Q4_K", "balanced: the usual choice"),
+    Recipe("Q4_1", 3, "Q4_1", "legacy; Q4_K_M is better and smaller"),
+    Recipe("Q5_0", 8, "Q5_0", "legacy; Q5_K_S is better at the same size"),
+    Recipe("Q5_K_S", 16, "Q5_K", "large; low loss"),
+    Recipe("Q5_K_M", 17, "Q5_K", "large; very low loss"),
+    Recipe("Q5_1", 9, "Q5_1", "legacy; Q5_K_M is better and smaller"),
+    Recipe("Q6_K", 18, "Q6_K", "very large; hardly any loss"),
+    Recipe("Q8_0", 7, "Q8_0", "nearly lossless; large"),
+    Recipe("F16", 1, "F16", "16-bit; for further work"),
+    Recipe("BF16", 32, "BF16", "16-bit, the source's range; for further work"),
+    Recipe("F32", 0, "F32", "32-bit; for further work"),
+    Recipe("COPY", 0, "", "every tensor as it is"),
+)
+
+
+# what a release holds, if nobody says otherwise
+RELEASE_TYPES = ("Q2_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q5_0", "Q5_K_M", "Q6_K", "Q8_0")
+
+
+ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+# types that cannot be made yet -> the recipe that is nearest in bits per weight
+LATER: Mapping[str, str] = {
+    "IQ1_S": "Q2_K_S", "IQ1_M": "Q2_K_S", "IQ2_XXS": "Q2_K_S", "IQ2_XS": "Q2_K_S",
+    "IQ2_S": "Q2_K_S", "IQ2_M": "Q2_K_S", "IQ3_XXS": "Q2_K", "IQ3_XS": "Q3_K_S",
+    "IQ3_S": "Q3_K_S", "IQ3_M": "Q3_K_S",
+}  # fmt: skip
+
+
+MIXTURES = ("moe",)
+
+
+MOE_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+
+
+_GUESSED = 1024  # llama.h LLAMA_FTYPE_GUESSED
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a `--type`, case ignored; `Q4_K_M-moe` is Q4_K_M of the mixture "moe". Raises
+    RecipeError with near names."""
+    upper = name.upper()
+    by_name = {r.name: r for r in RECIPES}
+    if upper.endswith("-MOE"):
+        plain = find_recipe(upper.removesuffix("-MOE"))
+        if plain.base not in MOE_FORMATS[:-1] or plain.name == "Q2_K_S":
+            raise RecipeError(f"recipe moe is for the types from Q2_K to Q6_K, not {plain.name}")
+        return replace(plain, name=f"{plain.name}-moe", mixture="moe")
+    if found := by_name.get(ALIASES.get(upper, upper)):
+        return found
+    if upper in LATER:
+        raise RecipeError(
+            f"type {upper} cannot be made yet; the nearest that can is {LATER[upper]}"
+        )
+    near = get_close_matches(upper, by_name, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RecipeError(f"unknown type {name!r}; {hint}types: {', '.join(by_name)}")
+
+
+def of_mixture(types: Iterable[str], mixture: str | None) -> list[str]:
+    """The types in a `--recipe`: `Q4_K_M` becomes `Q4_K_M-moe`. Raises RecipeError."""
+    if mixture is None or mixture.lower() == "default":
+        return list(types)
+    if mixture.lower() not in MIXTURES:
+        raise RecipeError(f"unknown recipe {mixture!r}; recipes: default, {', '.join(MIXTURES)}")
+    return [f"{name}-{mixture.lower()}" for name in types]
+
+
+def find_format(name: str) -> str:
+    """The name of a format as ggml spells it, case ignored. Raises RecipeError with near names."""
+    import quant_types
+
+    upper, names = name.upper(), [f.name for f in quant_types.FORMATS]
+    if upper in names:
+        return upper
+    if upper in LATER:
+        base = find_recipe(LATER[upper]).base
+        raise RecipeError(f"format {upper} cannot be made yet; the nearest that can is {base}")
+    near = get_close_matches(upper, names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RecipeError(f"unknown format {name!r}; {hint}formats: {', '.join(names)}")
+
+
+def guessed_file_type(formats: Iterable[str]) -> int:
+    """The file_type of a copy whose source names none: by the format that most tensors have, in
+    llama-quantize's order (llama.cpp `llama_model_loader`: the first to reach that count)."""
+    counts: Counter[str] = Counter()
+    top = "F32"
+    for name in formats:
+        counts[name] += 1
+        top = name if counts[name] > counts[top] else top
+    by_name = {r.name: r.file_type for r in RECIPES}
+    return by_name.get(ALIASES.get(top, top), 0) | _GUESSED

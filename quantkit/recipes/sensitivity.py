@@ -1,0 +1,77 @@
+"""What a quantized file loses: how much an error matters by what its tensor does, and words for it.
+
+A tensor's error is relative: the sum of (w - q)^2 over the sum of w^2. The KL divergence that it
+causes is nearly proportional to it, with a factor that depends on what the tensor does; so the
+factors times the errors add up to a prediction. `docs/fit.md` tells how they were found. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from quantkit.gguf import tensor_names
+from quantkit.recipes.facts import ModelFacts, category, is_quantized
+
+# KL divergence over relative error: a trained mixture's, measured tensor by tensor
+SENSITIVITY: Mapping[str, float] = {
+    "output": 0.45, "token_embd": 0.35, "attn_q": 0.02, "attn_k": 0.02, "attn_v": 0.03,
+    "attn_output": 0.03, "ffn_gate": 0.035, "ffn_up": 0.025, "ffn_down": 0.05, "other": 0.03,
+}  # fmt: skip
+EDGE = 3.0  # of an ffn_down in the first or last eighth of the layers
+
+# relative error of normal weights: what a format does where nothing was measured
+NORMAL_ERROR: Mapping[str, float] = {
+    "F32": 0.0, "F16": 4.3e-8, "BF16": 2.75e-6, "Q8_0": 2.88e-5, "Q6_K": 3.16e-4, "Q5_K": 1.31e-3,
+    "Q5_1": 1.44e-3, "Q5_0": 1.83e-3, "Q4_K": 5.11e-3, "IQ4_NL": 5.81e-3, "IQ4_XS": 5.90e-3,
+    "Q4_1": 6.13e-3, "Q4_0": 7.41e-3, "MXFP4": 1.30e-2, "Q3_K": 2.28e-2, "Q2_K": 8.82e-2,
+    "TQ1_0": 0.654, "TQ2_0": 0.654,
+}  # fmt: skip
+
+# the mean error up to which a file deserves the words; beyond the last, the last
+USE_CASES: tuple[tuple[float, str], ...] = (
+    (1e-5, "as good as the source; for further work"),
+    (1e-4, "nearly lossless"),
+    (5e-4, "hardly any loss"),
+    (1.8e-3, "very low loss"),
+    (4.5e-3, "low loss"),
+    (8e-3, "moderate loss"),
+    (1.4e-2, "noticeable loss"),
+    (2.6e-2, "high loss"),
+    (1.0, "heavy loss"),
+)
+
+
+class Judged(NamedTuple):
+    """A tensor as it is judged: its name, its shape in NumPy order, its relative error."""
+
+    name: str
+    shape: tuple[int, ...]
+    error: float
+
+
+def sensitivity(name: str, facts: ModelFacts) -> float:
+    """How much KL divergence a relative error of the tensor causes, for each unit of it."""
+    kind = category(name)
+    found = SENSITIVITY[kind]
+    if kind == "token_embd" and facts.tied and name == "token_embd.weight":
+        found += SENSITIVITY["output"]
+    block, eighth = tensor_names.parse(name).bid, facts.n_layers // 8
+    if kind == "ffn_down" and block is not None:
+        found *= 1.0 if eighth <= block < facts.n_layers - eighth else EDGE
+    return found
+
+
+def mean_error(tensors: Iterable[Judged], facts: ModelFacts) -> float:
+    """The mean relative error of the tensors that are quantized, each as it matters."""
+    total = weight = 0.0
+    for t in tensors:
+        if is_quantized(t.name, t.shape, facts.arch):
+            total += sensitivity(t.name, facts) * t.error
+            weight += sensitivity(t.name, facts)
+    return total / weight if weight else 0.0
+
+
+def use_case(error: float) -> str:
+    """What a file of that mean error is good for, in a few words."""
+    return next((words for most, words in USE_CASES if error <= most), USE_CASES[-1][1])

@@ -1,0 +1,74 @@
+"""A release that the disk has no room for: made in parts, each of them pushed and then removed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from quantkit.hub import push
+from quantkit.jobs import ONCE, Run, prepare
+from quantkit.planning.plan import Plan
+from quantkit.releases import manifest
+from quantkit.releases.release import Release, release, shared, stem
+from quantkit.storage import os_files
+
+RECORDS = "parts"  # where the records of parts are kept until the release is whole
+
+
+def release_in_parts(
+    source: Path | str, directory: Path, types: Sequence[str], *, target: push.HubTarget,
+    run: Run = ONCE, **options: Any,
+) -> Release:  # fmt: skip
+    """As `release` (`options` are its own), but no GGUF file stays here once the Hub has it.
+
+    So many parts are made that each has room; the source is read about once in all, if the release
+    is split, and once for each part if its files are whole. Raises as `release`.
+    """
+
+    def call(place: Path, run: Run = run, **more: Any) -> Release:
+        known = [directory] if any(directory.rglob(f"{manifest.NAME}*")) else []
+        return release(source, place, types, target=target, run=run, join=known, **options, **more)
+
+    records = directory / RECORDS
+    would = call(directory, replace(run, dry=True))
+    if run.dry:
+        return would
+    sent: list[str] = []
+    if "to be made" in would.states.values():
+        asked = {k: v for k, v in options.items() if k in ("request", "imatrix", "reading")}
+        plan = prepare(source, types, directory, name=stem, **asked).plan
+        count = _begun(records) or _count(plan, directory)
+        for i in range(1, count + 1):
+            place = records / f"{i}-of-{count}"
+            place.mkdir(parents=True, exist_ok=True)
+            made = call(place, share=(i, count))
+            sent += made.pushed
+            for f in made.manifest["files"]:
+                (place / f["name"]).unlink(missing_ok=True)
+    whole = call(directory)
+    for f in whole.manifest["files"]:
+        (directory / f["name"]).unlink(missing_ok=True)
+    shutil.rmtree(records, ignore_errors=True)
+    return replace(whole, pushed=[*sent, *whole.pushed])
+
+
+def _begun(records: Path) -> int | None:
+    """How many parts a run that was cut short had in mind."""
+    found = (re.fullmatch(r"\d+-of-(\d+)", p.name) for p in records.glob("*-of-*"))
+    return next((int(match[1]) for match in found if match), None)
+
+
+def _count(plan: Plan, directory: Path) -> int:
+    """The fewest parts of which each has room; as many as there are files, if one alone has none
+    (that is refused by name when its turn comes)."""
+    place = next(p for p in (directory.resolve(), *directory.resolve().parents) if p.is_dir())
+    room, sizes = os_files.free_bytes(place), {f.path: f.size for f in plan.files}
+    for count in range(1, len(sizes)):
+        parts = (shared(plan, i, count) for i in range(1, count + 1))
+        if all(sum(sizes[path] for path in part) <= room for part in parts):
+            return count
+    return len(sizes)

@@ -1,0 +1,64 @@
+"""What can be made of a source, and what of it fits: from headers alone, nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantkit.model.model import Model
+from quantkit.model.open import AS_IT_IS, Reading, open_source
+from quantkit.planning.build import PLAIN, Request, plan_possible
+from quantkit.planning.plan import Plan
+from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
+from quantkit.reporting.table import Row, planned_rows
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The outputs that a source allows, a row for each, and why it allows no others, by type.
+
+    `release`: the rows that a release would hold: those of the types that were named, or of the
+    usual set.
+    """
+
+    model: Model
+    plan: Plan
+    rows: tuple[Row, ...]
+    refused: dict[str, str]
+    release: tuple[Row, ...]
+
+
+def survey(
+    source: Path | str, types: Sequence[str] = (), context: int | None = None, *,
+    ram: int | None = None, disk: int | None = None, reading: Reading = AS_IT_IS,
+    request: Request = PLAIN,
+) -> Survey:  # fmt: skip
+    """The table of what `quantize` would make of a source: of all types, if none is named.
+
+    `ram` and `disk`: bytes that each row is held against. Raises QuantkitError.
+    """
+    recipes = list(dict.fromkeys(map(find_recipe, types))) or list(RECIPES)
+    model = reading.changed(open_source(source, reading))
+    outputs = [(recipe, Path(f"{model.name}-{recipe.name}.gguf")) for recipe in recipes]
+    plan, refused = plan_possible(model, outputs, request)
+    rows = tuple(
+        replace(
+            row,
+            fits_ram=None if ram is None else row.max_ram_bytes <= ram,
+            fits_disk=None if disk is None else row.file_bytes <= disk,
+        )
+        for row in planned_rows(plan, context, model.kv)
+    )
+    release = tuple(row for row in rows if types or row.type in RELEASE_TYPES)
+    return Survey(model, plan, rows, {name: str(e) for name, e in refused.items()}, release)
+
+
+def fitting(rows: Sequence[Row], disk: int) -> list[str]:
+    """The types that a disk holds together: as many as can be, the smallest first."""
+    held, out = 0, []
+    for row in sorted(rows, key=lambda row: row.file_bytes):
+        held += row.file_bytes
+        if held <= disk:
+            out.append(row.type)
+    return out

@@ -1,0 +1,275 @@
+"""The table of a model card: what each file is, how large, and how much memory it takes to run."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.errors import RecipeError
+from quantkit.gguf.container import KeyValue
+from quantkit.gguf.splits import split_siblings, unsplit_name
+from quantkit.planning.plan import Output, Plan
+from quantkit.recipes.file_types import RECIPES
+from quantkit.reporting.llama_memory import MemoryNeed, Weights, memory
+from quantkit.reporting.numbers import gigabytes
+from quantkit.source.gguf_set import open_gguf_set
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CONTEXT = 4096  # tokens that people begin with; fewer if the model was trained for fewer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, in a file or a set of splits, that is there or only planned.
+
+    `nominal_bits` are those of the type's name. What is needed is for a context of so many tokens:
+    `max_ram_bytes` on the CPU; `mapped_ram_bytes` is what is resident at most where the file is
+    mapped, pages that the system may take back included; `experts_on_cpu_...` for the rest on a
+    GPU, None for models without experts. `fits_...`: whether there is room for it, None where
+    nobody asked.
+    """
+
+    name: str
+    type: str
+    nominal_bits: int | None
+    bits_per_weight: float
+    tensor_bytes: int
+    file_bytes: int
+    files: int
+    max_ram_bytes: int
+    mapped_ram_bytes: int
+    context: int
+    use_case: str
+    experts_on_cpu_ram_bytes: int | None = None
+    experts_on_cpu_vram_bytes: int | None = None
+    fits_ram: bool | None = None
+    fits_disk: bool | None = None
+
+
+def read_rows(paths: Sequence[Path], context: int | None = None) -> list[Row]:
+    """A row for each GGUF file, and one for each set of splits of which any is given.
+
+    `context` defaults to what the model was trained for, at most 4096 tokens. Raises SourceError.
+    """
+    models = {(path.parent, unsplit_name(path.name)): path for path in reversed(paths)}
+    return [_read_row(path, context) for path in reversed(models.values())]
+
+
+def _read_row(path: Path, context: int | None) -> Row:
+    header, tensors = open_gguf_set(path)
+    files = split_siblings(path.name) if header.get("split.count", 0) > 1 else [path.name]
+    recipe = next((r for r in RECIPES if r.file_type == header.get("general.file_type")), None)
+    weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
+    size = sum((path.parent / name).stat().st_size for name in files)
+    label = recipe.name if recipe else _main_type(weights)
+    metadata = _Metadata.of(header.kv)
+    return _row(_name(path.name, len(files)), label, size, len(files), metadata, weights, context)
+
+
+def read_memory(path: Path, context: int) -> MemoryNeed:
+    """What llama.cpp takes for a GGUF file, part by part. Raises SourceError."""
+    header, tensors = open_gguf_set(path)
+    weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
+    return _Metadata.of(header.kv).memory(weights, context)
+
+
+def planned_rows(
+    plan: Plan, context: int | None = None, kv: Sequence[KeyValue] | None = None
+) -> list[Row]:
+    """A row for each output of a plan, as `read_rows` will find it. `kv`: the model's metadata, if
+    at hand; it is in the header of a whole plan's first file."""
+    if kv is None:
+        kv = plan.outputs[0].files[0].kv
+    metadata = _Metadata.of(kv)
+    return [_planned_row(output, context, metadata) for output in plan.outputs]
+
+
+def _planned_row(output: Output, context: int | None, metadata: _Metadata) -> Row:
+    weights = [Weights(t.name, t.shape, t.format) for t in output.by_name.values()]
+    name = _name(output.files[0].path.name, len(output.files))
+    return _row(name, output.type, output.size, len(output.files), metadata, weights, context)
+
+
+def _name(first: str, files: int) -> str:
+    return first if files == 1 else f"{unsplit_name(first)} ({files} files)"
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """What the rows of one model need of its metadata."""
+
+    arch: str
+    values: Mapping[str, Any]  # without the architecture's name
+    pieces: int  # of the vocabulary
+
+    @classmethod
+    def of(cls, kv: Iterable[KeyValue]) -> _Metadata:
+        by_key = {item.key: item for item in kv}
+        arch = by_key["general.architecture"].value if "general.architecture" in by_key else ""
+        prefix = f"{arch}."
+        values = {
+            key.removeprefix(prefix): item.value
+            for key, item in by_key.items()
+            if key.startswith(prefix)
+        }
+        lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
+        return cls(arch, values, sum(by_key[key].length for key in lists if key in by_key))
+
+    def memory(self, tensors: Sequence[Weights], context: int) -> MemoryNeed:
+        return memory(self.arch, self.values, tensors, context, self.pieces)
+
+
+def _row(
+    name: str, label: str, size: int, files: int, metadata: _Metadata,
+    tensors: Sequence[Weights], context: int | None,
+) -> Row:  # fmt: skip
+    context = context or min(metadata.values.get("context_length", CONTEXT), CONTEXT)
+    need = metadata.memory(tensors, context)
+    weights = sum(prod(t.shape) for t in tensors)
+    nominal = re.search(r"\d+", label)
+    ram, vram = need.experts_on_cpu or (None, None)
+    return Row(
+        name=name,
+        type=label,
+        nominal_bits=int(nominal[0]) if nominal else None,
+        bits_per_weight=round(8 * need.weights / weights, 4) if weights else 0.0,
+        tensor_bytes=need.weights,
+        file_bytes=size,
+        files=files,
+        max_ram_bytes=need.required,
+        mapped_ram_bytes=need.mapped,
+        context=context,
+        use_case=next((r.use_case for r in RECIPES if r.name == label.removesuffix("-moe")), ""),
+        experts_on_cpu_ram_bytes=ram,
+        experts_on_cpu_vram_bytes=vram,
+    )
+
+
+def _main_type(tensors: Sequence[Weights]) -> str:
+    """The format that holds the most weights, for files whose label we do not know."""
+    held: Counter[str] = Counter()
+    for t in tensors:
+        held[t.format] += prod(t.shape)
+    return held.most_common(1)[0][0] if held else "?"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in options, its heading, its text for a row, and what machines get
+    instead: fields of `Row`."""
+
+    name: str
+    heading: str
+    cell: Callable[[Row], str]
+    fields: tuple[str, ...]
+
+
+def _bits(row: Row) -> str:
+    real = f"{row.bits_per_weight:.2f} bpw"
+    return f"{row.nominal_bits} ({real})" if row.nominal_bits else real
+
+
+def _size(row: Row) -> str:
+    n = row.file_bytes
+    return f"{gigabytes(n)} ({n / 2**30:.2f} GiB)" if n >= 1e9 else gigabytes(n)
+
+
+def _experts_on_cpu(row: Row) -> str:
+    ram, vram = row.experts_on_cpu_ram_bytes, row.experts_on_cpu_vram_bytes
+    if ram is None or vram is None:
+        return "-"
+    return f"{gigabytes(ram)} RAM + {gigabytes(vram)} VRAM"
+
+
+_YES = {True: "yes", False: "no", None: "-"}
+COLUMNS = (
+    Column("name", "Name", lambda row: row.name, ("name",)),
+    Column("type", "Quant method", lambda row: row.type, ("type",)),
+    Column("bits", "Bits", _bits, ("nominal_bits", "bits_per_weight")),
+    Column("size", "Size", _size, ("file_bytes",)),
+    Column("files", "Files", lambda row: str(row.files), ("files",)),
+    Column("ram", "Max RAM required", lambda row: gigabytes(row.max_ram_bytes),
+           ("max_ram_bytes", "context")),
+    Column("mapped", "Resident when mapped", lambda row: gigabytes(row.mapped_ram_bytes),
+           ("mapped_ram_bytes", "context")),
+    Column("experts-on-cpu", "Experts on the CPU", _experts_on_cpu,
+           ("experts_on_cpu_ram_bytes", "experts_on_cpu_vram_bytes", "context")),
+    Column("fits-ram", "Fits in RAM", lambda row: _YES[row.fits_ram], ("fits_ram",)),
+    Column("fits-disk", "Fits on disk", lambda row: _YES[row.fits_disk], ("fits_disk",)),
+    Column("use", "Use case", lambda row: row.use_case, ("use_case",)),
+)  # fmt: skip
+FORMATS = ("table", "markdown", "json", "csv", "html")
+
+
+def columns(names: Sequence[str]) -> list[Column]:
+    """The columns of these names, in their order. Raises RecipeError."""
+    known = {column.name: column for column in COLUMNS}
+    if unknown := [name for name in names if name not in known]:
+        raise RecipeError(f"unknown column {unknown[0]!r}; columns: {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+CARD = columns(["name", "type", "bits", "size", "ram", "use"])
+
+
+def _lines(rows: Sequence[Row], shown: Sequence[Column]) -> list[list[str]]:
+    return [[column.cell(row) for column in shown] for row in rows]
+
+
+def as_markdown(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> str:
+    """The table as it goes into a model card."""
+    head = [column.heading for column in shown]
+    lines = [head, ["---" for _ in head], *_lines(rows, shown)]
+    return "\n".join(f"| {' | '.join(map(_markdown, cells))} |" for cells in lines)
+
+
+def _markdown(text: str) -> str:
+    """A cell in which nothing is markup; an underscore inside a word is none."""
+    text = re.sub(r"([\\`*|<>\[\]~&])|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    return " ".join(text.split())
+
+
+def as_html(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> str:
+    """The table as an HTML element."""
+    head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in shown)
+    lines = [f"<thead>\n<tr>{head}</tr>\n</thead>", "<tbody>"]
+    for cells in _lines(rows, shown):
+        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return "\n".join(["<table>", *lines, "</tbody>", "</table>"])
+
+
+def as_json(rows: Sequence[Row], shown: Sequence[Column] = ()) -> list[dict[str, Any]]:
+    """The rows for machines: every field, or those of the columns that are shown."""
+    fields = dict.fromkeys(name for column in shown for name in column.fields)
+    return [{k: v for k, v in asdict(row).items() if not fields or k in fields} for row in rows]
+
+
+def as_csv(rows: Sequence[Row], shown: Sequence[Column] = ()) -> str:
+    """The rows for spreadsheets, with a line of names: every field, or those of the columns."""
+    values = as_json(rows, shown)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(values[0]) if values else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(values)
+    return text.getvalue().rstrip("\n")
+
+
+def as_table(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> Table:
+    """The table for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*(column.heading for column in shown))
+    for cells in _lines(rows, shown):
+        table.add_row(*map(Text, cells))
+    return table

@@ -1,0 +1,62 @@
+"""The tensors of a GGUF file, or of the set of splits that it is one of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from quantkit.errors import (
+    CorruptFile,
+    ShardMissing,
+)
+from quantkit.gguf.container import Header, read_header
+from quantkit.gguf.splits import split_siblings
+from quantkit.gguf.types import type_by_id
+from quantkit.source.checkpoint import _unique
+from quantkit.source.tensors import SourceTensor
+from quantkit.storage.inputs import File, map_files
+
+
+def open_gguf(path: File) -> tuple[Header, list[SourceTensor]]:
+    """The header of a GGUF file and its tensors in file order."""
+    header = read_header(path)
+    tensors = []
+    for t in header.tensors:
+        ggml = type_by_id(t.ggml_type)
+        assert ggml is not None  # read_header refuses unknown types
+        offset = header.data_offset + t.offset
+        tensors.append(SourceTensor(t.name, ggml, t.shape, path, offset))
+    return header, tensors
+
+
+def open_gguf_set(
+    path: File, files: Mapping[str, File] | None = None
+) -> tuple[Header, list[SourceTensor]]:
+    """The first header of a GGUF file's set of splits, and the tensors of all of them.
+
+    `files`: where the others are, by name, if not beside it. Raises ShardMissing, CorruptFile
+    (splits that do not belong together) beside `open_gguf`'s.
+    """
+    header, tensors = open_gguf(path)
+    if header.get("split.count", 0) < 2:
+        return header, tensors
+    names = split_siblings(path.name)
+    if files is None:
+        assert isinstance(path, Path)
+        files = {f.name: f for f in map(path.with_name, names) if f.is_file()}
+    if missing := [name for name in names if name not in files]:
+        raise ShardMissing(
+            f"{path.parent}: {len(missing)} of {len(names)} splits are not there: {missing[0]}"
+        )
+    opened = map_files(open_gguf, [files[name] for name in names])
+    found = [(h.get("split.no"), h.get("split.count")) for h, _ in opened]
+    if found != [(i, len(names)) for i in range(len(names))]:
+        raise CorruptFile(f"{path}: the splits beside it are not of one set: {found}")
+    first = opened[0][0]
+    tensors = _unique([t for _, shard in opened for t in shard])
+    if first.get("split.tensors.count") != len(tensors):
+        raise CorruptFile(
+            f"{path}: {first.get('split.tensors.count')} tensors are promised, "
+            f"{len(tensors)} are in the splits"
+        )
+    return first, tensors

@@ -1,0 +1,122 @@
+"""Which of llama.cpp's pre-tokenizers splits text as a byte-level tokenizer does.
+
+llama.cpp recognises a tokenizer by the hash of a text that it encodes, so that a merged vocabulary
+is a stranger to it. The split itself is written in tokenizer.json, and is what counts: two
+tokenizers that split a text alike have the same pre-tokenizer, whatever their tokens are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from quantkit.errors import TokenizerError
+from quantkit.tokenizer.pre_tokenizer_hashes import CHECK_TEXT, HASHES
+from quantkit.tokenizer.pre_tokenizer_patterns import NAMES, OTHER_NAMES, SPLITS, SplitPattern
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+# Whatever splits differ in is here: contractions in both cases, digits in runs of every length,
+# capitals inside words, marks, scripts, runs of spaces and newlines, punctuation beside all of them
+PROBE = (
+    "I've TOLD you're we'll 'Tis IT'S DON'T o'clock 'd he'D\n\n\n 1 12 123 1234 12345 "
+    "1234567.89 ٣٤٥６７８９ x²³ Ⅳ½ 2nd3rd4 HelloWORLDabc camelCase ABCdef ÉCOLEété "
+    "ǅungla\r\n\r\n\ttab\t\ttabs   three spaces     five \n  \n   mixed  \n\nफ़ॉन्ट हिन्दी "
+    "ภาษาไทย កម្ពុជា বাংলা e\u0301a\u0302 "
+    "我想在apple工作1314天～、。日本語カタカナひらがな한국어 텍스트 тест Ελληνικά عربى "
+    "🦙🦙😶\u200d🌫\ufe0f ✅ $5 +1 <tag> a=b x^2 ~/path/to/file.py `code` |pipe| foo_bar "
+    "__init__ (a) [b]{c} ...!!! !!/\n//\n?? \"quoted\" “quotes” a.b,c;d:e #hash @at %percent "
+    "&and *star -dash--- ===== http://x.yz/ω.html\u00a0nbsp\u3000wide  \nl'dopa d'Mello "
+    "rock'n'roll'S two  12 digits   345 seven       spaces 'twas\n!a $b (c /d 'e ¡f ㄅㄆㄇ "
+    "ᄀᄁ ，中文，标点：；（）《》 no.１２３ <sentinel:12> x  \n end  "
+)  # fmt: skip
+
+
+def find_pre(tokenizer: Tokenizer, family: str = "", architecture: str = "") -> tuple[str, str]:
+    """llama.cpp's name for how a byte-level `tokenizer` splits text, and why that one.
+
+    In this order: the hash that llama.cpp knows; `family`, the one name that it knows for the
+    checkpoints of this `architecture`; the split. Raises TokenizerError if none tells.
+    """
+    if name := _by_hash(tokenizer):
+        return name, "by the hash that llama.cpp knows"
+    found = _by_split(tokenizer)
+    if family:
+        why = f"llama.cpp's for {architecture}"
+        if found and all(family not in split.names for split in found):
+            other = _chosen(found, tokenizer)
+            why += f", though tokenizer.json splits as {other} does (--pre {other} follows it)"
+        return family, why
+    if found:
+        name = _chosen(found, tokenizer)
+        alike = [n for split in found for n in split.names if n != name][:2]
+        same = f", and so do {' and '.join(alike)}" if alike else ""
+        return name, f"it splits text as tokenizer.json does{same}"
+    nearest, share = _nearest(tokenizer)
+    raise TokenizerError(
+        "no pre-tokenizer of llama.cpp splits text as tokenizer.json does; the nearest is "
+        f"{nearest} ({share:.0%} of the cuts in a test text are its own); name one with --pre"
+    )
+
+
+def known_pre(name: str) -> str:
+    """`name`, if llama.cpp knows a byte-level pre-tokenizer by it. Raises TokenizerError."""
+    if name in NAMES:
+        return name
+    if name in OTHER_NAMES:
+        raise TokenizerError(f"pre-tokenizer '{name}' is not one for byte-level vocabularies")
+    near = difflib.get_close_matches(name, NAMES, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else f"; it knows {', '.join(NAMES)}"
+    raise TokenizerError(f"llama.cpp knows no pre-tokenizer '{name}'{hint}")
+
+
+def _by_hash(tokenizer: Tokenizer) -> str | None:
+    """The name for the check text's ids, with the special tokens that the library or transformers
+    (its `add_bos_token` and `add_eos_token`) put around them."""
+    plain = tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids
+    special = [i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special]
+    ids = [tokenizer.encode(CHECK_TEXT).ids, *([i, *plain] for i in special), plain]
+    hashes = (sha256(str(i).encode()).hexdigest() for i in ids)
+    return next((HASHES[h] for h in hashes if h in HASHES), None)
+
+
+def _by_split(tokenizer: Tokenizer) -> list[SplitPattern]:
+    """The rows that split the probe as the tokenizer does."""
+    cuts = _cuts(tokenizer.pre_tokenizer)
+    return [split for split in SPLITS if _cuts(_splitter(split)) == cuts]
+
+
+def _chosen(found: list[SplitPattern], tokenizer: Tokenizer) -> str:
+    """One name of rows that split alike: as the merges are used, and as text is normalized."""
+    ignores = bool(getattr(tokenizer.model, "ignore_merges", False))
+    split = next((s for s in found if s.ignore_merges == ignores), found[0])
+    return split.nfc if split.nfc and "NFC" in repr(tokenizer.normalizer) else split.names[0]
+
+
+def _nearest(tokenizer: Tokenizer) -> tuple[str, float]:
+    cuts = _cuts(tokenizer.pre_tokenizer)
+
+    def likeness(split: SplitPattern) -> float:
+        other = _cuts(_splitter(split))
+        return len(cuts & other) / len(cuts | other)
+
+    best = max(SPLITS, key=likeness)
+    return best.names[0], likeness(best)
+
+
+def _splitter(split: SplitPattern) -> PreTokenizer:
+    from tokenizers import Regex, pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(p), "isolated") for p in split.patterns]
+    )
+
+
+def _cuts(splitter: PreTokenizer | None) -> frozenset[int]:
+    """Where a pre-tokenizer cuts the probe: the first character of each piece."""
+    if splitter is None:
+        return frozenset({0})
+    return frozenset(start for _, (start, _) in splitter.pre_tokenize_str(PROBE))

@@ -1,0 +1,119 @@
+"""tiktoken vocabularies: ranks of byte strings, read without running the code beside them.
+
+The merges are those that the ranks imply; the special tokens follow the ranks. Two kinds are known,
+Kimi's and HunYuan's (llama.cpp `conversion/deepseek.py` and `conversion/hunyuan.py`, and the
+tokenizers of the two families).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import TokenizerError
+from quantkit.tokenizer.byte_level import ByteLevel
+from quantkit.tokenizer.pre_tokenizer import known_pre
+from quantkit.tokenizer.special_tokens import read_config
+from quantkit.tokenizer.token_types import TokenType, byte_text
+
+Config = Mapping[str, Any]  # tokenizer_config.json
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tokenizer class: its file, its pre-tokenizer, and its special tokens by their place after
+    the ranks, where tokenizer_config.json does not name them ("" for none)."""
+
+    file: str
+    pre: str
+    special: Callable[[Config, int, int], str]  # (config, id, place after the ranks) -> text
+
+
+def _kimi(config: Config, token_id: int, place: int) -> str:
+    """256 places are reserved by the class that Kimi's models come with."""
+    reserved = config.get("tokenizer_class") == "TikTokenTokenizer"
+    return f"<|reserved_token_{token_id}|>" if reserved and place < 256 else ""
+
+
+_HUNYUAN = ("<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>")
+
+
+def _hunyuan(config: Config, token_id: int, place: int) -> str:
+    if place < len(_HUNYUAN):
+        return _HUNYUAN[place]
+    extra = place - len(_HUNYUAN)
+    return f"<|extra_{extra}|>" if extra < 205 else ""
+
+
+KINDS = (Kind("tiktoken.model", "kimi-k2", _kimi), Kind("hy.tiktoken", "hunyuan", _hunyuan))
+
+
+def find(directory: Path) -> Kind | None:
+    """The kind of tiktoken vocabulary in the directory, if there is one."""
+    return next((k for k in KINDS if (directory / k.file).is_file()), None)
+
+
+def read(directory: Path, kind: Kind, size: int | None, pre: str | None) -> ByteLevel:
+    """The vocabulary, padded or cut to `size`. Raises TokenizerError."""
+    ranks = _read_ranks(directory / kind.file)
+    by_id = {rank: byte_text(token) for token, rank in ranks.items()}
+    config = read_config(directory)
+    decoder = config.get("added_tokens_decoder") or {}
+    named = {int(i): str(entry["content"]) for i, entry in decoder.items()}
+    if size is None:
+        size = max([*by_id, *named], default=-1) + 1
+    name = known_pre(pre) if pre is not None else kind.pre
+    why = "given" if pre is not None else f"the one that llama.cpp knows for {kind.file}"
+    out = ByteLevel(name, [], [], _merges(ranks), [f"pre-tokenizer {name}: {why}"])
+    for i in range(size):
+        text, token_type = by_id.get(i, ""), TokenType.NORMAL
+        if i not in by_id:
+            text, token_type = named.get(i, ""), TokenType.CONTROL
+            text = text or kind.special(config, i, i - len(ranks))
+        if not text:
+            text, token_type = f"[PAD{i}]", TokenType.UNUSED
+        out.tokens.append(text)
+        out.types.append(int(token_type))
+    return out
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for n, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line:
+            continue
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise TokenizerError(
+                f"{path}: line {n} is not a token in base64 and its rank"
+            ) from None
+    return ranks
+
+
+def _merges(ranks: dict[bytes, int]) -> list[str]:
+    """The last merge of every token: the two parts that merges of lower rank leave of it."""
+    merges = []
+    for token, rank in ranks.items():
+        parts = _parts(ranks, token, rank)
+        if len(token) > 1 and len(parts) == 2:
+            merges.append(" ".join(byte_text(p) for p in parts))
+    return merges
+
+
+def _parts(ranks: dict[bytes, int], token: bytes, rank: int) -> list[bytes]:
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 1:
+        joined = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+        best = min(joined)
+        if best >= rank:
+            break
+        i = joined.index(best)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts

@@ -1,0 +1,277 @@
+"""The real llama.cpp by ctypes, from the shared object of the `xllamacpp` wheel (an extra).
+
+Signatures are those of llama.cpp's `include/llama.h`. Its parameters are structures, passed by
+value, that grow with every version and carry no number: only their first fields are touched, after
+the defaults have been found where they should be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from ctypes import c_bool, c_byte, c_char_p, c_float, c_int32, c_uint64, c_void_p
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import LlamaError, LlamaMissing
+from quantkit.execution.stages import default_threads
+
+_ROOM = 512  # bytes, more than these structures have
+_LOG_ERROR = 4  # ggml_log_level
+
+# The fields that are known of `llama_model_params` and `llama_context_params`, what they are by
+# default, and their types. Those that follow go back as they came.
+_MODEL: dict[str, tuple[Any, Any]] = {
+    "devices": (None, c_void_p), "tensor_buft_overrides": (None, c_void_p),
+    "n_gpu_layers": (-1, c_int32), "split_mode": (1, c_int32), "load_mode": (-1, c_int32),
+    "lazy_mode": (1, c_int32), "main_gpu": (0, c_int32), "tensor_split": (None, c_void_p),
+    "progress_callback": (None, c_void_p), "progress_callback_user_data": (None, c_void_p),
+    "kv_overrides": (None, c_void_p), "vocab_only": (False, c_bool),
+    "check_tensors": (False, c_bool), "use_extra_bufts": (True, c_bool),
+    "no_host": (False, c_bool), "no_alloc": (False, c_bool),
+}  # fmt: skip
+_CONTEXT: dict[str, tuple[Any, Any]] = {
+    name: (default, c_int32)
+    for name, default in {
+        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0,
+        "n_outputs_max": 0, "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4,
+        "ctx_type": 0, "rope_scaling_type": -1, "pooling_type": -1, "attention_type": -1,
+        "flash_attn_type": -1,
+    }.items()
+}  # fmt: skip
+
+
+class _ModelParams(ctypes.Structure):
+    _fields_ = (*((name, kind) for name, (_, kind) in _MODEL.items()), ("rest", c_byte * _ROOM))
+
+
+class _ContextParams(ctypes.Structure):
+    _fields_ = (
+        *((name, kind) for name, (_, kind) in _CONTEXT.items()),
+        ("rest", c_uint64 * (_ROOM // 8)),
+    )
+
+
+class _Batch(ctypes.Structure):
+    """`llama_batch`: n tokens, their places, the sequences they are of, whose logits are wanted."""
+
+    _fields_ = (
+        ("n_tokens", c_int32), ("token", c_void_p), ("embd", c_void_p), ("pos", c_void_p),
+        ("n_seq_id", c_void_p), ("seq_id", c_void_p), ("logits", c_void_p),
+    )  # fmt: skip
+
+
+# function -> (what it returns, what it takes)
+_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "llama_backend_init": (None, ()),
+    "llama_log_set": (None, (c_void_p, c_void_p)),
+    "llama_model_default_params": (_ModelParams, ()),
+    "llama_context_default_params": (_ContextParams, ()),
+    "llama_model_load_from_file": (c_void_p, (c_char_p, _ModelParams)),
+    "llama_model_free": (None, (c_void_p,)),
+    "llama_init_from_model": (c_void_p, (c_void_p, _ContextParams)),
+    "llama_free": (None, (c_void_p,)),
+    "llama_model_get_vocab": (c_void_p, (c_void_p,)),
+    "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
+    "llama_vocab_bos": (c_int32, (c_void_p,)),
+    "llama_vocab_get_add_bos": (c_bool, (c_void_p,)),
+    "llama_vocab_is_eog": (c_bool, (c_void_p, c_int32)),
+    "llama_tokenize": (
+        c_int32, (c_void_p, c_char_p, c_int32, c_void_p, c_int32, c_bool, c_bool)
+    ),
+    "llama_token_to_piece": (
+        c_int32, (c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool)
+    ),
+    "llama_get_memory": (c_void_p, (c_void_p,)),
+    "llama_memory_clear": (None, (c_void_p, c_bool)),
+    "llama_decode": (c_int32, (c_void_p, _Batch)),
+    "llama_get_logits": (ctypes.POINTER(c_float), (c_void_p,)),
+}  # fmt: skip
+
+_said: list[str] = []  # llama.cpp's last complaint
+
+
+def _listen(level: int, text: bytes, data: int | None) -> None:
+    """Errors are kept for the message of the one that is raised; the rest is not shown."""
+    if level == _LOG_ERROR:
+        _said[:] = [*_said[-3:], text.decode("utf-8", "replace").strip()]
+
+
+_LISTENER = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)(_listen)
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """llama.cpp's functions. Raises LlamaMissing: not installed, or of a layout not known here."""
+    spec = find_spec("xllamacpp")
+    if spec is None or spec.origin is None:
+        raise LlamaMissing("llama.cpp is not installed; pip install quantkit[llama]")
+    try:
+        (path,) = (
+            p for p in Path(spec.origin).parent.glob("xllamacpp*") if p.suffix in (".so", ".pyd")
+        )
+        lib = ctypes.CDLL(str(path))
+        for name, (returned, taken) in _FUNCTIONS.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = returned, taken
+    except (ValueError, OSError, AttributeError) as e:
+        raise LlamaMissing(f"{_wheel()} has no llama.cpp that can be called ({e})") from None
+    for fields, made in (
+        (_CONTEXT, lib.llama_context_default_params()),
+        (_MODEL, lib.llama_model_default_params()),
+    ):
+        for name, (expected, _) in fields.items():
+            if (found := getattr(made, name)) != expected:
+                raise LlamaMissing(
+                    f"{_wheel()} has a llama.cpp of another layout than is known here ({name} is "
+                    f"{found}, not {expected}); install xllamacpp 2026.10"
+                )
+    lib.llama_backend_init()
+    return lib
+
+
+def _wheel() -> str:
+    return f"xllamacpp {version('xllamacpp')}"
+
+
+class Llama:
+    """A model that llama.cpp has loaded, and `sequences` places of `context` tokens each; for
+    0 tokens, its vocabulary alone.
+
+    Frees it all at the end of a `with`. Raises LlamaMissing, LlamaError.
+    """
+
+    def __init__(
+        self, path: Path, context: int = 512, sequences: int = 1, threads: int | None = None
+    ) -> None:
+        self.path, self.context, self.sequences = path, context, sequences
+        self._lib, self._ctx = library(), None
+        _said.clear()
+        self._lib.llama_log_set(
+            _LISTENER, None
+        )  # whoever else uses the library may have set theirs
+        params = self._lib.llama_model_default_params()
+        params.vocab_only = context == 0
+        self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
+        self._vocab = self._lib.llama_model_get_vocab(self._model)
+        self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
+        if context:
+            self._begin(threads or default_threads())
+
+    def _begin(self, threads: int) -> None:
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = self.context * self.sequences
+        params.n_seq_max = self.sequences
+        params.n_threads = params.n_threads_batch = threads
+        self._ctx = self._lib.llama_init_from_model(self._model, params)
+        if not self._ctx:
+            self.close()
+            raise LlamaError(f"{self.path}: llama.cpp does not run it: {_reason()}")
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        if self._ctx:
+            self._lib.llama_free(self._ctx)
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._ctx = self._model = None
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text, where the model wants one."""
+        wanted = self._lib.llama_vocab_get_add_bos(self._vocab)
+        return int(self._lib.llama_vocab_bos(self._vocab)) if wanted else None
+
+    def ends(self, token: int) -> bool:
+        """Whether a token ends the text."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    def tokenize(self, text: bytes, special: bool = False) -> np.ndarray[Any, Any]:
+        """The int32 ids of a text in UTF-8; `special`: with the tokens that a model adds."""
+        ids = np.empty(len(text) + 2, np.int32)
+        n = self._lib.llama_tokenize(
+            self._vocab, text, len(text), ids.ctypes.data, len(ids), special, False
+        )
+        if n < 0:
+            raise LlamaError(f"{self.path}: llama.cpp does not tokenize a text: {_reason()}")
+        return ids[:n]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for, wherever they stand."""
+        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+
+    def _piece(self, token: int) -> bytes:
+        size = 64
+        while True:
+            room = ctypes.create_string_buffer(size)
+            n = self._lib.llama_token_to_piece(self._vocab, token, room, size, 0, False)
+            if n >= 0:
+                return room.raw[:n]
+            size = -n
+
+    def decode(
+        self, rows: np.ndarray[Any, Any], first: int, last: int | None = None, position: int = 0
+    ) -> np.ndarray[Any, Any]:
+        """Token ids `[sequences, n]` through the model. They stand at `position` and after it;
+        position 0 begins anew.
+
+        Returns the logits at columns `first` to `last`, float32 `[sequences, columns, n_vocab]`,
+        valid until the next call. Raises LlamaError.
+        """
+        count, n = rows.shape
+        if position == 0:
+            self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
+        tokens = np.ascontiguousarray(rows, np.int32)
+        places = np.tile(np.arange(position, position + n, dtype=np.int32), count)
+        ones = np.ones(count * n, np.int32)
+        ids = np.repeat(np.arange(count, dtype=np.int32), n)
+        pointers = ids.ctypes.data + 4 * np.arange(count * n, dtype=np.uintp)
+        wanted = np.zeros((count, n), np.int8)
+        wanted[:, first:last] = 1
+        found = self._lib.llama_decode(self._ctx, _Batch(
+            count * n, tokens.ctypes.data, None, places.ctypes.data, ones.ctypes.data,
+            pointers.ctypes.data, wanted.ctypes.data,
+        ))  # fmt: skip
+        if found != 0:
+            raise LlamaError(f"{self.path}: llama.cpp does not decode ({found}): {_reason()}")
+        shape = (count, int(wanted[0].sum()), self.n_vocab)
+        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
+
+
+def complete(model: Llama, prompt: str, count: int) -> str:
+    """Up to `count` tokens that follow the prompt, always the likeliest. Raises LlamaError."""
+    ids = model.tokenize(prompt.encode(), special=True)
+    if not 0 < len(ids) <= model.context - count:
+        raise LlamaError(
+            f"a prompt of {len(ids)} tokens and {count} more do not fit into {model.context}"
+        )
+    position, answer = 0, list[int]()
+    while len(answer) < count:
+        logits = model.decode(ids[None], len(ids) - 1, None, position)
+        position += len(ids)
+        ids = np.array([logits[0, 0].argmax()], np.int32)
+        if model.ends(int(ids[0])):
+            break
+        answer.append(int(ids[0]))
+    return model.text(answer)
+
+
+def _reason() -> str:
+    return "; ".join(_said) or "no reason is given"

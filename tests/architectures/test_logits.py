@@ -1,0 +1,128 @@
+"""Against transformers' own models of the same checkpoints: what llama.cpp computes with our files,
+and the spelling that transformers keeps in memory, in which merge tools write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit.architectures.rules import Options
+from quantkit.execution import pipeline
+from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.planning.build import plan_conversion
+from quantkit.planning.schedule import Schedule
+from tests import golden
+from tests.checkpoints import architectures, write_safetensors
+from tests.runtime import Llama
+from tests.test_errors import edit_config
+
+pytest.importorskip("transformers")
+# transformers and torch warn of their own matters
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("default")]
+
+PROMPT = [3, 141, 59, 265, 358, 97, 93, 238, 46, 264, 338, 327, 95, 28, 84, 197]
+
+# changes to config.json
+NORMED = {"norm_topk_prob": True}  # llama.cpp always brings the weights of experts to a sum of one
+ROTATED = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}  # not read by 5.23
+TWO_OF_FOUR = {"num_experts_per_tok": 2}  # transformers' default is 8
+# gpt-oss does not round the ends of YaRN's ramp to whole channels, as llama.cpp always does
+ROUNDED = {"rope_scaling": {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True,
+    "original_max_position_embeddings": 1024,
+}}  # fmt: skip
+
+# Case, changes, and the bound on the largest difference of a log-probability. Weights and cache are
+# float32, so that little but the order of additions differs: 4e-5 was the most that was measured.
+ORDER = 1e-4
+TABLE = 0.05  # ggml takes GELU from a table of 16-bit floats: 0.034
+CASES: list[tuple[str, dict[str, Any], float]] = [
+    *((case, {}, ORDER) for case in (
+        "mixtral-4x", "mixtral-4x-tf5fused", "qwen2-dense", "qwen3-dense", "qwen35-dense", "phi3",
+        "granite-dense", "qwen2moe", "qwen3moe", "qwen3next", "qwen35moe", "olmoe", "deepseek-v2",
+        "deepseek-v2-lite-27l", "deepseek-v3", "glm4moe", "solar-open",
+        "minimax-m2", "llama4", "granitemoe", "granitemoeshared", "granitehybrid", "nemotron-h-moe",
+        "deepseek-v3-tf5fused", "glm4moelite", "dots1-tf5fused", "jamba", "lfm2moe", "hunyuan-moe",
+        "ernie45moe", "exaone-moe", "afmoe", "cohere2moe",
+    )),
+    ("qwen3moe-tf5fused", NORMED, ORDER),
+    ("glm4moe-tf5fused", TWO_OF_FOUR, ORDER),
+    ("dbrx", ROTATED, ORDER),
+    ("gemma2-dense", {}, TABLE),
+    ("gemma3-dense", {}, TABLE),
+    ("gemma4-dense", {}, TABLE),
+    ("gemma4-moe", {}, TABLE),
+    ("gemma4-moe-tf5", {}, TABLE),
+    ("gpt-oss-bf16", ROUNDED, ORDER),
+    ("gpt-oss-bf16", {}, 0.02),  # 0.009
+    ("gpt-oss", {}, 0.1),  # 0.05; MXFP4 is multiplied with activations rounded to 8 bits
+]  # fmt: skip
+
+
+def convert(source: Path, path: Path, case: str) -> Path:
+    pre = architectures()[case]["golden"]["pre"] if case in architectures() else None
+    model = from_checkpoint(source, "f32", pre, Options(mtp="without"))
+    pipeline.execute(Schedule(plan_conversion(model, "F32", path), 2))
+    return path
+
+
+def their_model(source: Path) -> Any:
+    """transformers' model, in float32."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
+
+    config = AutoConfig.from_pretrained(source)
+    is_mxfp4 = hasattr(config, "quantization_config")
+    more = {"quantization_config": Mxfp4Config(dequantize=True)} if is_mxfp4 else {}
+    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **more).eval()
+
+
+@pytest.mark.parametrize(("case", "changes", "bound"), CASES)
+def test_same_log_probabilities(
+    case: str, changes: dict[str, Any], bound: float, broken: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import torch
+
+    source = broken(case)
+    edit_config(source, **changes)
+    with torch.no_grad():
+        logits = their_model(source)(torch.tensor([PROMPT])).logits[0, -1]
+    expected = torch.log_softmax(logits.double(), 0).numpy()
+    path = convert(source, tmp_path / "model.gguf", case)
+    found = Llama(path, exact=True).log_probabilities(PROMPT)
+    ours = np.array([found[token] for token in range(len(expected))])
+    assert np.abs(ours - expected).max() < bound
+
+
+# with tensors of its own for each expert, or the same names as in memory
+SAME = ("tf5", "dense", "mixtral-4x-tf5fused", "gpt-oss", "granite-dense", "phi3", "lite-27l")
+SPELLINGS = [
+    (case, changes)
+    for case, changes, _ in CASES
+    if not any(word in case for word in SAME) and case != "nemotron-h-moe"
+]
+
+
+@pytest.mark.parametrize(("case", "changes"), SPELLINGS)
+def test_as_transformers_keeps_it(
+    case: str, changes: dict[str, Any], broken: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Every tensor, in the same order, from the names and shapes of the model in memory."""
+    source = broken(case)
+    edit_config(source, **changes)
+    expected = golden.tensors(convert(source, tmp_path / "a.gguf", case))
+    model = their_model(source)
+    weights = {
+        name: ("F32", list(t.shape), t.float().numpy().tobytes())
+        for name, t in model.state_dict().items()
+        if name != "lm_head.weight" or not model.config.tie_word_embeddings
+    }
+    for file in source.glob("model*.safetensors*"):
+        file.unlink()
+    write_safetensors(source / "model.safetensors", weights)
+    assert golden.tensors(convert(source, tmp_path / "b.gguf", case)) == expected

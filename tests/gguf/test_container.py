@@ -1,0 +1,173 @@
+"""The GGUF container: what we write is what the gguf package reads, and no bytes make it trip."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quantkit import errors
+from quantkit.gguf.container import (
+    KeyValue,
+    TensorInfo,
+    align,
+    array,
+    header_bytes,
+    read_header,
+    replaced,
+    uint32,
+)
+from quantkit.jobs import convert
+from quantkit.model.metadata import encode
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@pytest.fixture(scope="module")
+def small_file(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    convert(checkpoint("llama-dense"), path)
+    return path
+
+
+@given(
+    strings=st.lists(TEXT, min_size=1, max_size=20), number=st.integers(0, 2**32 - 1),
+    real=st.floats(width=32, allow_nan=False), flag=st.booleans(), text=TEXT.filter(bool),
+)  # fmt: skip
+def test_values_survive(
+    strings: list[str], number: int, real: float, flag: bool, text: str
+) -> None:
+    writer = GGUFWriter(None, "llama")
+    writer.add_array("strings", strings)
+    writer.add_uint32("number", number)
+    writer.add_float32("real", real)
+    writer.add_bool("flag", flag)
+    writer.add_string("text", text)
+    writer.add_array("numbers", [number // 2, 7])
+    found = {item.key: item.value for item in encode(writer)}
+    assert found == {
+        "general.architecture": "llama", "strings": strings, "number": number, "real": real,
+        "flag": flag, "text": text, "numbers": [number // 2, 7],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [[1, -2], [True, False], [0.5, 3.0], ["ä", "", "b"], [b"\xff"]])
+def test_arrays_are_packed_as_the_gguf_package_packs_them(values: list[object]) -> None:
+    writer = GGUFWriter(None, "llama")
+    theirs = writer._pack_val(values, GGUFValueType.ARRAY, add_vtype=True)
+    assert array("key", values).raw == theirs
+    assert array("key", [7, 9], GGUFValueType.UINT16).raw == writer._pack_val(
+        [7, 9], GGUFValueType.ARRAY, add_vtype=True, sub_type=GGUFValueType.UINT16
+    )
+
+
+@pytest.mark.parametrize("values", [[], [1, "a"], [1, True], [None], [2**31], ["\ud800"]])
+def test_arrays_that_cannot_be_stored(values: list[object]) -> None:
+    with pytest.raises((ValueError, struct.error)):
+        array("key", values)
+
+
+def test_the_gguf_package_reads_our_files(small_file: Path) -> None:
+    ours, theirs = read_header(small_file), GGUFReader(small_file)
+    assert [t.name for t in ours.tensors] == [t.name for t in theirs.tensors]
+    for a, b in zip(ours.tensors, theirs.tensors, strict=True):
+        assert list(a.shape[::-1]) == b.shape.tolist()
+        assert a.ggml_type == b.tensor_type
+        assert ours.data_offset + a.offset == b.data_offset
+    for item in ours.kv:
+        theirs_value = theirs.fields[item.key].contents()
+        assert np.array_equal(item.value, theirs_value), item.key
+
+
+def test_setting_a_key_moves_it_to_the_end() -> None:
+    kv = (uint32("a", 1), uint32("b", 2), uint32("c", 3))
+    assert [(i.key, i.value) for i in replaced(kv, uint32("a", 9))] == [
+        ("b", 2),
+        ("c", 3),
+        ("a", 9),
+    ]
+
+
+def test_text_that_is_not_utf8_is_kept() -> None:
+    raw = b"\x08\0\0\0" + (3).to_bytes(8, "little") + b"a\xff\xfe"
+    head = header_bytes([KeyValue("k", raw)], [])
+    assert len(head) % 32 == 0
+    assert KeyValue("k", raw).value == "a\udcff\udcfe"
+
+
+@pytest.mark.parametrize("part", ["magic", "version", "swapped", "counts", "short", "data"])
+def test_damage_is_named(part: str, small_file: Path, tmp_path: Path) -> None:
+    data = bytearray(small_file.read_bytes())
+    error: type[errors.QuantkitError] = errors.CorruptFile
+    if part == "magic":
+        data[:4] = b"ggml"
+    elif part == "version":
+        data[4], error = 1, errors.UnsupportedSource
+    elif part == "swapped":
+        data[4:8], error = b"\0\0\0\3", errors.UnsupportedSource
+    elif part == "counts":
+        data[8:16] = b"\xff" * 8
+    elif part == "short":
+        del data[1000:]
+    else:
+        del data[-5000:]
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(data)
+    with pytest.raises(error):
+        read_header(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_no_bytes_make_the_reader_trip(
+    data: st.DataObject, small_file: Path, tmp_path: Path
+) -> None:
+    """Flip, cut and overwrite: the header is read or refused by name."""
+    raw = bytearray(small_file.read_bytes()[:60_000])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, 3000) | st.integers(0, len(raw) - 1))
+        raw[at : at + 8] = data.draw(st.binary(max_size=8))
+    if data.draw(st.booleans()):
+        del raw[data.draw(st.integers(0, len(raw))) :]
+    path = tmp_path / "fuzzed.gguf"
+    path.write_bytes(raw)
+    with contextlib.suppress(errors.SourceError):
+        header = read_header(path)
+        assert all(item.type for item in header.kv if item.value is not None)
+
+
+@given(n=st.integers(0, 10**12))
+def test_align(n: int) -> None:
+    assert 0 <= align(n) - n < 32
+    assert align(n) % 32 == 0
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (TensorInfo("t", (2, 100), 12, 0), "does not fit Q4_K"),
+        (TensorInfo("t", (1 << 40, 256), 0, 0), "truncated"),
+        (TensorInfo("t", (1, 256), 0, 8), "truncated"),
+        (TensorInfo("t", (1, 256), 200, 0), "unknown ggml type 200"),
+    ],
+)
+def test_tensor_infos_are_checked(tensor: TensorInfo, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header_bytes([], [tensor]) + bytes(4096))
+    with pytest.raises(errors.SourceError, match=words):
+        read_header(path)
+
+
+def test_a_tensor_that_is_listed_twice(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    t = TensorInfo("t", (1, 256), 0, 0)
+    path.write_bytes(header_bytes([], [t, t]) + bytes(4096))
+    with pytest.raises(errors.CorruptFile, match="twice"):
+        read_header(path)

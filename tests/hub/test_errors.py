@@ -1,0 +1,152 @@
+"""What the Hub refuses or does not have: errors by name.
+
+The server is `tests/hub.py`, on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantkit import errors
+from quantkit.hub import repository
+from quantkit.jobs import convert, quantize
+from tests.fake_hub import Fault, Hub
+from tests.fake_hub_models import MODEL, SHARDED, TOKEN, TYPES, command, there
+
+Get = Callable[[str], Path]
+
+
+def says(error: type[errors.QuantkitError], words: str, source: str, out: Path) -> None:
+    """Both jobs raise `error` with `words` in one line, and no secret in it."""
+    for job in (lambda: quantize(source, TYPES, out), lambda: convert(source, out)):
+        with pytest.raises(errors.QuantkitError) as caught:
+            job()
+        said = str(caught.value)
+        assert type(caught.value) is error, said
+        for word in words.split(" & "):
+            assert word in said, said
+        assert "\n" not in said
+        assert TOKEN not in said
+        assert "key=" not in said
+    assert not any(out.glob("*.gguf*"))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("hf://org", "hf://ORG/MODEL"),
+        ("hf://", "hf://ORG/MODEL"),
+        ("hf://../..", "hf://ORG/MODEL"),
+        ("hf://org/a--b..c", "not a name"),
+        ("hf://org/nothing", "hf://org/nothing & no such model & private & HF_TOKEN"),
+        (f"{MODEL}@nothing", "no such revision"),
+        (f"{MODEL}/nothing.gguf", "no such GGUF file"),
+        (f"{MODEL}/config.json", "no such GGUF file"),
+    ],
+)
+def test_no_such_source(source: str, words: str, sharded: Path, hub: Hub, tmp_path: Path) -> None:
+    if source.count("/") > 3:  # a file: only quantize takes one
+        with pytest.raises(errors.SourceNotFound, match=words):
+            quantize(source, TYPES, tmp_path)
+        with pytest.raises(errors.UnsupportedSource, match="one file"):
+            convert(source, tmp_path)
+    else:
+        says(errors.SourceNotFound, words, source, tmp_path)
+
+
+GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model is restricted."}
+REFUSED = {"X-Error-Message": "Invalid credentials in Authorization header"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "error", "words"),
+    [
+        ("resolve", Fault(status=403, headers=GATED), errors.SourceForbidden,
+         "gated; accept its terms at 127.0.0.1/org/ckpt & hf auth login"),
+        ("api", Fault(status=403, headers=GATED), errors.SourceForbidden, "gated"),
+        ("api", Fault(status=401), errors.SourceNotFound, "private & hf auth login"),
+        ("api", Fault(status=401, headers=REFUSED), errors.SourceForbidden, "token was refused"),
+        ("resolve", Fault(status=401, headers=REFUSED), errors.SourceForbidden, "refused"),
+        ("resolve", Fault(status=403), errors.SourceForbidden, "may not read it"),
+        ("blob", Fault(status=403), errors.SourceUnreachable, "store answers 403, 8 times"),
+        ("resolve", Fault(status=404), errors.ShardMissing, "not there any more"),
+        ("api", Fault(status=418), errors.SourceUnreachable, "answers 418"),
+        ("resolve", Fault(status=418), errors.SourceUnreachable, "answers 418"),
+        ("api", Fault(status=500), errors.SourceUnreachable, "answers 500, 8 times"),
+        ("api", Fault(body=b"<html>"), errors.SourceUnreachable, "does not answer as the Hub"),
+        ("api", Fault(body=b"[]"), errors.SourceUnreachable, "does not answer as the Hub"),
+        ("api", Fault(body=b'{"id": "org/ckpt", "sha": "1", "siblings": [{"rfilename": "x"}]}'),
+         errors.SourceUnreachable, "sizes"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_none(
+    kind: str, fault: Fault, error: type[errors.QuantkitError], words: str, sharded: Path,
+    hub: Hub, tmp_path: Path,
+) -> None:  # fmt: skip
+    hub.fault = lambda r: fault if r.kind == kind else None
+    says(error, words, MODEL, tmp_path)
+
+
+def test_nobody_there(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    says(errors.SourceUnreachable, "no answer", MODEL, tmp_path)
+
+
+def test_offline(hub: Hub, tmp_path: Path) -> None:
+    run = command(tmp_path, "convert", MODEL, HF_HUB_OFFLINE="1")
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: {MODEL}: HF_HUB_OFFLINE is set")
+    assert len(run.stderr.splitlines()) == 1
+    assert hub.log == []
+
+
+def test_a_shard_missing_on_the_hub(broken: Callable[..., Path], hub: Hub, tmp_path: Path) -> None:
+    source = broken(SHARDED)
+    (source / "model-00002-of-00003.safetensors").unlink()
+    hub.publish("org/ckpt", source)
+    says(errors.ShardMissing, f"{MODEL}: 1 of 3 & model-00002", MODEL, there(tmp_path, "out"))
+
+
+def test_a_shard_that_is_no_safetensors_file(
+    broken: Callable[..., Path], hub: Hub, tmp_path: Path
+) -> None:
+    source = broken(SHARDED)
+    shard = source / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    hub.publish("org/ckpt", source)
+    says(errors.CorruptFile, "model-00002 & not a whole", MODEL, there(tmp_path, "out"))
+
+
+def test_errors_of_small_files_name_the_model(
+    broken: Callable[..., Path], hub: Hub, tmp_path: Path
+) -> None:
+    source = broken(SHARDED)
+    (source / "config.json").write_text("{")
+    hub.publish("org/ckpt", source)
+    says(errors.CorruptFile, f"{MODEL}/config.json: not JSON", MODEL, there(tmp_path, "out"))
+    (source / "config.json").unlink()
+    hub.publish("org/ckpt", source)
+    says(errors.SourceNotFound, f"{MODEL}: no config.json", MODEL, tmp_path / "out")
+    (source / "m-Q8_0.gguf").write_bytes(b"GGUF")
+    hub.publish("org/ckpt", source)
+    says(errors.SourceNotFound, f"GGUF files: {MODEL}/m-Q8_0.gguf", MODEL, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("path", "small"),
+    [
+        ("config.json", True), ("tokenizer.json", True), ("tokenizer.model", True),
+        ("model.safetensors.index.json", True), ("chat_template.jinja", True),
+        ("additional_chat_templates/rag.jinja", True), ("README.md", True),
+        ("model-00001-of-00002.safetensors", False), ("pytorch_model.bin", False),
+        ("onnx/config.json", False), ("../config.json", False), ("..\\config.json", False),
+        ("C:config.json", False), ("additional_chat_templates/../../x.jinja", False),
+        ("evals.json", False),
+    ],
+)  # fmt: skip
+def test_small_files(path: str, small: bool) -> None:
+    """What is fetched, and that nothing gets out of the directory."""
+    assert repository._is_small(path) is small

@@ -1,0 +1,270 @@
+"""Releases brought to the Hub: to a server on 127.0.0.1 (`tests/hub_uploads.py`) that refuses, cuts
+connections, and forgets nothing that arrived."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quantkit import errors
+from quantkit.cli import app
+from quantkit.hub import http, push
+from quantkit.hub.push import HubTarget
+from quantkit.jobs import Run
+from quantkit.releases.previous import BESIDE
+from quantkit.releases.release import Release, release
+from quantkit.storage import os_files
+from tests.fake_hub_uploads import CUT, UploadHub
+
+# huggingface_hub's way to call its HTTP library, not ours
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+run = CliRunner().invoke
+TOKEN = "hf_verysecret"
+TYPES = ["Q4_K_M", "Q8_0"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
+    from huggingface_hub import constants
+
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(http, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(http, "TRIES", 3)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with UploadHub(TOKEN) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)  # read when it was imported
+        yield server
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return release(checkpoint("mixtral-4x"), tmp_path_factory.mktemp("made") / "out", TYPES)
+
+
+@pytest.fixture
+def again(
+    made: Release, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> Callable[..., Release]:
+    """The same release, with nothing left to do but the push."""
+    out = Path(shutil.copytree(made.directory, tmp_path / "out"))
+
+    def call(target: HubTarget, run: Run = Run()) -> Release:  # noqa: B008
+        return release(checkpoint("mixtral-4x"), out, TYPES, target=target, run=run)
+
+    return call
+
+
+def weights(made: Release) -> list[str]:
+    return [f["name"] for f in made.manifest["files"]]
+
+
+@pytest.mark.parametrize("commit", ["each", "all"])
+def test_a_release_is_pushed_once(
+    commit: str, again: Callable[..., Release], server: UploadHub
+) -> None:
+    pushed = again(HubTarget("org/new", True, commit))
+    names = [*weights(pushed), *BESIDE]
+    assert list(pushed.pushed) == names
+    held = server.repos["org/new"]
+    assert held.keys() == {".gitattributes", *names}
+    for name in names:
+        assert held[name] == (pushed.directory / name).read_bytes()
+    assert server.private["org/new"]
+    groups = [[name] for name in weights(pushed)] + [[*BESIDE]]
+    assert [c for _, c in server.commits] == (groups if commit == "each" else [names])
+    assert again(HubTarget("org/new")).pushed == []
+    assert len(server.puts) == len(TYPES)
+
+
+def test_the_card_knows_where_it_is(again: Callable[..., Release], server: UploadHub) -> None:
+    card = (again(HubTarget("org/new")).directory / "README.md").read_text()
+    assert "quantized_by: org" in card
+    assert "llama-server -hf org/new:Q4_K_M" in card
+    assert "ollama run hf.co/org/new:Q4_K_M" in card
+
+
+@pytest.mark.parametrize("commit", ["each", "all"])
+def test_a_push_that_is_cut_goes_on(
+    commit: str, again: Callable[..., Release], server: UploadHub
+) -> None:
+    def fault(method: str, path: str) -> int | None:
+        return CUT if method == "PUT" and server.puts else None
+
+    server.fault = fault
+    target = HubTarget("org/new", commit=commit)
+    with pytest.raises(errors.PushInterrupted, match="the same command goes on") as e:
+        again(target)
+    assert "verysecret" not in str(e.value)
+    assert len(server.puts) == 1
+    assert len(server.commits) == (1 if commit == "each" else 0)
+    server.fault = lambda method, path: None
+    left = again(target).pushed
+    assert len(left) == len(BESIDE) + (1 if commit == "each" else 2)
+    assert len(server.puts) == 2
+    assert len(server.repos["org/new"]) == 1 + len(TYPES) + len(BESIDE)
+
+
+def test_a_failure_that_passes_is_not_noticed(
+    again: Callable[..., Release], server: UploadHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "TRIES", 8)
+    seen: set[str] = set()
+
+    def once(method: str, path: str) -> int | None:
+        first = (method + path) not in seen
+        seen.add(method + path)
+        return [503, CUT][len(seen) % 2] if first else None
+
+    server.fault = once
+    assert len(again(HubTarget("org/new")).pushed) == len(TYPES) + len(BESIDE)
+
+
+@pytest.mark.parametrize(
+    "name", ["new", "org/sub/new", "org/new.git", "org/-new", "org/a..b", "o r/n"]
+)
+def test_a_name_that_the_hub_refuses(
+    name: str, checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    with pytest.raises(errors.PushRefused, match="no name on the Hub"):
+        release(checkpoint("mixtral-4x"), tmp_path / "out", target=HubTarget(name))
+    assert not (tmp_path / "out").exists()
+    assert server.log == []
+
+
+def test_without_a_token_nothing_begins(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(errors.NotLoggedIn, match="hf auth login"):
+        release(checkpoint("mixtral-4x"), tmp_path / "out", target=HubTarget("org/new"))
+    assert not (tmp_path / "out").exists()
+    assert server.log == []
+
+
+def test_a_token_that_is_refused(
+    again: Callable[..., Release], server: UploadHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with pytest.raises(errors.NotLoggedIn, match="refused"):
+        again(HubTarget("org/new"))
+
+
+def test_an_organisation_that_is_closed(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    with pytest.raises(errors.PushForbidden, match="write access to other"):
+        release(checkpoint("mixtral-4x"), tmp_path / "out", target=HubTarget("other/new"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_that_the_hub_refuses(again: Callable[..., Release], server: UploadHub) -> None:
+    server.refused_key = "library_name"
+    with pytest.raises(errors.PushRefused, match="library_name"):
+        again(HubTarget("org/new"))
+    assert len(server.commits) == len(TYPES)  # the weights are there, the card can be mended
+
+
+def test_a_dry_run_needs_no_token_and_changes_nothing(
+    again: Callable[..., Release], server: UploadHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    would = again(HubTarget("org/new"), Run(dry=True))
+    assert list(would.pushed)[:2] == weights(would)
+    assert "README.md" in would.pushed
+    assert server.repos == {}
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    again(HubTarget("org/new"))
+    assert not set(weights(would)) & set(again(HubTarget("org/new"), Run(dry=True)).pushed)
+
+
+def test_shares_are_pushed_by_many_and_joined_by_one(
+    checkpoint: Callable[[str], Path], made: Release, tmp_path: Path, server: UploadHub
+) -> None:
+    source, target = checkpoint("mixtral-4x"), HubTarget("org/new")
+    for i in (1, 2):
+        part = release(source, tmp_path / f"parts/{i}", TYPES, target=target, share=(i, 2))
+        assert list(part.pushed) == [weights(made)[i - 1]]
+    for path in (tmp_path / "parts").rglob("*.gguf"):
+        path.unlink()
+    call = {"target": target, "join": [tmp_path / "parts"]}
+    dry = release(source, tmp_path / "out", TYPES, run=Run(dry=True), **call)
+    assert list(dry.pushed) == [*BESIDE]
+    joined = release(source, tmp_path / "out", TYPES, **call)
+    assert set(joined.states.values()) == {"on the Hub"}
+    assert list(joined.pushed) == [*BESIDE]
+    assert joined.manifest["files"] == made.manifest["files"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*BESIDE}
+    lost = weights(made)[0]
+    del server.repos["org/new"][lost]  # what is on record and nowhere is made
+    again = release(source, tmp_path / "out", TYPES, **call)
+    assert again.states[lost] == "made"
+    assert list(again.pushed) == [lost]
+
+
+def test_a_disk_that_is_smaller_than_the_release(
+    checkpoint: Callable[[str], Path], made: Release, tmp_path: Path, server: UploadHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It is made in parts; a run that is cut short goes on with those that are not on the Hub."""
+    source, out = checkpoint("mixtral-4x"), tmp_path / "out"
+    sizes = [f["bytes"] for f in made.manifest["files"]]
+    monkeypatch.setattr(os_files, "free_bytes", lambda directory: max(sizes))
+    arguments = ["release", str(source), "-o", str(out), "--types", ",".join(TYPES)]
+    arguments += ["--push", "org/new"]
+    result = run(app, arguments)
+    assert isinstance(result.exception, errors.DiskFull)
+    whole, held = push.push, []
+
+    def watched(target: HubTarget, files: Sequence[push.Upload]) -> list[str]:
+        held.append([p.name for p in out.rglob("*.gguf")])
+        if len(held) == 2:
+            raise errors.PushInterrupted("org/new: cut")
+        return whole(target, files)
+
+    monkeypatch.setattr(push, "push", watched)
+    result = run(app, [*arguments, "--discard"])
+    assert isinstance(result.exception, errors.PushInterrupted)
+    result = run(app, [*arguments, "--discard", "--json"], catch_exceptions=False)
+    first, second = weights(made)
+    assert held == [[first], [second], [second], [second], []]
+    told = json.loads(result.stdout)
+    assert told["pushed"] == [second, *BESIDE]
+    assert [f["state"] for f in told["files"]] == ["on the Hub"] * 2
+    assert {p.name for p in out.iterdir()} == {*BESIDE}
+    found = json.loads((out / "manifest.json").read_text())
+    assert found["files"] == made.manifest["files"]
+    again = run(app, [*arguments, "--discard", "--json"], catch_exceptions=False)
+    assert json.loads(again.stdout)["pushed"] == []
+    assert {p.name for p in out.iterdir()} == {*BESIDE}
+    arguments[5] = ",".join([*TYPES, "Q6_K"])  # one more, and nothing else is made
+    more = json.loads(run(app, [*arguments, "--discard", "--json"], catch_exceptions=False).stdout)
+    assert [name for name in more["pushed"] if name.endswith(".gguf")] == [more["files"][2]["name"]]
+
+
+@pytest.mark.parametrize("with_", [[], ["--push", "org/new", "--share", "1/2"]])
+def test_discarding_is_for_what_is_pushed(with_: list[str], tmp_path: Path) -> None:
+    result = run(app, ["release", "m", "-o", str(tmp_path), "--discard", *with_])
+    assert result.exit_code == 2
+    assert "--discard goes with --push" in result.stderr
+
+
+def test_the_command(checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub) -> None:
+    arguments = ["release", str(checkpoint("mixtral-4x")), "-o", str(tmp_path / "out"), "--types"]
+    arguments += ["Q8_0", "--push", "org/new", "--private", "--commit", "all", "--json"]
+    result = run(app, arguments, catch_exceptions=False)
+    told = json.loads(result.stdout)
+    assert told["repo"] == "org/new"
+    assert told["pushed"] == [told["files"][0]["name"], *BESIDE]
+    assert server.private == {"org/new": True}

@@ -1,0 +1,89 @@
+"""`general.*`: names, sizes, licence and base models, as llama.cpp's converter writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import GGUFWriter
+
+from quantkit.errors import CorruptFile
+from quantkit.model.metadata import add_general, encode
+from quantkit.model.model import ModelTensor
+from tests.golden import fingerprint
+from tests.vocabularies import cases, write_files
+
+CASES = [name for name, case in cases().items() if case["tensors"]]
+README = "meta-llama3-4x8b-instruct-v2"
+
+
+def general(directory: Path, tensors: list[Any]) -> dict[str, Any]:
+    writer = GGUFWriter(None, "llama")
+    add_general(writer, directory, [ModelTensor(n, tuple(s), "F32", ()) for n, s in tensors])
+    kv = encode(writer)
+    return {item.key: fingerprint(item) for item in kv if item.key != "general.architecture"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_as_llama_cpp(case: str, tmp_path: Path) -> None:
+    golden = {k: v for k, v in cases()[case]["kv"].items() if k.startswith("general.")}
+    ours = general(write_files(case, tmp_path), cases()[case]["tensors"])
+    assert list(ours.items()) == list(golden.items())
+
+
+def card(tmp_path: Path, front: str) -> dict[str, Any]:
+    directory = write_files(README, tmp_path)
+    (directory / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
+    found = general(directory, [])
+    return {k.removeprefix("general."): v.get("value") for k, v in found.items()}
+
+
+def test_numbers_and_dates_where_text_belongs(tmp_path: Path) -> None:
+    found = card(tmp_path, "version: 1.5\nname: 7\ndescription: 2024-01-31\ntags: [1, a]")
+    assert found["version"] == "1.5"
+    assert found["name"] == "7"
+    assert found["description"] == "2024-01-31"
+    assert found["tags"] == ["1", "a"]
+
+
+def test_several_base_models(tmp_path: Path) -> None:
+    found = card(tmp_path, "base_model: [org/Some-7B, 'https://huggingface.co/a/Other-v2']")
+    assert found["base_model.count"] == 2
+    assert found["base_model.0.name"] == "Some 7B"
+    assert found["base_model.0.organization"] == "Org"
+    assert found["base_model.1.repo_url"] == "https://huggingface.co/a/Other-v2"
+
+
+@pytest.mark.parametrize(
+    ("front", "words"),
+    [
+        ("license: {a: 1}", r"README\.md: license is .*, not text"),
+        ("version: [1]", r"README\.md: version is \[1\], not text"),
+        ("name: [", "malformed README.md"),
+        ("base_model: 3\ndatasets: {a: b}\nname: &", "malformed README.md"),
+    ],
+)
+def test_malformed_card(front: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(CorruptFile, match=words) as caught:
+        card(tmp_path, front)
+    assert "\n" not in str(caught.value)
+
+
+def test_malformed_generation_config(tmp_path: Path) -> None:
+    directory = write_files(README, tmp_path)
+    path = directory / "generation_config.json"
+    path.write_text(json.dumps({"temperature": "hot"}))
+    with pytest.raises(CorruptFile, match=r"generation_config\.json: sampling_temp is 'hot'"):
+        general(directory, [])
+    path.write_text("{")
+    with pytest.raises(CorruptFile, match=r"generation_config\.json"):
+        general(directory, [])
+
+
+def test_path_of_another_machine_is_not_a_name(tmp_path: Path) -> None:
+    directory = write_files("meta-my-moe-merge", tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "_name_or_path": "/a/b/c"}))
+    assert general(directory, [])["general.name"]["value"] == "My_Moe_Merge"

@@ -1,0 +1,267 @@
+"""A release of the trained frankenMoE: all of it agrees, and what is there and right stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quantkit import errors
+from quantkit.calibration.imatrix import read_imatrix
+from quantkit.cli import app
+from quantkit.execution import pipeline
+from quantkit.fitting import measure
+from quantkit.gguf.container import read_header, string
+from quantkit.gguf.splits import Splits
+from quantkit.jobs import Run
+from quantkit.model.model import Model
+from quantkit.model.open import Reading
+from quantkit.planning.build import Request
+from quantkit.recipes.file_types import RELEASE_TYPES
+from quantkit.releases.previous import BESIDE
+from quantkit.releases.release import Release, parse_share, release, stem
+from quantkit.reporting.table import read_rows
+from tests.checkpoints import DATA
+from tests.conftest import sha256
+from tests.releases.sets import NAME, names
+from tests.runtime import Llama
+
+run = CliRunner().invoke
+
+
+def test_the_whole_set_is_there_and_runs(whole: Release) -> None:
+    files = {f"{NAME}-{kind}.gguf" for kind in RELEASE_TYPES}
+    assert names(whole.directory) == files | {*BESIDE}
+    assert set(whole.states.values()) == {"made"}
+    for name in sorted(files):
+        model = Llama(whole.directory / name)
+        assert model.complete("def __init__(self")["choices"][0]["text"]
+
+
+def test_table_sums_and_manifest_agree_with_the_files(whole: Release) -> None:
+    found = json.loads((whole.directory / "manifest.json").read_text())
+    listed = [line.split("  ") for line in (whole.directory / "SHA256SUMS").read_text().split("\n")]
+    assert listed.pop() == [""]
+    assert [[f["sha256"], f["name"]] for f in found["files"]] == listed
+    for f in found["files"]:
+        path = whole.directory / f["name"]
+        data = path.read_bytes()
+        assert (f["bytes"], f["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        header = read_header(path)
+        spans = {t.name: (t.shape, header.data_offset + t.offset) for t in header.tensors}
+        assert {t["name"]: (tuple(t["shape"]), t["offset"]) for t in f["tensors"]} == spans
+        for t in f["tensors"]:
+            part = data[t["offset"] : t["offset"] + t["bytes"]]
+            assert t["sha256"] == hashlib.sha256(part).hexdigest()
+    rows = read_rows([whole.directory / f["name"] for f in found["files"]])
+    said = {row.type: row.use_case for row in whole.rows}  # from errors that were measured
+    assert rows == [replace(r, use_case=s.use_case) for r, s in zip(whole.rows, rows, strict=True)]
+    assert (said["Q8_0"], said["Q4_K_M"]) == ("nearly lossless", "low loss")
+    assert [row.type for row in rows] == list(RELEASE_TYPES)
+    assert found["parameters"] == {"total": 4002560, "active": 2822912}
+    assert found["experts"] == {"count": 4, "used": 2}
+
+
+def test_a_second_run_writes_nothing(
+    whole: Release, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(pipeline, "_make")  # nothing is quantized,
+    monkeypatch.delattr(measure, "measure")  # no error is measured again
+    before = {p.name: p.stat().st_mtime_ns for p in whole.directory.iterdir()}
+    again = release(source, whole.directory)
+    assert set(again.states.values()) == {"kept"}
+    assert {p.name: p.stat().st_mtime_ns for p in whole.directory.iterdir()} == before
+
+
+@pytest.mark.parametrize("where", [0, 100_000, -1])
+def test_a_damaged_file_is_found_and_made_again(
+    where: int, whole: Release, copy: Path, source: Path
+) -> None:
+    path = copy / f"{NAME}-Q5_0.gguf"
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(data)
+    (copy / f"{NAME}-Q8_0.gguf").unlink()
+    mended = release(source, copy)
+    states = {kind: mended.states[f"{NAME}-{kind}.gguf"] for kind in RELEASE_TYPES}
+    assert states.pop("Q5_0") == "made again"
+    assert states.pop("Q8_0") == "made"
+    assert set(states.values()) == {"kept"}
+    assert [note for note in mended.notes if "Q5_0" in note and "damaged" in note]
+    for f in whole.manifest["files"]:
+        assert sha256(copy / f["name"]) == f["sha256"]
+    assert names(copy) == names(whole.directory)
+
+
+def test_what_was_not_asked_for_stays_and_is_said(source: Path, tmp_path: Path) -> None:
+    release(source, tmp_path / "out", ["Q4_0", "Q8_0"])
+    second = release(source, tmp_path / "out", ["Q8_0"])
+    assert second.states == {f"{NAME}-Q8_0.gguf": "kept"}
+    assert second.notes == [f"{NAME}-Q4_0.gguf was not asked for this time; it stays as it is"]
+    assert "Q4_0" not in (tmp_path / "out" / "README.md").read_text()
+    assert "Q4_0" not in (tmp_path / "out" / "SHA256SUMS").read_text()
+    third = release(source, tmp_path / "out", ["Q4_0", "Q8_0"])
+    assert set(third.states.values()) == {"kept"}
+    assert not third.notes
+
+
+def test_a_directory_of_another_model(
+    whole: Release, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    other = checkpoint("mixtral-4x")
+    before = {p.name: p.stat().st_mtime_ns for p in whole.directory.iterdir()}
+    with pytest.raises(errors.OtherRelease, match=f"holds a release of {NAME}"):
+        release(other, whole.directory)
+    assert {p.name: p.stat().st_mtime_ns for p in whole.directory.iterdir()} == before
+    assert release(other, tmp_path / "new", ["Q8_0"]).states
+
+
+def test_a_directory_of_the_same_model_made_otherwise(
+    source: Path, copy: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(errors.OtherRelease, match="Q8_0 was made with other options"):
+        release(source, copy, ["Q8_0"], request=Request(splits=Splits(max_tensors=20)))
+    with pytest.raises(errors.OtherRelease, match="Q8_0 was made with other options"):
+        release(source, copy, ["Q8_0"], reading=Reading(experts_used=1))
+    matrix = read_imatrix(DATA / "imatrix" / "frankenmoe-4x.gguf")
+    with pytest.raises(errors.OtherRelease, match="importance matrix"):
+        release(source, copy, ["Q8_0"], imatrix=matrix)
+    changed = Path(shutil.copytree(source, tmp_path / source.name))
+    (changed / "model.safetensors").touch()
+    with pytest.raises(errors.OtherRelease, match="before it changed"):
+        release(changed, copy, ["Q8_0"])
+    made = release(changed, copy, ["Q8_0"], run=Run(force=True))
+    assert made.states == {f"{NAME}-Q8_0.gguf": "made"}
+
+
+@pytest.mark.parametrize("name", ["README.md", "other-Q4_0.gguf", "index.html"])
+def test_what_is_not_ours_is_not_written_over(name: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(errors.OutputExists, match=f"holds {name}"):
+        release(source, tmp_path)
+    assert names(tmp_path) == {name}
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_not_into_the_source(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.OutputError, match="where the source lies"):
+        release(source, source, run=Run(force=True))
+    with pytest.raises(errors.OutputError, match="a release is a directory"):
+        release(source, tmp_path / "out.gguf", ["Q8_0"])
+    assert names(tmp_path) == set()
+
+
+def test_a_manifest_that_is_damaged_or_points_elsewhere(source: Path, copy: Path) -> None:
+    path = copy / "manifest.json"
+    text = path.read_text()
+    for bad in (text[:-9], text.replace(f'"{NAME}-Q2_K.gguf"', '"../Q2_K.gguf"'), "[]", "{}"):
+        path.write_text(bad)
+        with pytest.raises(errors.CorruptFile, match="not a manifest"):
+            release(source, copy)
+
+
+def test_splits(source: Path, tmp_path: Path) -> None:
+    request = Request(splits=Splits(max_tensors=20))
+    made = release(source, tmp_path / "out", ["Q4_K_M", "Q8_0"], request=request)
+    files = [f["name"] for f in made.manifest["files"]]
+    assert files[:2] == [f"{NAME}-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
+    (tmp_path / "out" / files[1]).unlink()
+    again = release(source, tmp_path / "out", ["Q4_K_M", "Q8_0"], request=request)
+    assert [name for name, state in again.states.items() if state == "made"] == [files[1]]
+    assert again.manifest == made.manifest
+    assert Llama(tmp_path / "out" / files[0]).complete("if")["choices"][0]["text"]
+    assert "quantkit merge" in (tmp_path / "out" / "Modelfile").read_text()
+
+
+def test_shares_are_the_whole(source: Path, tmp_path: Path) -> None:
+    request, types = Request(splits=Splits(max_tensors=20)), ["Q4_0", "Q8_0"]
+    whole = release(source, tmp_path / "whole", types, request=request)
+    for i in range(1, 7):
+        made = release(source, tmp_path / f"parts/{i}", types, request=request, share=(i, 6))
+        assert set(made.states.values()) <= {"made"}
+        assert not (tmp_path / f"parts/{i}/README.md").exists()
+    for f in whole.manifest["files"]:
+        (found,) = (tmp_path / "parts").rglob(f["name"])
+        assert sha256(found) == f["sha256"]
+    for i in (1, 2):  # a half is the same part of the model in both types
+        half = release(
+            source, tmp_path / "half", types, request=request, share=(i, 2), run=Run(dry=True)
+        )
+        assert [name.endswith(f"-0000{i}-of-00002.gguf") for name in half.states] == [True, True]
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "4", "a/b", "1/0"])
+def test_shares_that_are_none(text: str) -> None:
+    with pytest.raises(errors.RecipeError, match="not a share"):
+        parse_share(text)
+
+
+def test_join_wants_records_of_this_release(source: Path, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.SourceNotFound, match="no record"):
+        release(source, copy, join=[tmp_path / "empty"])
+    release(source, tmp_path / "p/1", ["Q8_0"], reading=Reading(experts_used=1), share=(1, 1))
+    with pytest.raises(errors.OtherRelease, match="p/1 holds a release whose Q8_0"):
+        release(source, copy, join=[tmp_path / "p"])
+
+
+def test_the_command(source: Path, tmp_path: Path) -> None:
+    arguments = ["release", str(source), "-o", str(tmp_path / "out"), "--types", "q8_0,q4_0"]
+    dry = json.loads(run(app, [*arguments, "--dry-run", "--json"]).stdout)
+    assert [f["state"] for f in dry["files"]] == ["to be made"] * 2
+    assert not (tmp_path / "out").exists()
+    told = json.loads(run(app, [*arguments, "--json"]).stdout)
+    assert told["directory"] == str(tmp_path / "out")
+    assert told["parameters"] == {"total": 4002560, "active": 2822912}
+    assert [f["bytes"] for f in told["files"]] == [f["bytes"] for f in dry["files"]]
+    for f in told["files"]:
+        assert f["sha256"] == sha256(tmp_path / "out" / f["name"])
+    lines = run(app, arguments).stdout.splitlines()
+    assert [line.split("  ")[-1] for line in lines] == ["kept", "kept"]
+
+
+def test_a_release_of_a_quantized_file(whole: Release, tmp_path: Path) -> None:
+    given = whole.directory / f"{NAME}-Q8_0.gguf"
+    arguments = ["release", str(given), "-o", str(tmp_path / "out"), "--types", "Q4_0"]
+    assert run(app, arguments).exit_code == 1
+    assert run(app, [*arguments, "--allow-requantize"]).exit_code == 0
+    assert (tmp_path / "out" / f"{NAME}-Q4_0.gguf").exists()
+
+
+def test_recipes(source: Path, tmp_path: Path) -> None:
+    arguments = ["release", str(source), "-o", str(tmp_path / "out"), "--recipe", "moe"]
+    told = json.loads(run(app, [*arguments, "--dry-run", "--json"]).stdout)
+    types = [f["type"] for f in told["files"]]
+    assert types == [
+        "Q2_K-moe", "Q3_K_M-moe", "Q4_0", "Q4_K_M-moe", "Q5_0", "Q5_K_M-moe", "Q6_K-moe", "Q8_0",
+    ]  # fmt: skip
+    assert run(app, [*arguments, "--types", "Q4_K_M, Q8_0"]).exit_code == 1
+    assert run(app, [*arguments, "--types", "Q4_K_M"]).exit_code == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"llama-cli -m {NAME}-Q4_K_M-moe.gguf" in text
+    assert (tmp_path / "out" / "Modelfile").read_text().startswith(f"FROM ./{NAME}-Q4_K_M-moe.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "expected"),
+    [
+        ("My-Merge-4x7B", "4x7.2B", "My-Merge-4x7B"),
+        ("My Merge/x", "4x7B", "My-Merge-x-4x7B"),
+        ("merge-4x", "4x7B", "merge-4x7B"),
+        ("merge-8x", "4x7B", "merge-8x-4x7B"),
+        ("Qwen3-30B-A3B", "128x1.8B", "Qwen3-30B-A3B"),
+        ("a|b\n<i>", "7B", "a-b-i-7B"),
+        ("...", None, "model"),
+        ("My-7B-Q8_0", "7B", "My-7B"),
+        ("q8_0", None, "q8_0"),
+    ],
+)
+def test_names(name: str, label: str | None, expected: str) -> None:
+    kv = (string("general.size_label", label),) if label else ()
+    assert stem(Model(name, "llama", (), {}, kv)) == expected
