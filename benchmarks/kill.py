@@ -16,7 +16,10 @@ from pathlib import Path
 
 TYPES = ["Q4_K_M", "Q8_0", "BF16"]
 # sync often, so that there is something to go on from
-CODE = "import quantkit.outputs as o; o.SYNC_SECONDS = 0.02; from quantkit.cli import main; main()"
+CODE = (
+    "import quantkit.execution.outputs as o; o.SYNC_SECONDS = 0.02; "
+    "from quantkit.cli import main; main()"
+)
 
 
 def sums(directory: Path) -> dict[str, str]:

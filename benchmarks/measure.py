@@ -66,12 +66,15 @@ def peak(arguments: list[str], directory: Path) -> dict[str, float]:
 _AT_WORK = """
 import json, os, sys, time
 from pathlib import Path
-from quantkit.convert import Run, convert, quantize
+from quantkit.jobs import Run, convert, quantize
+from quantkit.progress import Progress
 seen = []
-def progress(done):
-    seen.append((time.perf_counter(), sum(os.times()[:2])))
+class Watch(Progress):
+    def update(self, step, done, total):
+        if done:
+            seen.append((time.perf_counter(), sum(os.times()[:2])))
 source, threads, *types = sys.argv[1:]
-run = Run(threads=int(threads), report=lambda model, plan: progress)
+run = Run(threads=int(threads), progress=Watch())
 quantize(source, types, Path(), run=run) if types else convert(source, Path(), run=run)
 (start, used), (end, used_by_then) = seen[0], seen[-1]
 print((used_by_then - used) / (end - start))

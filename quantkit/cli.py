@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import gc
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
 from quantkit import __version__
-from quantkit.commands import fit, inspect, plan, quantize, release, verify
+from quantkit.commands import (
+    convert,
+    fit,
+    inspect,
+    plan,
+    quantize,
+    release,
+    report,
+    split,
+    verify,
+)
 
+ISSUES = "https://github.com/quantkit/quantkit/issues"
 COMMANDS = (
-    quantize.convert, quantize.quantize, quantize.split, quantize.merge,
-    inspect.inspect, inspect.report, plan.plan, release.release, verify.verify,
+    convert.convert, quantize.quantize, split.split, split.merge,
+    inspect.inspect, report.report, plan.plan, release.release, verify.verify,
     fit.fit,
 )  # fmt: skip
 
@@ -49,15 +61,19 @@ app = _app(COMMANDS)
 
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
-    from quantkit.errors import QuantkitError
+    from quantkit.errors import PlanError, QuantkitError, UsageError
 
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
     try:
         (_app(named) if named else app)()  # typer looks long at every command that an app has
+    except PlanError as e:
+        traceback.print_exc()
+        typer.echo(f"error: {e}; this is a bug in quantkit, please report it: {ISSUES}", err=True)
+        sys.exit(1)
     except QuantkitError as e:
         typer.echo(f"error: {e}", err=True)
-        sys.exit(1)
+        sys.exit(2 if isinstance(e, UsageError) else 1)
     except OSError as e:
         typer.echo(f"error: {e.filename or 'input or output'}: {e.strerror}", err=True)
         sys.exit(1)

@@ -1,6 +1,8 @@
-"""Everything quantkit can refuse, by name. One line each; the CLI prints it and exits with 1.
+"""Everything quantkit can refuse, by name. One line each; the CLI prints it and exits with 1,
+or with 2 for a wrong argument.
 
 QuantkitError
+├── UsageError             an argument that no model could make right; exit code 2
 ├── SourceError            the input cannot be read
 │   ├── SourceNotFound         no such file or directory, or nothing in it that is a model
 │   ├── ShardMissing           the index names a file that is not on disk
@@ -40,6 +42,10 @@ QuantkitError
 
 class QuantkitError(Exception):
     """Root of all errors that quantkit raises on purpose."""
+
+
+class UsageError(QuantkitError):
+    """An argument that is wrong whatever the model: misspelt, malformed, or against another."""
 
 
 class SourceError(QuantkitError):

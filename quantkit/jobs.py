@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration.imatrix import Importance
-from quantkit.errors import RecipeError
+from quantkit.errors import UsageError
 from quantkit.execution import pipeline
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.ray_cluster import quantize_on
@@ -22,6 +22,7 @@ from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_gguf_mo
 from quantkit.planning.build import PLAIN, Request, plan_conversion, plan_copy, plan_quantization
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import schedule
+from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import needs_importance
 from quantkit.recipes.file_types import find_recipe
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 class Run:
     """How a job is carried out, whatever it writes. `threads` default to all cores (to one for a
     task of a cluster).
-
-    `report` is told the model and the plan before work begins and answers where progress goes.
     """
 
     force: bool = False
@@ -42,7 +41,7 @@ class Run:
     threads: int | None = None
     memory: int | None = None  # bytes
     cluster: str | None = None  # "ray"
-    report: Callable[[Model, Plan], pipeline.Progress] = lambda model, plan: lambda done: None
+    progress: Progress = SILENT
 
 
 ONCE = Run()
@@ -67,7 +66,7 @@ def convert(
     current one). Returns the plan that was carried out. Raises QuantkitError.
     """
     if outtype not in ("auto", *OUTTYPES):
-        raise RecipeError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
+        raise UsageError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
     model = reading.changed(open_checkpoint(directory, outtype, reading))
     label = _label(model)
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
@@ -95,8 +94,8 @@ def quantize(
         whole = (output or Path()).resolve()
         call |= {"source": _anywhere(source, job.model), "output": whole, "force": run.force}
         check_outputs(job.plan, run.force)
-        progress = run.report(job.model, job.plan)
-        quantize_on(run.cluster, job.plan, make_split, call, run.threads or 1, progress)
+        _tell_notes(job, run)
+        quantize_on(run.cluster, job.plan, make_split, call, run.threads or 1, run.progress)
         return job.plan
     return carry_out(job, run)
 
@@ -113,7 +112,7 @@ def prepare(
     """
     recipes = list(dict.fromkeys(find_recipe(kind) for kind in types))
     if not recipes:
-        raise RecipeError("no type given; for instance --type Q4_K_M")
+        raise UsageError("no type given; for instance --type Q4_K_M")
     whole = open_source(source, reading)
     model = reading.changed(whole)
     model = replace(model, name=name(model))
@@ -164,7 +163,7 @@ def split(source: Path | str, output: Path | None, splits: Splits, run: Run = ON
     """Cut a GGUF file into splits, its bytes as they are. `output` names them without `-00001-of-`
     (default: the name of the source, in the current directory)."""
     if not splits:
-        raise RecipeError("say where to split: --split-max-size 4G or --split-max-tensors 128")
+        raise UsageError("say where to split: --split-max-size 4G or --split-max-tensors 128")
     model = open_gguf_model(source)
     output = output or Path(f"{Path(source).stem}.gguf")
     return carry_out(Job(model, plan_copy(model, output, splits), {}), run)
@@ -186,15 +185,18 @@ def _anywhere(source: Path | str, model: Model) -> Path | str:
 
 def carry_out(job: Job, run: Run) -> Plan:
     """Do what is planned, or (a dry run) only report it. Raises SourceError, OutputError."""
-    model, plan = job.model, job.plan
-    threads = run.threads or default_threads()
-    order = schedule(plan, threads, run.memory)
-    if run.dry:
-        run.report(model, plan)
-        return plan
-    check_outputs(plan, run.force)
-    pipeline.execute(order, run.report(model, plan), job.importance, run.force)
-    return plan
+    order = schedule(job.plan, run.threads or default_threads(), run.memory)
+    if not run.dry:
+        check_outputs(job.plan, run.force)
+    _tell_notes(job, run)
+    if not run.dry:
+        pipeline.execute(order, run.progress, job.importance, run.force)
+    return job.plan
+
+
+def _tell_notes(job: Job, run: Run) -> None:
+    for note in job.model.notes:
+        run.progress.note(note)
 
 
 def _label(model: Model) -> str:
@@ -206,7 +208,7 @@ def _label(model: Model) -> str:
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:
     if output is not None and output.suffix == ".gguf" and not output.is_dir():
         if len(labels) > 1:
-            raise RecipeError(
+            raise UsageError(
                 f"{output} is one file and {len(labels)} types are asked for; give -o a directory"
             )
         return [output]

@@ -107,7 +107,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Options:
+class ConversionOptions:
     """What a person asks of a conversion; llama.cpp's converter options of the same names.
 
     `mtp`: "with" the layers that predict further tokens, "without" them, or "only" them.
@@ -119,7 +119,7 @@ class Options:
     fp8_as_q8: bool = False
 
 
-DEFAULTS = Options()
+DEFAULTS = ConversionOptions()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import ImatrixError, SourceNotFound
+from quantkit.errors import ImatrixError, SourceNotFound, UsageError
 from quantkit.gguf.container import MAGIC, Header, KeyValue, TensorInfo, read_header, uint32
 from quantkit.gguf.types import type_by_name
 from quantkit.recipes.facts import category
@@ -86,7 +86,7 @@ class Imatrix:
         return tuple(found)
 
 
-def read_imatrix(path: str | Path) -> Imatrix:
+def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     """Read an importance matrix of either form.
 
     Raises SourceNotFound, CorruptFile or UnsupportedSource (a GGUF that cannot be read), and
@@ -190,10 +190,10 @@ def selected(imatrix: Imatrix, include: Sequence[str] = (), exclude: Sequence[st
     """The entries whose names hold one of `include` (none given: all), or none of `exclude`:
     llama-quantize's `--include-weights` and `--exclude-weights`.
 
-    Raises ImatrixError: both are given, a name that is part of no entry, nothing left.
+    Raises UsageError: both are given; ImatrixError: a name that is part of no entry, nothing left.
     """
     if include and exclude:
-        raise ImatrixError("--include-weights and --exclude-weights exclude each other; give one")
+        raise UsageError("--include-weights and --exclude-weights exclude each other; give one")
     for part in (*include, *exclude):
         if not any(part in name for name in imatrix.values):
             known = {p for name in imatrix.values for p in (name, *name.split("."))}

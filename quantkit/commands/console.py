@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from quantkit.progress import Progress
+
 if TYPE_CHECKING:
-    from quantkit.model.model import Model
-    from quantkit.planning.plan import Output, Plan
+    from quantkit.planning.plan import Output
     from quantkit.reporting.table import Column, Row
+    from quantkit.reporting.written import Written
 
 
-class Progress:
-    """A progress bar on stderr, with rate and time left; silent where nobody watches."""
+class TerminalProgress(Progress):
+    """Notes and a progress bar on stderr, with rate and time left; no bar where nobody watches."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._bar: Any = None
+        self._step = ""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TerminalProgress:
         self._started = time.monotonic()
         return self
 
@@ -35,24 +38,17 @@ class Progress:
             typer.echo("stopped; the same command goes on from here", err=True)
             sys.exit(130)
 
-    def start(self, model: Model, plan: Plan) -> Callable[[int], None]:
-        """Say what was chosen, draw the bar, and answer how to move it (bytes that are done)."""
-        for note in model.notes:
-            typer.echo(f"note: {note}", err=True)
-        show = self.bar(" ".join(output.type for output in plan.outputs))
-        total, so_far = plan.source_bytes, 0
+    def note(self, text: str) -> None:
+        typer.echo(f"note: {text}", err=True)
 
-        def advance(done: int) -> None:
-            nonlocal so_far
-            so_far += done
-            show(so_far, total)
-
-        return advance
-
-    def bar(self, label: str) -> Callable[[int, int], None]:
-        """Draw a bar, and answer how to set it: bytes done, bytes in all."""
+    def update(self, step: str, done: int, total: int) -> None:
         if not sys.stderr.isatty():
-            return lambda done, total: None
+            return
+        if step != self._step or self._bar is None:
+            self._begin(step)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def _begin(self, step: str) -> None:
         from rich import progress
         from rich.console import Console
 
@@ -64,8 +60,7 @@ class Progress:
             progress.TimeRemainingColumn(), console=Console(stderr=True),
         )  # fmt: skip
         self._bar.start()
-        task = self._bar.add_task(label, total=None)
-        return lambda done, total: self._bar.update(task, completed=done, total=total)
+        self._step, self._task = step, self._bar.add_task(step, total=None)
 
 
 def print_table(
@@ -89,49 +84,30 @@ def print_table(
         typer.echo(text(rows, shown or table.CARD))
 
 
-def print_plan(plan: Plan, as_json: bool, dry: bool, seconds: float) -> None:
+def show_written(written: Written, as_json: bool, dry: bool, seconds: float) -> None:
     """What was written, or would be."""
     if as_json:
-        outputs = [_as_json(output, dry) for output in plan.outputs]
-        typer.echo(json.dumps({"outputs": outputs, "seconds": round(seconds, 3)}, indent=2))
+        data = {**written.as_data(with_tensors=dry), "seconds": round(seconds, 3)}
+        typer.echo(json.dumps(data, indent=2))
         return
     from quantkit.reporting.numbers import gigabytes
 
-    for output in plan.outputs:
+    for output in written.plan.outputs:
         for f in output.files:
             line = f"{f.path}  {output.type}  {gigabytes(f.size)}"
-            typer.echo(f"{line}  {output.bits_per_weight:.2f} bpw{honest(output)}")
+            typer.echo(f"{line}  {output.bits_per_weight:.2f} bpw{label_differences(output)}")
         if dry:
             for t in output.by_name.values():
                 typer.echo(f"  {t.name}  {list(t.shape[::-1])}  {t.format}  {t.nbytes}")
 
 
-def honest(output: Output) -> str:
+def label_differences(output: Output) -> str:
     """What makes the file differ from its label."""
     total = sum(t.weights for t in output.by_name.values())
-    said = ""
+    text = ""
     for n, what in (
         (output.fallback_weights, "of the weights fell back, their rows do not divide into blocks"),
         (output.overridden_weights, "of the weights in formats chosen by hand"),
     ):
-        said += f"; {100 * n / total:.1f}% {what}" if n else ""
-    return said
-
-
-def _as_json(output: Output, with_tensors: bool) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "type": output.type,
-        "bytes": output.size,
-        "bits_per_weight": round(output.bits_per_weight, 4),
-        "fallback_weights": output.fallback_weights,
-        "overridden_weights": output.overridden_weights,
-        "files": [
-            {"path": str(f.path), "bytes": f.size, "tensors": len(f.tensors)} for f in output.files
-        ],
-    }
-    if with_tensors:
-        out["tensors"] = [
-            {"name": t.name, "shape": list(t.shape[::-1]), "format": t.format, "bytes": t.nbytes}
-            for t in output.by_name.values()
-        ]
-    return out
+        text += f"; {100 * n / total:.1f}% {what}" if n else ""
+    return text

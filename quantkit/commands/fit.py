@@ -8,27 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands.console import Progress
-from quantkit.commands.options import (
-    ExpertsUsed,
-    Force,
-    Json,
-    KeepExperts,
-    Mtp,
-    NoMtp,
-    Pre,
-    Threads,
-    imatrix_of,
-    reading_of,
-    run_of,
-)
+from quantkit.commands import options
+from quantkit.commands.console import TerminalProgress
 
 if TYPE_CHECKING:
-    from quantkit.fitting.fit import Budget, Fit
+    from quantkit.fitting.fit import Fit
+    from quantkit.model.open import Reading
 
 
+@options.takes(reading=options.reading)
 def fit(
-    source: Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")],
+    source: options.Source,
     size: Annotated[str | None, typer.Option("--size", help="The file's size: 12GB.")] = None,
     ram: Annotated[str | None, typer.Option("--ram", help="Memory to run it in: 16GB.")] = None,
     bpw: Annotated[float | None, typer.Option("--bpw", help="Bits per weight: 4.5.")] = None,
@@ -44,64 +34,47 @@ def fit(
     formats: Annotated[
         str | None, typer.Option("--formats", help="Choose from these, such as Q3_K,Q4_K,Q6_K.")
     ] = None,
-    imatrix: Annotated[
-        str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
-    ] = None,
+    imatrix: options.ImatrixFile = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw size against error, as an SVG file.")
     ] = None,
-    pre: Pre = None,
-    experts_used: ExpertsUsed = None,
-    keep_experts: KeepExperts = None,
-    mtp: Mtp = False,
-    no_mtp: NoMtp = False,
-    threads: Threads = None,
-    force: Force = False,
-    as_json: Json = False,
+    *,
+    reading: Reading,
+    threads: options.Threads = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Choose the format of every tensor: the least error in a file of a size."""
+    from quantkit import api
     from quantkit.errors import OutputExists
-    from quantkit.fitting import fit as jobs
+    from quantkit.fitting.fit import make
+    from quantkit.fitting.fit import picture as drawn
+    from quantkit.jobs import Run
 
-    budget = _budget(size, ram, bpw, context)
-    reading = reading_of(pre, experts_used, keep_experts, mtp, no_mtp, False, False, False)
-    matrix = imatrix_of(imatrix, [], [])
-    with Progress() as progress:
-        found = jobs.fit(
-            source, budget, formats.split(",") if formats else jobs.FORMATS, imatrix=matrix,
-            reading=reading, threads=threads, progress=progress.bar("measuring"),
+    matrix = options.read_imatrix(imatrix)
+    with TerminalProgress() as progress:
+        fit = api.fit(
+            source, size=size, ram=ram, bits_per_weight=bpw, context=context,
+            formats=options.names(formats) if formats else None, imatrix=matrix,
+            reading=reading, threads=threads, progress=progress,
         )  # fmt: skip
-    recipe_file = recipe_file or Path(f"{found.name}-fit.txt")
-    texts = {recipe_file: found.recipe()} | ({picture: jobs.picture(found)} if picture else {})
+    recipe_file = recipe_file or Path(f"{fit.name}-fit.txt")
+    texts = {recipe_file: fit.recipe()} | ({picture: drawn(fit)} if picture else {})
     for path in texts:
         if path.exists() and not force:
             raise OutputExists(f"{path} exists; give --force to overwrite it")
     files = []
     if output is not None:
-        with Progress() as making:
-            made = jobs.make(
-                source, found, output, imatrix=matrix, reading=reading,
-                run=run_of(force, False, threads, None, making),
-            )  # fmt: skip
+        with TerminalProgress() as making:
+            run = Run(force=force, threads=threads, progress=making)
+            made = make(source, fit, output, imatrix=matrix, reading=reading, run=run)
         files = [f.path for f in made.files]
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(_json(found, recipe_file, files, progress.seconds), indent=2))
+        typer.echo(json.dumps(_json(fit, recipe_file, files, progress.seconds), indent=2))
     else:
-        typer.echo("\n".join(_lines(found, recipe_file, files)))
-
-
-def _budget(size: str | None, ram: str | None, bpw: float | None, context: int | None) -> Budget:
-    from quantkit.fitting.fit import Budget
-    from quantkit.gguf.splits import parse_size
-
-    if sum(given is not None for given in (size, ram, bpw)) != 1:
-        raise typer.BadParameter("give one of --size 12GB, --ram 16GB and --bpw 4.5")
-    return Budget(
-        parse_size(size) if size is not None else None,
-        parse_size(ram) if ram is not None else None, bpw, context,
-    )  # fmt: skip
+        typer.echo("\n".join(_lines(fit, recipe_file, files)))
 
 
 def _lines(found: Fit, recipe: Path, files: list[Path]) -> list[str]:

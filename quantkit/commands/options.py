@@ -1,21 +1,57 @@
-"""The options that commands share, and what they become."""
+"""The options that commands share: groups of them, and what each group becomes.
+
+A group is a function whose parameters are options. A command decorated with `takes(x=group)` has
+the group's options in place of its parameter `x`, and is called with what the group makes of them.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from enum import Enum
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from quantkit.commands.console import Progress
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
     from quantkit.gguf.splits import Splits
-    from quantkit.jobs import Run
     from quantkit.model.open import Reading
     from quantkit.reporting.table import Column
+
+
+def takes(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command with groups of options in place of the parameters of those names."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = []
+        for name, own in signature(command).parameters.items():
+            group = groups.get(name)
+            parameters += _evaluated(group) if group else [_with_annotation(own, command)]
+
+        def called(**given: Any) -> None:
+            for name, group in groups.items():
+                given[name] = group(**{p: given.pop(p) for p in signature(group).parameters})
+            command(**given)
+
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorate
+
+
+def _evaluated(group: Callable[..., Any]) -> list[Parameter]:
+    return [_with_annotation(p, group) for p in signature(group).parameters.values()]
+
+
+def _with_annotation(parameter: Parameter, function: Callable[..., Any]) -> Parameter:
+    """The parameter with its annotation as typer wants it: a type, not the text of one."""
+    names = vars(sys.modules[function.__module__])
+    return parameter.replace(annotation=eval(parameter.annotation, names))
 
 
 class TableFormat(str, Enum):
@@ -28,44 +64,30 @@ class TableFormat(str, Enum):
     html = "html"
 
 
+Source = Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")]
 Out = Annotated[
     Path | None, typer.Option("-o", "--output", help="A .gguf file or a directory (default: here).")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Context = Annotated[int | None, typer.Option("--ctx", min=1, help="Tokens of context for Max RAM.")]
-Columns = Annotated[
-    str | None, typer.Option("--columns", help="The columns, such as name,size,ram.")
-]
-Format = Annotated[
-    TableFormat | None,
-    typer.Option("--format", help="Of the table (default: drawn at a terminal, else Markdown)."),
-]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Worker threads (default: all cores).")
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")
+AllowRequantize = Annotated[
+    bool, typer.Option("--allow-requantize", help="Quantize what is quantized already.")
 ]
-MaxSize = Annotated[
-    str | None, typer.Option("--split-max-size", help="Begin a new file at this size: 300M, 4G.")
+ImatrixFile = Annotated[
+    str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
 ]
-MaxTensors = Annotated[
-    int, typer.Option("--split-max-tensors", min=0, help="Begin a new file after so many tensors.")
-]
-FirstEmpty = Annotated[
-    bool, typer.Option("--no-tensor-first-split", help="Only metadata in the first split.")
-]
-Memory = Annotated[
-    str | None, typer.Option("--memory", help="Stay below this much memory: 512MB, 1GB.")
-]
-Pre = Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a BPE pre-tokenizer.")]
-
-
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", help="moe: in no more bytes, fewer for experts, more for the rest."),
 ]
+MaxSize = Annotated[
+    str | None, typer.Option("--split-max-size", help="Begin a new file at this size: 300M, 4G.")
+]
+Pre = Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a BPE pre-tokenizer.")]
 ExpertsUsed = Annotated[
     int | None, typer.Option("--experts-used", help="Experts that a token uses.")
 ]
@@ -74,53 +96,109 @@ KeepExperts = Annotated[
 ]
 Mtp = Annotated[bool, typer.Option("--mtp", help="Only the layers that predict further tokens.")]
 NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Without those layers.")]
-FuseQkv = Annotated[bool, typer.Option("--fuse-qkv", help="One tensor for attention's q, k and v.")]
-FuseGateUp = Annotated[
-    bool, typer.Option("--fuse-gate-up-exps", help="One tensor for the experts' gate and up.")
-]
-Fp8AsQ8 = Annotated[bool, typer.Option("--fp8-as-q8", help="What is FP8 becomes Q8_0.")]
 
 
-def run_of(
-    force: bool, dry: bool, threads: int | None, memory: str | None, progress: Progress,
-    cluster: str | None = None,
-) -> Run:  # fmt: skip
-    from quantkit.gguf.splits import parse_size
-    from quantkit.jobs import Run
+def reading(
+    pre: Pre = None,
+    experts_used: ExpertsUsed = None,
+    keep_experts: KeepExperts = None,
+    mtp: Mtp = False,
+    no_mtp: NoMtp = False,
+) -> Reading:
+    """How a source is read, where the layout of its tensors does not matter."""
+    return reading_and_layout(pre, experts_used, keep_experts, mtp, no_mtp)
 
-    return Run(force, dry, threads, parse_size(memory) if memory else None, cluster, progress.start)
 
-
-def reading_of(
-    pre: str | None, experts_used: int | None, keep: str | None, mtp: bool, no_mtp: bool,
-    fuse_qkv: bool, fuse_gate_up: bool, fp8_as_q8: bool,
-) -> Reading:  # fmt: skip
-    from quantkit.architectures.rules import Options
+def reading_and_layout(
+    pre: Pre = None,
+    experts_used: ExpertsUsed = None,
+    keep_experts: KeepExperts = None,
+    mtp: Mtp = False,
+    no_mtp: NoMtp = False,
+    fuse_qkv: Annotated[
+        bool, typer.Option("--fuse-qkv", help="One tensor for attention's q, k and v.")
+    ] = False,
+    fuse_gate_up_exps: Annotated[
+        bool, typer.Option("--fuse-gate-up-exps", help="One tensor for the experts' gate and up.")
+    ] = False,
+    fp8_as_q8: Annotated[
+        bool, typer.Option("--fp8-as-q8", help="What is FP8 becomes Q8_0.")
+    ] = False,
+) -> Reading:
+    """How a source is read, and which of its tensors are joined or kept."""
+    from quantkit.architectures.rules import ConversionOptions
     from quantkit.gguf.splits import parse_numbers
     from quantkit.model.open import Reading
 
     if mtp and no_mtp:
         raise typer.BadParameter("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
-    options = Options(layers, fuse_qkv, fuse_gate_up, fp8_as_q8)
-    return Reading(pre, options, parse_numbers(keep) if keep else (), experts_used)
+    options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8)
+    kept = parse_numbers(keep_experts) if keep_experts else ()
+    return Reading(pre, options, kept, experts_used)
 
 
-def splits_of(size: str | None, tensors: int, no_tensor_first: bool) -> Splits:
+def splitting(
+    split_max_size: MaxSize = None,
+    split_max_tensors: Annotated[
+        int,
+        typer.Option("--split-max-tensors", min=0, help="Begin a new file after so many tensors."),
+    ] = 0,
+    no_tensor_first_split: Annotated[
+        bool, typer.Option("--no-tensor-first-split", help="Only metadata in the first split.")
+    ] = False,
+) -> Splits:
+    """Where a new file begins."""
     from quantkit.gguf.splits import Splits, parse_size
 
-    return Splits(parse_size(size) if size else 0, tensors, no_tensor_first)
+    size = parse_size(split_max_size) if split_max_size else 0
+    return Splits(size, split_max_tensors, no_tensor_first_split)
 
 
-def columns_of(names: str | None) -> list[Column] | None:
-    from quantkit.reporting.table import columns
+def running(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")
+    ] = False,
+    threads: Threads = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Stay below this much memory: 512MB, 1GB.")
+    ] = None,
+    force: Force = False,
+) -> dict[str, Any]:
+    """How a job is carried out, as the functions of the API take it."""
+    return {"dry_run": dry_run, "threads": threads, "memory": memory, "force": force}
 
-    return columns([name.strip() for name in names.split(",")]) if names else None
+
+def table(
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="The columns, such as name,size,ram.")
+    ] = None,
+    table_format: Annotated[
+        TableFormat | None,
+        typer.Option(
+            "--format", help="Of the table (default: drawn at a terminal, else Markdown)."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> tuple[list[Column] | None, TableFormat | None]:
+    """The columns of a table (None: the usual ones) and how it is printed."""
+    from quantkit.reporting.table import columns as named
+
+    style = TableFormat.json if as_json else table_format
+    return (named(names(columns)) if columns else None), style
 
 
-def imatrix_of(path: str | None, include: list[str], exclude: list[str]) -> Imatrix | None:
+def names(text: str) -> list[str]:
+    """The parts of a list with commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+def read_imatrix(
+    path: str | None, include: list[str] | None = None, exclude: list[str] | None = None
+) -> Imatrix | None:
+    """The importance matrix of `--imatrix`, as far as it is to be used."""
     if path is None:
         return None
     from quantkit.calibration.imatrix import read_imatrix, selected
 
-    return selected(read_imatrix(path), include, exclude)
+    return selected(read_imatrix(path), include or (), exclude or ())

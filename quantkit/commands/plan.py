@@ -7,33 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.commands import options
 from quantkit.commands.console import print_table
-from quantkit.commands.options import (
-    Columns,
-    Context,
-    ExpertsUsed,
-    Format,
-    Json,
-    KeepExperts,
-    MaxSize,
-    Mtp,
-    NoMtp,
-    Pre,
-    columns_of,
-    reading_of,
-    splits_of,
-)
 
 if TYPE_CHECKING:
+    from quantkit.model.open import Reading
     from quantkit.reporting.survey import Survey
+    from quantkit.reporting.table import Column
 
 
+@options.takes(reading=options.reading, shown=options.table)
 def plan(
-    source: Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")],
+    source: options.Source,
     types: Annotated[
         str | None, typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: all).")
     ] = None,
-    context: Context = None,
+    context: options.Context = None,
     ram: Annotated[
         str | None, typer.Option("--ram", help="Mark what runs in this much memory: 16GB.")
     ] = None,
@@ -43,40 +32,31 @@ def plan(
     allow_requantize: Annotated[
         bool, typer.Option("--allow-requantize", help="Of what is quantized already, too.")
     ] = False,
-    split_max_size: MaxSize = None,
-    pre: Pre = None,
-    experts_used: ExpertsUsed = None,
-    keep_experts: KeepExperts = None,
-    mtp: Mtp = False,
-    no_mtp: NoMtp = False,
-    columns: Columns = None,
-    table_format: Format = None,
-    as_json: Json = False,
+    split_max_size: options.MaxSize = None,
+    *,
+    reading: Reading,
+    shown: tuple[list[Column] | None, options.TableFormat | None],
 ) -> None:
     """Say what quantize would make of a source, from headers alone: sizes, memory, what fits."""
+    from quantkit import api
     from quantkit.gguf.splits import parse_size
-    from quantkit.planning.build import Request
     from quantkit.reporting import table
-    from quantkit.reporting.survey import survey
 
-    space = parse_size(disk) if disk else None
-    found = survey(
-        source, [name.strip() for name in types.split(",")] if types else (), context,
-        ram=parse_size(ram) if ram else None, disk=space,
-        reading=reading_of(pre, experts_used, keep_experts, mtp, no_mtp, False, False, False),
-        request=Request(
-            splits=splits_of(split_max_size, 0, False), allow_requantize=allow_requantize
-        ),
+    survey = api.plan(
+        source, options.names(types) if types else (), context=context, ram=ram, disk=disk,
+        allow_requantize=allow_requantize, splits=options.splitting(split_max_size),
+        reading=reading,
     )  # fmt: skip
-    for note in _refusals(found.refused):
+    for note in _refusals(survey.refused):
         typer.echo(f"note: {note}", err=True)
-    if as_json:
-        typer.echo(json.dumps(_json(found, space), indent=2))
+    space = parse_size(disk) if disk else None
+    columns, style = shown
+    if style is options.TableFormat.json and columns is None:
+        typer.echo(json.dumps(_json(survey, space), indent=2))
         return
-    shown = columns_of(columns) or table.columns(_columns(found, ram, disk))
-    print_table(found.rows, shown, table_format)
-    if table_format in (None, "table", "markdown"):
-        typer.echo("\n" + "\n".join(_below(found, space)))
+    print_table(survey.rows, columns or table.columns(_columns(survey, ram, disk)), style)
+    if style in (None, options.TableFormat.table, options.TableFormat.markdown):
+        typer.echo("\n" + "\n".join(_below(survey, space)))
 
 
 def _columns(found: Survey, ram: str | None, disk: str | None) -> list[str]:

@@ -9,33 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands.console import Progress
-from quantkit.commands.options import (
-    Context,
-    DryRun,
-    ExpertsUsed,
-    FirstEmpty,
-    Force,
-    Fp8AsQ8,
-    FuseGateUp,
-    FuseQkv,
-    Json,
-    KeepExperts,
-    MaxSize,
-    MaxTensors,
-    Memory,
-    Mtp,
-    NoMtp,
-    Pre,
-    Recipe,
-    Threads,
-    imatrix_of,
-    reading_of,
-    run_of,
-    splits_of,
-)
+from quantkit.commands import options
+from quantkit.commands.console import TerminalProgress
 
 if TYPE_CHECKING:
+    from quantkit.gguf.splits import Splits
+    from quantkit.model.open import Reading
     from quantkit.releases.release import Release
 
 
@@ -46,14 +25,15 @@ class Commit(str, Enum):
     all = "all"
 
 
+@options.takes(reading=options.reading_and_layout, splits=options.splitting, run=options.running)
 def release(
-    source: Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")],
+    source: options.Source,
     output: Annotated[Path, typer.Option("-o", "--output", help="The directory to fill.")],
     types: Annotated[
         str | None,
         typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: eight, from Q2_K to Q8_0)."),
     ] = None,
-    recipe: Recipe = None,
+    recipe: options.Recipe = None,
     base_model: Annotated[
         str | None, typer.Option("--base-model", help="ORG/MODEL on the Hub that this is made of.")
     ] = None,
@@ -79,61 +59,28 @@ def release(
             "--discard", help="Remove each file once it is on the Hub: a small disk will do."
         ),
     ] = False,
-    context: Context = None,
-    imatrix: Annotated[
-        str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
-    ] = None,
-    pre: Pre = None,
-    experts_used: ExpertsUsed = None,
-    keep_experts: KeepExperts = None,
-    mtp: Mtp = False,
-    no_mtp: NoMtp = False,
-    fuse_qkv: FuseQkv = False,
-    fuse_gate_up_exps: FuseGateUp = False,
-    fp8_as_q8: Fp8AsQ8 = False,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Quantize what is quantized already.")
-    ] = False,
-    split_max_size: MaxSize = None,
-    split_max_tensors: MaxTensors = 0,
-    no_tensor_first_split: FirstEmpty = False,
-    dry_run: DryRun = False,
-    threads: Threads = None,
-    memory: Memory = None,
-    force: Force = False,
-    as_json: Json = False,
+    context: options.Context = None,
+    imatrix: options.ImatrixFile = None,
+    allow_requantize: options.AllowRequantize = False,
+    *,
+    reading: Reading,
+    splits: Splits,
+    run: dict[str, Any],
+    as_json: options.Json = False,
 ) -> None:
     """Make a whole release: every type, the model card, the sums, a Modelfile, a manifest."""
+    from quantkit import api
     from quantkit.hub.push import HubTarget
-    from quantkit.planning.build import Request
-    from quantkit.recipes.file_types import of_mixture
-    from quantkit.releases import release as jobs
-    from quantkit.releases import small_disk
+    from quantkit.releases.release import parse_share
 
-    splits = splits_of(split_max_size, split_max_tensors, no_tensor_first_split)
-    reading = reading_of(
-        pre, experts_used, keep_experts, mtp, no_mtp, fuse_qkv, fuse_gate_up_exps, fp8_as_q8
-    )
-    if discard and (push is None or share or join):
-        raise typer.BadParameter("--discard goes with --push, and without --share and --join")
     target = HubTarget(push, private, commit.value) if push else None
-    named = [name.strip() for name in types.split(",")] if types else None
-    with Progress() as progress:
-        options: dict[str, Any] = {
-            "types": of_mixture(named, recipe) if named else _default(recipe),
-            "request": Request(splits=splits, allow_requantize=allow_requantize),
-            "imatrix": imatrix_of(imatrix, [], []),
-            "reading": reading,
-            "context": context,
-            "base_model": base_model,
-            "run": run_of(force, dry_run, threads, memory, progress),
-            "watch": progress.bar,
-        }
-        if target and discard:
-            made = small_disk.release_in_parts(source, output, target=target, **options)
-        else:
-            which = jobs.parse_share(share) if share else None
-            made = jobs.release(source, output, target=target, share=which, join=join, **options)
+    with TerminalProgress() as progress:
+        made = api.release(
+            source, output, options.names(types) if types else None, recipe=recipe, push=target,
+            discard=discard, base_model=base_model, share=parse_share(share) if share else None,
+            join=join, context=context, imatrix=imatrix, allow_requantize=allow_requantize,
+            splits=splits, reading=reading, progress=progress, **run,
+        )  # fmt: skip
     for note in made.notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
@@ -144,22 +91,9 @@ def release(
     for f in made.manifest["files"]:
         path = made.directory / f["name"]
         typer.echo(f"{path}  {f['type']}  {gigabytes(f['bytes'])}  {made.states[f['name']]}")
+    state = "to be pushed" if run["dry_run"] else "pushed"
     for name in made.pushed:
-        typer.echo(f"{push}/{name}  {'to be pushed' if dry_run else 'pushed'}")
-
-
-def _default(recipe: str | None) -> list[str]:
-    """The types of a release in a `--recipe`, those that it is not for as they always are."""
-    from quantkit.errors import RecipeError
-    from quantkit.recipes.file_types import RELEASE_TYPES, find_recipe, of_mixture
-
-    found = []
-    for plain, name in zip(RELEASE_TYPES, of_mixture(RELEASE_TYPES, recipe), strict=True):
-        try:
-            found.append(find_recipe(name).name)
-        except RecipeError:
-            found.append(plain)
-    return found
+        typer.echo(f"{push}/{name}  {state}")
 
 
 def _summary(made: Release) -> dict[str, Any]:

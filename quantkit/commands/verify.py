@@ -9,23 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands.console import Progress
-from quantkit.commands.options import (
-    ExpertsUsed,
-    Fp8AsQ8,
-    FuseGateUp,
-    FuseQkv,
-    Json,
-    KeepExperts,
-    Mtp,
-    NoMtp,
-    Pre,
-    Threads,
-    imatrix_of,
-    reading_of,
-)
+from quantkit.commands import options
+from quantkit.commands.console import TerminalProgress
 
 if TYPE_CHECKING:
+    from quantkit.model.open import Reading
+    from quantkit.verification.divergence import Divergence
     from quantkit.verification.verify import Verdict
 
 SHOWN = 10  # tensors in the table
@@ -34,6 +23,7 @@ TEXTS = ("Text", "KL divergence", "Perplexity", "of the source", "Same top token
 TENSORS = ("Tensor", "Format", "Error", "Expected", "Cosine", "Worst block", "Bytes")
 
 
+@options.takes(reading=options.reading_and_layout)
 def verify(
     file: Annotated[Path, typer.Argument(help="A GGUF file, or one of a set of splits.")],
     against: Annotated[
@@ -54,59 +44,50 @@ def verify(
         Path | None,
         typer.Option(help="Draw the errors by layer, role and expert into this SVG file."),
     ] = None,
-    pre: Pre = None,
-    experts_used: ExpertsUsed = None,
-    keep_experts: KeepExperts = None,
-    mtp: Mtp = False,
-    no_mtp: NoMtp = False,
-    fuse_qkv: FuseQkv = False,
-    fuse_gate_up_exps: FuseGateUp = False,
-    fp8_as_q8: Fp8AsQ8 = False,
-    threads: Threads = None,
-    as_json: Json = False,
+    *,
+    reading: Reading,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
 ) -> None:
     """Prove that a file is what it should be: its bytes, structure, vocabulary and weights."""
-    from quantkit.verification import verify as proof
+    from quantkit import api
     from quantkit.verification.divergence import mean
-    from quantkit.verification.llama_run import completion, divergence
+    from quantkit.verification.verify import picture as drawn
 
-    if against is None and (kl or picture or imatrix):
-        raise typer.BadParameter("--kl, --picture and --imatrix need --against SOURCE")
-    reading = reading_of(
-        pre, experts_used, keep_experts, mtp, no_mtp, fuse_qkv, fuse_gate_up_exps, fp8_as_q8
-    )
-    out: dict[str, Any] = {}
-    with Progress() as progress:
-        found = proof.verify(
-            file, against, reading=reading, imatrix=imatrix_of(imatrix, [], []),
-            threads=threads, bar=progress.bar,
+    if picture and against is None:
+        raise typer.BadParameter("--picture needs --against SOURCE")
+    with TerminalProgress() as progress:
+        verdict = api.verify(
+            file, against, imatrix=imatrix, run=run, prompt=prompt, kl=kl, context=context,
+            reading=reading, threads=threads, progress=progress,
         )  # fmt: skip
-        if run and found.sound:
-            out["run"] = completion(file, prompt, found, threads)
-        if kl and against is not None and found.sound:
-            rows = divergence(file, against, kl, context, reading, threads, progress.bar("texts"))
-            rows += [mean(rows)] if len(rows) > 1 else []
-            out["kl"] = [asdict(row) for row in rows]
+    rows = verdict.divergences
+    rows += [mean(rows)] if len(rows) > 1 else []
     if picture:
-        picture.write_text(proof.picture(found), encoding="utf-8")
+        picture.write_text(drawn(verdict), encoding="utf-8")
     if as_json:
-        facts = {"verdict": "good" if found.good else "bad", **asdict(found)}
-        typer.echo(json.dumps({**facts, **out}, indent=2))
+        typer.echo(json.dumps(_json(verdict), indent=2))
     else:
-        typer.echo("\n".join(_lines(found, out)))
-    if not found.good:
+        typer.echo("\n".join(_lines(verdict)))
+    if not verdict.good:
         raise typer.Exit(1)
 
 
-def _lines(found: Verdict, out: dict[str, Any]) -> list[str]:
+def _json(verdict: Verdict) -> dict[str, Any]:
+    facts = {"verdict": "good" if verdict.good else "bad", **asdict(verdict)}
+    completion, rows = facts.pop("completion"), facts.pop("divergences")
+    return facts | ({"run": completion} if completion else {}) | ({"kl": rows} if rows else {})
+
+
+def _lines(found: Verdict) -> list[str]:
     lines = [found.line]
     lines += [f"  {text}" for text in found.findings[:LISTED]]
     if (more := len(found.findings) - LISTED) > 0:
         lines.append(f"  and {more} more (--json has them all)")
     lines += [f"note: {text}" for text in found.notes]
-    if run := out.get("run"):
+    if run := found.completion:
         lines += ["", f"{run['prompt']}{run['text']}".rstrip()]
-    if kl := out.get("kl"):
+    if kl := found.divergences:
         lines += ["", *_table([TEXTS, *map(_divergence, kl)])]
     if found.tensors:
         from quantkit.verification.verify import worst
@@ -121,10 +102,10 @@ def _tensor(t: dict[str, Any]) -> tuple[str, ...]:
     return t["name"], t["format"], error, expected, cosine, block, "same" if t["same"] else "other"
 
 
-def _divergence(d: dict[str, Any]) -> tuple[str, ...]:
+def _divergence(d: Divergence) -> tuple[str, ...]:
     return (
-        d["text"], f"{d['kl']:.6f} ± {d['kl_error']:.6f}", f"{d['perplexity']:.4f}",
-        f"{d['base_perplexity']:.4f}", f"{100 * d['same_top']:.2f}%",
+        d.text, f"{d.kl:.6f} ± {d.kl_error:.6f}", f"{d.perplexity:.4f}",
+        f"{d.base_perplexity:.4f}", f"{100 * d.same_top:.2f}%",
     )  # fmt: skip
 
 

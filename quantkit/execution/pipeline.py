@@ -7,7 +7,7 @@ the chunks under way, and a run that died goes on with those that are not on dis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import groupby
@@ -25,10 +25,10 @@ from quantkit.execution.stages import in_stages
 from quantkit.gguf.types import type_by_name
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
+from quantkit.progress import SILENT, Progress
 from quantkit.source.tensors import Files, SourceTensor, numpy_dtype
 from quantkit.storage import direct_io
 
-Progress = Callable[[int], None]  # bytes of the source that are done
 Destination = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
 Made = tuple[list[OutputFile], memoryview]  # bytes, and the files that they go to
 
@@ -43,7 +43,7 @@ class Work(NamedTuple):
 
 
 def execute(
-    order: Schedule, progress: Progress = lambda done: None,
+    order: Schedule, progress: Progress = SILENT,
     importance: Importance = MappingProxyType({}), force: bool = False,
 ) -> None:  # fmt: skip
     """Write every file of the plan, or go on with what an earlier run left of them.
@@ -77,8 +77,11 @@ def execute(
         with closing(
             in_stages(order.chunks(), stages, order.chunk_bytes, room, files.stop)
         ) as done:
+            step, total, so_far = " ".join(o.type for o in plan.outputs), plan.source_bytes, 0
+            progress.update(step, 0, total)
             for size in done:
-                progress(size)
+                so_far += size
+                progress.update(step, so_far, total)
 
 
 def _targets(outputs: list[OutputFile]) -> dict[str, list[Destination]]:

@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantkit.errors import ClusterError, QuantkitError
+from quantkit.errors import ClusterError, QuantkitError, UsageError
 from quantkit.planning.plan import Plan
+from quantkit.progress import Progress
 
 RETRIES = 3  # of a task whose worker died
 Task = Callable[[dict[str, Any], str, int, int], None]
@@ -20,16 +21,16 @@ Task = Callable[[dict[str, Any], str, int, int], None]
 
 def quantize_on(
     cluster: str, plan: Plan, task: Task, call: Mapping[str, Any], threads: int,
-    done: Callable[[int], None],
+    progress: Progress,
 ) -> None:  # fmt: skip
     """Make every file of `plan` on a cluster ("ray" is the one there is), a task each.
 
     `task` makes one split of one output, given `call`, the output's type, the split's number and
-    the `threads` it may use. `done` is told the part of the source that each split that is
-    ready stands for, in bytes. Raises ClusterError, and whatever a task raises.
+    the `threads` it may use. Progress is counted in bytes of the source, by the splits
+    that are ready. Raises ClusterError, and whatever a task raises.
     """
     if cluster != "ray":
-        raise ClusterError(f"unknown cluster {cluster!r}; 'ray' is the one there is")
+        raise UsageError(f"unknown cluster {cluster!r}; 'ray' is the one there is")
     try:
         import ray
     except ImportError:
@@ -46,6 +47,7 @@ def quantize_on(
             for output in plan.outputs
             for i, f in enumerate(output.files)
         }
+        step, done = " ".join(output.type for output in plan.outputs), 0
         while pending:
             (ready,), _ = ray.wait(list(pending), num_returns=1)
             try:
@@ -56,7 +58,8 @@ def quantize_on(
                 raise
             except ray.exceptions.RayError as e:
                 raise ClusterError(f"a worker died {RETRIES + 1} times ({type(e).__name__})") from e
-            done(pending.pop(ready))
+            done += pending.pop(ready)
+            progress.update(step, done, plan.source_bytes)
     finally:
         if ours:
             ray.shutdown()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import Request, model_facts
 from quantkit.planning.plan import Output, Plan, PlannedTensor
+from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import Overrides, candidates, choose
 from quantkit.recipes.facts import ModelFacts, is_quantized
 from quantkit.recipes.file_types import find_format, find_recipe
@@ -86,11 +87,11 @@ class Fit:
 def fit(
     source: Path | str, budget: Budget, formats: Sequence[str] = FORMATS, *,
     imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS, threads: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Fit:  # fmt: skip
     """Choose a format for every tensor of a source: the least error in all within the budget.
 
-    `formats` are those to choose from. `progress` is told bytes measured, and in all. Raises
+    `formats` are those to choose from. Raises
     BudgetError, RecipeError, SourceError, ModelError.
     """
     formats = [find_format(name) for name in formats]

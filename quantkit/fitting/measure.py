@@ -5,7 +5,7 @@ The sample is spread evenly over the rows (so over the experts), and the same in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from quantkit.execution.rows import dequantize, fetch, source_row
 from quantkit.execution.stages import in_threads
 from quantkit.planning.plan import Plan, PlannedTensor
 from quantkit.planning.schedule import Chunk, Schedule
+from quantkit.progress import SILENT, Progress
 from quantkit.recipes.facts import ModelFacts, is_quantized
 from quantkit.recipes.sensitivity import Judged, mean_error
 from quantkit.source.tensors import Files
@@ -32,7 +33,7 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 def measure(
     plan: Plan, wanted: Mapping[str, Sequence[str]], threads: int,
     importance: Importance = MappingProxyType({}),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Errors]:  # fmt: skip
     """The relative squared error of every wanted format of every wanted tensor.
 
@@ -52,7 +53,7 @@ def measure(
 
         for name, errors in in_threads(work, wanted, Schedule(plan, threads).workers, files.stop):
             found[name] = errors
-            progress(sum(sizes[n] for n in found), sum(sizes.values()))
+            progress.update("measuring", sum(sizes[n] for n in found), sum(sizes.values()))
     return found
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.errors import RecipeError
+from quantkit.errors import UsageError
 from quantkit.gguf.container import KeyValue
 
 _NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -51,21 +51,21 @@ NO_SPLITS = Splits()
 
 def parse_size(text: str) -> int:
     """Bytes of `300M`, `4G`, `512MB`, `4.5GB`: powers of ten, as in llama.cpp; `4GiB` is of two.
-    Raises RecipeError."""
+    Raises UsageError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(I?)B?", text.strip().upper())
     if not match or not float(match[1]):
-        raise RecipeError(f"{text!r} is not a size; for instance 300M or 4G")
+        raise UsageError(f"{text!r} is not a size; for instance 300M or 4G")
     unit = 1024 if match[3] else 1000
     return round(float(match[1]) * float(unit ** _POWERS[match[2]]))
 
 
 def parse_numbers(text: str) -> tuple[int, ...]:
-    """`3,7-9` as (3, 7, 8, 9). Raises RecipeError."""
+    """`3,7-9` as (3, 7, 8, 9). Raises UsageError."""
     out: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
-            raise RecipeError(f"{text!r} is not a list of numbers; for instance 3,7-9")
+            raise UsageError(f"{text!r} is not a list of numbers; for instance 3,7-9")
         out.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return tuple(sorted(out))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import prod
 
 from quantkit.calibration.imatrix import Imatrix
-from quantkit.errors import RecipeError
+from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue, string, uint32
 from quantkit.model.metadata import count_and_label
@@ -21,10 +21,10 @@ _SAME = {"UINT8": "int", "INT8": "int", "UINT16": "int", "INT16": "int", "UINT32
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """`3,7,8` as layer numbers. Raises RecipeError."""
+    """`3,7,8` as layer numbers. Raises UsageError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise RecipeError(f"{text!r} is not a list of layers; for instance 3,7,8")
+        raise UsageError(f"{text!r} is not a list of layers; for instance 3,7,8")
     return tuple(sorted({int(part) for part in parts}))
 
 
@@ -161,12 +161,12 @@ def _size_label(tensors: Iterable[ModelTensor]) -> str:
 def parse_override(text: str, model: Model) -> KeyValue:
     """One `--override-kv KEY=TYPE:VALUE`, as llama.cpp stores it (integers as UINT32).
 
-    Raises RecipeError, also where the model's key is of another type.
+    Raises UsageError, and RecipeError where the model's key is of another type.
     """
     key, equals, rest = text.partition("=")
     kind, colon, value = rest.partition(":")
     if not (key and equals and colon) or kind not in ("int", "float", "bool", "str"):
-        raise RecipeError(
+        raise UsageError(
             f"{text!r} is not KEY=TYPE:VALUE with TYPE int, float, bool or str; "
             "for instance general.name=str:My Model"
         )
@@ -181,5 +181,5 @@ def parse_override(text: str, model: Model) -> KeyValue:
         if kind == "bool":
             return KeyValue(key, struct.pack("<I?", 7, {"true": True, "false": False}[value]))
     except (ValueError, KeyError, struct.error, OverflowError):
-        raise RecipeError(f"{key}: {value!r} is not a value of type {kind}") from None
+        raise UsageError(f"{key}: {value!r} is not a value of type {kind}") from None
     return string(key, value)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit.architectures import find
-from quantkit.architectures.rules import DEFAULTS, Architecture, Config, Options
+from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
@@ -30,7 +30,7 @@ MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
 
 def from_checkpoint(
     directory: Path, outtype: str | None = "auto", pre: str | None = None,
-    options: Options = DEFAULTS, files: Mapping[str, File] | None = None,
+    options: ConversionOptions = DEFAULTS, files: Mapping[str, File] | None = None,
 ) -> Model:  # fmt: skip
     """A Hugging Face checkpoint directory. `files`: where its weights are, by name, if not in it.
 
@@ -108,7 +108,7 @@ def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
 
 
 def _stored(
-    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, options: Options,
+    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, options: ConversionOptions,
     source: SourceTensor,
 ) -> str:  # fmt: skip
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.architectures.rules import DEFAULTS, Options
+from quantkit.architectures.rules import DEFAULTS, ConversionOptions
 from quantkit.errors import SourceNotFound, UnsupportedSource
 from quantkit.hub import repository
 from quantkit.model import edits
@@ -24,7 +24,7 @@ class Reading:
     `experts_used` make a smaller mixture of what is there."""
 
     pre: str | None = None
-    options: Options = DEFAULTS
+    options: ConversionOptions = DEFAULTS
     keep_experts: tuple[int, ...] = ()
     experts_used: int | None = None
 

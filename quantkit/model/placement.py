@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from quantkit.architectures.rules import DEFAULTS, Architecture, Config, Map, Options, Piece
+from quantkit.architectures.rules import (
+    DEFAULTS,
+    Architecture,
+    Config,
+    ConversionOptions,
+    Map,
+    Piece,
+)
 from quantkit.errors import (
     ConfigError,
     TensorMissing,
@@ -38,7 +45,7 @@ _JOINS = {
 
 def place(
     arch: Architecture, config: Config, sources: Mapping[str, SourceTensor],
-    options: Options = DEFAULTS,
+    options: ConversionOptions = DEFAULTS,
 ) -> tuple[Placed, dict[str, SourceTensor]]:  # fmt: skip
     """Every GGUF tensor of the model, in the order of llama.cpp's converter, and the sources that
     make them.
@@ -80,7 +87,10 @@ def place(
 
 
 def predicting_layers(
-    arch: Architecture, config: Config, sources: Mapping[str, SourceTensor], options: Options
+    arch: Architecture,
+    config: Config,
+    sources: Mapping[str, SourceTensor],
+    options: ConversionOptions,
 ) -> int:
     """How many layers that predict further tokens will be converted.
 
@@ -133,7 +143,7 @@ class _Layout:
 
     arch: Architecture
     config: Config
-    options: Options
+    options: ConversionOptions
     kinds: dict[tuple[str, int], bool] = field(default_factory=dict)  # what `has` found
 
     @cached_property

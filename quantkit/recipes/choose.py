@@ -14,7 +14,7 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
-from quantkit.errors import RecipeError
+from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import align
 from quantkit.gguf.types import type_by_name
@@ -64,15 +64,15 @@ class Choice(NamedTuple):
 def tensor_type(text: str) -> tuple[str, str]:
     """One `--tensor-type PATTERN=FORMAT`; the pattern is lower-cased, as llama-quantize does.
 
-    Raises RecipeError.
+    Raises UsageError.
     """
     pattern, equals, name = text.partition("=")
     if not (pattern and equals and name):
-        raise RecipeError(f"tensor type {text!r} is not PATTERN=FORMAT, such as ffn_down=Q6_K")
+        raise UsageError(f"tensor type {text!r} is not PATTERN=FORMAT, such as ffn_down=Q6_K")
     try:
         re.compile(pattern.lower())
     except re.error as e:
-        raise RecipeError(f"tensor type {text!r}: not a regular expression ({e})") from None
+        raise UsageError(f"tensor type {text!r}: not a regular expression ({e})") from None
     return pattern.lower(), find_format(name)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from quantkit.errors import RecipeError
+from quantkit.errors import RecipeError, UsageError
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ _GUESSED = 1024  # llama.h LLAMA_FTYPE_GUESSED
 
 def find_recipe(name: str) -> Recipe:
     """The recipe of a `--type`, case ignored; `Q4_K_M-moe` is Q4_K_M of the mixture "moe". Raises
-    RecipeError with near names."""
+    UsageError with near names."""
     upper = name.upper()
     by_name = {r.name: r for r in RECIPES}
     if upper.endswith("-MOE"):
         plain = find_recipe(upper.removesuffix("-MOE"))
         if plain.base not in MOE_FORMATS[:-1] or plain.name == "Q2_K_S":
-            raise RecipeError(f"recipe moe is for the types from Q2_K to Q6_K, not {plain.name}")
+            raise UsageError(f"recipe moe is for the types from Q2_K to Q6_K, not {plain.name}")
         return replace(plain, name=f"{plain.name}-moe", mixture="moe")
     if found := by_name.get(ALIASES.get(upper, upper)):
         return found
@@ -96,20 +96,20 @@ def find_recipe(name: str) -> Recipe:
         )
     near = get_close_matches(upper, by_name, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise RecipeError(f"unknown type {name!r}; {hint}types: {', '.join(by_name)}")
+    raise UsageError(f"unknown type {name!r}; {hint}types: {', '.join(by_name)}")
 
 
-def of_mixture(types: Iterable[str], mixture: str | None) -> list[str]:
-    """The types in a `--recipe`: `Q4_K_M` becomes `Q4_K_M-moe`. Raises RecipeError."""
+def with_mixture(types: Iterable[str], mixture: str | None) -> list[str]:
+    """The types in a `--recipe`: `Q4_K_M` becomes `Q4_K_M-moe`. Raises UsageError."""
     if mixture is None or mixture.lower() == "default":
         return list(types)
     if mixture.lower() not in MIXTURES:
-        raise RecipeError(f"unknown recipe {mixture!r}; recipes: default, {', '.join(MIXTURES)}")
+        raise UsageError(f"unknown recipe {mixture!r}; recipes: default, {', '.join(MIXTURES)}")
     return [f"{name}-{mixture.lower()}" for name in types]
 
 
 def find_format(name: str) -> str:
-    """The name of a format as ggml spells it, case ignored. Raises RecipeError with near names."""
+    """The name of a format as ggml spells it, case ignored. Raises UsageError with near names."""
     import quant_types
 
     upper, names = name.upper(), [f.name for f in quant_types.FORMATS]
@@ -120,7 +120,7 @@ def find_format(name: str) -> str:
         raise RecipeError(f"format {upper} cannot be made yet; the nearest that can is {base}")
     near = get_close_matches(upper, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise RecipeError(f"unknown format {name!r}; {hint}formats: {', '.join(names)}")
+    raise UsageError(f"unknown format {name!r}; {hint}formats: {', '.join(names)}")
 
 
 def guessed_file_type(formats: Iterable[str]) -> int:
@@ -133,3 +133,14 @@ def guessed_file_type(formats: Iterable[str]) -> int:
         top = name if counts[name] > counts[top] else top
     by_name = {r.name: r.file_type for r in RECIPES}
     return by_name.get(ALIASES.get(top, top), 0) | _GUESSED
+
+
+def release_types(mixture: str | None) -> list[str]:
+    """The types of a release in a `--recipe`; those that it is not for are as they always are."""
+    names = []
+    for plain, name in zip(RELEASE_TYPES, with_mixture(RELEASE_TYPES, mixture), strict=True):
+        try:
+            names.append(find_recipe(name).name)
+        except UsageError:
+            names.append(plain)
+    return names

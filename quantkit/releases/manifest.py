@@ -20,6 +20,7 @@ from typing import Any
 from quantkit.errors import CorruptFile
 from quantkit.execution.stages import in_threads
 from quantkit.planning.plan import PlannedFile
+from quantkit.progress import Progress
 from quantkit.storage import os_files
 from quantkit.storage.inputs import LocalInput
 
@@ -27,7 +28,6 @@ NAME, SUMS = "manifest.json", "SHA256SUMS"
 BLOCK = 1 << 22  # bytes hashed at once; hashlib lets other threads run meanwhile
 Manifest = dict[str, Any]
 Record = dict[str, Any]  # of one file: its entry in `files`
-Watch = Callable[[int, int], None]  # bytes done, bytes in all
 _INNERMOST = re.compile(r"\{[^{}]*\}")
 _FIELDS = {"name": str, "type": str, "bytes": int, "sha256": str, "tensors": list}
 
@@ -124,13 +124,13 @@ def _stops(
 
 
 def take(
-    files: Mapping[Path, tuple[str, PlannedFile]], threads: int, watch: Watch,
+    files: Mapping[Path, tuple[str, PlannedFile]], threads: int, progress: Progress,
     note: Callable[[Path, Record], None],
 ) -> None:  # fmt: skip
     """Take the sums of files, given the type and the plan of each. `note` is told of each record as
     soon as it is there, one at a time."""
     stop, one = Event(), Lock()
-    advance = _counting(files, watch, stop)
+    advance = _counting(files, "taking checksums", progress, stop)
 
     def work(path: Path) -> None:
         kind, planned = files[path]
@@ -149,10 +149,10 @@ def take(
         pass
 
 
-def wrong(expected: Mapping[Path, Record], threads: int, watch: Watch) -> set[Path]:
+def wrong(expected: Mapping[Path, Record], threads: int, progress: Progress) -> set[Path]:
     """The files that are not what their records say. Every byte is read, if the size is right."""
     stop, sized = Event(), [p for p, r in expected.items() if p.stat().st_size == r["bytes"]]
-    advance = _counting(sized, watch, stop)
+    advance = _counting(sized, "checking checksums", progress, stop)
 
     def work(path: Path) -> Path | None:
         return None if sums(path, (), advance)[0] == expected[path]["sha256"] else path
@@ -161,8 +161,10 @@ def wrong(expected: Mapping[Path, Record], threads: int, watch: Watch) -> set[Pa
     return found.union(filter(None, in_threads(work, sized, threads, stop.set)))
 
 
-def _counting(paths: Iterable[Path], watch: Watch, stop: Event) -> Callable[[int], None]:
-    """What tells `watch` of the bytes that are done, and ends the work after `stop`."""
+def _counting(
+    paths: Iterable[Path], step: str, progress: Progress, stop: Event
+) -> Callable[[int], None]:
+    """What counts bytes that are done, and ends the work after `stop`."""
     total, done = sum(path.stat().st_size for path in paths), 0
 
     def advance(n: int) -> None:
@@ -170,6 +172,6 @@ def _counting(paths: Iterable[Path], watch: Watch, stop: Event) -> Callable[[int
         if stop.is_set():
             raise InterruptedError
         done += n  # a bar may miss a few, where threads meet
-        watch(done, total)
+        progress.update(step, done, total)
 
     return advance

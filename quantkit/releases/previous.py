@@ -3,7 +3,7 @@ still holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 from quantkit.errors import OtherRelease, OutputError, OutputExists, SourceNotFound
 from quantkit.execution.outputs import journal_path
 from quantkit.hub import repository
+from quantkit.progress import Progress
 from quantkit.releases import manifest
-from quantkit.releases.manifest import Manifest, Record, Watch
+from quantkit.releases.manifest import Manifest, Record
 from quantkit.storage.os_files import fingerprint
 
 CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
@@ -133,9 +134,7 @@ def there(paths: Iterable[Path]) -> set[Path]:
     return {p for p in paths if p.exists() and not journal_path(p).exists()}
 
 
-def stand(
-    paths: Sequence[Path], earlier: Earlier, threads: int, watch: Callable[[str], Watch]
-) -> Standing:
+def stand(paths: Sequence[Path], earlier: Earlier, threads: int, progress: Progress) -> Standing:
     """Hold the files against their records. Every byte is read, but of files that the run that was
     cut short had summed itself and nobody touched since."""
     whole = there(paths)
@@ -143,7 +142,7 @@ def stand(
         p: earlier.records[p.name] for p in paths if p in whole and p.name in earlier.records
     }
     doubtful = {p: r for p, r in recorded.items() if r.get("seen") != fingerprint(p)}
-    damaged = manifest.wrong(doubtful, threads, watch("checking sums")) if doubtful else set()
+    damaged = manifest.wrong(doubtful, threads, progress) if doubtful else set()
     kept = {p: record for p, record in recorded.items() if p not in damaged}
     unsummed = frozenset(p for p in whole if p not in recorded and p.name in earlier.begun)
     return Standing(kept, unsummed, frozenset(damaged), frozenset(paths) - kept.keys() - unsummed)

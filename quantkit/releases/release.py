@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit import __version__
-from quantkit.errors import RecipeError
+from quantkit.errors import UsageError
 from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
 
 _SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?", re.IGNORECASE)  # as gguf-py knows them
-Watch = Callable[[str], manifest.Watch]  # begins a progress bar with a label
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ def release(
     request: Request = PLAIN, imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS,
     context: int | None = None, base_model: str | None = None, target: push.HubTarget | None = None,
     share: tuple[int, int] | None = None, join: Sequence[Path] = (), run: Run = ONCE,
-    watch: Watch = lambda label: lambda done, total: None,
 ) -> Release:  # fmt: skip
     """Make every type of a source in `directory`, with the card, the sums and the rest.
 
@@ -90,7 +88,7 @@ def release(
         return _would(directory, job, this, rows, old, target, run)
     if target:
         push.create(target)
-    made = _make_files(directory, job, this, plans, old, target, run, watch)
+    made = _make_files(directory, job, this, plans, old, target, run)
     uploads = [push.Upload(directory / f["name"], f["sha256"]) for f in this["files"]]
     directory.mkdir(parents=True, exist_ok=True)
     if share:
@@ -106,10 +104,10 @@ def release(
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """`3/16` as (3, 16). Raises RecipeError."""
+    """`3/16` as (3, 16). Raises UsageError."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise RecipeError(f"{text!r} is not a share, such as 3/16: the third of sixteen")
+        raise UsageError(f"{text!r} is not a share, such as 3/16: the third of sixteen")
     return int(match[1]), int(match[2])
 
 
@@ -126,12 +124,12 @@ def shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
 
 def _make_files(
     directory: Path, job: Job, this: Manifest, plans: Sequence[Mapping[str, str]],
-    old: previous.Earlier, target: push.HubTarget | None, run: Run, watch: Watch,
+    old: previous.Earlier, target: push.HubTarget | None, run: Run,
 ) -> Release:  # fmt: skip
     """Make what is not there and right, take sums, and complete the manifest."""
     files = {f.path: (o.type, f) for o in job.plan.outputs for f in o.files}
     threads = run.threads or default_threads()
-    standing = previous.stand(list(files), old, threads, watch)
+    standing = previous.stand(list(files), old, threads, run.progress)
     away = _on_the_hub({p for p in standing.make if p.name in old.records}, old, target)
     kept = {**standing.kept, **away}
     digests = {entry["name"]: entry["plan"] for entry in plans}
@@ -147,7 +145,7 @@ def _make_files(
         manifest.write(manifest.partial_path(directory), manifest.as_json(making))
 
     if new:
-        manifest.take(new, threads, watch("taking sums"), note)
+        manifest.take(new, threads, run.progress, note)
     this["files"] = [{k: v for k, v in kept[p].items() if k != "seen"} for p in files]
     left = [r for r in old.records.values() if directory / r["name"] not in files]
     if left := [r for r in left if (directory / r["name"]).exists()]:
@@ -190,7 +188,8 @@ def _would(
     there = previous.there(files)
     recorded = {p for p in files if p.name in old.records}
     away = _on_the_hub(recorded, old, target)
-    run.report(job.model, _part(job.plan, frozenset(files) - there - away.keys()))
+    for note in job.model.notes:
+        run.progress.note(note)
     this["files"] = [
         {"name": p.name, "type": kind, "bytes": f.size,
          "sha256": old.records.get(p.name, {}).get("sha256")}

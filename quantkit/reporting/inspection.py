@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from quantkit.model.provenance import merged_from
 from quantkit.planning.build import plan_conversion
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
+from quantkit.progress import SILENT, Progress
 from quantkit.reporting.numbers import billions, ranges
 from quantkit.source.tensors import Files
 
@@ -34,13 +35,11 @@ class Inspection:
     problems: list[str] = field(default_factory=list)
 
 
-def inspect(
-    source: str | Path, weights: bool = True, progress: Callable[[int, int], None] | None = None
-) -> Inspection:
+def inspect(source: str | Path, weights: bool = True, progress: Progress = SILENT) -> Inspection:
     """Look at a checkpoint directory or a GGUF file.
 
     With `weights`, every weight is read once: NaN and infinity, experts that are the same, routers
-    that cannot choose. `progress` is told (bytes done, bytes in all). Raises SourceError; what is
+    that cannot choose. Raises SourceError; what is
     wrong with the model itself becomes a problem.
     """
     out = Inspection()
@@ -52,7 +51,7 @@ def inspect(
     out.facts = {**describe(model), **merged_from(source)}
     out.problems += _of_the_vocabulary(model)
     if weights:
-        out.problems += _of_the_weights(model, progress or (lambda done, total: None))
+        out.problems += _of_the_weights(model, progress)
     return out
 
 
@@ -122,7 +121,7 @@ def _of_the_vocabulary(model: Model) -> list[str]:
     return []
 
 
-def _of_the_weights(model: Model, progress: Callable[[int, int], None]) -> list[str]:
+def _of_the_weights(model: Model, progress: Progress) -> list[str]:
     """Read everything once and say what is not as it should be."""
     plan = plan_conversion(model, "", Path("unwritten"))
     bad: dict[str, int] = {}
@@ -146,7 +145,7 @@ def _of_the_weights(model: Model, progress: Callable[[int, int], None]) -> list[
 
         for size in in_threads(look, Schedule(plan).chunks(), default_threads()):
             done += size
-            progress(done, total)
+            progress.update("reading", done, total)
     problems = [
         f"NaN or infinity in {name}, first near row {row}" for name, row in sorted(bad.items())
     ]

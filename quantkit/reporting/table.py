@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import RecipeError
+from quantkit.errors import UsageError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.splits import split_siblings, unsplit_name
 from quantkit.planning.plan import Output, Plan
@@ -23,7 +23,7 @@ from quantkit.reporting.numbers import gigabytes
 from quantkit.source.gguf_set import open_gguf_set
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 CONTEXT = 4096  # tokens that people begin with; fewer if the model was trained for fewer
 
@@ -164,6 +164,20 @@ def _main_type(tensors: Sequence[Weights]) -> str:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows of a report; a table in a notebook."""
+
+    rows: tuple[Row, ...]
+
+    def markdown(self) -> str:
+        """The table as it goes into a model card."""
+        return as_markdown(self.rows)
+
+    def _repr_html_(self) -> str:
+        return as_html(self.rows)
+
+
+@dataclass(frozen=True)
 class Column:
     """A column: its name in options, its heading, its text for a row, and what machines get
     instead: fields of `Row`."""
@@ -212,10 +226,10 @@ FORMATS = ("table", "markdown", "json", "csv", "html")
 
 
 def columns(names: Sequence[str]) -> list[Column]:
-    """The columns of these names, in their order. Raises RecipeError."""
+    """The columns of these names, in their order. Raises UsageError."""
     known = {column.name: column for column in COLUMNS}
     if unknown := [name for name in names if name not in known]:
-        raise RecipeError(f"unknown column {unknown[0]!r}; columns: {', '.join(known)}")
+        raise UsageError(f"unknown column {unknown[0]!r}; columns: {', '.join(known)}")
     return [known[name] for name in names]
 
 
@@ -264,12 +278,12 @@ def as_csv(rows: Sequence[Row], shown: Sequence[Column] = ()) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def as_table(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> Table:
+def as_table(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> RichTable:
     """The table for a terminal."""
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = Table(*(column.heading for column in shown))
+    table = RichTable(*(column.heading for column in shown))
     for cells in _lines(rows, shown):
         table.add_row(*map(Text, cells))
     return table

@@ -8,7 +8,7 @@ a chunk side by side, so that no logits are stored and none are rounded to 16 bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import exp, sqrt
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import LlamaError
+from quantkit.progress import SILENT, Progress
 from quantkit.verification.llama_cpp import Llama
 
 BATCH = 2048  # tokens that are decoded at once (llama-perplexity's default)
@@ -26,7 +27,6 @@ LOGITS = 1 << 26  # bytes of a model's logits that are held at once, if a chunk'
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Logits = np.ndarray[Any, np.dtype[np.float32]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Divergence:
 
 def divergences(
     models: Sequence[Path], base: Path, texts: Sequence[Path], context: int = 256,
-    threads: int | None = None, progress: Progress = lambda done, total: None,
+    threads: int | None = None, progress: Progress = SILENT,
 ) -> list[list[Divergence]]:  # fmt: skip
     """GGUF models against one that is the base, over texts (files in UTF-8): a row for each model,
     in it a text each. All of the models are in memory at once.
 
-    `progress` is told (bytes of the texts done, bytes in all). Raises LlamaMissing, LlamaError.
+    Raises LlamaMissing, LlamaError.
     """
     with Llama(base, 0) as alone:
         n_vocab, bos = alone.n_vocab, alone.bos
@@ -77,7 +77,7 @@ def divergences(
                 part = cut[start : start + at_once]
                 found.append(_compared(given, part, bos))
                 done += len(part)
-                progress(done, total)
+                progress.update("texts", done, total)
             for row, numbers in zip(out, zip(*found, strict=True), strict=True):
                 row.append(_summary(path.name, np.concatenate(numbers, axis=1)))
     return out

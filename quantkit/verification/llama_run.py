@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from quantkit.hub.repository import is_remote, names_file
 from quantkit.jobs import Run
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
+from quantkit.progress import Progress
 from quantkit.verification.divergence import Divergence, divergences
 from quantkit.verification.llama_cpp import Llama, complete
 from quantkit.verification.structure import first_split
@@ -43,7 +44,7 @@ def completion(
 
 def divergence(
     file: Path, against: Path | str, texts: Sequence[Path], context: int, reading: Reading,
-    threads: int | None, progress: Callable[[int, int], None],
+    threads: int | None, progress: Progress,
 ) -> list[Divergence]:  # fmt: skip
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
     checkpoint what converting it raises."""

@@ -60,7 +60,8 @@ def splitting(file: Path) -> Tokenize:
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         found = subprocess.run(
             [sys.executable, "-m", "quantkit.verification.tokenization", str(file)],
-            input=json.dumps(texts), capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},
+            input=json.dumps(texts), capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         if found.returncode != 0:
             said = (found.stderr.strip().splitlines() or ["no reason is given"])[-1].strip()

@@ -24,11 +24,13 @@ from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.planning.build import plan_conversion
 from quantkit.planning.plan import Plan
+from quantkit.progress import SILENT, Progress
 from quantkit.releases import manifest
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.tensors import SourceTensor
 from quantkit.tokenizer.vocabulary import malformed
 from quantkit.verification import metadata_check, misplaced, structure, tokenization, weights
+from quantkit.verification.divergence import Divergence
 from quantkit.verification.weights import Place, Sums
 
 RATIO = 3.0  # of an error to the one that the format has; an importance matrix may double it
@@ -37,13 +39,12 @@ FAINT = 0.6  # the cosine below which no format goes that is not made here
 BLOCK = 32.0  # of a block's error to the usual one; an extreme importance matrix may make it 16
 DRAWN = 16  # experts that have a line each in a picture
 
-Bar = Callable[[str], Callable[[int, int], None]]
-
 
 @dataclass
 class Verdict:
     """What was found. `findings` make a file bad, `notes` do not; `proven` says what was shown.
-    `sound`: nothing is wrong with the bytes and the structure, so that it can be run."""
+    `sound`: nothing is wrong with the bytes and the structure, so that it can be run;
+    `completion` and `divergences`: what it said in llama.cpp, if it was asked."""
 
     file: str
     findings: list[str] = field(default_factory=list)
@@ -51,6 +52,8 @@ class Verdict:
     proven: list[str] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
     sound: bool = False
+    completion: dict[str, str] | None = None
+    divergences: list[Divergence] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -69,7 +72,7 @@ class Verdict:
 def verify(
     file: Path, against: Path | str | None = None, *, reading: Reading = AS_IT_IS,
     imatrix: Imatrix | None = None, threads: int | None = None,
-    bar: Bar = lambda label: lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Verdict:  # fmt: skip
     """Verify a GGUF file, or the set of splits that it is one of; `against` its source, if given:
     a checkpoint or a GGUF file, read as `reading` says.
@@ -79,7 +82,7 @@ def verify(
     """
     out = Verdict(file.name)
     threads = threads or default_threads()
-    _bytes(file, out, bar("sums"))
+    _bytes(file, out, progress)
     try:
         header, tensors = open_gguf_set(file)
     except SourceError as e:
@@ -95,11 +98,11 @@ def verify(
         _metadata(header, model, out)
         if not faults:  # llama.cpp would read past the end of arrays that are too short
             _spelling(structure.first_split(file), Path(against), out)
-        _weights(header, tensors, model, imatrix, threads, out, bar("weights"))
+        _weights(header, tensors, model, imatrix, threads, out, progress)
     return out
 
 
-def _bytes(file: Path, out: Verdict, progress: Callable[[int, int], None]) -> None:
+def _bytes(file: Path, out: Verdict, progress: Progress) -> None:
     """Hold the files' sums against the manifest beside them."""
     found = manifest.read(file.parent / manifest.NAME)
     if found is None:
@@ -116,7 +119,7 @@ def _bytes(file: Path, out: Verdict, progress: Callable[[int, int], None]) -> No
         def advance(n: int) -> None:
             nonlocal done
             done += n
-            progress(done, total)
+            progress.update("checksums", done, total)
 
         if (path := file.with_name(name)).is_file():
             wrong += _changed(path, records[name], advance)
@@ -184,7 +187,7 @@ def _spelling(file: Path, checkpoint: Path, out: Verdict) -> None:
 
 def _weights(
     header: Header, tensors: Sequence[SourceTensor], model: Model, imatrix: Imatrix | None,
-    threads: int, out: Verdict, progress: Callable[[int, int], None],
+    threads: int, out: Verdict, progress: Progress,
 ) -> None:  # fmt: skip
     """Every tensor is there, and holds what it should."""
     plan = plan_conversion(model, "", Path("unwritten"))

@@ -7,7 +7,7 @@ error of the file is held against the error that the format has on the very same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod, sqrt
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from quantkit.execution.stages import in_threads
 from quantkit.gguf.types import GGMLType
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
+from quantkit.progress import SILENT, Progress
 from quantkit.source.tensors import Files, SourceTensor, numpy_dtype
 
 FLOOR = 2.0**-8  # a relative error that rounding to 16 bits on the way explains
@@ -96,13 +97,12 @@ def _relative(lost: float, source: float) -> float:
 def compare(
     plan: Plan, held: Mapping[str, SourceTensor], threads: int,
     importance: Importance = MappingProxyType({}),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> dict[Place, Sums]:  # fmt: skip
     """Every matrix of the file, compared. `plan` is how the source becomes the model, `held` are
     the file's tensors that are compared, by name, all of the plan's shapes.
 
-    `importance` is float32 `[experts, n]` by tensor name; `progress` is told bytes of the source.
-    Raises SourceError.
+    `importance` is float32 `[experts, n]` by tensor name. Raises SourceError.
     """
     found: dict[Place, Sums] = {}
     done, total = 0, plan.source_bytes
@@ -118,7 +118,7 @@ def compare(
             at = place(plan, chunk)
             found[at] = found[at] + sums if at in found else sums
             done += chunk.segment.source_bytes(plan.sources[chunk.segment.source], chunk.count)
-            progress(done, total)
+            progress.update("weights", done, total)
     return dict(sorted(found.items(), key=lambda item: item[0]))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.architectures import ARCHITECTURES, find
-from quantkit.architectures.rules import Map, Options
+from quantkit.architectures.rules import ConversionOptions, Map
 from quantkit.execution import pipeline
 from quantkit.execution.rows import torch_exp
 from quantkit.gguf.container import TensorInfo, align, header_bytes, read_header
@@ -40,13 +40,15 @@ EIGHT_OF_FOUR = {"glm4moe-tf5fused", "olmoe-tf5fused"}
 SILENT = {"deepseek-v3-tf5fused", "dots1-tf5fused", "glm4moelite"}
 
 
-def options(args: list[str]) -> Options:
+def options(args: list[str]) -> ConversionOptions:
     """What the case asks of the converter."""
     mtp = "only" if "--mtp" in args else "without" if "--no-mtp" in args else "with"
-    return Options(mtp, "--fuse-qkv" in args, "--fuse-gate-up-exps" in args)
+    return ConversionOptions(mtp, "--fuse-qkv" in args, "--fuse-gate-up-exps" in args)
 
 
-def convert(source: Path, out: Path, outtype: str, pre: str | None, asked: Options) -> Model:
+def convert(
+    source: Path, out: Path, outtype: str, pre: str | None, asked: ConversionOptions
+) -> Model:
     model = from_checkpoint(source, outtype, pre, asked)
     pipeline.execute(Schedule(plan_conversion(model, outtype.upper(), out), 2))
     return model
@@ -89,7 +91,7 @@ def test_a_contradiction_is_refused_and_the_rest_agrees(
     with pytest.raises(errors.ConfigError, match="8 experts are used of 4"):
         from_checkpoint(source)
     edit_config(source, num_experts_per_tok=2)
-    convert(source, path, "bf16", architectures()[case]["golden"]["pre"], Options())
+    convert(source, path, "bf16", architectures()[case]["golden"]["pre"], ConversionOptions())
     ours = {item.key: golden.fingerprint(item) for item in read_header(path).kv}
     differ = {key for key in ours.keys() | theirs["kv"] if ours.get(key) != theirs["kv"].get(key)}
     expected = {"expert_used_count"}
@@ -123,7 +125,7 @@ def test_fused_experts_are_the_same_model(
     source = broken(fused)
     edit_config(source, num_experts_per_tok=2)
     a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
-    convert(source, a, "bf16", architectures()[fused]["golden"]["pre"], Options())
+    convert(source, a, "bf16", architectures()[fused]["golden"]["pre"], ConversionOptions())
 
     def respell(tensors: dict[str, Any]) -> None:
         for name, (dtype, shape, data) in list(tensors.items()):
@@ -144,7 +146,7 @@ def test_fused_experts_are_the_same_model(
                     tensors[f"{block}.{spelling.format(i)}.weight"] = value
 
     edit_tensors(source, respell)
-    convert(source, b, "bf16", architectures()[fused]["golden"]["pre"], Options())
+    convert(source, b, "bf16", architectures()[fused]["golden"]["pre"], ConversionOptions())
     assert a.read_bytes() == b.read_bytes()
 
 
@@ -154,17 +156,17 @@ def test_layers_that_only_the_config_promises(checkpoint: Get, tmp_path: Path) -
     case = "qwen3next-without-mtp-tensors"
     a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
     pre = architectures()[case]["golden"]["pre"]
-    convert(checkpoint(case), a, "bf16", pre, Options())
-    convert(checkpoint(case), b, "bf16", pre, Options(mtp="without"))
+    convert(checkpoint(case), a, "bf16", pre, ConversionOptions())
+    convert(checkpoint(case), b, "bf16", pre, ConversionOptions(mtp="without"))
     assert a.read_bytes() == b.read_bytes()
     with pytest.raises(errors.ConfigError, match="no layers that predict"):
-        from_checkpoint(checkpoint(case), "bf16", pre, Options(mtp="only"))
+        from_checkpoint(checkpoint(case), "bf16", pre, ConversionOptions(mtp="only"))
 
 
 def test_scoring_function_that_is_none(checkpoint: Get, tmp_path: Path) -> None:
     """dots.llm1 as it is on the hub, where llama.cpp's converter stops."""
     path = tmp_path / "out.gguf"
-    convert(checkpoint("dots1"), path, "bf16", "qwen2", Options())
+    convert(checkpoint("dots1"), path, "bf16", "qwen2", ConversionOptions())
     header = read_header(path)
     assert header.get("dots1.expert_gating_func") == 2  # the sigmoid
     assert header.get("dots1.expert_count") == 4
@@ -204,8 +206,8 @@ def test_fp8_as_q8_0(checkpoint: Get, tmp_path: Path) -> None:
     """What is FP8 becomes Q8_0, also in a file of another type, with that file's very bytes."""
     mixed, plain = tmp_path / "a.gguf", tmp_path / "b.gguf"
     source = checkpoint("deepseek-v3-fp8")
-    convert(source, mixed, "bf16", "deepseek-v3", Options(fp8_as_q8=True))
-    convert(source, plain, "q8_0", "deepseek-v3", Options())
+    convert(source, mixed, "bf16", "deepseek-v3", ConversionOptions(fp8_as_q8=True))
+    convert(source, plain, "q8_0", "deepseek-v3", ConversionOptions())
     types = {t.name: t.ggml_type for t in read_header(mixed).tensors}
     as_q8 = {t.name: t.ggml_type for t in read_header(plain).tensors}
     assert types["token_embd.weight"] == 30  # BF16
@@ -298,7 +300,7 @@ def test_experts_in_tensors_of_their_own_are_stacked(
 ) -> None:
     """Mixtral files from before llama.cpp stacked experts: quantized, they equal today's."""
     new, old = tmp_path / "new.gguf", tmp_path / "old.gguf"
-    convert(checkpoint("mixtral-4x"), new, "bf16", None, Options())
+    convert(checkpoint("mixtral-4x"), new, "bf16", None, ConversionOptions())
     header, data = read_header(new), _bytes(new)
     infos, blobs, offset = [], [], 0
     for t in header.tensors:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit.architectures.rules import Options
+from quantkit.architectures.rules import ConversionOptions
 from quantkit.execution import pipeline
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.planning.build import plan_conversion
@@ -66,7 +66,7 @@ CASES: list[tuple[str, dict[str, Any], float]] = [
 
 def convert(source: Path, path: Path, case: str) -> Path:
     pre = architectures()[case]["golden"]["pre"] if case in architectures() else None
-    model = from_checkpoint(source, "f32", pre, Options(mtp="without"))
+    model = from_checkpoint(source, "f32", pre, ConversionOptions(mtp="without"))
     pipeline.execute(Schedule(plan_conversion(model, "F32", path), 2))
     return path
 

@@ -16,6 +16,7 @@ from quantkit.gguf.splits import Splits
 from quantkit.jobs import Run, quantize
 from quantkit.planning.build import Request
 from tests.conftest import sha256
+from tests.told import Told
 
 SPLITS = Request(splits=Splits(max_tensors=20))
 TYPES = ["Q4_K_M", "Q8_0"]
@@ -66,8 +67,8 @@ def test_two_workers_make_the_same_splits(
     if kill:
         thread = threading.Thread(target=assassin)
         thread.start()
-    done: list[int] = []
-    run = Run(cluster="ray", threads=1, report=lambda model, plan: done.append)
+    progress = Told()
+    run = Run(cluster="ray", threads=1, progress=progress)
     quantize(source, TYPES, tmp_path / "parts", request=SPLITS, run=run)
     if kill:
         thread.join()
@@ -76,7 +77,7 @@ def test_two_workers_make_the_same_splits(
         {p.name: sha256(p) for p in (tmp_path / name).iterdir()} for name in ("whole", "parts")
     )
     assert whole == parts
-    assert len(done) == len(plan.files) > 6
+    assert len(progress.updates) == len(plan.files) > 6
 
 
 def _kill_a_worker() -> list[int]:

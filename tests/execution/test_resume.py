@@ -120,8 +120,8 @@ def test_one_type_of_a_set_can_be_gone_on_with_alone(
 def test_killed_at_random_moments(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
     """Real processes, really killed; each is gone on with once."""
     code = (
-        "import quantkit.outputs as o; o.SYNC_SECONDS = 0.01\n"
-        "import quantkit.pipeline as p, time\n"
+        "import quantkit.execution.outputs as o; o.SYNC_SECONDS = 0.01\n"
+        "import quantkit.execution.pipeline as p, time\n"
         "whole = p._write\n"
         "def slow(*a):\n    time.sleep(0.004); return whole(*a)\n"
         "p._write = slow\n"

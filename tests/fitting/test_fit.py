@@ -22,7 +22,7 @@ from quantkit.gguf.types import type_by_name
 from quantkit.jobs import Run, quantize
 from quantkit.recipes.choose import Choice, Overrides, choose
 from quantkit.recipes.facts import ModelFacts, category
-from quantkit.recipes.file_types import find_recipe, of_mixture
+from quantkit.recipes.file_types import find_recipe, with_mixture
 from quantkit.recipes.sensitivity import USE_CASES, sensitivity, use_case
 from quantkit.reporting.table import planned_rows
 from quantkit.verification.divergence import divergences, mean
@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The trained mixture in llama.cpp's types, in those of `--recipe moe`, and fitted to the size
     of each."""
     out = tmp_path_factory.mktemp("files")
-    kinds = [*TYPES, *of_mixture(TYPES, "moe"), "F32"]
+    kinds = [*TYPES, *with_mixture(TYPES, "moe"), "F32"]
     plan = quantize(FRANKENMOE, kinds, out)
     paths = {o.type: o.files[0].path for o in plan.outputs}
     for kind in TYPES:
@@ -269,9 +269,9 @@ def test_types_without_a_mixture(types: list[str], words: str, tmp_path: Path) -
 
 
 def test_recipes_by_name(checkpoint: Get, tmp_path: Path) -> None:
-    assert of_mixture(["Q4_K_M"], None) == of_mixture(["Q4_K_M"], "default") == ["Q4_K_M"]
+    assert with_mixture(["Q4_K_M"], None) == with_mixture(["Q4_K_M"], "default") == ["Q4_K_M"]
     with pytest.raises(RecipeError, match="unknown recipe 'dense'; recipes: default, moe"):
-        of_mixture(["Q4_K_M"], "dense")
+        with_mixture(["Q4_K_M"], "dense")
     with pytest.raises(RecipeError, match="the model has none"):
         quantize(checkpoint("llama-dense"), ["Q4_K_M-moe"], tmp_path)
     result = run(app, ["quantize", str(FRANKENMOE), "-t", "Q4_K_M", "--recipe", "MOE", "-o",

@@ -17,6 +17,7 @@ from quantkit.verification import llama_cpp
 from quantkit.verification.divergence import _of_chunk, divergences, mean
 from quantkit.verification.llama_cpp import Llama, complete
 from tests.checkpoints import DATA
+from tests.told import Told
 
 TYPES = ("Q8_0", "Q4_K_M", "Q2_K")
 TEXT = DATA / "text"
@@ -33,10 +34,10 @@ def files(frankenmoe: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 def test_it_is_what_llama_perplexity_prints(
     files: dict[str, Path], frankenmoe_golden: dict[str, Any]
 ) -> None:
-    texts, told = [TEXT / "held-prose.txt"], []
+    texts, progress = [TEXT / "held-prose.txt"], Told()
     found = divergences(
         [files[kind] for kind in TYPES], files["f32"], texts, threads=1,
-        progress=lambda done, total: told.append(done / total),
+        progress=progress,
     )  # fmt: skip
     for kind, (ours,) in zip(TYPES, found, strict=True):
         golden = frankenmoe_golden["quantize"][kind]
@@ -47,6 +48,7 @@ def test_it_is_what_llama_perplexity_prints(
         assert ours.base_perplexity == pytest.approx(base, rel=1e-4)
         assert 0 < ours.kl_error < 0.1 * ours.kl
         assert ours.kl < ours.kl_max
+    told = [done / total for _, done, total in progress.updates]
     assert told == sorted(told)
     assert told[-1] == 1
     shares = [ours.same_top for (ours,) in found]

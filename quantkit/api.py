@@ -1,0 +1,252 @@
+"""quantkit in Python: a function for each command, with the command's options as arguments.
+
+Paths are strings or `os.PathLike`, sizes bytes or text such as "12GB", importance matrices paths or
+what `quantkit.read_imatrix` returned. All functions raise `quantkit.errors.QuantkitError`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit import jobs
+from quantkit.calibration.imatrix import Imatrix, read_imatrix
+from quantkit.errors import UsageError
+from quantkit.gguf.splits import NO_SPLITS, Splits, parse_size
+from quantkit.hub.push import HubTarget
+from quantkit.model.open import AS_IT_IS, Reading
+from quantkit.planning.build import Request
+from quantkit.progress import SILENT, Progress
+from quantkit.recipes.choose import NO_OVERRIDES, Overrides
+from quantkit.recipes.file_types import release_types, with_mixture
+from quantkit.reporting.table import Table, read_rows
+from quantkit.reporting.written import Written
+
+if TYPE_CHECKING:
+    from quantkit.fitting.fit import Fit
+    from quantkit.releases.release import Release
+    from quantkit.reporting.inspection import Inspection
+    from quantkit.reporting.survey import Survey
+    from quantkit.verification.verify import Verdict
+
+StrPath = str | os.PathLike[str]
+Size = int | str  # bytes, or text such as "512MB"
+
+
+def convert(
+    source: StrPath, output: StrPath | None = None, *, outtype: str = "auto",
+    reading: Reading = AS_IT_IS, splits: Splits = NO_SPLITS, dry_run: bool = False,
+    threads: int | None = None, memory: Size | None = None, force: bool = False,
+    progress: Progress = SILENT,
+) -> Written:  # fmt: skip
+    """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
+
+    `output` is a `.gguf` path or a directory (default: the current one); `outtype` auto, f32, f16,
+    bf16 or q8_0. The run stays below `memory` bytes, by default below a gigabyte.
+    """
+    run = _run(dry_run, threads, memory, force, progress)
+    plan = jobs.convert(
+        _source(source), _path(output), outtype.lower(), reading=reading, splits=splits, run=run
+    )
+    return Written(plan)
+
+
+def quantize(
+    source: StrPath, types: str | Iterable[str], output: StrPath | None = None, *,
+    recipe: str | None = None, overrides: Overrides = NO_OVERRIDES,
+    imatrix: StrPath | Imatrix | None = None, imatrix_strict: bool = False,
+    prune_layers: Sequence[int] = (), override_kv: Sequence[str] = (),
+    allow_requantize: bool = False, keep_split: bool = False, splits: Splits = NO_SPLITS,
+    only_splits: Sequence[int] = (), strict: bool = False, cluster: str | None = None,
+    reading: Reading = AS_IT_IS, dry_run: bool = False, threads: int | None = None,
+    memory: Size | None = None, force: bool = False, progress: Progress = SILENT,
+) -> Written:  # fmt: skip
+    """Quantize a checkpoint directory, a GGUF file or `hf://...`: every type from one read.
+
+    `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
+    `<name>-<TYPE>.gguf` for each. `override_kv` are texts KEY=TYPE:VALUE; `recipe` "moe" divides
+    the bytes of each type anew for mixtures of experts.
+    """
+    request = Request(
+        overrides, splits=splits, only_splits=tuple(only_splits), keep_split=keep_split,
+        allow_requantize=allow_requantize, strict=strict,
+    )  # fmt: skip
+    plan = jobs.quantize(
+        _source(source), with_mixture(_types(types), recipe), _path(output), request=request,
+        imatrix=_imatrix(imatrix), imatrix_strict=imatrix_strict, prune=prune_layers,
+        override_kv=override_kv, reading=reading,
+        run=_run(dry_run, threads, memory, force, progress, cluster),
+    )  # fmt: skip
+    return Written(plan)
+
+
+def split(
+    source: StrPath, output: StrPath | None = None, *, splits: Splits, dry_run: bool = False,
+    threads: int | None = None, memory: Size | None = None, force: bool = False,
+    progress: Progress = SILENT,
+) -> Written:  # fmt: skip
+    """Cut a GGUF file into splits, its bytes as they are. `output` names them without
+    `-00001-of-` (default: the name of the source, in the current directory)."""
+    run = _run(dry_run, threads, memory, force, progress)
+    return Written(jobs.split(_source(source), _path(output), splits, run))
+
+
+def merge(
+    first: StrPath, output: StrPath, *, dry_run: bool = False, threads: int | None = None,
+    memory: Size | None = None, force: bool = False, progress: Progress = SILENT,
+) -> Written:  # fmt: skip
+    """Join a set of splits, of which `first` is any, into the file `output`."""
+    run = _run(dry_run, threads, memory, force, progress)
+    return Written(jobs.merge(_source(first), Path(output), run))
+
+
+def plan(
+    source: StrPath, types: str | Iterable[str] = (), *, context: int | None = None,
+    ram: Size | None = None, disk: Size | None = None, allow_requantize: bool = False,
+    splits: Splits = NO_SPLITS, reading: Reading = AS_IT_IS,
+) -> Survey:  # fmt: skip
+    """What `quantize` would make of a source, from headers alone: of all types if none is named.
+    Rows are marked with whether `ram` and `disk` have room for them."""
+    from quantkit.reporting.survey import survey
+
+    return survey(
+        _source(source), _types(types), context, ram=_size(ram), disk=_size(disk),
+        reading=reading, request=Request(splits=splits, allow_requantize=allow_requantize),
+    )  # fmt: skip
+
+
+def inspect(source: StrPath, *, weights: bool = True, progress: Progress = SILENT) -> Inspection:
+    """What a model is, and what is wrong with it. With `weights`, every weight is read once."""
+    from quantkit.reporting import inspection
+
+    return inspection.inspect(_source(source), weights=weights, progress=progress)
+
+
+def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
+    """The table of a model card for GGUF files: a row for each, and one for each set of splits.
+    Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
+    paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+    return Table(tuple(read_rows([Path(p) for p in paths], context)))
+
+
+def fit(
+    source: StrPath, *, size: Size | None = None, ram: Size | None = None,
+    bits_per_weight: float | None = None, context: int | None = None,
+    formats: Sequence[str] | None = None, imatrix: StrPath | Imatrix | None = None,
+    reading: Reading = AS_IT_IS, threads: int | None = None, progress: Progress = SILENT,
+) -> Fit:  # fmt: skip
+    """Choose a format for every tensor: the least error within one of `size` (of the file), `ram`
+    (to run it, with `context` tokens) and `bits_per_weight`.
+
+    `quantize(source, fit.base, overrides=fit.overrides)` makes the file.
+    """
+    from quantkit.fitting import fit as fitting
+
+    if sum(budget is not None for budget in (size, ram, bits_per_weight)) != 1:
+        raise UsageError("give one of a size, a memory and bits per weight, such as --size 12GB")
+    budget = fitting.Budget(_size(size), _size(ram), bits_per_weight, context)
+    return fitting.fit(
+        _source(source), budget, formats or fitting.FORMATS, imatrix=_imatrix(imatrix),
+        reading=reading, threads=threads, progress=progress,
+    )  # fmt: skip
+
+
+def release(
+    source: StrPath, output: StrPath, types: str | Iterable[str] | None = None, *,
+    recipe: str | None = None, push: str | HubTarget | None = None, discard: bool = False,
+    base_model: str | None = None, share: tuple[int, int] | None = None,
+    join: Sequence[StrPath] = (), context: int | None = None,
+    imatrix: StrPath | Imatrix | None = None, allow_requantize: bool = False,
+    splits: Splits = NO_SPLITS, reading: Reading = AS_IT_IS, dry_run: bool = False,
+    threads: int | None = None, memory: Size | None = None, force: bool = False,
+    progress: Progress = SILENT,
+) -> Release:  # fmt: skip
+    """Make every type of a source in the directory `output`, with model card, page, Modelfile,
+    checksums and manifest; the same call again makes only what is missing or damaged.
+
+    `push` (ORG/NAME) brings it to the Hub; with `discard` no file stays here once it is there.
+    `share` (which, of how many) makes only some of the files, and no card: `join` names the
+    directories of all shares.
+    """
+    from quantkit.releases.release import release as make
+    from quantkit.releases.small_disk import release_in_parts
+
+    target = HubTarget(push) if isinstance(push, str) else push
+    if discard and (target is None or share or join):
+        raise UsageError("--discard goes with --push, and without --share and --join")
+    wanted = release_types(recipe) if types is None else with_mixture(_types(types), recipe)
+    options: dict[str, Any] = {
+        "request": Request(splits=splits, allow_requantize=allow_requantize),
+        "imatrix": _imatrix(imatrix),
+        "reading": reading,
+        "context": context,
+        "base_model": base_model,
+        "run": _run(dry_run, threads, memory, force, progress),
+    }
+    directory = Path(output)
+    if target and discard:
+        return release_in_parts(_source(source), directory, wanted, target=target, **options)
+    shares = [Path(path) for path in join]
+    return make(
+        _source(source), directory, wanted, target=target, share=share, join=shares, **options
+    )
+
+
+def verify(
+    file: StrPath, against: StrPath | None = None, *, imatrix: StrPath | Imatrix | None = None,
+    run: bool = False, prompt: str = "Once upon a time", kl: Sequence[StrPath] = (),
+    context: int = 256, reading: Reading = AS_IT_IS, threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Verdict:  # fmt: skip
+    """Verify a GGUF file (or the set of splits that it is one of): its bytes, structure, metadata
+    and weights, `against` the source that it was made from.
+
+    `run` completes a prompt in llama.cpp; `kl` are texts over which the KL divergence from the
+    source is taken, with `context` tokens (both need the `llama` extra).
+    """
+    from quantkit.verification.llama_run import completion, divergence
+    from quantkit.verification.verify import verify as judge
+
+    if against is None and (kl or imatrix):
+        raise UsageError("--kl and --imatrix need --against SOURCE")
+    path, source = Path(file), None if against is None else _source(against)
+    verdict = judge(
+        path, source, reading=reading, imatrix=_imatrix(imatrix), threads=threads,
+        progress=progress,
+    )  # fmt: skip
+    if run and verdict.sound:
+        verdict.completion = completion(path, prompt, verdict, threads)
+    if kl and source is not None and verdict.sound:
+        texts = [Path(text) for text in kl]
+        verdict.divergences = divergence(path, source, texts, context, reading, threads, progress)
+    return verdict
+
+
+def _source(source: StrPath) -> Path | str:
+    """A source of the Hub stays text."""
+    return source if isinstance(source, str) else Path(source)
+
+
+def _path(path: StrPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _types(types: str | Iterable[str]) -> list[str]:
+    return [types] if isinstance(types, str) else list(types)
+
+
+def _size(size: Size | None) -> int | None:
+    return parse_size(size) if isinstance(size, str) else size
+
+
+def _imatrix(imatrix: StrPath | Imatrix | None) -> Imatrix | None:
+    return imatrix if imatrix is None or isinstance(imatrix, Imatrix) else read_imatrix(imatrix)
+
+
+def _run(
+    dry_run: bool, threads: int | None, memory: Size | None, force: bool, progress: Progress,
+    cluster: str | None = None,
+) -> jobs.Run:  # fmt: skip
+    return jobs.Run(force, dry_run, threads, _size(memory), cluster, progress)
