@@ -145,7 +145,7 @@ def fit(
     from quantkit.fitting import fit as fitting
 
     if sum(budget is not None for budget in (size, ram, bits_per_weight)) != 1:
-        raise UsageError("give one of a size, a memory and bits per weight, such as --size 12GB")
+        raise UsageError("give one of --size 12GB, --ram 16GB and --bpw 4.5")
     budget = fitting.Budget(_size(size), _size(ram), bits_per_weight, context)
     return fitting.fit(
         _source(source), budget, formats or fitting.FORMATS, imatrix=_imatrix(imatrix),

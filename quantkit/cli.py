@@ -6,9 +6,10 @@ import gc
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from quantkit import __version__
 from quantkit.commands import (
@@ -45,9 +46,23 @@ def root(
     """Convert, quantize and release GGUF models, byte for byte as llama.cpp makes them."""
 
 
+class Commands(typer.core.TyperGroup):
+    """The commands; an argument that turns out to be wrong is wrong usage, wherever it is found."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is named. Exit code 2 for wrong usage."""
+        from quantkit.errors import UsageError
+
+        try:
+            return super().invoke(ctx)
+        except UsageError as e:
+            typer.echo(f"error: {e}", err=True)
+            raise typer.Exit(2) from None
+
+
 def _app(commands: Sequence[Callable[..., None]]) -> typer.Typer:
     made = typer.Typer(
-        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+        cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
         rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     made.callback()(root)
@@ -61,7 +76,7 @@ app = _app(COMMANDS)
 
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
-    from quantkit.errors import PlanError, QuantkitError, UsageError
+    from quantkit.errors import PlanError, QuantkitError
 
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
@@ -73,7 +88,7 @@ def main() -> None:
         sys.exit(1)
     except QuantkitError as e:
         typer.echo(f"error: {e}", err=True)
-        sys.exit(2 if isinstance(e, UsageError) else 1)
+        sys.exit(1)
     except OSError as e:
         typer.echo(f"error: {e.filename or 'input or output'}: {e.strerror}", err=True)
         sys.exit(1)

@@ -21,7 +21,7 @@ from quantkit.cli import app
 ROOT = Path(__file__).parent.parent
 ACTION, WORKFLOW = ROOT / "action.yml", ROOT / ".github" / "workflows" / "release.yml"
 DOCS = ("README.md", "docs/release.md", "docs/scaling.md", "examples/release.mk", "Makefile",
-        "action.yml", "quantkit/templates/card.md")  # fmt: skip
+        "action.yml", "quantkit/releases/templates/card.md")  # fmt: skip
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -297,17 +297,17 @@ def test_output_directory_that_is_not_there(broken: Broken, tmp_path: Path) -> N
 
 
 def test_two_types_into_one_file(broken: Broken, tmp_path: Path) -> None:
-    with pytest.raises(errors.RecipeError, match="give -o a directory"):
+    with pytest.raises(errors.UsageError, match="give -o a directory"):
         quantize(broken(), ["Q8_0", "F16"], tmp_path / "m.gguf")
 
 
 def test_unknown_type(broken: Broken, tmp_path: Path) -> None:
-    with pytest.raises(errors.RecipeError, match="Q4_K_M"):
+    with pytest.raises(errors.UsageError, match="Q4_K_M"):
         quantize(broken(), ["Q4_KM"], tmp_path)
 
 
 def test_unknown_outtype(broken: Broken, tmp_path: Path) -> None:
-    with pytest.raises(errors.RecipeError, match="bf17"):
+    with pytest.raises(errors.UsageError, match="bf17"):
         convert(broken(), tmp_path, "bf17")
 
 

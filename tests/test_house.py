@@ -28,6 +28,7 @@ LAYERS = (
     {"fitting"},
     {"releases"},
     {"verification"},
+    {"api"},
     {"commands"},
     {"cli"},
 )

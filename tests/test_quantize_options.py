@@ -185,13 +185,13 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "4", "4P", "-4G", "0M", "four", "4.G", "1.5", "4iB", "0.0G"])
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(errors.RecipeError, match="not a size"):
+    with pytest.raises(errors.UsageError, match="not a size"):
         parse_size(text)
 
 
 def test_split_without_a_limit(checkpoint: Get, tmp_path: Path) -> None:
     quantize(checkpoint("mixtral-4x"), ["Q8_0"], tmp_path / "m.gguf")
-    with pytest.raises(errors.RecipeError, match="--split-max-size"):
+    with pytest.raises(errors.UsageError, match="--split-max-size"):
         split(tmp_path / "m.gguf", None, Splits())
 
 
@@ -277,35 +277,41 @@ def test_options_of_the_command(checkpoint: Get, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code", "words"),
     [
-        (["--tensor-type", "ffn_dwn=Q6_K"], "matches no tensor"),
-        (["--tensor-type", "ffn_down"], "PATTERN=FORMAT"),
-        (["--tensor-type", "(=Q6_K"], "regular expression"),
-        (["--output-tensor-type", "Q9_K"], "unknown format 'Q9_K'"),
-        (["--override-kv", "general.name=Merge"], "KEY=TYPE:VALUE"),
-        (["--override-kv", "general.name=int:5"], "is STRING in this model"),
-        (["--override-kv", "llama.expert_count=str:4"], "is UINT32 in this model"),
-        (["--override-kv", "my.key=int:four"], "'four' is not a value of type int"),
-        (["--override-kv", "my.key=bool:yes"], "'yes' is not a value of type bool"),
-        (["--prune-layers", "0,7"], "layer 7 cannot be pruned"),
-        (["--prune-layers", "first"], "not a list of layers"),
-        (["--split-max-size", "4"], "not a size"),
-        (["--memory", "1MB"], "too little"),
-        (["--split-max-tensors", "9", "--only-splits", "4"], "there is no split 4"),
-        (["--split-max-tensors", "9", "--only-splits", "2-1"], "not a list of numbers"),
-        (["--imatrix", "nowhere.gguf"], "nowhere.gguf"),
-        (["-t", "IQ3_M"], "nearest that can is Q3_K_S"),
-        (["-t", "Q2_K_S"], "importance matrix"),
+        (["--tensor-type", "ffn_dwn=Q6_K"], 1, "matches no tensor"),
+        (["--tensor-type", "ffn_down"], 2, "PATTERN=FORMAT"),
+        (["--tensor-type", "(=Q6_K"], 2, "regular expression"),
+        (["--output-tensor-type", "Q9_K"], 2, "unknown format 'Q9_K'"),
+        (["--override-kv", "general.name=Merge"], 2, "KEY=TYPE:VALUE"),
+        (["--override-kv", "general.name=int:5"], 1, "is STRING in this model"),
+        (["--override-kv", "llama.expert_count=str:4"], 1, "is UINT32 in this model"),
+        (["--override-kv", "my.key=int:four"], 2, "'four' is not a value of type int"),
+        (["--override-kv", "my.key=bool:yes"], 2, "'yes' is not a value of type bool"),
+        (["--prune-layers", "0,7"], 1, "layer 7 cannot be pruned"),
+        (["--prune-layers", "first"], 2, "not a list of layers"),
+        (["--split-max-size", "4"], 2, "not a size"),
+        (["--memory", "1MB"], 1, "too little"),
+        (["--split-max-tensors", "9", "--only-splits", "4"], 1, "there is no split 4"),
+        (["--split-max-tensors", "9", "--only-splits", "2-1"], 2, "not a list of numbers"),
+        (["--imatrix", "nowhere.gguf"], 1, "nowhere.gguf"),
+        (["-t", "IQ3_M"], 2, "nearest that can is Q3_K_S"),
+        (["-t", "Q2_K_S"], 1, "importance matrix"),
     ],
 )
-def test_what_cannot_be(arguments: list[str], words: str, checkpoint: Get, tmp_path: Path) -> None:
+def test_what_cannot_be(
+    arguments: list[str], code: int, words: str, checkpoint: Get, tmp_path: Path
+) -> None:
     source = str(checkpoint("mixtral-4x"))
-    with pytest.raises(errors.QuantkitError) as caught:
-        run(app, ["quantize", source, "-t", "Q4_K_M", "-o", str(tmp_path), *arguments],
-            catch_exceptions=False)  # fmt: skip
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    result = run(app, ["quantize", source, "-t", "Q4_K_M", "-o", str(tmp_path), *arguments])
+    assert result.exit_code == code
+    if code == 2:
+        line = result.stderr.removeprefix("error: ").removesuffix("\n")
+    else:
+        assert isinstance(result.exception, errors.QuantkitError)
+        line = str(result.exception)
+    assert words in line
+    assert "\n" not in line
     assert list(tmp_path.iterdir()) == []
 
 

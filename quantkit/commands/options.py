@@ -127,11 +127,12 @@ def reading_and_layout(
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
+    from quantkit.errors import UsageError
     from quantkit.gguf.splits import parse_numbers
     from quantkit.model.open import Reading
 
     if mtp and no_mtp:
-        raise typer.BadParameter("--mtp and --no-mtp exclude each other")
+        raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
     options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8)
     kept = parse_numbers(keep_experts) if keep_experts else ()

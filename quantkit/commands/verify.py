@@ -51,11 +51,12 @@ def verify(
 ) -> None:
     """Prove that a file is what it should be: its bytes, structure, vocabulary and weights."""
     from quantkit import api
+    from quantkit.errors import UsageError
     from quantkit.verification.divergence import mean
     from quantkit.verification.verify import picture as drawn
 
     if picture and against is None:
-        raise typer.BadParameter("--picture needs --against SOURCE")
+        raise UsageError("--picture needs --against SOURCE")
     with TerminalProgress() as progress:
         verdict = api.verify(
             file, against, imatrix=imatrix, run=run, prompt=prompt, kl=kl, context=context,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
-from quantkit.errors import RecipeError, UsageError
+from quantkit.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ def find_recipe(name: str) -> Recipe:
     if found := by_name.get(ALIASES.get(upper, upper)):
         return found
     if upper in LATER:
-        raise RecipeError(
-            f"type {upper} cannot be made yet; the nearest that can is {LATER[upper]}"
-        )
+        raise UsageError(f"type {upper} cannot be made yet; the nearest that can is {LATER[upper]}")
     near = get_close_matches(upper, by_name, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(f"unknown type {name!r}; {hint}types: {', '.join(by_name)}")
@@ -117,7 +115,7 @@ def find_format(name: str) -> str:
         return upper
     if upper in LATER:
         base = find_recipe(LATER[upper]).base
-        raise RecipeError(f"format {upper} cannot be made yet; the nearest that can is {base}")
+        raise UsageError(f"format {upper} cannot be made yet; the nearest that can is {base}")
     near = get_close_matches(upper, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(f"unknown format {name!r}; {hint}formats: {', '.join(names)}")

@@ -167,7 +167,7 @@ def test_nothing_is_held_by_threads_that_wait() -> None:
 def test_a_process_ends_though_its_work_does_not() -> None:
     """With an error that nobody catches, and results that nobody takes."""
     code = (
-        "from quantkit.threads import in_threads\n"
+        "from quantkit.execution.stages import in_threads\n"
         "results = in_threads(lambda item: item, range(100), 2)\n"
         "next(results)\n"
         "raise ValueError('an error')\n"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.errors import RecipeError
+from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf.container import KeyValue, uint32
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
@@ -217,7 +217,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_near_names() -> None:
     ],
 )
 def test_a_malformed_tensor_type_is_named(text: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(UsageError, match=message):
         tensor_type(text)
 
 
@@ -234,13 +234,13 @@ def test_types_are_found_by_alias_and_in_any_case(name: str, found: str) -> None
 
 @pytest.mark.parametrize(("name", "nearest"), LATER.items())
 def test_types_that_come_later_name_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(RecipeError, match=f"{name} cannot be made yet.* {nearest}$"):
+    with pytest.raises(UsageError, match=f"{name} cannot be made yet.* {nearest}$"):
         find_recipe(name.lower())
     assert nearest in BY_NAME
 
 
 def test_an_unknown_type_names_its_neighbours() -> None:
-    with pytest.raises(RecipeError, match="unknown type 'Q4_KM'; did you mean Q4_K_M"):
+    with pytest.raises(UsageError, match="unknown type 'Q4_KM'; did you mean Q4_K_M"):
         find_recipe("Q4_KM")
 
 

@@ -198,7 +198,7 @@ def test_shares_are_the_whole(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "4", "a/b", "1/0"])
 def test_shares_that_are_none(text: str) -> None:
-    with pytest.raises(errors.RecipeError, match="not a share"):
+    with pytest.raises(errors.UsageError, match="not a share"):
         parse_share(text)
 
 
