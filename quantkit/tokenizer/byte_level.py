@@ -62,7 +62,7 @@ def from_json(
     except Exception as e:  # the library raises bare Exception
         raise TokenizerError(f"{label}: {' '.join(str(e).split())}") from None
 
-    base = max(hf.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+    base = max(tokenizer["model"]["vocab"].values(), default=-1) + 1
     by_id = {i: token for token, i in hf.get_vocab(with_added_tokens=True).items()}
     size = max(by_id, default=-1) + 1 if size is None else size
     if base > size:

@@ -87,7 +87,7 @@ def test_the_importances_follow_to_a_cluster(
     def here(name: str, plan: Plan, task: Any, call: dict[str, Any], *rest: Any) -> None:
         task(call, plan.outputs[0].type, 1, 1)
 
-    monkeypatch.setattr("quantkit.convert.quantize_on", here)
+    monkeypatch.setattr("quantkit.jobs.quantize_on", here)
     imatrix = read_imatrix(DATA / "imatrix" / "mixtral-4x.gguf")
     for cluster, name in ((None, "a"), ("ray", "b")):
         quantize(
