@@ -51,8 +51,8 @@ def test_values_survive(
     writer.add_bool("flag", flag)
     writer.add_string("text", text)
     writer.add_array("numbers", [number // 2, 7])
-    found = {item.key: item.value for item in writer.entries}
-    assert found == {
+    values = {item.key: item.value for item in writer.entries}
+    assert values == {
         "general.architecture": "llama", "strings": strings, "number": number, "real": real,
         "flag": flag, "text": text, "numbers": [number // 2, 7],
     }  # fmt: skip

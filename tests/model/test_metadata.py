@@ -38,24 +38,24 @@ def test_same_as_llama_cpp(case: str, tmp_path: Path) -> None:
 def card(tmp_path: Path, front: str) -> dict[str, Any]:
     directory = write_files(README, tmp_path)
     (directory / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
-    found = general(directory, [])
-    return {k.removeprefix("general."): v.get("value") for k, v in found.items()}
+    keys = general(directory, [])
+    return {k.removeprefix("general."): v.get("value") for k, v in keys.items()}
 
 
 def test_numbers_and_dates_where_text_belongs(tmp_path: Path) -> None:
-    found = card(tmp_path, "version: 1.5\nname: 7\ndescription: 2024-01-31\ntags: [1, a]")
-    assert found["version"] == "1.5"
-    assert found["name"] == "7"
-    assert found["description"] == "2024-01-31"
-    assert found["tags"] == ["1", "a"]
+    keys = card(tmp_path, "version: 1.5\nname: 7\ndescription: 2024-01-31\ntags: [1, a]")
+    assert keys["version"] == "1.5"
+    assert keys["name"] == "7"
+    assert keys["description"] == "2024-01-31"
+    assert keys["tags"] == ["1", "a"]
 
 
 def test_several_base_models(tmp_path: Path) -> None:
-    found = card(tmp_path, "base_model: [org/Some-7B, 'https://huggingface.co/a/Other-v2']")
-    assert found["base_model.count"] == 2
-    assert found["base_model.0.name"] == "Some 7B"
-    assert found["base_model.0.organization"] == "Org"
-    assert found["base_model.1.repo_url"] == "https://huggingface.co/a/Other-v2"
+    keys = card(tmp_path, "base_model: [org/Some-7B, 'https://huggingface.co/a/Other-v2']")
+    assert keys["base_model.count"] == 2
+    assert keys["base_model.0.name"] == "Some 7B"
+    assert keys["base_model.0.organization"] == "Org"
+    assert keys["base_model.1.repo_url"] == "https://huggingface.co/a/Other-v2"
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,10 @@ def paths(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         items = list(data.items())
     elif isinstance(data, list):
         items = list(enumerate(data))
-    found = [prefix] if prefix else []
+    places = [prefix] if prefix else []
     for key, value in items[:3] + items[-3:] if len(items) > 30 else items:
-        found += paths(value, (*prefix, key))
-    return found
+        places += paths(value, (*prefix, key))
+    return places
 
 
 def replaced(data: Any, path: tuple[Any, ...], value: Any) -> Any:
