@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeGuard
 from urllib.parse import unquote, urlsplit
 
-from quantkit.errors import QuantkitError, SourceChanged, SourceNotFound, SourceUnreachable
+from quantkit.errors import SourceChanged, SourceNotFound, SourceUnreachable
 from quantkit.hub import http
 from quantkit.hub.http import SCHEME, Again, Answer
 
@@ -73,12 +73,13 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at one commit: its small files in a directory of its name, the others by name.
+    """A model at one commit: its small files in a directory of its name, all files by name.
 
-    With a GGUF `file`, the others are those that lie beside it.
+    With a GGUF `file`, `files` are those that lie beside it and the directory is empty.
     """
 
-    directory: Path
+    where: str  # hf://ORG/MODEL: what messages name in place of the directory
+    directory: Path  # a temporary one
     files: Mapping[str, RemoteFile]
     file: RemoteFile | None = None
 
@@ -105,8 +106,7 @@ def pinned(source: str, file: RemoteFile) -> str:
 def snapshot(source: str) -> Iterator[Snapshot]:
     """The model that `hf://...` names. Its directory is there until the context ends.
 
-    Raises SourceNotFound, SourceForbidden, SourceUnreachable, SourceChanged. Errors raised inside
-    name the model in place of the directory.
+    Raises SourceNotFound, SourceForbidden, SourceUnreachable, SourceChanged.
     """
     match = _SOURCE.fullmatch(source)
     if not match:
@@ -132,10 +132,7 @@ def snapshot(source: str) -> Iterator[Snapshot]:
             if _is_small(f.path):
                 (directory / f.path).parent.mkdir(exist_ok=True)
                 (directory / f.path).write_bytes(Reader(f).pread(f.size, 0))
-        try:
-            yield Snapshot(directory, beside, file)
-        except QuantkitError as e:
-            raise type(e)(str(e).replace(str(directory), f"{SCHEME}{repo}")) from e
+        yield Snapshot(f"{SCHEME}{repo}", directory, beside, file)
 
 
 def read_small(source: str, name: str) -> bytes | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
 from quantkit.errors import SourceNotFound, UnsupportedSource
@@ -13,9 +12,7 @@ from quantkit.model import edits
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
-
-if TYPE_CHECKING:
-    pass
+from quantkit.source.checkpoint_files import CheckpointFiles
 
 
 @dataclass(frozen=True)
@@ -56,19 +53,19 @@ def open_source(source: Path | str, reading: Reading = AS_IT_IS) -> Model:
 def open_checkpoint(source: Path | str, outtype: str | None, reading: Reading = AS_IT_IS) -> Model:
     """A checkpoint directory, or a model on the Hub. Raises SourceError, ModelError."""
     if not repository.is_remote(source):
-        return from_checkpoint(Path(source), outtype, reading.pre, reading.options)
+        files = CheckpointFiles.local(Path(source))
+        return from_checkpoint(files, outtype, reading.pre, reading.options)
     if repository.names_file(source):
         raise UnsupportedSource(f"{source} is one file; name the model that is to be converted")
-    with repository.snapshot(source) as found:
-        return from_checkpoint(
-            found.directory, outtype, reading.pre, reading.options, files=found.files
-        )
+    with repository.snapshot(source) as there:
+        files = CheckpointFiles(there.directory, there.where, there.files)
+        return from_checkpoint(files, outtype, reading.pre, reading.options)
 
 
 def open_gguf_model(source: Path | str) -> Model:
     if not repository.is_remote(source):
         return from_gguf(Path(source))
-    with repository.snapshot(source) as found:
-        if found.file is None:
+    with repository.snapshot(source) as there:
+        if there.file is None:
             raise UnsupportedSource(f"{source}: a GGUF file is expected: {source}/FILE.gguf")
-        return from_gguf(found.file, found.files)
+        return from_gguf(there.file, there.files)

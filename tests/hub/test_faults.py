@@ -85,9 +85,9 @@ def test_addresses_that_expire(
 
 
 def whole(hub: Hub, name: str = "model-00001-of-00003.safetensors") -> repository.RemoteFile:
-    with repository.snapshot(MODEL) as found:
+    with repository.snapshot(MODEL) as snapshot:
         hub.log.clear()
-        return found.files[name]
+        return snapshot.files[name]
 
 
 def test_a_cut_is_resumed_where_it_was(sharded: Path, hub: Hub) -> None:
