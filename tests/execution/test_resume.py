@@ -23,7 +23,7 @@ from quantkit.execution import journal, outputs, pipeline
 from quantkit.jobs import Run, convert, quantize
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Schedule
-from quantkit.source import checkpoint as checkpoints
+from quantkit.source import tensors
 from quantkit.storage import os_files
 from tests.conftest import sha256
 
@@ -93,13 +93,13 @@ def test_what_is_done_is_not_done_again(
         with pytest.raises(Died):
             quantize(source, TYPES, tmp_path, run=Run(threads=1))
     read: list[str] = []
-    whole = checkpoints.Files.read_rows
+    whole = tensors.Files.read_rows
 
-    def counting(self: checkpoints.Files, t: checkpoints.SourceTensor, *args: int) -> object:
+    def counting(self: tensors.Files, t: tensors.SourceTensor, *args: int) -> object:
         read.append(t.name)
         return whole(self, t, *args)
 
-    monkeypatch.setattr(checkpoints.Files, "read_rows", counting)
+    monkeypatch.setattr(tensors.Files, "read_rows", counting)
     plan = quantize(source, TYPES, tmp_path)
     assert len(read) == len(list(Schedule(plan).chunks())) - 60
     assert sums(tmp_path) == expected
@@ -338,13 +338,13 @@ def test_a_second_run_on_one_output_is_refused(
     whole = pipeline._write
     seen: list[str] = []
 
-    def meddling(*args: object) -> None:
+    def meddling(*args: object) -> int:
         if not seen:
             seen.append("")
             with pytest.raises(errors.OutputInUse, match="another run") as caught:
                 quantize(source, ["Q8_0"], tmp_path)
             seen.append(str(caught.value))
-        whole(*args)  # type: ignore[arg-type]
+        return whole(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline, "_write", meddling)
     quantize(source, ["Q8_0"], tmp_path, run=Run(threads=1))
