@@ -11,7 +11,7 @@ from quantkit.errors import BudgetError
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import Errors, measure
 from quantkit.gguf.container import align
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import Request, model_facts
@@ -101,11 +101,11 @@ def fit(
                if is_quantized(t.name, t.shape, facts.arch)]  # fmt: skip
     free = [t for t in tensors if type_by_name(t.format).is_float]  # the rest stays as it is
     wanted = {t.name: candidates(formats, t.shape[-1]) for t in free}
-    sizes = [[_nbytes(t, fmt) for fmt in wanted[t.name]] for t in free]
+    sizes = [[align(tensor_bytes(t.shape, fmt)) for fmt in wanted[t.name]] for t in free]
     room = _room(budget, job, free, sizes)
     errors = measure(job.plan, wanted, threads or default_threads(), job.importance, progress)
     items = [[
-        Option(fmt, _nbytes(t, fmt), sensitivity(t.name, facts) * errors[t.name][fmt])
+        Option(fmt, align(tensor_bytes(t.shape, fmt)), sensitivity(t.name, facts) * errors[t.name][fmt])
         for fmt in wanted[t.name]
     ] for t in free]  # fmt: skip
     found = allocate(items, room)
@@ -156,10 +156,6 @@ def picture(found: Fit) -> str:
     size = Axis("size", lambda n: gigabytes(round(n)))
     error = Axis("error", "{:.2g}%".format, log=True)
     return scatter(found.name, points, size, error, front=True)
-
-
-def _nbytes(t: PlannedTensor, fmt: str) -> int:
-    return align(type_by_name(fmt).row_bytes(t.weights))
 
 
 def _room(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,8 @@ def type_by_id(ggml_type: int) -> GGMLType | None:
 def type_by_name(name: str) -> GGMLType:
     """The type with ggml's name (KeyError otherwise)."""
     return next(t for t in _table().values() if t.name == name)
+
+
+def tensor_bytes(shape: Sequence[int], name: str) -> int:
+    """Bytes of a tensor of `shape` in the type of that name."""
+    return type_by_name(name).row_bytes(prod(shape))

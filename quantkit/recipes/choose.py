@@ -11,13 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from math import prod
 from typing import NamedTuple
 
 from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import align
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.recipes.facts import ModelFacts, category, is_quantized
 from quantkit.recipes.file_types import MOE_FORMATS, Recipe, find_format, find_recipe
 from quantkit.recipes.llama_quant import FALLBACKS, Subject, by_rule, more_bits
@@ -158,10 +157,10 @@ def _moe(
         name, shape, _ = tensors[i]
         weight = sensitivity(name, facts)
         items.append([
-            Option(fmt, _nbytes(shape, fmt), weight * NORMAL_ERROR[fmt])
+            Option(fmt, align(tensor_bytes(shape, fmt)), weight * NORMAL_ERROR[fmt])
             for fmt in candidates(MOE_FORMATS, shape[-1])
         ])  # fmt: skip
-        budget += _nbytes(shape, out[i].format)
+        budget += align(tensor_bytes(shape, out[i].format))
     for i, options, j in zip(free, items, allocate(items, budget).chosen, strict=True):
         out[i] = Choice(options[j].format)
     return out
@@ -170,10 +169,6 @@ def _moe(
 def candidates(formats: Iterable[str], n_per_row: int) -> list[str]:
     """The formats, or where a row does not divide into their blocks, what stands in for them."""
     return list(dict.fromkeys(_fitting(fmt, n_per_row).format for fmt in formats))
-
-
-def _nbytes(shape: Sequence[int], fmt: str) -> int:
-    return align(type_by_name(fmt).row_bytes(prod(shape)))
 
 
 def _forced(overrides: Overrides, name: str, kind: str) -> str | None:
