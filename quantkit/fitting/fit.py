@@ -105,9 +105,9 @@ def fit(
     room = _room(budget, job, free, sizes)
     errors = measure(job.plan, wanted, threads or default_threads(), job.importance, progress)
     items = [[
-        Option(fmt, align(tensor_bytes(t.shape, fmt)), sensitivity(t.name, facts) * errors[t.name][fmt])
-        for fmt in wanted[t.name]
-    ] for t in free]  # fmt: skip
+        Option(fmt, size, sensitivity(t.name, facts) * errors[t.name][fmt])
+        for fmt, size in zip(wanted[t.name], sizes_of, strict=True)
+    ] for t, sizes_of in zip(free, sizes, strict=True)]  # fmt: skip
     found = allocate(items, room)
     mark = _Marker(job.plan.outputs[0], facts, free)
     chosen = mark(found.nbytes, found.error)
