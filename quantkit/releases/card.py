@@ -26,8 +26,8 @@ def render(
     manifest: Manifest, rows: Sequence[Row], description: Description, values: Mapping[str, Any],
     pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:  # fmt: skip
-    """The card's text. `values` is the model's metadata, `pictures` the title of each picture beside
-    the card, by file name."""
+    """The card's text. `values` is the model's metadata, `pictures` the title of each picture
+    beside the card, by file name."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from quantkit import jobs
@@ -18,28 +19,26 @@ from quantkit.verification.divergence import Divergence, divergences
 from quantkit.verification.llama_cpp import Llama, complete
 from quantkit.verification.structure import first_split
 from quantkit.verification.tokenization import splitting
-from quantkit.verification.verify import Verdict
+from quantkit.verification.verdict import Completion, Verdict
 
 TOKENS = 48  # of a completion
 
 
-def completion(
-    file: Path, prompt: str, found: Verdict, threads: int | None = None
-) -> dict[str, str]:
-    """What the model says after a prompt, the likeliest token each time; a finding where llama.cpp
-    does not load the file. Raises LlamaMissing."""
+def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -> Verdict:
+    """The verdict with what the model says after a prompt, the likeliest token each time; with a
+    finding where llama.cpp does not load the file. Raises LlamaMissing."""
     path, text = first_split(file), ""
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
     try:
         splitting(path)([])  # a vocabulary that ends the process ends another one
         with Llama(path, context, threads=threads) as model:
             text = complete(model, prompt, TOKENS)
-        found.proven.append("llama.cpp runs it")
+        verdict = replace(verdict, proven=[*verdict.proven, "llama.cpp runs it"])
     except LlamaMissing:
         raise
     except LlamaError as e:
-        found.findings.append(str(e))
-    return {"prompt": prompt, "text": text}
+        verdict = replace(verdict, findings=[*verdict.findings, str(e)])
+    return replace(verdict, completion=Completion(prompt, text))
 
 
 def divergence(

@@ -11,8 +11,8 @@ _VOCABULARY = "tokenizer.ggml."
 
 
 def differences(file: Iterable[KeyValue], source: Iterable[KeyValue], arch: str) -> list[str]:
-    """Lines on keys of the architecture and of the vocabulary that the file lacks, or has with other
-    values than the source gives. Other keys do not change what the model computes."""
+    """Lines on keys of the architecture and of the vocabulary that the file lacks or has with other
+    values than the source gives. No other key changes what the model computes."""
     held = {item.key: item for item in file}
     lines = []
     for item in source:

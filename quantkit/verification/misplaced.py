@@ -83,7 +83,9 @@ def _nearest(
             elif residual <= best[i][0] and dots[i] > LIKE * np.sqrt(power[i] * size):
                 alike = best[i][1] if residual == best[i][0] else []
                 best[i] = (float(residual), [*alike, at])
-    nearer = {suspects[i]: alike for i, (residual, alike) in enumerate(best) if residual < NEARER * own[i]}
+    nearer = {
+        suspects[i]: alike for i, (residual, alike) in enumerate(best) if residual < NEARER * own[i]
+    }
     # of candidates that are identical, prefer the one that took this one's place
     return {
         at: next((other for other in alike if at in nearer.get(other, [])), alike[0])
@@ -98,7 +100,9 @@ def _sample(chunk: Chunk, plan: Plan) -> Chunk:
     return replace(chunk, count=min(max(SAMPLE // (n * unit), 1) * unit, chunk.count))
 
 
-def _file_sample(plan: Plan, files: Files, chunk: Chunk, held: Mapping[str, SourceTensor]) -> Floats:
+def _file_sample(
+    plan: Plan, files: Files, chunk: Chunk, held: Mapping[str, SourceTensor]
+) -> Floats:
     t = held[chunk.tensor]
     return np.nan_to_num(floats(in_file(chunk, plan, files, t), t).reshape(-1))
 

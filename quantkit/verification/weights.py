@@ -164,7 +164,7 @@ def _compare(
 def _first_difference(
     made: np.ndarray[Any, Any] | None, stored: np.ndarray[Any, Any]
 ) -> int | None:
-    """The first row whose bytes differ, None if none does; 0 if there is nothing to compare with."""
+    """The first row whose bytes differ, None if none does; 0 if nothing was made."""
     if made is None:
         return 0
     equal = (made == stored.view(np.uint8).reshape(made.shape)).all(axis=1)
