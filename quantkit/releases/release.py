@@ -44,7 +44,7 @@ _SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?", re.IGNORECASE)  # as gguf
 class Release:
     """What a run leaves, or (dry) would leave. `states` say of each file, by name, whether it was
     made, kept, or made again because it was damaged; `notes` are for people; `pushed` names the
-    files that were sent to the Hub. `rows` are none of a share."""
+    files that were sent to the Hub."""
 
     directory: Path
     manifest: Manifest

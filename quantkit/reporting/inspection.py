@@ -49,7 +49,7 @@ class Experts:
 class Tokenizer:
     """The vocabulary: `model` and `pre` as GGUF names them, tokens in all and unused ones."""
 
-    model: str
+    model: str | None
     pre: str | None
     tokens: int
     unused: int

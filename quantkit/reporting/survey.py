@@ -30,15 +30,13 @@ class Survey:
     @property
     def columns(self) -> list[Column]:
         """The columns that say something of these rows."""
-        said = {
+        optional = {
             "experts-on-cpu": any(row.experts_on_cpu_ram_bytes is not None for row in self.rows),
             "fits-ram": any(row.fits_ram is not None for row in self.rows),
             "fits-disk": any(row.fits_disk is not None for row in self.rows),
         }
-        return columns(
-            ["type", "bits", "size", "ram", *(name for name, is_said in said.items() if is_said),
-             "use"]
-        )  # fmt: skip
+        extra = [name for name, has_any in optional.items() if has_any]
+        return columns(["type", "bits", "size", "ram", *extra, "use"])
 
     def _repr_html_(self) -> str:
         return as_html(self.rows, self.columns)

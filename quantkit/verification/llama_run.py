@@ -1,4 +1,4 @@
-"""A file in the real llama.cpp: what it says, and how far it is from its source."""
+"""A file in the real llama.cpp: what it completes, and how far it is from its source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -
     path, text = first_split(file), ""
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
     try:
-        splitting(path)([])  # a vocabulary that ends the process ends another one
+        splitting(path)([])  # a bad vocabulary ends the process: try it in another
         with Llama(path, context, threads=threads) as model:
             text = complete(model, prompt, TOKENS)
         verdict = replace(verdict, proven=[*verdict.proven, "llama.cpp runs it"])
@@ -49,16 +49,16 @@ def divergence(
     checkpoint what converting it raises."""
     splitting(first_split(file))([])  # as above
     with as_gguf(against, reading, threads, file.parent) as base:
-        (found,) = divergences([first_split(file)], base, texts, context, threads, progress)
-    return found
+        (row,) = divergences([first_split(file)], base, texts, context, threads, progress)
+    return row
 
 
 @contextmanager
 def as_gguf(
     source: Path | str, reading: Reading, threads: int | None, near: Path
 ) -> Iterator[Path]:
-    """The source as a GGUF file. A checkpoint is converted for as long as the file is needed, with
-    nothing rounded, into a directory of its own in `near`."""
+    """The source as a GGUF file. A checkpoint is converted without rounding, into a temporary
+    directory in `near`."""
     if is_remote(source) and names_file(source):
         raise UnsupportedSource(f"{source}: llama.cpp reads files on this machine; download it")
     if not is_remote(source) and not Path(source).is_dir():

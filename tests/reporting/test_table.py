@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quantkit.cli import app
-from quantkit.errors import RecipeError
+from quantkit.errors import UsageError
 from quantkit.jobs import Run, convert, quantize
 from quantkit.reporting import table
 from quantkit.reporting.table import Row
@@ -83,7 +83,7 @@ def test_columns() -> None:
     assert table.as_markdown([dense], shown[1:2]).splitlines()[2] == "| - |"
     copied = replace(ROW, nominal_bits=None)
     assert table.as_markdown([copied], table.columns(["bits"])).endswith("| 4.87 bpw |")
-    with pytest.raises(RecipeError, match="unknown column 'colour'; columns: name, type"):
+    with pytest.raises(UsageError, match="unknown column 'colour'; columns: name, type"):
         table.columns(["name", "colour"])
 
 

@@ -15,26 +15,31 @@ from quantkit.gguf.splits import Splits
 from quantkit.jobs import convert, quantize
 from quantkit.planning.plan import Plan
 from quantkit.releases import manifest
+from quantkit.releases.checksums import hash_file
+from quantkit.releases.manifest import FileRecord, MadeFrom, Manifest, TensorRecord
+from quantkit.reporting.inspection import Parameters
 from quantkit.verification.verify import verify
 from tests.verification.damage import span
 
 
 def recorded(plan: Plan, directory: Path) -> list[Path]:
     """Copies of a plan's files with the manifest of a release beside them."""
-    records = []
+    files = []
     for f in plan.files:
         path = directory / f.path.name
         path.write_bytes(f.path.read_bytes())
         spans = [(t.offset, t.offset + t.nbytes) for t in f.tensors]
-        whole, parts = manifest.sums(path, spans)
-        tensors = [
-            {"name": t.name, "offset": t.offset, "bytes": t.nbytes, "sha256": part}
+        whole, parts = hash_file(path, spans)
+        tensors = tuple(
+            TensorRecord(t.name, t.format, t.shape, t.offset, t.nbytes, part)
             for t, part in zip(f.tensors, parts, strict=True)
-        ]  # fmt: skip
-        records.append({"name": path.name, "type": "", "bytes": f.size, "sha256": whole,
-                        "tensors": tensors})  # fmt: skip
-    (directory / manifest.NAME).write_text(json.dumps({"name": "m", "files": records}))
-    return [directory / r["name"] for r in records]
+        )
+        files.append(FileRecord(path.name, "", f.size, whole, tensors, ""))
+    made = Manifest(
+        "", "m", "", "llama", Parameters(1, 1), None, MadeFrom("", ""), files=tuple(files)
+    )
+    (directory / manifest.NAME).write_text(manifest.as_json(made))
+    return [directory / f.name for f in files]
 
 
 @pytest.fixture
