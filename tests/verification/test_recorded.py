@@ -84,15 +84,15 @@ def test_every_flipped_byte_is_found_and_named(released: Path) -> None:
     first, second = verify(released).findings
     assert f"{len(whole) - 5000} bytes, manifest.json says {len(whole)}; it ends before" in first
     assert "it is truncated" in second
+    stranger = released.with_name("other.gguf")
+    stranger.write_bytes(whole)
+    assert verify(stranger).notes == ["manifest.json does not list other.gguf"]
     record = json.loads((released.parent / manifest.NAME).read_text())
     del record["files"][0]["tensors"][0]["offset"]
     (released.parent / manifest.NAME).write_text(json.dumps(record))
     path = released.with_name(record["files"][0]["name"])
-    with pytest.raises(CorruptFile, match=r"manifest.json: not a manifest, or damaged"):
+    with pytest.raises(CorruptFile, match=r"manifest.json: not a manifest, or damaged .*offset"):
         verify(path)
-    stranger = released.with_name("other.gguf")
-    stranger.write_bytes(whole)
-    assert verify(stranger).notes == ["manifest.json does not list other.gguf"]
 
 
 def test_a_set_of_splits(source: Path, tmp_path: Path) -> None:
