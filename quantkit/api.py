@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from quantkit.releases.release import Release
     from quantkit.reporting.inspection import Inspection
     from quantkit.reporting.survey import Survey
-    from quantkit.verification.verify import Verdict
+    from quantkit.verification.verdict import Verdict
 
 StrPath = str | os.PathLike[str]
 Size = int | str  # bytes, or text such as "512MB"
@@ -206,7 +207,8 @@ def verify(
     `run` completes a prompt in llama.cpp; `kl` are texts over which the KL divergence from the
     source is taken, with `context` tokens (both need the `llama` extra).
     """
-    from quantkit.verification.llama_run import completion, divergence
+    from quantkit.verification.llama_run import divergence
+    from quantkit.verification.llama_run import run as run_in_llama
     from quantkit.verification.verify import verify as judge
 
     if against is None and (kl or imatrix):
@@ -217,10 +219,11 @@ def verify(
         progress=progress,
     )  # fmt: skip
     if run and verdict.sound:
-        verdict.completion = completion(path, prompt, verdict, threads)
+        verdict = run_in_llama(verdict, path, prompt, threads)
     if kl and source is not None and verdict.sound:
         texts = [Path(text) for text in kl]
-        verdict.divergences = divergence(path, source, texts, context, reading, threads, progress)
+        rows = divergence(path, source, texts, context, reading, threads, progress)
+        verdict = replace(verdict, divergences=rows)
     return verdict
 
 

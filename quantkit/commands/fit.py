@@ -78,24 +78,15 @@ def fit(
 
 
 def _lines(found: Fit, recipe: Path, files: list[Path]) -> list[str]:
-    """The frontier at the sizes of llama.cpp's types, and what was chosen."""
-    from quantkit.recipes.sensitivity import use_case
-    from quantkit.reporting.numbers import gigabytes
+    from quantkit.fitting.fit import HEADINGS
 
-    lines = [f"{'size':>10} {'bpw':>6} {'error':>8}   llama.cpp's"]
-    for mark in sorted((*found.types, found.chosen), key=lambda m: (m.nbytes, m.label)):
-        best, note = found.best.get(mark.label, mark), f"{mark.label} {_percent(mark.error)}"
-        if not mark.label:
-            note = f"<- chosen: {use_case(mark.error)}"
-        size = f"{gigabytes(mark.nbytes):>10} {mark.bits_per_weight:6.2f}"
-        lines.append(f"{size} {_percent(best.error):>8}   {note}")
+    lines = [
+        f"{size:>10} {bits:>6} {error:>8}   {note}"
+        for size, bits, error, note in (HEADINGS, *found.lines())
+    ]
     lines.append(f"{recipe}: {len(found.formats)} tensors, for --tensor-type-file with "
                  f"--type {found.base}")  # fmt: skip
     return [*lines, *map(str, files)]
-
-
-def _percent(error: float) -> str:
-    return f"{100 * error:.2g}%" if error < 0.1 else f"{100 * error:.0f}%"
 
 
 def _json(found: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:

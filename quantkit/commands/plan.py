@@ -40,7 +40,6 @@ def plan(
     """Say what quantize would make of a source, from headers alone: sizes, memory, what fits."""
     from quantkit import api
     from quantkit.gguf.splits import parse_size
-    from quantkit.reporting import table
 
     survey = api.plan(
         source, options.names(types) if types else (), context=context, ram=ram, disk=disk,
@@ -54,16 +53,9 @@ def plan(
     if style is options.TableFormat.json and columns is None:
         typer.echo(json.dumps(_json(survey, space), indent=2))
         return
-    print_table(survey.rows, columns or table.columns(_columns(survey, ram, disk)), style)
+    print_table(survey.rows, columns or survey.columns, style)
     if style in (None, options.TableFormat.table, options.TableFormat.markdown):
         typer.echo("\n" + "\n".join(_below(survey, space)))
-
-
-def _columns(found: Survey, ram: str | None, disk: str | None) -> list[str]:
-    mixture = any(row.experts_on_cpu_ram_bytes is not None for row in found.rows)
-    asked = {"experts-on-cpu": mixture, "fits-ram": ram, "fits-disk": disk}
-    extra = [name for name, wanted in asked.items() if wanted]
-    return ["type", "bits", "size", "ram", *extra, "use"]
 
 
 def _below(found: Survey, disk: int | None) -> list[str]:
@@ -72,14 +64,13 @@ def _below(found: Survey, disk: int | None) -> list[str]:
     from quantkit.reporting.numbers import billions, gigabytes
     from quantkit.reporting.survey import fitting
 
-    facts = describe(found.model)
-    count = facts["parameters"]
-    said = ""
-    if experts := facts.get("experts"):
-        active = billions(count["active"])
-        said = f", {active} active; {experts['count']} experts, {experts['used']} used"
+    description = describe(found.model)
+    count, of_experts = description.parameters, ""
+    if experts := description.experts:
+        active = billions(count.active)
+        of_experts = f", {active} active; {experts.count} experts, {experts.used} used"
     lines = [
-        f"{found.model.name}: {billions(count['total'])} parameters{said}. "
+        f"{found.model.name}: {billions(count.total)} parameters{of_experts}. "
         f"Max RAM is for {found.rows[0].context} tokens of context."
     ]
     total = sum(row.file_bytes for row in found.release)
@@ -106,7 +97,7 @@ def _json(found: Survey, disk: int | None) -> dict[str, Any]:
     from quantkit.reporting.inspection import describe
     from quantkit.reporting.survey import fitting
 
-    facts = describe(found.model)
+    description = describe(found.model).as_data()
     outputs = table.as_json(found.rows)
     for row, output in zip(outputs, found.plan.outputs, strict=True):
         row["files"] = [
@@ -115,8 +106,8 @@ def _json(found: Survey, disk: int | None) -> dict[str, Any]:
     return {
         "name": found.model.name,
         "architecture": found.model.arch,
-        "parameters": facts["parameters"],
-        "experts": facts.get("experts"),
+        "parameters": description["parameters"],
+        "experts": description.get("experts"),
         "outputs": outputs,
         "refused": found.refused,
         "release": {

@@ -21,13 +21,14 @@ from quantkit.recipes.choose import Overrides, candidates, choose
 from quantkit.recipes.facts import ModelFacts, is_quantized
 from quantkit.recipes.file_types import find_format, find_recipe
 from quantkit.recipes.knapsack import Option, allocate, frontier
-from quantkit.recipes.sensitivity import sensitivity
+from quantkit.recipes.sensitivity import sensitivity, use_case
 from quantkit.reporting.numbers import gigabytes
-from quantkit.reporting.table import planned_rows
+from quantkit.reporting.table import html_table, planned_rows
 
 FORMATS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
          "Q6_K", "Q8_0")  # fmt: skip
+HEADINGS = ("size", "bpw", "error", "llama.cpp's")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,25 @@ class Fit:
     def recipe(self) -> str:
         """The choice as a file for `--tensor-type-file`, here and in llama-quantize."""
         return "".join(f"{pattern}={fmt}\n" for pattern, fmt in self.overrides.tensor_types)
+
+    def lines(self) -> list[tuple[str, str, str, str]]:
+        """A table under HEADINGS: the best file of the size of each of llama.cpp's types, with the
+        type's own error, and the chosen one."""
+        lines = []
+        for mark in sorted((*self.types, self.chosen), key=lambda m: (m.nbytes, m.label)):
+            error, note = mark.error, f"<- chosen: {use_case(mark.error)}"
+            if mark.label:
+                error, note = self.best[mark.label].error, f"{mark.label} {_percent(mark.error)}"
+            bits = f"{mark.bits_per_weight:.2f}"
+            lines.append((gigabytes(mark.nbytes), bits, _percent(error), note))
+        return lines
+
+    def _repr_html_(self) -> str:
+        return html_table(HEADINGS, self.lines())
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:.2g}%" if error < 0.1 else f"{100 * error:.0f}%"
 
 
 def fit(
