@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @options.takes(reading=options.reading)
 def fit(
-    source: options.Source,
+    source: options.SourceArgument,
     size: Annotated[str | None, typer.Option("--size", help="The file's size: 12GB.")] = None,
     ram: Annotated[str | None, typer.Option("--ram", help="Memory to run it in: 16GB.")] = None,
     bpw: Annotated[float | None, typer.Option("--bpw", help="Bits per weight: 4.5.")] = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @options.takes(reading=options.reading, shown=options.table)
 def plan(
-    source: options.Source,
+    source: options.SourceArgument,
     types: Annotated[
         str | None, typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: all).")
     ] = None,

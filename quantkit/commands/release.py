@@ -27,7 +27,7 @@ class Commit(str, Enum):
 
 @options.takes(reading=options.reading_and_layout, splits=options.splitting, run=options.running)
 def release(
-    source: options.Source,
+    source: options.SourceArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The directory to fill.")],
     types: Annotated[
         str | None,

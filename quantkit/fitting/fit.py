@@ -24,6 +24,7 @@ from quantkit.recipes.knapsack import Option, allocate, frontier
 from quantkit.recipes.sensitivity import sensitivity, use_case
 from quantkit.reporting.numbers import gigabytes
 from quantkit.reporting.table import html_table, planned_rows
+from quantkit.source.location import SourceLike
 
 FORMATS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
@@ -105,7 +106,7 @@ def _percent(error: float) -> str:
 
 
 def fit(
-    source: Path | str, budget: Budget, formats: Sequence[str] = FORMATS, *,
+    source: SourceLike, budget: Budget, formats: Sequence[str] = FORMATS, *,
     imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS, threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Fit:  # fmt: skip
@@ -150,7 +151,7 @@ def fit(
 
 
 def make(
-    source: Path | str, found: Fit, output: Path, *, imatrix: Imatrix | None = None,
+    source: SourceLike, found: Fit, output: Path, *, imatrix: Imatrix | None = None,
     reading: Reading = AS_IT_IS, run: Run = ONCE,
 ) -> Plan:  # fmt: skip
     """Write the file that was chosen: to a `.gguf` path, or to `<name>-<base>-fit.gguf` in a

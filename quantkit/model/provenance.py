@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from quantkit.hub import repository
+from quantkit.hub.repository import read_small
+from quantkit.source.location import Source
 
 MERGE = "mergekit_moe_config.yml"
 HUB = "https://huggingface.co/"
@@ -28,14 +28,14 @@ class Merge:
         return {"base": self.base, "gate mode": self.gate_mode, "experts": list(self.experts)}
 
 
-def read_merge(source: Path | str) -> Merge | None:
+def read_merge(source: Source) -> Merge | None:
     """The merge that a source is, or None where mergekit left no word of one."""
     import yaml
 
-    if repository.is_remote(source):
-        data = None if repository.names_file(source) else repository.read_small(source, MERGE)
+    if source.address:
+        data = None if source.address.file else read_small(source.address, MERGE)
     else:
-        path = Path(source) / MERGE
+        path = source.local() / MERGE
         data = path.read_bytes() if path.is_file() else None
     if data is None:
         return None

@@ -11,10 +11,10 @@ from pathlib import Path
 from quantkit.errors import OtherRelease, OutputError, OutputExists, SourceNotFound
 from quantkit.execution.journal import other_version
 from quantkit.execution.outputs import journal_path
-from quantkit.hub import repository
 from quantkit.progress import Progress
 from quantkit.releases import checksums, manifest
 from quantkit.releases.manifest import BegunFile, FileRecord, Manifest
+from quantkit.source.location import Source
 from quantkit.storage.os_files import fingerprint
 
 CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
@@ -75,11 +75,11 @@ def read(directory: Path, join: Sequence[Path] = (), anew: bool = False) -> Earl
     return Earlier(directory, manifest.read(whole), manifest.read(making), shares)
 
 
-def check_place(source: Path | str, directory: Path, earlier: Earlier, force: bool) -> None:
+def check_place(source: Source, directory: Path, earlier: Earlier, force: bool) -> None:
     """Nothing that is not ours is written over. Raises OutputError, OutputExists."""
     if directory.suffix == ".gguf" or directory.is_file():
         raise OutputError(f"{directory}: a release is a directory; name one with -o")
-    where = None if repository.is_remote(source) else Path(source).resolve()
+    where = None if source.address else source.local().resolve()
     if where and directory.resolve() in (where, where.parent if where.is_file() else where):
         raise OutputError(f"{directory} is where the source lies; name another directory with -o")
     if force or earlier.whole or earlier.making or earlier.shares or not directory.is_dir():

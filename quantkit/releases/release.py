@@ -19,7 +19,7 @@ from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import mean_errors
-from quantkit.hub import push, repository
+from quantkit.hub import push
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading
@@ -33,6 +33,7 @@ from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import gigabytes
 from quantkit.reporting.table import Row, html_table, planned_rows
+from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
@@ -61,7 +62,7 @@ class Release:
 
 
 def release(
-    source: Path | str, directory: Path, types: Sequence[str] = RELEASE_TYPES, *,
+    source: SourceLike, directory: Path, types: Sequence[str] = RELEASE_TYPES, *,
     request: Request = PLAIN, imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS,
     context: int | None = None, base_model: str | None = None, target: push.HubTarget | None = None,
     share: tuple[int, int] | None = None, join: Sequence[Path] = (), run: Run = ONCE,
@@ -74,6 +75,7 @@ def release(
     shares in `join` makes it. Raises QuantkitError; OtherRelease if a directory holds another
     release, before anything is touched.
     """
+    source = Source.parse(source)
     for name in (base_model, target.repo if target else None):
         if name is not None:
             push.check_name(name)
@@ -88,7 +90,7 @@ def release(
     before = earlier.whole
     this = replace(
         this,
-        base_model=base_model or _published(source) or (before.base_model if before else None),
+        base_model=base_model or source.model_on_hub or (before.base_model if before else None),
         repo=target.repo if target else before.repo if before else None,
     )
     rows = planned_rows(job.plan, context, job.model.kv)
@@ -218,13 +220,6 @@ def _dry_run(
     return Release(directory, replace(this, files=files), rows, states, pushed=pushed)
 
 
-def _published(source: Path | str) -> str | None:
-    """The name of a source that is a model on the Hub."""
-    if not repository.is_remote(source) or repository.names_file(source):
-        return None
-    return repository.repository(source)
-
-
 def stem(model: Model) -> str:
     """The first part of the names of a release's files: the model's name, and its size (`4x7B`)
     unless the name has one."""
@@ -241,7 +236,7 @@ def stem(model: Model) -> str:
 
 
 def _begin_manifest(
-    source: Path | str, job: Job, description: Description
+    source: Source, job: Job, description: Description
 ) -> tuple[Manifest, list[BegunFile]]:
     """The manifest before there are files; and every file that is planned."""
     identity = identities(job.plan, job.importance)
@@ -253,8 +248,7 @@ def _begin_manifest(
     this = Manifest(
         quantkit=__version__,
         name=job.model.name,
-        source=source if isinstance(source, str) and repository.is_remote(source)
-        else Path(source).resolve().name,
+        source=source.name,
         architecture=job.model.arch,
         parameters=description.parameters,
         experts=description.experts,

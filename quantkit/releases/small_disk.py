@@ -14,13 +14,14 @@ from quantkit.jobs import ONCE, Run, prepare
 from quantkit.planning.plan import Plan
 from quantkit.releases import manifest
 from quantkit.releases.release import Release, release, shared, stem
+from quantkit.source.location import SourceLike
 from quantkit.storage import os_files
 
 RECORDS = "parts"  # where the records of parts are kept until the release is whole
 
 
 def release_in_parts(
-    source: Path | str, directory: Path, types: Sequence[str], *, target: push.HubTarget,
+    source: SourceLike, directory: Path, types: Sequence[str], *, target: push.HubTarget,
     run: Run = ONCE, **options: Any,
 ) -> Release:  # fmt: skip
     """As `release`, whose `options` these are, but every GGUF file is removed once the Hub has it.

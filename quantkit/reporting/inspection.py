@@ -26,6 +26,7 @@ from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.progress import SILENT, Progress
 from quantkit.reporting.numbers import billions, gigabytes, ranges
 from quantkit.reporting.table import html_table
+from quantkit.source.location import Source, SourceLike
 from quantkit.source.tensors import Files
 
 
@@ -124,7 +125,7 @@ class Inspection:
         return html_table(("", ""), _entries(self))
 
 
-def inspect(source: str | Path, weights: bool = True, progress: Progress = SILENT) -> Inspection:
+def inspect(source: SourceLike, weights: bool = True, progress: Progress = SILENT) -> Inspection:
     """Look at a checkpoint directory or a GGUF file.
 
     With `weights`, every weight is read once, to find NaN and infinity, experts that are the same,
@@ -132,6 +133,7 @@ def inspect(source: str | Path, weights: bool = True, progress: Progress = SILEN
     itself becomes a problem.
     """
     try:
+        source = Source.parse(source)
         model = open_source(source)
     except ModelError as e:
         return Inspection(None, [str(e)])
@@ -155,7 +157,7 @@ def count_parameters(tensors: Iterable[ModelTensor], values: Mapping[str, Any]) 
     return Parameters(total, total - experts + experts * used // count)
 
 
-def describe(model: Model, source: str | Path | None = None) -> Description:
+def describe(model: Model, source: Source | None = None) -> Description:
     """What a model is, from headers alone; with its `source`, also what it was merged from."""
     kv = {item.key: item for item in model.kv}
     prefix = f"{model.arch}."

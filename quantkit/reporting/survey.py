@@ -12,6 +12,7 @@ from quantkit.planning.build import PLAIN, Request, plan_possible
 from quantkit.planning.plan import Plan
 from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
 from quantkit.reporting.table import Column, Row, as_html, columns, planned_rows
+from quantkit.source.location import SourceLike
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Survey:
 
 
 def survey(
-    source: Path | str, types: Sequence[str] = (), context: int | None = None, *,
+    source: SourceLike, types: Sequence[str] = (), context: int | None = None, *,
     ram: int | None = None, disk: int | None = None, reading: Reading = AS_IT_IS,
     request: Request = PLAIN,
 ) -> Survey:  # fmt: skip
@@ -52,7 +53,7 @@ def survey(
     `ram` and `disk`: bytes that each row is held against. Raises QuantkitError.
     """
     recipes = list(dict.fromkeys(map(find_recipe, types))) or list(RECIPES)
-    model = reading.changed(open_source(source, reading))
+    model = open_source(source, reading)
     outputs = [(recipe, Path(f"{model.name}-{recipe.name}.gguf")) for recipe in recipes]
     plan, refused = plan_possible(model, outputs, request)
     rows = tuple(

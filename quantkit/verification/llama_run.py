@@ -10,11 +10,11 @@ from pathlib import Path
 
 from quantkit import jobs
 from quantkit.errors import LlamaError, LlamaMissing, UnsupportedSource
-from quantkit.hub.repository import is_remote, names_file
 from quantkit.jobs import Run
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
+from quantkit.source.location import Source
 from quantkit.verification.divergence import Divergence, divergences
 from quantkit.verification.llama_cpp import Llama, complete
 from quantkit.verification.structure import first_split
@@ -42,7 +42,7 @@ def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -
 
 
 def divergence(
-    file: Path, against: Path | str, texts: Sequence[Path], context: int, reading: Reading,
+    file: Path, against: Source, texts: Sequence[Path], context: int, reading: Reading,
     threads: int | None, progress: Progress,
 ) -> list[Divergence]:  # fmt: skip
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
@@ -54,15 +54,13 @@ def divergence(
 
 
 @contextmanager
-def as_gguf(
-    source: Path | str, reading: Reading, threads: int | None, near: Path
-) -> Iterator[Path]:
+def as_gguf(source: Source, reading: Reading, threads: int | None, near: Path) -> Iterator[Path]:
     """The source as a GGUF file. A checkpoint is converted without rounding, into a temporary
     directory in `near`."""
-    if is_remote(source) and names_file(source):
-        raise UnsupportedSource(f"{source}: llama.cpp reads files on this machine; download it")
-    if not is_remote(source) and not Path(source).is_dir():
-        yield first_split(Path(source))
+    if not source.is_checkpoint:
+        if source.address:
+            raise UnsupportedSource(f"{source}: llama.cpp reads files on this machine; download it")
+        yield first_split(source.local())
         return
     model = open_checkpoint(source, None, reading)
     stated = next(item.value for item in model.kv if item.key == "general.file_type")

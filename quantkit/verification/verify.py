@@ -25,6 +25,7 @@ from quantkit.releases import manifest
 from quantkit.releases.checksums import hash_file
 from quantkit.releases.manifest import FileRecord
 from quantkit.source.gguf_set import open_gguf_set
+from quantkit.source.location import Source, SourceLike
 from quantkit.source.tensors import SourceTensor
 from quantkit.verification import metadata_check, misplaced, structure, tokenization, weights
 from quantkit.verification.verdict import TensorErrors, Verdict, tensor_errors
@@ -46,7 +47,7 @@ class Check:
 
 
 def verify(
-    file: Path, against: Path | str | None = None, *, reading: Reading = AS_IT_IS,
+    file: Path, against: SourceLike | None = None, *, reading: Reading = AS_IT_IS,
     imatrix: Imatrix | None = None, threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Verdict:  # fmt: skip
@@ -67,10 +68,11 @@ def verify(
     checks.append(Check(faults) if faults else Check(proven=[is_sound]))
     sound = not any(check.findings for check in checks)
     if against is not None:
-        model = reading.changed(open_source(against, reading))
+        source = Source.parse(against)
+        model = open_source(source, reading)
         checks.append(_check_metadata(header, model))
-        if not faults:  # llama.cpp would read past the end of arrays that are too short
-            checks.append(_check_tokenization(structure.first_split(file), Path(against)))
+        if not faults and source.path:  # llama.cpp would read past the end of short arrays
+            checks.append(_check_tokenization(structure.first_split(file), source.path))
         check, errors = _check_weights(
             header, tensors, model, imatrix, threads or default_threads(), progress
         )
