@@ -1,6 +1,6 @@
 # make demo        the whole way on a small model: convert, quantize, report, release
 # make test        everything that needs no torch; sets itself up on a fresh machine
-# make check       formatting, lint and types
+# make check       formatting, lint and types; make format mends what can be mended
 # make docs        the docs as a site, in site/
 # make test-all    make test with its slow tests; make test-torch and make test-ray are the others
 PYTHON ?= python3
@@ -10,7 +10,7 @@ EXE := $(if $(filter Windows_NT,$(OS)),.exe)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-all test-torch test-ray check docs bench clean
+.PHONY: demo test test-all test-torch test-ray check format docs dist bench clean
 
 $(BIN)/quantkit$(EXE): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -58,11 +58,20 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(PIP) build
+	$(BIN)/python -m build
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.formats --write docs/benchmarks.md
 
 clean:
-	rm -rf $(VENV) demo site
+	rm -rf $(VENV) demo site dist

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 from tests.record import fingerprint
 
 HERE = Path(__file__).parent
-WHEEL = shlex.join([sys.executable, str(HERE / "quantizer.py")])
 _TAIL = 6  # keys at a file's end that are kept: llama-quantize moves and adds some there
 
 
@@ -63,14 +60,14 @@ class Converter:
         }  # fmt: skip
 
 
-def quantize(quantizer: str, source: Path, name: str, imatrix: Path | None) -> dict[str, Any]:
+def quantize(program: Path, source: Path, name: str, imatrix: Path | None) -> dict[str, Any]:
     """What llama-quantize makes of a file: each tensor's type and SHA-256, and the last keys; or
     {"fails": its words}.
 
-    `quantizer`: its command line, or `WHEEL`. It is run in the folder above the importance matrix's
-    own, so that every machine writes the same path into the file: `imatrix/CASE.gguf`.
+    It runs in the folder above the importance matrix's own, so that every machine writes the same
+    path into the file: `imatrix/CASE.gguf`.
     """
-    command, folder = shlex.split(quantizer), None
+    command, folder = [str(program)], None
     if imatrix:
         folder = imatrix.parent.parent
         command += ["--imatrix", imatrix.relative_to(folder).as_posix()]
