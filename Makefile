@@ -6,18 +6,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-EXE := $(if $(filter Windows_NT,$(OS)),.exe)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 .PHONY: demo test test-all test-torch test-ray check format docs dist bench clean
 
-$(BIN)/quantkit$(EXE): pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/quantkit$(EXE) constraints-dev.txt
+$(VENV)/.dev: $(VENV)/.installed constraints-dev.txt
 	$(PIP) --editable ".[dev]" --constraint constraints-dev.txt
 	@touch $@
 
@@ -33,7 +32,7 @@ $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) --editable ".[dev,ray]" --constraint constraints-dev.txt
 	@touch $@
 
-demo: $(BIN)/quantkit$(EXE)
+demo: $(VENV)/.installed
 	@rm -rf demo && mkdir demo
 	$(BIN)/python examples/demo_checkpoint.py demo/Demo-4x1M
 	$(BIN)/quantkit convert demo/Demo-4x1M -o demo
@@ -63,7 +62,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(VENV)/.dev
 	rm -rf dist
