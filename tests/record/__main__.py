@@ -70,16 +70,18 @@ def converted(
 
 
 def others(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the first file that are not so in the second -> their value there, or None."""
+    """The keys of the first that are not so in the second -> their value there, or None."""
+    if "splits" in first:
+        pairs = zip(first["splits"], second["splits"], strict=True)
+        return {k: v for pair in pairs for k, v in others(*pair).items()}
     if more := second["kv"].keys() - first["kv"].keys():
         raise ValueError(f"a later --python writes {', '.join(more)} too: give that one first")
-    if first["tensors"] != second["tensors"]:
-        raise ValueError("two --pythons make different tensors: give the one to trust alone")
-    return {
-        key: second["kv"][key]["value"] if key in second["kv"] else None
-        for key, value in first["kv"].items()
-        if second["kv"].get(key) != value
-    }
+    differ = {k: second["kv"].get(k) for k, v in first["kv"].items() if second["kv"].get(k) != v}
+    long = [key for key, other in differ.items() if other and "value" not in other]
+    if long or first["tensors"] != second["tensors"]:
+        what = ", ".join(long) or "tensors"
+        raise ValueError(f"the --pythons make different {what}: give the one to trust alone")
+    return {key: other and other["value"] for key, other in differ.items()}
 
 
 def check(args: argparse.Namespace) -> int:
@@ -113,7 +115,11 @@ def compared(
 
 
 def differing(theirs: dict[str, Any], made: dict[str, Any], either: Any) -> str:
-    pairs = zip(theirs.get("splits", [theirs]), made.get("splits", [made]), strict=True)
+    """What differs between two results of `Converter.convert`; nothing if they are the same."""
+    files = [result.get("splits", [result]) for result in (theirs, made)]
+    if len(files[0]) != len(files[1]):
+        return f"{len(files[0])} -> {len(files[1])} files"
+    pairs = zip(*files, strict=True)
     return "; ".join(line for a, b in pairs for line in differences(a, b, either))
 
 

@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 
 from tests.checkpoints import GOLDEN
 from tests.record import fingerprint, llama_cpp, recipes, store
-from tests.record.__main__ import main
+from tests.record.__main__ import main, others
 
 
 def gguf(path: Path, **values: Any) -> Path:
@@ -57,6 +57,21 @@ def test_what_differs_is_named(tmp_path: Path) -> None:
     assert fingerprint.differences(a, d) == ["the keys' order"]
     other = [{**a["tensors"][0], "sha256": "0"}]
     assert "x.weight" in fingerprint.differences(a, {**c, "kv": a["kv"], "tensors": other})[-1]
+
+
+def test_what_another_transformers_changes(tmp_path: Path) -> None:
+    def file(name: str, **values: Any) -> dict[str, Any]:
+        return fingerprint.of_file(gguf(tmp_path / name, **values))
+
+    a, b = file("a", one=1, two=2, three=3), file("b", two=4, three=3)
+    assert others(a, b) == {"one": None, "two": 4}
+    assert others({"splits": [a, b]}, {"splits": [b, b]}) == {"one": None, "two": 4}
+    with pytest.raises(ValueError, match="writes one too: give that one first"):
+        others(b, a)
+    with pytest.raises(ValueError, match="different many: give the one to trust alone"):
+        others(file("c", many=[1] * 33), file("d", many=[2] * 33))
+    with pytest.raises(ValueError, match="different tensors"):
+        others(a, {**b, "tensors": []})
 
 
 def test_a_recipe_makes_a_checkpoint_that_makes_the_recipe(tmp_path: Path) -> None:
