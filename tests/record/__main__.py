@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkpoints import GOLDEN
-from tests.record import recipes, store
+from tests.record import RecordError, recipes, store
 from tests.record.fingerprint import differences
 from tests.record.llama_cpp import Converter, Refused, quantize
 
@@ -52,7 +52,7 @@ def converted(
     """What the first converter makes for each outtype, or why it makes nothing; `either` has the
     keys that another one, with another transformers, writes otherwise or not at all.
 
-    Raises ValueError: another one makes other tensors, or keys that the first does not.
+    Raises RecordError: another one makes other tensors, or keys that the first does not.
     """
     files: dict[str, Any] = {}
     either: dict[str, Any] = {}
@@ -75,12 +75,12 @@ def others(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         pairs = zip(first["splits"], second["splits"], strict=True)
         return {k: v for pair in pairs for k, v in others(*pair).items()}
     if more := second["kv"].keys() - first["kv"].keys():
-        raise ValueError(f"a later --python writes {', '.join(more)} too: give that one first")
+        raise RecordError(f"a later --python writes {', '.join(more)} too: give that one first")
     differ = {k: second["kv"].get(k) for k, v in first["kv"].items() if second["kv"].get(k) != v}
     long = [key for key, other in differ.items() if other and "value" not in other]
     if long or first["tensors"] != second["tensors"]:
         what = ", ".join(long) or "tensors"
-        raise ValueError(f"the --pythons make different {what}: give the one to trust alone")
+        raise RecordError(f"the --pythons make different {what}: give the one to trust alone")
     return {key: other and other["value"] for key, other in differ.items()}
 
 
@@ -189,7 +189,10 @@ def main() -> int:
             command.add_argument("--type", action="append", help="record these (else compare)")
     args = parser.parse_args()
     args.converters = [Converter(args.llama_cpp.resolve(), path.absolute()) for path in args.python]
-    return int(args.function(args))
+    try:
+        return int(args.function(args))
+    except RecordError as e:
+        parser.error(str(e))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ Runs in the converter's environment (torch, transformers), not in this project's
 The converter knows a pre-tokenizer by the hash of an encoded text, which no small vocabulary can
 match. PRE is what the hash would have found; `-` leaves the finding to the converter. All that
 follows CHECKPOINT are the converter's own options.
+
+torch leaves `exp` to Intel's MKL, whose last bit depends on the processor; it is asked for what it
+computes on every one.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pathlib import Path
 
 def main(tree: str, pre: str, *args: str) -> None:
     root = Path(tree).resolve()
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ |= {"HF_HUB_OFFLINE": "1", "MKL_CBWR": "COMPATIBLE"}
     sys.path[:1] = [str(root), str(root / "gguf-py")]
     if pre != "-":
         base = importlib.import_module("conversion.base")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tests.checkpoints import DTYPES, read_safetensors, values, write_safetensors, write_torch
+from tests.record import RecordError
 
 _SMALL_FILE = 3000  # bytes of text that a recipe holds itself; the configuration always
 _SMALL_TENSOR = 64  # weights that a recipe holds as they are
@@ -29,7 +30,7 @@ _INTEGERS = {"F8_E8M0", "U8", "I8", "I32", "I64"}
 
 def write(recipe: dict[str, Any], tokenizers: Path, parent: Path) -> Path:
     """Write a recipe's checkpoint below `parent`; its directory."""
-    out = parent / recipe["dir"]
+    out: Path = parent / recipe["dir"]
     out.mkdir(parents=True)
     for name, text in recipe["files"].items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def from_checkpoint(directory: Path, case: str) -> tuple[dict[str, Any], dict[st
     recipe as random values of the same mean and deviation, or between the same integers.
 
     Raises:
-        ValueError: weights in a form that recipes do not know.
+        RecordError: weights in a form that recipes do not know.
     """
     files, tokenizer_files, stored, weights = {}, {}, {}, {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
@@ -67,7 +68,7 @@ def from_checkpoint(directory: Path, case: str) -> tuple[dict[str, Any], dict[st
         if path.suffix == ".safetensors":
             weights[name] = {"tensors": _tensors(path), "metadata": {"format": "pt"}}
         elif path.suffix in (".bin", ".pt", ".pth", ".gguf"):
-            raise ValueError(f"{path}: save the weights as safetensors")
+            raise RecordError(f"{path}: save the weights as safetensors")
         elif b"\0" in data or (len(data) > _SMALL_FILE and not _is_config(name)):
             tokenizer_files[name] = f"{hashlib.sha256(data).hexdigest()[:12]}-{path.name}"
             stored[tokenizer_files[name]] = data
@@ -88,7 +89,7 @@ def _tensors(path: Path) -> list[dict[str, Any]]:
     out = []
     for name, (dtype, shape, data) in read_safetensors(path).items():
         if dtype not in DTYPES:
-            raise ValueError(f"{name} in {path}: {dtype}; recipes know {', '.join(DTYPES)}")
+            raise RecordError(f"{name} in {path}: {dtype}; recipes know {', '.join(DTYPES)}")
         how = _how(np.frombuffer(data, DTYPES[dtype]), dtype)
         out.append({"name": name, "dtype": dtype, "shape": shape, "how": how})
     return out

@@ -13,12 +13,14 @@ import lzma
 from pathlib import Path
 from typing import Any
 
+from tests.record import RecordError
+
 PARTS = ("types", "types_imatrix")
 _KEYS = ("block_count", "expert_count", "attention.head_count", "attention.head_count_kv")
 
 
 def load(folder: Path, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A case's recipe and golden. Raises KeyError: it is not there."""
+    """A case's recipe and golden. Raises RecordError: it is not there."""
     recipe, golden = (folder / kind / f"{case}.json" for kind in ("recipes", "convert"))
     if recipe.exists():
         return json.loads(recipe.read_text("utf-8")), json.loads(golden.read_text("utf-8"))
@@ -26,7 +28,7 @@ def load(folder: Path, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
         found = load_table(path).get(case)
         if found and "recipe" in found:
             return found["recipe"], found["golden"]
-    raise KeyError(f"no case {case} in {folder}")
+    raise RecordError(f"no case {case} in {folder}")
 
 
 def load_table(path: Path) -> dict[str, Any]:
@@ -50,14 +52,15 @@ def imatrix(folder: Path, case: str) -> Path | None:
 def load_quantized(folder: Path, case: str) -> dict[str, dict[str, Any]]:
     """Part (of `PARTS`) -> type -> what llama-quantize makes, as `llama_cpp.quantize` says.
 
-    Raises KeyError: it is not there.
+    Raises RecordError: it is not there.
     """
     path = folder / "quantize" / f"{case}.json"
     if path.exists():
         stored = json.loads(path.read_text("utf-8"))
         return {part: stored[part] for part in PARTS if part in stored}
     packed = _packed(folder)
-    found = packed["cases"][case]
+    if (found := packed["cases"].get(case)) is None:
+        raise RecordError(f"no quantized files of {case} are recorded: give --type")
     names = [name for name, _, _ in found["tensors"]]
 
     def unpacked(entry: dict[str, Any]) -> dict[str, Any]:

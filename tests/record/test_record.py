@@ -14,7 +14,7 @@ import pytest
 from gguf import GGUFWriter
 
 from tests.checkpoints import GOLDEN
-from tests.record import fingerprint, llama_cpp, recipes, store
+from tests.record import RecordError, fingerprint, llama_cpp, recipes, store
 from tests.record.__main__ import main, others
 
 
@@ -22,7 +22,11 @@ def gguf(path: Path, **values: Any) -> Path:
     """A file of one tensor, with these keys."""
     writer = GGUFWriter(path, "llama")
     for key, value in values.items():
-        add = {list: writer.add_array, float: writer.add_float32, int: writer.add_uint32}
+        add: dict[type, Any] = {
+            list: writer.add_array,
+            float: writer.add_float32,
+            int: writer.add_uint32,
+        }
         add.get(type(value), writer.add_string)(key, value)
     writer.add_tensor("x.weight", np.arange(8, dtype=np.float32).reshape(2, 4))
     writer.write_header_to_file()
@@ -66,11 +70,11 @@ def test_what_another_transformers_changes(tmp_path: Path) -> None:
     a, b = file("a", one=1, two=2, three=3), file("b", two=4, three=3)
     assert others(a, b) == {"one": None, "two": 4}
     assert others({"splits": [a, b]}, {"splits": [b, b]}) == {"one": None, "two": 4}
-    with pytest.raises(ValueError, match="writes one too: give that one first"):
+    with pytest.raises(RecordError, match="writes one too: give that one first"):
         others(b, a)
-    with pytest.raises(ValueError, match="different many: give the one to trust alone"):
+    with pytest.raises(RecordError, match="different many: give the one to trust alone"):
         others(file("c", many=[1] * 33), file("d", many=[2] * 33))
-    with pytest.raises(ValueError, match="different tensors"):
+    with pytest.raises(RecordError, match="different tensors"):
         others(a, {**b, "tensors": []})
 
 
@@ -101,7 +105,7 @@ def test_small_tensors_stay_as_they_are_and_integers_in_their_range(tmp_path: Pa
     checkpoint = recipes.write(recipe, tmp_path, tmp_path)
     assert recipes.from_checkpoint(checkpoint, "x")[0] == recipe
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="save the weights as safetensors"):
+    with pytest.raises(RecordError, match="save the weights as safetensors"):
         recipes.from_checkpoint(checkpoint, "x")
 
 
@@ -143,6 +147,9 @@ def test_a_case_is_recorded_and_checked(
     assert run(*new, "--args=--fail", made=first) == (0, "new: fails: ValueError: no\n")
     assert store.load(table.parent, "new")[1]["outtypes"] == {}
     assert run(*known, made=first)[1] == "new bf16: same\n"
+    with pytest.raises(SystemExit):
+        run("check", "old", "--golden", str(table.parent), made=first)
+    assert f"no case old in {table.parent}" in capsys.readouterr().err
 
 
 def test_quantized_cases_are_packed_as_they_were(tmp_path: Path) -> None:
