@@ -28,10 +28,11 @@ def add(args: argparse.Namespace) -> int:
             (tokenizers / name).write_bytes(data)
     else:
         recipe = {**json.loads(args.source.read_text("utf-8")), "case": args.case}
+    config = json.loads(recipe["files"].get("config.json", "{}"))
     golden = {
         "case": args.case,
         "dir": recipe["dir"],
-        "hf_arch": json.loads(recipe["files"]["config.json"])["architectures"][0],
+        "hf_arch": config.get("architectures", [None])[0],
         "pre": args.pre,
         "args": shlex.split(args.args),
         "notes": args.notes,
