@@ -14,7 +14,7 @@ from typing import Any
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import AddedTokens
-from quantkit.tokenizer.special_tokens import read_merges, tokenizer_config
+from quantkit.tokenizer.special_tokens import content, read_merges, tokenizer_config
 from quantkit.tokenizer.token_types import TokenType, added
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -69,7 +69,7 @@ def from_merges(
     extra = [t for t in tokenizer.get("added_tokens") or [] if isinstance(t, dict)]
     specials = {t["content"] for t in extra if t.get("special")}
     config = tokenizer_config(files)
-    unknown = tokenizer["model"].get("unk_token") or _content(config.get("unk_token"))
+    unknown = tokenizer["model"].get("unk_token") or content(config.get("unk_token"))
 
     merged: dict[str, None] = {}
     for merge in read_merges(tokenizer, files.label("tokenizer.json")):
@@ -101,10 +101,6 @@ def from_merges(
     if not _prepends_space(tokenizer):
         table.space_prefix = False
     return table
-
-
-def _content(entry: Any) -> Any:
-    return entry.get("content") if isinstance(entry, dict) else entry
 
 
 def _prepends_space(tokenizer: dict[str, Any]) -> bool:
@@ -157,7 +153,7 @@ def _added_tokens(
                 token, kind = added(token, special)
             elif not special:
                 kind = TokenType.USER_DEFINED
-            elif style.unknown and token == _content(data.get("unk_token")):
+            elif style.unknown and token == content(data.get("unk_token")):
                 kind = TokenType.UNKNOWN
             else:
                 kind = TokenType.CONTROL

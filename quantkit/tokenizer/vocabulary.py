@@ -22,6 +22,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import byte_level, sentencepiece, tiktoken
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
+from quantkit.tokenizer.past_the_end import left_out
 from quantkit.tokenizer.sentencepiece import Pieces
 from quantkit.tokenizer.special_tokens import (
     SpecialTokens,
@@ -146,14 +147,15 @@ def _read(
             vocab.merges = read_merges(files.json("tokenizer.json"), files.label("tokenizer.json"))
         if pre is not None:
             vocab.notes.append(f"--pre {pre} is of no effect: this vocabulary is SentencePiece's")
-        n_vocab = len(vocab.tokens)
-        vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     else:
         vocab = Vocabulary(
             "gpt2", table.pre, table.tokens, table.types, merges=table.merges, notes=table.notes
         )
-        vocab.special = read_special_tokens(files, None, rules.template_file_wins)
+    n_vocab = len(vocab.tokens)
+    vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     _apply(rules, vocab, tokenizer_config(files))
+    vocab.late_ids = {kind: i for kind, i in vocab.late_ids.items() if i < n_vocab}
+    vocab.notes += left_out(vocab.special, n_vocab, files)
     return vocab
 
 
