@@ -7,7 +7,7 @@ is written, and a model keeps an end token that it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from quantkit.errors import TokenizerError
@@ -17,9 +17,10 @@ from quantkit.tokenizer.special_tokens import SpecialTokens, content, tokenizer_
 _WORDS = {"bos": "begin token", "eos": "end token"}
 
 
-def left_out(special: SpecialTokens, n_vocab: int, files: CheckpointFiles) -> list[str]:
-    """Take ids of `n_vocab` and above out of `special`, another end token if need be into it;
-    lines for people on what was done. Raises TokenizerError: no end token is left."""
+def left_out(special: SpecialTokens, tokens: Sequence[str], files: CheckpointFiles) -> list[str]:
+    """Take ids past the `tokens` out of `special`, another end token if need be into it; lines for
+    people on what was done. Raises TokenizerError: no end token is left."""
+    n_vocab = len(tokens)
     for kind in [k for k, i in special.ids.items() if i >= n_vocab]:
         special.past.setdefault(kind, special.ids.pop(kind))
     config, notes = tokenizer_config(files), []
@@ -36,7 +37,8 @@ def left_out(special: SpecialTokens, n_vocab: int, files: CheckpointFiles) -> li
                 )
             special.ids[kind] = found
         if kind in special.ids:
-            notes.append(f"{why}; {special.ids[kind]} is taken, which other files name")
+            other = special.ids[kind]
+            notes.append(f"{why}; {tokens[other]} ({other}), which other files name, is taken")
         elif special.add.get(kind):
             special.add[kind] = False
             notes.append(f"{why}; none is added to a text")

@@ -50,8 +50,9 @@ def read_special_tokens(
 ) -> SpecialTokens:
     """Read tokenizer.json, tokenizer_config.json, config.json and the chat template files.
 
-    Ids of `n_vocab` and above are left out, and the next file that names one counts. `template_file_wins`: chat_template.jinja is preferred
-    to tokenizer_config.json. Raises CorruptFile, TokenizerError.
+    Ids of `n_vocab` and above are left out, and the next file that names one counts.
+    `template_file_wins`: chat_template.jinja is preferred to tokenizer_config.json. Raises
+    CorruptFile, TokenizerError.
     """
     special = SpecialTokens()
     tokenizer = files.optional("tokenizer.json")

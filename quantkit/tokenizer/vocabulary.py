@@ -3,9 +3,9 @@
 Looked for in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
 
 1. `tokenizer.model`: a SentencePiece vocabulary, as it is.
-2. `tokenizer.json` with byte fallback: a SentencePiece vocabulary without its scores. llama.cpp
-   gives every piece the same one, and then splits text differently from the model; here they are
-   derived from the merges.
+2. `tokenizer.json` with byte pieces and no byte-level step: a SentencePiece vocabulary without its
+   scores. llama.cpp gives every piece the same one, and then splits text differently from the
+   model; here they are derived from the merges.
 3. any other BPE `tokenizer.json`: byte-level BPE with its merges.
 4. tiktoken ranks, or `vocab.json` with `merges.txt`: byte-level BPE in older files.
 """
@@ -155,7 +155,7 @@ def _read(
     vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     _apply(rules, vocab, tokenizer_config(files))
     vocab.late_ids = {kind: i for kind, i in vocab.late_ids.items() if i < n_vocab}
-    vocab.notes += left_out(vocab.special, n_vocab, files)
+    vocab.notes += left_out(vocab.special, vocab.tokens, files)
     return vocab
 
 
@@ -168,8 +168,8 @@ def _read_tokens(
         return sentencepiece.from_model(files, size, rules.added)
     if files.has("tokenizer.json"):
         tokenizer = files.json("tokenizer.json")
-        model = _checked_model(tokenizer, files.label("tokenizer.json"))
-        if model.get("byte_fallback"):
+        _checked_model(tokenizer, files.label("tokenizer.json"))
+        if sentencepiece.has_bytes(tokenizer) and not byte_level.is_byte_level(tokenizer):
             return sentencepiece.from_merges(files, tokenizer, size, rules.added)
     elif kind := tiktoken.kind_of(files):
         return tiktoken.read(files, kind, size, pre)
@@ -187,8 +187,8 @@ def _holds_ranks(model: bytes) -> bool:
     return len(first) == 2 and first[1].isdigit()
 
 
-def _checked_model(tokenizer: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The `model` of a tokenizer.json, if it is BPE with a vocabulary. Raises TokenizerError."""
+def _checked_model(tokenizer: Mapping[str, Any], label: str) -> None:
+    """The `model` of a tokenizer.json is BPE with a vocabulary. Raises TokenizerError."""
     model = tokenizer.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE":
@@ -197,7 +197,6 @@ def _checked_model(tokenizer: Mapping[str, Any], label: str) -> dict[str, Any]:
         isinstance(i, int) and i >= 0 for i in model["vocab"].values()
     ):
         raise TokenizerError(f"{label}: its vocabulary is not a table of pieces and ids")
-    return model
 
 
 def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> None:
