@@ -71,7 +71,7 @@ def rope_freqs(config: Config) -> Any:
 ATTENTION = (*EMBEDDINGS, *NORMS, *attention(rotated=True, bias=None, out_bias=None))
 
 LLAMA = Architecture(
-    hf_names=("LlamaForCausalLM", "MistralForCausalLM"),
+    hf_names=("LlamaForCausalLM", "MistralForCausalLM", "LlamaModel"),
     gguf_arch="llama",
     keys=TEXT_KEYS,
     late_keys=(VOCAB_SIZE, ROPE_DIMENSION),

@@ -42,7 +42,7 @@ SHARED_EXPERT = (
 SHARED_FFN = Key("{arch}.expert_shared_feed_forward_length", "shared_expert_intermediate_size")
 
 QWEN2 = Architecture(
-    hf_names=("Qwen2ForCausalLM",),
+    hf_names=("Qwen2ForCausalLM", "Qwen2Model"),
     gguf_arch="qwen2",
     keys=TEXT_KEYS,
     late_keys=(),
@@ -55,7 +55,7 @@ QWEN2 = Architecture(
 
 QWEN3 = replace(
     QWEN2,
-    hf_names=("Qwen3ForCausalLM",),
+    hf_names=("Qwen3ForCausalLM", "Qwen3Model"),
     gguf_arch="qwen3",
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), *gated_mlp()),
     defaults={**QWEN2.defaults, "head_dim": 128},

@@ -30,6 +30,7 @@ TEXT_CONFIGS = (
     "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
     "lfm",
 )  # fmt: skip
+HEADLESS = ("LlamaModel", "Qwen2Model", "Qwen3Model")  # saved without a head
 # models that are converted by their own name, whatever their text part calls itself
 # (llama.cpp `get_model_architecture`)
 OWN_NAMES = (
@@ -75,7 +76,8 @@ def from_checkpoint(
     if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
         file_type = MXFP4_FILE
     kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
-    notes = (*filter(None, (e.differs(config) for e in arch.assumes)), *notes)
+    said = (_predicting_note(arch, config), *(e.differs(config) for e in arch.assumes))
+    notes = (*filter(None, said), *notes)
     return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
@@ -95,6 +97,8 @@ def _read_config(files: CheckpointFiles) -> tuple[Architecture, Config]:
     for ours, theirs in arch.aliases.items():
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
+    if name in HEADLESS or files.has("modules.json"):
+        values["tie_word_embeddings"] = True
     config = Config(values, label, wrapper="" if whole == name else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
@@ -106,6 +110,16 @@ def _architecture(values: Mapping[str, Any]) -> str:
     """The name that a config gives its model, or none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _predicting_note(arch: Architecture, config: Config) -> str | None:
+    """A line where the weights have more layers that predict further tokens than is said."""
+    if config.mtp <= (declared := arch.mtp(config)):
+        return None
+    return (
+        f"{config.where} says {declared} layers that predict further tokens, and the weights have "
+        f"{config.mtp}: they are kept (--no-mtp leaves them out)"
+    )
 
 
 def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:

@@ -29,14 +29,15 @@ from quantkit.errors import (
     TensorUnknown,
     UnsupportedSource,
 )
-from quantkit.gguf.tensor_names import parse
+from quantkit.gguf.tensor_names import in_block, parse
+from quantkit.model.missing import check_nothing_missing
+from quantkit.model.names import NUMBER, known_names, predicts
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 
 # GGUF tensor name -> its shape (NumPy order) and the segments that tile it
 Placed = dict[str, tuple[tuple[int, ...], tuple[Segment, ...]]]
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # what --fuse-qkv and --fuse-gate-up-exps join, one below another, and what it becomes
 _JOINS = {
     "qkv": (("attn_q", "attn_k", "attn_v"), "attn_qkv"),
@@ -53,7 +54,7 @@ def place(
 
     Raises ConfigError, TensorUnknown, TensorShape, TensorMissing.
     """
-    layout = _Layout(arch, config, options)
+    layout = _Layout(arch, config, options, sources)
     layout.check_dims()
     placed: Placed = {}
     used: dict[str, SourceTensor] = {}
@@ -65,7 +66,7 @@ def place(
         used[source.name] = source
         names: dict[str, None] = {}
         for piece in layout.pieces(m.map, m.bid, m.xid):
-            name = _full_name(piece.role, m.bid)
+            name = in_block(piece.role, m.bid)
             target = waiting.setdefault(name, _Waiting(piece.shape))
             if name in placed or not target.take(piece, source):
                 raise TensorUnknown(f"tensor {source.name} is a second spelling of rows of {name}")
@@ -81,7 +82,7 @@ def place(
                 done = waiting.pop(name)
                 segments = sorted(done.rows.values(), key=lambda s: s.first_row)
                 placed[name] = (done.shape, tuple(segments))
-    _check_nothing_missing(layout, sources, placed)
+    check_nothing_missing(layout, sources, placed)
     if waiting:
         raise TensorMissing(f"{config.where}: only part of {min(waiting)} is in the checkpoint")
     return placed, used
@@ -95,15 +96,17 @@ def predicting_layers(
 ) -> int:
     """How many layers that predict further tokens will be converted.
 
-    Fine-tunes often leave them out, whatever config.json says; then there are none.
-    Raises ConfigError if only they are wanted and there are none.
+    Fine-tunes leave them out, or leave them out of config.json: as many as there are count, unless
+    it promises more. Raises ConfigError if only they are wanted and there are none.
     """
-    declared = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
-    if declared:
-        layout = _Layout(arch, replace(config, mtp=declared), options)
-        found = (layout.find(t)[1] for t in sources.values() if not layout.drops(t))
-        if not any(bid is not None and bid >= config.layers for bid in found):
-            declared = 0
+    declared = 0
+    if arch.keeps_mtp and options.mtp != "without":
+        declared = arch.mtp(config)
+        layout = _Layout(arch, replace(config, mtp=max(declared, 1)), options, sources)
+        found = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
+        there = max(found) + 1 - config.layers if found else 0
+        if there == 0 or there > declared:
+            declared = there
     if options.mtp == "only" and not declared:
         raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
     return declared
@@ -145,6 +148,7 @@ class _Layout:
     arch: Architecture
     config: Config
     options: ConversionOptions
+    sources: Mapping[str, SourceTensor]
     kinds: dict[tuple[str, int], bool] = field(default_factory=dict)  # what `has` found
 
     @cached_property
@@ -166,6 +170,11 @@ class _Layout:
             raise ConfigError(
                 f"{self.config.where}: a list has fewer than {len(blocks)} values, one a layer"
             ) from None
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The sources' names as the architecture knows them."""
+        return known_names(self.sources, self.maps)
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
@@ -230,10 +239,10 @@ class _Layout:
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = t.name.replace("language_model.", "")
-        numbers = [int(n) for n in _NUMBER.findall(name)]
+        name = self.names[t.name]
+        numbers = [int(n) for n in NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
-        for m in self.maps.get(_NUMBER.sub("*", name), ()):
+        for m in self.maps.get(NUMBER.sub("*", name), ()):
             ids = dict(zip(m.fields, numbers, strict=True))
             bid = ids.get("bid")
             if "mid" in ids or (bid is None and m.layers == "mtp"):
@@ -245,7 +254,16 @@ class _Layout:
 
     def drops(self, t: SourceTensor) -> bool:
         """Whether a tensor that no row takes may be left out."""
-        return any(d.fullmatch(t.name) for d in self.dropped)
+        names = {t.name, self.names[t.name]}
+        return any(d.fullmatch(name) for d in self.dropped for name in names)
+
+    def predicted(self, t: SourceTensor) -> int | None:
+        """The block of a tensor that only layers have which predict further tokens, counted after
+        the model's own; None for any other."""
+        if not predicts(self.names[t.name]):
+            return None
+        bid = self.find(t)[1]
+        return bid if bid is not None and bid >= self.config.layers else None
 
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
@@ -301,22 +319,21 @@ def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
     """All stacked experts of a block that are of one kind with `names`, in the family's order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
     return [
-        _full_name(layout.joined(f"{role}.weight"), bid)
+        in_block(layout.joined(f"{role}.weight"), bid)
         for role in layout.arch.expert_order
         if role.rpartition("_")[2] in kinds
     ]
 
 
-def _full_name(role: str, bid: int | None) -> str:
-    return role if bid is None else f"blk.{bid}.{role}"
-
-
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
-    left_out = arch.mtp(config) - config.mtp
+    ahead = {layout.predicted(t) for t in sources.values()} - {None}
+    left_out = max(arch.mtp(config) - config.mtp, 0)
     for i, t in enumerate(sources.values()):
         m, bid, xid = layout.find(t)
-        if bid is not None and blocks <= bid < blocks + left_out:
+        if bid is not None and bid >= blocks and (bid < blocks + left_out or bid in ahead):
+            continue
+        if layout.names[t.name].startswith("mtp.") and not config.mtp:
             continue
         if layout.options.mtp == "only" and bid is not None and bid < config.layers:
             continue
@@ -364,44 +381,3 @@ def _check(m: _Match, layout: _Layout) -> None:
             f"tensor {m.tensor.name}: shape {list(m.tensor.shape)} found, {list(expected)} "
             f"expected ({' x '.join(m.map.shape)} of {config.where})"
         )
-
-
-def _check_nothing_missing(
-    layout: _Layout, sources: Mapping[str, SourceTensor], placed: Placed
-) -> None:
-    config = layout.config
-    tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
-    for m in layout.arch.maps:
-        if m.optional or (tied and m.source == "lm_head.weight"):
-            continue
-        for bid in layout.blocks_of(m):
-            for target in {_full_name(p.role, bid) for p in layout.pieces(m, bid, 0)}:
-                if target in placed or not (missing := _missing(layout, bid, target, sources)):
-                    continue
-                n_experts = layout.dims[bid or 0].get("experts", 0)
-                experts = f" and {n_experts} experts" if n_experts else ""
-                raise TensorMissing(
-                    f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
-                    f"{target}); {config.where} says {config.layers} layers{experts}"
-                )
-
-
-def _missing(
-    layout: _Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
-) -> list[str]:
-    """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
-    elsewhere or else misses the smallest part of."""
-    present = {name.replace("language_model.", "") for name in sources}
-    templates = {_NUMBER.sub("*", name) for name in present}
-    spellings: list[tuple[bool, float, int, list[str]]] = []
-    for m in layout.arch.maps:
-        if layout.has(m, bid) and any(
-            _full_name(p.role, bid) == target for p in layout.pieces(m, bid, 0)
-        ):
-            xids = range(layout.dims[bid or 0][m.experts] if "xid" in m.fields else 1)
-            mid = (bid or 0) - layout.config.layers
-            names = [m.source.format(bid=bid, mid=mid, xid=x) for x in xids]
-            missing = [name for name in names if name not in present]
-            unused = m.template not in templates
-            spellings.append((unused, len(missing) / len(names), len(spellings), missing))
-    return min(spellings)[-1]

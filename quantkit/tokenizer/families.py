@@ -57,8 +57,8 @@ class VocabRules:
 
 
 _LLAMA = VocabRules(
-    names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
-           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM"),
+    names=("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel", "MistralForCausalLM",
+           "MixtralForCausalLM", "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM"),
     config_space_prefix="first",
 )  # fmt: skip
 _GRANITE = replace(
