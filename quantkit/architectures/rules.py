@@ -19,6 +19,7 @@ from typing import Any
 from quantkit.errors import ConfigError
 from quantkit.source.segments import Edit, Segment
 
+MOST_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 _REQUIRED: Any = object()
 _RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -76,6 +77,10 @@ class Config:
     def layers(self) -> int:
         """Layers of the model itself."""
         n: int = self.get("num_hidden_layers", "n_layers", "num_layers")
+        if not isinstance(n, int) or not 1 <= n <= MOST_LAYERS:
+            raise ConfigError(
+                f"{self.where}: 'num_hidden_layers' is {n!r}; 1 to {MOST_LAYERS} are possible"
+            )
         return n
 
     @property
@@ -338,12 +343,12 @@ class Map:
     flat: bool = False
     experts: str = "experts"
 
-    @property
+    @cached_property
     def template(self) -> str:
         """The name with every number replaced by a star."""
         return re.sub(r"\{\w+\}", "*", self.source)
 
-    @property
+    @cached_property
     def fields(self) -> list[str]:
         """What the stars stand for, in order."""
         return re.findall(r"\{(\w+)\}", self.source)

@@ -19,6 +19,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.packed import decoded
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
+from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
@@ -51,9 +52,30 @@ def from_checkpoint(
     before a quantizer reads it. `pre` names the pre-tokenizer, which is recognised otherwise.
     Raises SourceError, ModelError.
     """
+    label = files.label("config.json")
+    with malformed(ConfigError, f"{label}: its values are not of the kinds that they should be"):
+        arch, config = _read_config(files)
+    with malformed(ConfigError, f"{label} contradicts itself{_odd_lists(config)}"):
+        return _converted(files, arch, config, outtype, pre, options)
+
+
+def _odd_lists(config: Config) -> str:
+    """Lists that should have a value for each layer and do not, as part of a message."""
+    odd = (
+        f"'{name}' is {len(value)} values"
+        for name, value in config.values.items()
+        if "layer" in name and isinstance(value, list) and len(value) != config.layers
+    )
+    told = ", ".join(odd)
+    return f": {told} for {config.layers} layers" if told else ""
+
+
+def _converted(
+    files: CheckpointFiles, arch: Architecture, config: Config, outtype: str | None,
+    pre: str | None, options: ConversionOptions,
+) -> Model:  # fmt: skip
     from quantkit.model.metadata import checkpoint_metadata
 
-    arch, config = _read_config(files)
     stored = {t.name: t for t in decoded(tuple(read_tensors(files)), config.values)}
     outtype = _chosen(outtype, stored.values())
     config = replace(config, mtp=predicting_layers(arch, config, stored, options))

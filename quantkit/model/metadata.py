@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit.architectures.rules import Architecture, Config, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
@@ -139,6 +139,32 @@ def _check(metadata: Metadata, files: CheckpointFiles) -> None:
             setattr(metadata, name, [str(v) for v in values])
 
 
+# keys that llama.cpp reads one value a layer of, where it is given a list
+_PER_LAYER = (
+    "attention.head_count", "attention.head_count_kv", "attention.compress_ratios",
+    "attention.indexer.types", "attention.recurrent_layers", "attention.sliding_window_pattern",
+    "activation_sparsity_scale", "expert_feed_forward_length", "expert_used_count",
+    "feed_forward_length", "swiglu_clamp_exp", "swiglu_clamp_shexp", "xielu.alpha_n",
+    "xielu.alpha_p", "xielu.beta", "xielu.eps",
+)  # fmt: skip
+_OTHER_LISTS = ("rope.dimension_sections", "classifier.output_labels")
+
+
+def _check_list(name: str, value: list[Any], config: Config) -> None:
+    """A list stands where llama.cpp reads one, and is as long as it wants it. Raises
+    ConfigError."""
+    key = name.partition(".")[2]
+    if key in _OTHER_LISTS or key.startswith("ple."):
+        return
+    if key not in _PER_LAYER:
+        raise ConfigError(f"{config.where}: {name} is one number, not {value!r}")
+    if len(value) not in (config.layers, config.blocks):
+        raise ConfigError(
+            f"{config.where}: {name} is {len(value)} values, one for each of {config.layers} "
+            f"layers is expected: {value!r}"
+        )
+
+
 def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> None:
     """Add the keys of an architecture that have a value. Raises ConfigError."""
     from gguf import GGUFValueType
@@ -149,6 +175,7 @@ def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> No
             continue
         with malformed(ConfigError, f"{config.where}: {name} cannot be {value!r}"):
             if isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
+                _check_list(name, value, config)
                 writer.add_array(name, value)
             else:
                 writer.add_key_value(name, value, GGUFValueType[key.kind])

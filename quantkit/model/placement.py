@@ -104,9 +104,9 @@ def predicting_layers(
         declared = arch.mtp(config)
         layout = _Layout(arch, replace(config, mtp=max(declared, 1)), options, sources)
         found = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
-        there = max(found) + 1 - config.layers if found else 0
-        if there == 0 or there > declared:
-            declared = there
+        ahead = found == set(range(config.layers, config.layers + len(found)))
+        if not found or (ahead and len(found) > declared):
+            declared = len(found)
     if options.mtp == "only" and not declared:
         raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
     return declared
@@ -210,16 +210,20 @@ class _Layout:
                 out.update((role, (target + suffix, names)) for role in names)
         return out
 
+    @cached_property
+    def own_names(self) -> bool:
+        """Whether layers that predict further tokens are counted by themselves."""
+        return any("mid" in m.fields for m in self.arch.maps)
+
     def joined(self, role: str) -> str:
         return self.renamed[role][0] if role in self.renamed else role
 
     def blocks_of(self, m: Map) -> Sequence[int | None]:
         """The blocks that must have the tensor."""
         layers, blocks = self.config.layers, self.config.blocks
-        own_names = any("mid" in other.fields for other in self.arch.maps)
         if "bid" in m.fields:
             first = layers if self.options.mtp == "only" else 0
-            found: Sequence[int] = range(first, layers if own_names else blocks)
+            found: Sequence[int] = range(first, layers if self.own_names else blocks)
         elif "mid" in m.fields:
             found = range(layers, blocks)
         elif m.layers == "mtp":
@@ -254,7 +258,8 @@ class _Layout:
 
     def drops(self, t: SourceTensor) -> bool:
         """Whether a tensor that no row takes may be left out."""
-        names = {t.name, self.names[t.name]}
+        name = self.names[t.name]
+        names = {t.name, name, name.removeprefix("model.")}
         return any(d.fullmatch(name) for d in self.dropped for name in names)
 
     def predicted(self, t: SourceTensor) -> int | None:
@@ -327,11 +332,12 @@ def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
-    ahead = {layout.predicted(t) for t in sources.values()} - {None}
-    left_out = max(arch.mtp(config) - config.mtp, 0)
+    ahead = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
+    if not ahead:  # those that are left out may lack what tells them
+        ahead.update(range(blocks, blocks + max(arch.mtp(config) - config.mtp, 0)))
     for i, t in enumerate(sources.values()):
         m, bid, xid = layout.find(t)
-        if bid is not None and bid >= blocks and (bid < blocks + left_out or bid in ahead):
+        if bid is not None and bid >= blocks and bid in ahead:
             continue
         if layout.names[t.name].startswith("mtp.") and not config.mtp:
             continue
