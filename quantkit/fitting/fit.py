@@ -187,6 +187,9 @@ def _room(
     Raises BudgetError: there are none, they need more in any case, or none needs so much.
     """
     if not free:
+        formats = {type_by_name(t.format) for t in job.plan.outputs[0].by_name.values()}
+        if all(fmt.is_float for fmt in formats):
+            raise BudgetError("no tensor of the model is of a kind that is quantized")
         raise BudgetError("the weights are quantized already; give a 16- or 32-bit source")
     (row,) = planned_rows(job.plan, budget.context, job.model.kv)
     if budget.size is not None:

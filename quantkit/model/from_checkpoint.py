@@ -14,8 +14,10 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.placement import place, predicting_layers
+from quantkit.model.pooling import is_reranker, with_head
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.mistaken import no_model
 from quantkit.source.packed import decoded
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
@@ -85,6 +87,8 @@ def _converted(
             source = SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
             sources[name] = source
             placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
+    if is_reranker(files, arch, config):
+        placed = with_head(placed, sources, files, config)
     tensors = tuple(
         ModelTensor(
             name,
@@ -106,7 +110,9 @@ def _converted(
 def _read_config(files: CheckpointFiles) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
     if not files.has("config.json"):
-        raise SourceNotFound(f"{files.where}: no config.json in it; not a checkpoint directory")
+        what = no_model(files)
+        why = f"it is {what}" if what else "not a checkpoint directory"
+        raise SourceNotFound(f"{files.where}: no config.json in it; {why}")
     label = files.label("config.json")
     raw = Config(files.json("config.json"), label)
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]

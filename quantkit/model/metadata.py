@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.architectures.rules import Architecture, Config, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
+from quantkit.model.pooling import add_pooling
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.vocabulary import malformed, read_vocabulary
@@ -64,9 +68,11 @@ def checkpoint_metadata(
     _add_keys(writer, arch.keys, config)
     writer.add_file_type(file_type)
     _add_keys(writer, arch.late_keys, config)
+    pooled = add_pooling(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
-    return with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
+    kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
+    return kv, (*pooled, *notes)
 
 
 def with_vocabulary(
@@ -107,8 +113,11 @@ def add_general(
     from gguf import Metadata
 
     total, label = count_and_label((t.name, t.shape) for t in tensors)
-    with malformed(CorruptFile, f"{files.where}: malformed README.md or generation_config.json"):
-        metadata = Metadata.load(None, files.directory.resolve(), None, total)
+    with (
+        malformed(CorruptFile, f"{files.where}: malformed README.md or generation_config.json"),
+        _named(files) as directory,
+    ):
+        metadata = Metadata.load(None, directory, None, total)
         generation = files.optional("generation_config.json")
         if generation is not None and metadata.sampling_penalty_repeat is None:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
@@ -117,6 +126,23 @@ def add_general(
             metadata.size_label = label
         writer.add_type("model")
         metadata.set_gguf_meta_model(writer)
+
+
+@contextmanager
+def _named(files: CheckpointFiles) -> Iterator[Path]:
+    """A directory called as the model is, with the small files that gguf reads: it takes names
+    from the directory's."""
+    directory = files.directory.resolve()
+    if directory.name == files.name:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as parent:
+        named = Path(parent, files.name)
+        named.mkdir()
+        for name in ("README.md", "config.json", "generation_config.json"):
+            if files.has(name):
+                (named / name).write_bytes(files.data(name))
+        yield named
 
 
 def _check(metadata: Metadata, files: CheckpointFiles) -> None:

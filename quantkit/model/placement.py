@@ -32,6 +32,7 @@ from quantkit.errors import (
 from quantkit.gguf.tensor_names import in_block, parse
 from quantkit.model.missing import check_nothing_missing
 from quantkit.model.names import NUMBER, known_names, predicts
+from quantkit.source.mistaken import stranger
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 
@@ -350,7 +351,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
             kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
             raise TensorUnknown(
                 f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
-                "is the checkpoint of another architecture?"
+                f"{stranger(t.name, sources)}"
             )
         # a fused tensor stands where the last of its experts would
         name = m.like.format(bid=bid, xid=9) if m.like else t.name

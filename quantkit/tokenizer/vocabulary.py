@@ -176,7 +176,13 @@ def _read_tokens(
     elif files.has("vocab.json") and files.has("merges.txt"):
         tokenizer = byte_level.from_vocab_and_merges(files)
     else:
-        raise TokenizerError(f"{files.where}: neither tokenizer.model nor tokenizer.json is there")
+        tekken = (
+            " (tekken.json alone is Mistral's own form: the release with tokenizer.json has both)"
+            if files.has("tekken.json") else ""
+        )  # fmt: skip
+        raise TokenizerError(
+            f"{files.where}: neither tokenizer.model nor tokenizer.json is there{tekken}"
+        )
     return byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -98,12 +99,24 @@ def splitting(file: Path) -> Tokenize:
             env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         if found.returncode != 0:
-            said = (found.stderr.strip().splitlines() or ["no reason is given"])[-1].strip()
+            said = reason_of(found.stderr)
             raise LlamaError(f"{file}: llama.cpp does not read its vocabulary: {said}")
         ids: list[list[int]] = json.loads(found.stdout)
         return ids
 
     return split
+
+
+# lines of a process that llama.cpp ends, the most telling first; a stack trace follows them
+_REASONS = (r"GGML_ASSERT\(.*", r"terminate called.*|what\(\):.*", r"\w*Error\b.*|.*error:.*")
+
+
+def reason_of(said: str) -> str:
+    """Why a process ended, of all that it wrote."""
+    for pattern in _REASONS:
+        if lines := re.findall(pattern, said):
+            return " ".join(line.strip() for line in lines[:2])
+    return (said.strip().splitlines() or ["no reason is given"])[-1].strip()
 
 
 def main() -> None:
