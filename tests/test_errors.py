@@ -79,7 +79,7 @@ def test_unsupported_architecture(broken: Broken, tmp_path: Path) -> None:
     edit_config(source, architectures=["MixtralForSequenceClassification"])
     fails(
         errors.UnsupportedArchitecture,
-        "'MixtralForSequenceClassification' & nearest: Mixtral & LlamaForCausalLM",
+        "'MixtralForSequenceClassification' & nearest: Mixtral & inspect --architectures",
         source, tmp_path / "out",
     )  # fmt: skip
 

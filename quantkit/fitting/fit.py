@@ -11,6 +11,7 @@ from quantkit.errors import BudgetError
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import Errors, measure
 from quantkit.gguf.container import align
+from quantkit.gguf.splits import is_gguf
 from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.model.open import AS_IT_IS, Reading
@@ -156,7 +157,7 @@ def make(
 ) -> Plan:  # fmt: skip
     """Write the file that was chosen: to a `.gguf` path, or to `<name>-<base>-fit.gguf` in a
     directory. Raises QuantkitError."""
-    if output.suffix != ".gguf" or output.is_dir():
+    if not is_gguf(output) or output.is_dir():
         output /= f"{found.name}-{found.base}-fit.gguf"
     request = Request(found.overrides)
     job = prepare(source, [found.base], output, request=request, imatrix=imatrix, reading=reading)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
@@ -20,7 +22,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.mistaken import no_model
 from quantkit.source.packed import decoded
 from quantkit.source.segments import Segment
-from quantkit.source.tensors import SourceTensor
+from quantkit.source.tensors import Files, SourceTensor
 from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
@@ -102,7 +104,11 @@ def _converted(
     if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
         file_type = MXFP4_FILE
     kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
-    said = (_predicting_note(arch, config), *(e.differs(config) for e in arch.assumes))
+    said = (
+        _predicting_note(arch, config),
+        _head_note(config, stored, sources),
+        *(e.differs(config) for e in arch.assumes),
+    )
     notes = (*filter(None, said), *notes)
     return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
@@ -147,6 +153,31 @@ def _predicting_note(arch: Architecture, config: Config) -> str | None:
     return (
         f"{config.where} says {declared} layers that predict further tokens, and the weights have "
         f"{config.mtp}: they are kept (--no-mtp leaves them out)"
+    )
+
+
+def _head_note(
+    config: Config, stored: Mapping[str, SourceTensor], used: Mapping[str, SourceTensor]
+) -> str | None:
+    """A line where a model is tied and its head was trained apart: three rows tell."""
+    if config.find("tie_word_embeddings") is not True:
+        return None
+    head, table = (
+        next((t for name, t in stored.items() if name.endswith(end)), None)
+        for end in ("lm_head.weight", "embed_tokens.weight")
+    )
+    if head is None or table is None or head.shape != table.shape or head.parts or table.parts:
+        return None
+    with Files([head.path, table.path]) as files:
+        rows = (0, head.n_rows // 2, head.n_rows - 1)
+        if all(
+            np.array_equal(files.read_rows(head, i, 1), files.read_rows(table, i, 1)) for i in rows
+        ):
+            return None
+    kept = "it is kept" if head.name in used else "it is left out"
+    return (
+        f"{head.name} is not the embedding, to which config.json ties it (tie_word_embeddings): "
+        f"{kept}, and transformers uses the embedding"
     )
 
 

@@ -203,6 +203,20 @@ def _templates(files: CheckpointFiles, config: dict[str, Any], file_wins: bool) 
     return _by_name(config.get("chat_template")) or _templates_of_files(files)
 
 
+def unused_template(files: CheckpointFiles, file_wins: bool) -> str | None:
+    """A line where two places hold chat templates that differ, and one of them is not used."""
+    config = _by_name(tokenizer_config(files).get("chat_template"))
+    of_files = _templates_of_files(files)
+    if not config or not of_files or config == of_files:
+        return None
+    name = "chat_template.jinja" if files.has("chat_template.jinja") else "chat_template.json"
+    used, unused = "tokenizer_config.json", name
+    if file_wins:
+        used, unused = unused, used
+    empty = " (an empty text)" if not any((of_files if file_wins else config).values()) else ""
+    return f"the chat template of {used}{empty} is used; that of {unused} differs, and is not"
+
+
 def _templates_of_files(files: CheckpointFiles) -> dict[str, str]:
     """chat_template.jinja with the named ones beside it, else chat_template.json."""
     if files.has("chat_template.jinja"):

@@ -29,6 +29,7 @@ from quantkit.tokenizer.special_tokens import (
     read_merges,
     read_special_tokens,
     tokenizer_config,
+    unused_template,
 )
 from quantkit.tokenizer.token_types import TokenType
 
@@ -155,8 +156,22 @@ def _read(
     vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     _apply(rules, vocab, tokenizer_config(files))
     vocab.late_ids = {kind: i for kind, i in vocab.late_ids.items() if i < n_vocab}
+    vocab.notes += filter(None, [unused_template(files, rules.template_file_wins), _lost(vocab)])
     vocab.notes += left_out(vocab.special, vocab.tokens, files)
     return vocab
+
+
+def _lost(vocab: Vocabulary) -> str | None:
+    """A line on special tokens whose text is lost: no text holds U+FFFD, so none has them."""
+    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    lost = [
+        i for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True))
+        if kind in kinds and "\ufffd" in text
+    ]  # fmt: skip
+    if not lost:
+        return None
+    names = ", ".join(f"{vocab.tokens[i]!r} ({i})" for i in lost[:3])
+    return f"{len(lost)} added tokens hold U+FFFD and will be found in no text: {names}"
 
 
 def _read_tokens(

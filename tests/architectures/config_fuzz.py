@@ -72,7 +72,9 @@ def changed(config: dict[str, Any], changes: dict[Path_, Any]) -> dict[str, Any]
         try:
             for key in path[:-1]:
                 inner = inner[key]
-            inner[path[-1]] = value
+            if isinstance(inner, dict) and not isinstance(path[-1], str):
+                continue
+            inner[path[-1]] = copy.deepcopy(value)
         except (TypeError, KeyError, IndexError):
             continue  # under what another change replaced
     return out
