@@ -78,9 +78,7 @@ class Config:
         """Layers of the model itself."""
         n: int = self.get("num_hidden_layers", "n_layers", "num_layers")
         if not isinstance(n, int) or not 1 <= n <= MOST_LAYERS:
-            raise ConfigError(
-                f"{self.where}: 'num_hidden_layers' is {n!r}; 1 to {MOST_LAYERS} are possible"
-            )
+            raise ConfigError(f"{self.where}: 'num_hidden_layers' must be 1 to {MOST_LAYERS}")
         return n
 
     @property
