@@ -107,7 +107,7 @@ def _architecture_name(raw: Mapping[str, object], directory: Path) -> str:
     return names[0]
 
 
-def _settings(directory: Path, config: Config) -> Settings | None:
+def _settings(directory: Path, config: Config) -> Settings:
     """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
     CorruptFile."""
     path = directory / "hf_quant_config.json"
