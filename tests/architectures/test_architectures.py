@@ -233,7 +233,7 @@ def test_fp8_as_q8_0(checkpoint: Get, tmp_path: Path) -> None:
         ("llama4", {"text_config": {}}, "'num_hidden_layers' is missing"),
         ("gpt-oss", {"quantization_config": None}, "_blocks & no quantization_config"),
         ("gpt-oss", {"quantization_config": {"quant_method": "hqq"}}, "'hqq' & mxfp4"),
-        ("deepseek-v3-fp8", {"quantization_config": None}, "weight_scale_inv & no quantization_config"),
+        ("deepseek-v3-fp8", {"quantization_config": None}, "_scale_inv & no quantization_config"),
         ("nemotron-h-moe", {"hybrid_override_pattern": "ME"}, "names no kind for layer"),
         ("phimoe", {"lm_head_bias": None, "rope_scaling": {"type": "longrope", "long_factor": [1]}},
          "'long_factor' must hold 32"),
