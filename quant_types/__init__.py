@@ -22,6 +22,9 @@ from quant_types import (
     iq4_nl,
     iq4_xs,
     mxfp4,
+    nvfp4,
+    q1_0,
+    q2_0,
     q2_k,
     q3_k,
     q4_0,
@@ -81,6 +84,8 @@ FORMATS: tuple[BlockFormat, ...] = (
     floats.F32,
     floats.F16,
     floats.BF16,
+    q1_0.FORMAT,
+    q2_0.FORMAT,
     q4_0.FORMAT,
     q4_1.FORMAT,
     q5_0.FORMAT,
@@ -96,6 +101,7 @@ FORMATS: tuple[BlockFormat, ...] = (
     tq1_0.FORMAT,
     tq2_0.FORMAT,
     mxfp4.FORMAT,
+    nvfp4.FORMAT,
 )
 
 _BY_NAME = {fmt.name: fmt for fmt in FORMATS}
