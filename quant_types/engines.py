@@ -139,7 +139,8 @@ def first_bad_row(x: np.ndarray, n: int) -> int:
 
 def kernel_name(fmt: BlockFormat, importance: bool) -> str:
     """The kernel of a format, as `kernels.load` takes it."""
-    return fmt.lanes + ("_importance" if importance and fmt.takes_importance else "")
+    weighted = fmt.needs_importance or (importance and fmt.takes_importance)
+    return fmt.lanes + ("_importance" if weighted else "")
 
 
 def load_kernels(wanted: Iterable[tuple[BlockFormat, bool]], threads: int) -> None:
