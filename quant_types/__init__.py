@@ -19,6 +19,8 @@ import numpy as np
 
 from quant_types import (
     floats,
+    iq1_m,
+    iq1_s,
     iq2_s,
     iq2_xs,
     iq2_xxs,
@@ -105,6 +107,8 @@ FORMATS: tuple[BlockFormat, ...] = (
     q4_k.FORMAT,
     q5_k.FORMAT,
     q6_k.FORMAT,
+    iq1_s.FORMAT,
+    iq1_m.FORMAT,
     iq2_xxs.FORMAT,
     iq2_xs.FORMAT,
     iq2_s.FORMAT,

@@ -237,16 +237,24 @@ def _search(
 
 
 def nearest_points(
-    grid: Grid, code: Array, x: Array, w: Array, scale: Array, wanted: Array
+    grid: Grid,
+    code: Array,
+    x: Array,
+    w: Array,
+    scale: Array,
+    wanted: Array,
+    shift: Array | None = None,
 ) -> tuple[Array, Array]:
     """Points of groups: those that they are, or the nearest of those near them.
 
-    ggml `iq2_find_best_neighbour`, `iq3_find_best_neighbour`: the first of least weighted error.
+    ggml `iq2_find_best_neighbour`, `iq3_find_best_neighbour`, `iq1_find_best_neighbour2`: the first
+    of least weighted error.
 
     Args:
         code: int32 `[groups, lanes]`.
-        x, w: float32 `[dim, groups, lanes]`, magnitudes and the weight of each error.
+        x, w: float32 `[dim, groups, lanes]`, weights and the weight of each error.
         scale: float32 `[groups, lanes]`.
+        shift: float32 `[groups, lanes]`: values are level - 1 + shift, and 2 * level + 1 without.
         wanted: bool `[groups, lanes]`; of the others a point is given, but any.
 
     Returns:
@@ -270,6 +278,8 @@ def nearest_points(
             first = -1 - place[g, lanes]
             at = first[:, None] + xp.arange(count, dtype=first.dtype, device=x.device)
             q = xp.astype(near[at], xp.float32)  # [part, count, dim, LIST]
+            if shift is not None:
+                q = q * 0.5 - 1.5 + shift[g, lanes][:, None, None, None]
             s = scale[g, lanes][:, None, None]
             error = xp.zeros_like(q[:, :, 0])
             for i in range(grid.dim):
