@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from quant_types.kernels import LINE
+
 LIST = 16  # candidates in a chunk of a list; the last of a list is repeated to fill its last chunk
 _ROWS = 256  # codes whose distances are in memory at once
 
 
 class Grid(NamedTuple):
-    """A grid; all arrays are views of `table`, one behind another in this order.
+    """A grid; all arrays are views of `table`, one behind another in this order, each on a cache line.
 
     A code is a group's levels as digits, the first the lowest, in base `base`.
     """
@@ -83,12 +85,17 @@ def _make(name: str) -> Grid:
     odd = (2 * levels + 1).astype(np.uint8)
     near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
     arrays = (place, chunks, odd, points, near)
-    table = np.concatenate([a.reshape(-1).view(np.uint8) for a in arrays])
-    table.flags.writeable = False
+    spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
+    memory = np.zeros(sum(spans) + LINE, np.uint8)
+    table = memory[-memory.ctypes.data % LINE :][: sum(spans)]
     views, at = [], 0
-    for a in arrays:
-        views.append(table[at : at + a.nbytes].view(a.dtype).reshape(a.shape))
-        at += a.nbytes
+    for a, span in zip(arrays, spans, strict=True):
+        view = table[at : at + a.nbytes].view(a.dtype).reshape(a.shape)
+        view[:] = a
+        view.flags.writeable = False
+        views.append(view)
+        at += span
+    table.flags.writeable = False
     return Grid(base, dim, *views, table)
 
 
