@@ -21,15 +21,20 @@ _ROWS = 256  # codes whose distances are in memory at once
 class Grid(NamedTuple):
     """A grid; all arrays are views of `table`, one behind another in this order, each on a cache line.
 
-    A code is a group's levels as digits, the first the lowest, in base `base`.
+    A code is a group's levels as digits, the first the lowest, in base `base`. Its short list leaves
+    out those that another one is between in every coordinate: where no weight is between two levels,
+    the other one's error is not greater under any weights, and it comes first. IQ1 has none.
     """
 
     base: int  # levels of a weight
     dim: int  # weights of a group
     place: np.ndarray  # int32 [codes]: the point, or -1 - the first chunk of the list
-    chunks: np.ndarray  # int32 [codes]: chunks of the list, 0 on the grid
+    sizes: np.ndarray  # int32 [codes]: candidates in the list, 0 on the grid
+    short: np.ndarray  # int32 [codes]: the first chunk of the short list
+    short_sizes: np.ndarray  # int32 [codes]
+    packed: np.ndarray  # int32 [points]: the point, and from bit 16 on its levels, 3 or 2 bits each
     odd: np.ndarray  # uint8 [points, dim]: a point as 2 * level + 1
-    points: np.ndarray  # uint16 [all chunks, LIST]: candidates
+    points: np.ndarray  # uint16 [all chunks, LIST]: candidates; the short lists behind the others
     near: np.ndarray  # uint8 [all chunks, dim, LIST]: candidates as 2 * level + 1
     table: np.ndarray  # uint8
 
@@ -60,13 +65,18 @@ def grid(name: str) -> Grid:
         return _made[name]
 
 
+def level_bits(base: int) -> int:
+    """Bits of a level in `Grid.packed`."""
+    return 3 if base == 8 else 2
+
+
 def _make(name: str) -> Grid:
     base, dim, distances = _KINDS[name]
     levels = _levels(name, base, dim)
     digits = base ** np.arange(dim)
     codes = base**dim
     place = np.zeros(codes, np.int32)
-    chunks = np.zeros(codes, np.int32)
+    sizes = np.zeros(codes, np.int32)
     on_grid = levels @ digits
     place[on_grid] = np.arange(len(levels))
     off_grid = np.setdiff1d(np.arange(codes), on_grid)
@@ -74,17 +84,24 @@ def _make(name: str) -> Grid:
     for start in range(0, len(off_grid), _ROWS):
         part = off_grid[start : start + _ROWS]
         lists += _near(part[:, None] // digits % base, levels, distances)
-    sizes = np.array([len(one) for one in lists])
-    chunks[off_grid] = -(-sizes // LIST)
-    ends = np.cumsum(chunks[off_grid])
-    place[off_grid] = -1 - (ends - chunks[off_grid])
-    points = np.concatenate(
-        [np.pad(one, (0, -len(one) % LIST), mode="edge") for one in lists]
-    )
+    short, short_sizes = np.zeros_like(sizes), np.zeros_like(sizes)
+    sizes[off_grid], starts = _chunks(lists)
+    place[off_grid] = -1 - starts
+    if name != "IQ1_S":
+        shorter = [
+            _short(levels[one] - code // digits % base, one)
+            for code, one in zip(off_grid, lists, strict=True)
+        ]
+        short_sizes[off_grid], more = _chunks(shorter)
+        short[off_grid] = more + (starts[-1] - (-sizes[off_grid[-1]] // LIST))
+        lists += shorter
+    points = np.concatenate([np.pad(one, (0, -len(one) % LIST), mode="edge") for one in lists])
     points = points.astype(np.uint16).reshape(-1, LIST)
     odd = (2 * levels + 1).astype(np.uint8)
     near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
-    arrays = (place, chunks, odd, points, near)
+    shifts = 16 + level_bits(base) * np.arange(dim)
+    packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.uint32).view(np.int32)
+    arrays = (place, sizes, short, short_sizes, packed, odd, points, near)
     spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
     memory = np.zeros(sum(spans) + LINE, np.uint8)
     table = memory[-memory.ctypes.data % LINE :][: sum(spans)]
@@ -97,6 +114,22 @@ def _make(name: str) -> Grid:
         at += span
     table.flags.writeable = False
     return Grid(base, dim, *views, table)
+
+
+def _chunks(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of lists, and the chunks with which they begin, one behind another."""
+    sizes = np.array([len(one) for one in lists])
+    chunks = -(-sizes // LIST)
+    return sizes, np.cumsum(chunks) - chunks
+
+
+def _short(apart: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Of a list's points, `apart` `[points, dim]` from the code, those that none is nearer than."""
+    near, far = apart[:, None], apart[None]
+    between = (near == far) | ((near * far >= 0) & (np.abs(near) < np.abs(far)))
+    dominated = between.all(2)
+    np.fill_diagonal(dominated, False)
+    return points[~dominated.any(0)]
 
 
 def _levels(name: str, base: int, dim: int) -> np.ndarray:

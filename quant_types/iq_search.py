@@ -268,7 +268,7 @@ def nearest_points(
     if not group.shape[0]:
         return point, on_grid
     near, candidates = table(grid.near, x), table(grid.points.view(np.int16), x)
-    chunks = table(grid.chunks, x)[code[group, lane]]
+    chunks = (table(grid.sizes, x)[code[group, lane]] + (LIST - 1)) // LIST
     for count in range(1, int(xp.max(chunks)) + 1):
         of_size = xp.nonzero(chunks == count)[0]
         step = max(1, _PIECE // (count * LIST))

@@ -58,7 +58,7 @@ def _behind(typing, address, offset):
 
 
 @intrinsic
-def _start(typing, array):
+def start_of(typing, array):
     """The address of an array's first value."""
 
     def code(context, builder, signature, arguments):
@@ -101,7 +101,7 @@ def make_records(dtype, columns):
     @inner
     def records(array):
         rows = array.size * array.itemsize // size
-        return carray(_start(array), (rows, columns), dtype)
+        return carray(start_of(array), (rows, columns), dtype)
 
     return records
 
@@ -113,7 +113,7 @@ def make_as(dtype):
     @inner
     def values(array):
         n = array.size * array.itemsize // size
-        return carray(_start(array), (n,), dtype)
+        return carray(start_of(array), (n,), dtype)
 
     return values
 
