@@ -32,7 +32,7 @@ class Grid(NamedTuple):
     sizes: np.ndarray  # int32 [codes]: candidates in the list, 0 on the grid
     short: np.ndarray  # int32 [codes]: the first chunk of the short list
     short_sizes: np.ndarray  # int32 [codes]
-    packed: np.ndarray  # int32 [points]: the point, and from bit 16 on its levels, 3 or 2 bits each
+    packed: np.ndarray  # int32 [points]: the point, and from bit 15 on its levels, 3 or 2 bits each
     odd: np.ndarray  # uint8 [points, dim]: a point as 2 * level + 1
     points: np.ndarray  # uint16 [all chunks, LIST]: candidates; the short lists behind the others
     near: np.ndarray  # uint8 [all chunks, dim, LIST]: candidates as 2 * level + 1
@@ -99,8 +99,8 @@ def _make(name: str) -> Grid:
     points = points.astype(np.uint16).reshape(-1, LIST)
     odd = (2 * levels + 1).astype(np.uint8)
     near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
-    shifts = 16 + level_bits(base) * np.arange(dim)
-    packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.uint32).view(np.int32)
+    shifts = 15 + level_bits(base) * np.arange(dim)
+    packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.int32)
     arrays = (place, sizes, short, short_sizes, packed, odd, points, near)
     spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
     memory = np.zeros(sum(spans) + LINE, np.uint8)

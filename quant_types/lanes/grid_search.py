@@ -32,7 +32,7 @@ from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 LANES = 16
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
-_OFF = np.int32(1 << 15)  # set in a cell whose point was not rounded to
+_OFF = np.int32(1 << 14)  # set in a cell whose point was not rounded to
 _POINT = np.int32(_OFF - 1)
 # Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `survey`'s sums.
 _TOLERANCE = np.float32(64 * 2.0**-24)
@@ -371,7 +371,7 @@ def make_search(name: str, how: Search):
         for k in range(groups):
             for j in range(LANES):
                 sum_qx, sum_q2 = ws.sum_qx[j], ws.sum_q2[j]
-                levels = np.int32(cells[k * LANES + j] >> 15)
+                levels = np.int32(cells[k * LANES + j] >> 14)  # doubled
                 for i in range(dim):
                     at = (k * dim + i) * LANES + j
                     odd = np.int32(np.int32(levels >> (bits * i)) & level_mask) | np.int32(1)
