@@ -21,7 +21,7 @@ from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import Request
 from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import NO_OVERRIDES, Overrides
-from quantkit.recipes.file_types import release_types, with_mixture
+from quantkit.recipes.file_types import named_types, release_types, with_mixture
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
 from quantkit.source.location import Source, SourceLike
@@ -231,7 +231,7 @@ def _path(path: StrPath | None) -> Path | None:
 
 
 def _types(types: str | Iterable[str]) -> list[str]:
-    return [types] if isinstance(types, str) else list(types)
+    return named_types([types] if isinstance(types, str) else types)
 
 
 def _size(size: Size | None) -> int | None:

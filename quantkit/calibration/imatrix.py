@@ -224,6 +224,7 @@ class Coverage:
         mismatched: data of another size than the tensor: a person's line for each.
         invalid: entries with NaN, infinite or negative values.
         unknown: entries that name no tensor of the model.
+        bare: tensors without data, embedding and output among them.
     """
 
     covered: int
@@ -232,6 +233,7 @@ class Coverage:
     mismatched: tuple[str, ...]
     invalid: tuple[str, ...]
     unknown: tuple[str, ...]
+    bare: frozenset[str] = frozenset()
 
     def lines(self) -> list[str]:
         """What a person should know; empty where everything has data."""
@@ -284,6 +286,11 @@ def coverage(
         mismatched=tuple(mismatched),
         invalid=tuple(n for n, v in imatrix.values.items() if not _usable(v)),
         unknown=tuple(name for name in imatrix.values if name not in known),
+        bare=frozenset(
+            name
+            for name, shape in shapes.items()
+            if (data := imatrix.values.get(entries[name])) is None or not _fits(shape, data)
+        ),
     )
 
 
@@ -303,7 +310,7 @@ def check_coverage(
     if len(coverage.unknown) == len(imatrix.values):
         raise ImatrixError(f"{imatrix.file} is of another model: the model has none of its tensors "
                            f"({_some(coverage.unknown)})")  # fmt: skip
-    if lacking := [name for name in coverage.missing if name in needed]:
+    if lacking := sorted(coverage.bare.intersection(needed)):
         raise ImatrixError(f"{imatrix.file}: no importances for {_some(lacking)}, which so few "
                            "bits need; choose a larger type")  # fmt: skip
     if strict and (coverage.missing or coverage.unreached):
