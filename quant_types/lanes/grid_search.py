@@ -173,7 +173,7 @@ def make_search(name: str, how: Search):
     epsilon = np.float32(how.epsilon)
     least_squares = how.least_squares
     redo_all, redo_off = how.again == "all", how.again == "off"
-    nearest, survey = make_nearest(dim, LANES, shifted=False), make_survey(dim, LANES)
+    nearest, survey = make_nearest(dim, LANES), make_survey(dim, LANES)
     stride = tries + WINDOW
     if least_squares:
         first_scale = positive_search.make_search(length, base + 1, LANES)
@@ -273,7 +273,7 @@ def make_search(name: str, how: Search):
         first = -1 - found
         at = k * dim * LANES + j
         place = nearest(
-            start_of(ws.x[at:]), start_of(ws.root[at:]), scale, ZERO,
+            start_of(ws.x[at:]), start_of(ws.root[at:]), scale,
             start_of(points.near[first * (dim * LIST) :]), points.sizes[code],
         )  # fmt: skip
         return cell_of(points, first, place) if place >= 0 else np.int32(-1)

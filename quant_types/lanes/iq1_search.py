@@ -10,13 +10,13 @@ from quant_types.grids import LIST
 from quant_types.iq1 import DELTA
 from quant_types.lanes.compile import inner, start_of, take_floats, take_ints
 from quant_types.lanes.grid_search import LANES
-from quant_types.lanes.nearest import make_nearest
-from quant_types.lanes.scalars import ZERO
-from quant_types.lanes.splits import best_of_halves, best_of_thirds
+from quant_types.lanes.nearest import make_nearest_of_three
+from quant_types.lanes.scalars import ONE, ZERO
+from quant_types.lanes.splits import best_of_halves, best_of_thirds, make_places
 
 _HIGHER, _LOWER = np.float32(DELTA), np.float32(-DELTA)
 _HALF, _LOWEST = np.float32(0.5), np.float32(-1.5)
-_nearest = make_nearest(8, LANES, shifted=True)
+_nearest = make_nearest_of_three(8, LANES)
 
 
 class Work(NamedTuple):
@@ -25,6 +25,7 @@ class Work(NamedTuple):
     x: np.ndarray  # float32 [length, LANES]
     w: np.ndarray  # float32 [length, LANES]: weight of each error
     rank: np.ndarray  # int32 [length, LANES]: place among the sorted
+    terms: np.ndarray  # float32 [length, 3, LANES]: the weighted error of each value
     sums: np.ndarray  # float32 [2 * halves, length + 1, LANES]: running sums of the sorted
     code: np.ndarray  # int32 [groups, LANES]
     point: np.ndarray  # int32 [groups, LANES]: the result
@@ -45,6 +46,7 @@ def make_search(length: int, halves: int, epsilon: float):
     epsilon_float = np.float32(epsilon)
     span = (length + 1) * LANES
     best = best_of_thirds if halves == 1 else best_of_halves
+    add_places = make_places(length)
     every = np.int32((1 << halves) - 1)
 
     @inner
@@ -52,6 +54,7 @@ def make_search(length: int, halves: int, epsilon: float):
         x, memory = take_floats(memory, length * LANES)
         w, memory = take_floats(memory, length * LANES)
         rank, memory = take_ints(memory, length * LANES)
+        terms, memory = take_floats(memory, length * 3 * LANES)
         sums, memory = take_floats(memory, 2 * halves * span)
         code, memory = take_ints(memory, groups * LANES)
         point, memory = take_ints(memory, groups * LANES)
@@ -61,21 +64,15 @@ def make_search(length: int, halves: int, epsilon: float):
         split, memory = take_ints(memory, LANES)
         empty, memory = take_ints(memory, LANES)
         moved, memory = take_ints(memory, LANES)
-        found = Work(x, w, rank, sums, code, point, shift, scale, shifts, split, empty, moved)
+        found = Work(
+            x, w, rank, terms, sums, code, point, shift, scale, shifts, split, empty, moved
+        )
         return found, memory
 
     @inner
     def add_ranks(ws):
         """Places among the sorted, the first of equals before the others."""
-        for i in range(length * LANES):
-            ws.rank[i] = 0
-        for i in range(length):
-            for k in range(i + 1, length):
-                for j in range(LANES):
-                    a, b = ws.x[i * LANES + j], ws.x[k * LANES + j]
-                    after = np.int32(1) if b < a else np.int32(0)
-                    ws.rank[i * LANES + j] += after
-                    ws.rank[k * LANES + j] += np.int32(np.int32(1) - after)
+        add_places(start_of(ws.x), start_of(ws.rank))
 
     @inner
     def add_sums(ws):
@@ -137,6 +134,22 @@ def make_search(length: int, halves: int, epsilon: float):
             ws.moved[j] = 0
 
     @inner
+    def add_terms(ws):
+        """Weighted errors of the values that each weight may get."""
+        for g in range(groups):
+            for i in range(8):
+                k = 8 * g + i
+                for j in range(LANES):
+                    scale, shift = ws.scale[j], ws.shift[g * LANES + j]
+                    x, w = ws.x[k * LANES + j], ws.w[k * LANES + j]
+                    low = scale * (shift - ONE) - x
+                    middle = scale * shift - x
+                    high = scale * (shift + ONE) - x
+                    ws.terms[3 * k * LANES + j] = w * low * low
+                    ws.terms[(3 * k + 1) * LANES + j] = w * middle * middle
+                    ws.terms[(3 * k + 2) * LANES + j] = w * high * high
+
+    @inner
     def move(ws, points):
         """The points of all groups; False if errors overflow."""
         for g in range(groups):
@@ -150,8 +163,7 @@ def make_search(length: int, halves: int, epsilon: float):
                 if point < 0:
                     first = np.int64(-1 - point)
                     place = _nearest(
-                        start_of(ws.x[g * 8 * LANES + j :]), start_of(ws.w[g * 8 * LANES + j :]),
-                        ws.scale[j], ws.shift[at],
+                        start_of(ws.terms[24 * g * LANES + j :]),
                         start_of(points.near[first * (8 * LIST) :]), points.sizes[code],
                     )  # fmt: skip
                     if place < 0:
@@ -190,6 +202,7 @@ def make_search(length: int, halves: int, epsilon: float):
         add_sums(ws)
         best(start_of(ws.sums), start_of(ws.scale), start_of(ws.split))
         add_codes(ws)
+        add_terms(ws)
         return move(ws, points) and refit(ws, points)
 
     return work, search

@@ -6,6 +6,7 @@ Written in LLVM's own terms: what compares a whole vector with itself, a loop le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.ir as ir
@@ -68,10 +69,10 @@ def _spread(builder: Any, address: Any, dim: int, stride: int) -> list[Any]:
 
 
 def _candidates(builder: Any, near: Any, chunk: Any, dim: int, i: int) -> Any:
-    """Coordinate i of a chunk of candidates, as 2 * level + 1."""
+    """Coordinate i of a chunk of candidates, bytes of 2 * level + 1."""
     at = builder.add(builder.mul(chunk, _I64(dim * LIST)), _I64(i * LIST))
     where = builder.bitcast(builder.gep(near, [at]), ir.VectorType(_I8, LIST).as_pointer())
-    return builder.uitofp(builder.load(where, align=LIST), _FLOATS)
+    return builder.load(where, align=LIST)
 
 
 class _Chunks:
@@ -121,52 +122,86 @@ def _place(builder: Any, chosen: Any, chunks: Any, single: Any) -> Any:
     return place
 
 
-def make_nearest(dim: int, stride: int, shifted: bool):
-    """`nearest(x, w, scale, shift, near, size)`: the place in a list of the candidate of least
+def make_nearest(dim: int, stride: int):
+    """`nearest(x, w, scale, near, size)`: the place in a list of the candidate of least
     weighted error, the first of equals; -1 if the errors of all overflow.
 
     Args of `nearest`:
         x, w: addresses of a group's first weight and its weight; the next are `stride` behind.
-        scale, shift: float32. Values are 2 * level + 1, or where `shifted` level - 1 + shift.
+        scale: float32. Values are 2 * level + 1.
         near: address of the list's first chunk (`quant_types.grids`).
         size: its candidates, int32.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, w, scale, shift, near, size = arguments
+        x, w, scale, near, size = arguments
         xs, ws = (_spread(builder, a, dim, stride) for a in (x, w))
-        scale, shift = _splat(builder, scale), _splat(builder, shift)
-        zeros = _integers([0] * LIST)
-        chunks = _Chunks(builder, size, _floats(float(np.finfo(np.float32).max)), zeros)
-        least, number = chunks.carried
-        error = None
-        for i in range(dim):
-            q = _candidates(builder, near, chunks.wide, dim, i)
-            if shifted:
-                q = builder.fadd(builder.fmul(q, _floats(0.5)), _floats(-1.5))
-                q = builder.fadd(q, shift)
+        scale = _splat(builder, scale)
+
+        def term(chunk: Any, i: int) -> Any:
+            q = builder.uitofp(_candidates(builder, near, chunk, dim, i), _FLOATS)
             apart = builder.fsub(builder.fmul(scale, q), xs[i])
-            term = builder.fmul(builder.fmul(ws[i], apart), apart)
-            error = term if error is None else builder.fadd(error, term)
-        closer = builder.fcmp_ordered("<", error, least)
-        least = builder.select(closer, error, least)
-        number = builder.select(closer, _splat(builder, chunks.chunk), number)
-        chunks.end(least, number)
-        bits = builder.bitcast(least, _INTS)
-        best = _lowest(builder, bits)
-        equal = builder.icmp_signed("==", bits, _splat(builder, best))
-        single = builder.icmp_unsigned("<=", size, _I32(LIST))
-        place = _place(builder, equal, number, single)
-        none = builder.icmp_signed("==", best, _I32(_LARGEST))
-        return builder.select(none, _I32(-1), place)
+            return builder.fmul(builder.fmul(ws[i], apart), apart)
+
+        return _lead(builder, size, dim, term)
 
     @intrinsic
-    def nearest(typing, x, w, scale, shift, near, size):
+    def nearest(typing, x, w, scale, near, size):
         return types.int32(
-            types.voidptr, types.voidptr, types.float32, types.float32, types.voidptr, types.int32
+            types.voidptr, types.voidptr, types.float32, types.voidptr, types.int32
         ), code
 
     return nearest
+
+
+def make_nearest_of_three(dim: int, stride: int):
+    """`nearest_of_three(terms, near, size)`: as `nearest`, of candidates with three levels.
+
+    Args of `nearest_of_three`:
+        terms: address of the weighted error of the first level of a group's first weight; those of
+            its other levels, then those of the next weight, are `stride` behind one another.
+        near, size: as for `nearest`.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        terms, near, size = arguments
+        errors = _spread(builder, terms, 3 * dim, stride)
+        middle = ir.Constant(ir.VectorType(_I8, LIST), [3] * LIST)
+
+        def term(chunk: Any, i: int) -> Any:
+            q = _candidates(builder, near, chunk, dim, i)
+            low, mean, high = errors[3 * i : 3 * i + 3]
+            lower = builder.select(builder.icmp_unsigned("<", q, middle), low, mean)
+            return builder.select(builder.icmp_unsigned(">", q, middle), high, lower)
+
+        return _lead(builder, size, dim, term)
+
+    @intrinsic
+    def nearest_of_three(typing, terms, near, size):
+        return types.int32(types.voidptr, types.voidptr, types.int32), code
+
+    return nearest_of_three
+
+
+def _lead(builder: Any, size: Any, dim: int, term: Callable[[Any, int], Any]) -> Any:
+    """The place of the least sum of terms, -1 if none is finite."""
+    zeros = _integers([0] * LIST)
+    chunks = _Chunks(builder, size, _floats(float(np.finfo(np.float32).max)), zeros)
+    least, number = chunks.carried
+    error = term(chunks.wide, 0)
+    for i in range(1, dim):
+        error = builder.fadd(error, term(chunks.wide, i))
+    closer = builder.fcmp_ordered("<", error, least)
+    least = builder.select(closer, error, least)
+    number = builder.select(closer, _splat(builder, chunks.chunk), number)
+    chunks.end(least, number)
+    bits = builder.bitcast(least, _INTS)
+    best = _lowest(builder, bits)
+    equal = builder.icmp_signed("==", bits, _splat(builder, best))
+    single = builder.icmp_unsigned("<=", size, _I32(LIST))
+    place = _place(builder, equal, number, single)
+    none = builder.icmp_signed("==", best, _I32(_LARGEST))
+    return builder.select(none, _I32(-1), place)
 
 
 def make_survey(dim: int, stride: int):

@@ -34,6 +34,58 @@ def _product(builder: Any, v: Any, *factors: float) -> Any:
     return v
 
 
+def make_places(length: int):
+    """`add_places(x, rank)`: addresses of float32 and int32 `[length, LANES]`; each weight's place
+    among the sorted, the first of equals before the others."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, rank = (builder.bitcast(a, _F32.as_pointer()) for a in arguments)
+        ranks = builder.bitcast(rank, _I32.as_pointer())
+
+        def at(array: Any, kind: Any, i: Any) -> Any:
+            where = builder.gep(array, [builder.mul(i, _I64(LANES))])
+            return builder.bitcast(where, kind.as_pointer())
+
+        for i in range(length):
+            builder.store(ir.Constant(_INTS, [i] * LANES), at(ranks, _INTS, _I64(i)), align=4)
+        before = builder.block
+        outer, inner, after = (builder.append_basic_block(n) for n in ("one", "other", "placed"))
+        builder.branch(outer)
+        builder.position_at_end(outer)
+        one = builder.phi(_I64)
+        value = builder.load(at(x, _FLOATS, one), align=4)
+        start = builder.load(at(ranks, _INTS, one), align=4)
+        begin = builder.add(one, _I64(1))
+        builder.branch(inner)
+        builder.position_at_end(inner)
+        other, place = builder.phi(_I64), builder.phi(_INTS)
+        less = builder.fcmp_ordered("<", builder.load(at(x, _FLOATS, other), align=4), value)
+        less = builder.sext(less, _INTS)
+        where = at(ranks, _INTS, other)
+        builder.store(builder.add(builder.load(where, align=4), less), where, align=4)
+        new_place = builder.sub(place, less)
+        following = builder.add(other, _I64(1))
+        done = builder.append_basic_block("done")
+        builder.cbranch(builder.icmp_signed("<", following, _I64(length)), inner, done)
+        other.add_incoming(begin, outer)
+        other.add_incoming(following, inner)
+        place.add_incoming(start, outer)
+        place.add_incoming(new_place, inner)
+        builder.position_at_end(done)
+        builder.store(new_place, at(ranks, _INTS, one), align=4)
+        builder.cbranch(builder.icmp_signed("<", begin, _I64(length - 1)), outer, after)
+        one.add_incoming(_I64(0), before)
+        one.add_incoming(begin, done)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def add_places(typing, x, rank):
+        return types.void(types.voidptr, types.voidptr), code
+
+    return add_places
+
+
 class _OfThirds:
     """IQ1_S: sums over the three parts. Arrays: running sums of w * x and of w."""
 
