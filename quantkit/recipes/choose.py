@@ -140,7 +140,7 @@ def choose(
         if not facts.has_imatrix and needs_importance(recipe, name, out[-1].format):
             raise RecipeError(
                 f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
-                f"give one with --imatrix, or choose {'Q2_K' if recipe.file_type != 22 else 'Q3_K_S'}"
+                f"give one with --imatrix, or choose {'Q3_K_S' if 'IQ3' in recipe.name else 'Q2_K'}"
             )
     return out
 
