@@ -23,6 +23,7 @@ from quantkit.model.model import Model
 from quantkit.planning.build import Request, plan_conversion, plan_quantization
 from quantkit.planning.schedule import Schedule
 from quantkit.recipes.file_types import find_recipe
+from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.conftest import sha256
 from tests.runtime import Llama
 from tests.test_errors import edit_config, edit_tensors
@@ -31,6 +32,10 @@ Get = Callable[[str], Path]
 PROMPT = [1, 5, 9, 33, 7, 100, 2]
 NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 Tensors = dict[str, Any]  # name -> dtype, shape, bytes
+
+
+def model_of(source: Path, pre: str, options: ConversionOptions = DEFAULTS) -> Model:
+    return from_checkpoint(CheckpointFiles.local(source), "bf16", pre, options)
 
 
 def written(model: Model, path: Path) -> Path:
@@ -81,10 +86,10 @@ def test_nvfp4_computes_as_what_it_means(
     source = broken(case)
     edit_tensors(source, lambda t: in_nvfp4(t, words))
     edit_config(source, quantization_config=NVFP4)
-    kept = from_checkpoint(source, "bf16", "qwen2")
+    kept = model_of(source, "qwen2")
     assert any(t.stored == "NVFP4" for t in kept.tensors)
     monkeypatch.setattr(blocks, "SCALED", {})
-    wide = from_checkpoint(source, "bf16", "qwen2")
+    wide = model_of(source, "qwen2")
     assert {t.stored for t in wide.tensors} == {"BF16", "F32"}
     assert any("in NVFP4 are written in BF16" in note for note in wide.notes)
     a, b = (log_probabilities(written(m, tmp_path / n)) for m, n in ((kept, "a"), (wide, "b")))
@@ -92,7 +97,7 @@ def test_nvfp4_computes_as_what_it_means(
 
 
 def test_experts_left_out_take_their_scales_with_them(checkpoint: Get, tmp_path: Path) -> None:
-    model = from_checkpoint(checkpoint("qwen3moe-ct-nvfp4"), "bf16", "qwen2")
+    model = model_of(checkpoint("qwen3moe-ct-nvfp4"), "qwen2")
     path = written(keep_experts(model, [2, 0]), tmp_path / "a.gguf")
     shapes = {t.name: t.shape for t in read_header(path).tensors}
     assert shapes["blk.0.ffn_down_exps.scale"] == (2,)
@@ -101,7 +106,7 @@ def test_experts_left_out_take_their_scales_with_them(checkpoint: Get, tmp_path:
 
 def test_other_formats_of_what_is_in_blocks(checkpoint: Get, tmp_path: Path) -> None:
     """Only if it is asked for; the scales stay beside the tensors, and are multiplied with."""
-    model = from_checkpoint(checkpoint("qwen3moe-ct-nvfp4"), "bf16", "qwen2")
+    model = model_of(checkpoint("qwen3moe-ct-nvfp4"), "qwen2")
     wanted = [(find_recipe("Q6_K"), tmp_path / "a.gguf")]
     with pytest.raises(errors.RecipeError, match=r"NVFP4 already .* --allow-requantize"):
         plan_quantization(model, wanted)
@@ -123,7 +128,7 @@ def test_graphs_without_scales(case: str, broken: Callable[..., Path], tmp_path:
     if case == "deepseek-v3-fp8":  # attention stays FP8, in blocks
         settings["quantization_config"] = {**NVFP4, "weight_block_size": [128, 128]}
     edit_config(source, **settings)
-    model = from_checkpoint(source, "bf16", "deepseek-v3")
+    model = model_of(source, "deepseek-v3")
     assert any("NVFP4 are written in BF16: llama.cpp computes" in note for note in model.notes)
     path = written(model, tmp_path / "a.gguf")
     assert {"NVFP4"}.isdisjoint(types(path).values())
@@ -134,7 +139,7 @@ def test_graphs_without_scales(case: str, broken: Callable[..., Path], tmp_path:
 def test_layers_that_predict_are_dequantized(broken: Callable[..., Path], tmp_path: Path) -> None:
     """llama.cpp refuses a file with scales in layers that it does not predict with."""
     source = broken("qwen35moe-nvfp4")
-    model = from_checkpoint(source, "bf16", "qwen35")
+    model = model_of(source, "qwen35")
     path = written(model, tmp_path / "a.gguf")
     last = int(read_header(path).get("qwen35moe.block_count")) - 1
     kinds = {n: kind for n, kind in types(path).items() if n.startswith(f"blk.{last}.")}
@@ -145,16 +150,15 @@ def test_layers_that_predict_are_dequantized(broken: Callable[..., Path], tmp_pa
 
 def test_joined_tensors_have_one_scale(checkpoint: Get) -> None:
     """q, k and v have a scale each: to be one tensor, they are dequantized."""
-    model = from_checkpoint(
-        checkpoint("llama-nvfp4"), "bf16", "llama-bpe", ConversionOptions(fuse_qkv=True)
-    )
+    asked = ConversionOptions(fuse_qkv=True)
+    model = model_of(checkpoint("llama-nvfp4"), "llama-bpe", options=asked)
     assert {t.name: t.stored for t in model.tensors}["blk.0.attn_qkv.weight"] == "BF16"
 
 
 def test_scales_of_activations_and_caches(broken: Callable[..., Path], tmp_path: Path) -> None:
     """Static FP8 converts as dynamic FP8 does, where llama.cpp's converter stops."""
     source = broken("qwen3moe-ct-fp8-block")
-    plain = written(from_checkpoint(source, "bf16", "qwen2"), tmp_path / "a.gguf")
+    plain = written(model_of(source, "qwen2"), tmp_path / "a.gguf")
 
     def add(tensors: Tensors) -> None:
         one = ("F32", [1], np.ones(1, np.float32).tobytes())
@@ -166,7 +170,7 @@ def test_scales_of_activations_and_caches(broken: Callable[..., Path], tmp_path:
                     tensors[name.replace(f"{kind}_proj.weight", f"{kind}_scale")] = one
 
     edit_tensors(source, add)
-    path = written(from_checkpoint(source, "bf16", "qwen2"), tmp_path / "b.gguf")
+    path = written(model_of(source, "qwen2"), tmp_path / "b.gguf")
     assert sha256(path) == sha256(plain)
 
 
@@ -185,9 +189,9 @@ def test_float64(broken: Callable[..., Path], tmp_path: Path) -> None:
     for dtype in np.float64, np.float32:
         rng = np.random.default_rng(7)
         edit_tensors(source, lambda t, dtype=dtype: edit(t, dtype))
-        model = from_checkpoint(source, "bf16", "qwen2")
+        model = model_of(source, "qwen2")
         made.append(sha256(written(model, tmp_path / np.dtype(dtype).name)))
     assert made[0] == made[1]
     edit_tensors(source, lambda t: edit(t, np.int64))
     with pytest.raises(errors.UnsupportedSource, match=r"mlp\.gate\.weight is I64"):
-        from_checkpoint(source, "bf16", "qwen2", DEFAULTS)
+        model_of(source, "qwen2")
