@@ -46,6 +46,7 @@ def from_checkpoint(
     arch, config = _read_config(files)
     stored = tuple(read_tensors(files))
     settings = _settings(files, config)
+    config = replace(config, values={**config.values, "quantization_config": settings.values})
     found = {t.name: t for t in decoded(stored, settings)}
     outtype = _chosen(outtype, stored, found.values())
     config = replace(config, mtp=predicting_layers(arch, config, found, options))
