@@ -134,6 +134,7 @@ def _stored(
         return source.ggml.name
     if options.fp8_as_q8 and source.coding == "fp8":
         wanted = type_by_name("Q8_0")
-    if role.role not in arch.rounds and tensor_names.stays_f32(role, len(shape)):
+    exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
+    if exact and role.role not in arch.rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"
