@@ -192,9 +192,14 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
-    if options.fp8_as_q8 and source.coding == "scaled" and source.parts[0].raw != "I8":
+    fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
+    if fp8 and (options.fp8_as_q8 or arch.keeps_types):
         wanted = type_by_name("Q8_0")
+    elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
+        wanted = source.ggml
     exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
+    if arch.keeps_types and len(shape) > 1:
+        exact = False
     if exact and role.role not in arch.rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"
