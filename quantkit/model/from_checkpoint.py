@@ -27,7 +27,9 @@ from quantkit.storage.json_files import read_json
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
 
 
-MXFP4_FILE, NVFP4_FILE = 38, 39  # general.file_type where weights are kept in such blocks
+# general.file_type where weights are kept in the blocks that they are released in
+MXFP4_FILE, NVFP4_FILE = 38, 39
+KEPT = {MXFP4_FILE: "MXFP4", NVFP4_FILE: "NVFP4"}
 KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
 
 # where a model of several modes keeps the config of its text part; the last that is there counts
