@@ -125,7 +125,7 @@ def _architecture(values: Mapping[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def _settings(directory: Path, config: Config) -> Settings | None:
+def _settings(directory: Path, config: Config) -> Settings:
     """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
     CorruptFile."""
     path = directory / "hf_quant_config.json"

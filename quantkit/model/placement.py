@@ -370,7 +370,7 @@ def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
         (m.tensor, {in_block(p.role, m.bid): p.rows for p in layout.pieces(m.map, m.bid, m.xid)})
         for m in matches
     ]
-    wide = leaving(uses, layout.arch.gguf_arch, fused)
+    wide = leaving(uses, layout.arch.gguf_arch, layout.config.layers, fused)
     return [replace(m, tensor=widened(m.tensor)) if m.tensor.name in wide else m for m in matches]
 
 
