@@ -1,11 +1,10 @@
-"""A Hugging Face checkpoint as a model, through the rows of its architecture. Only headers are read
-here."""
+"""A Hugging Face checkpoint as a model, through the rows of its architecture. Of its weights, only
+the headers are read here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from quantkit.architectures import find
@@ -16,12 +15,11 @@ from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place, predicting_layers
-from quantkit.source.checkpoint import safetensors_of
+from quantkit.source.checkpoint import read_tensors
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read_settings, settings_note
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
-from quantkit.storage.inputs import File
-from quantkit.storage.json_files import read_json
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
@@ -48,28 +46,28 @@ OWN_NAMES = (
 
 
 def from_checkpoint(
-    directory: Path, outtype: str | None = "auto", pre: str | None = None,
-    options: ConversionOptions = DEFAULTS, files: Mapping[str, File] | None = None,
+    files: CheckpointFiles, outtype: str | None = "auto", pre: str | None = None,
+    options: ConversionOptions = DEFAULTS,
 ) -> Model:  # fmt: skip
-    """A Hugging Face checkpoint directory. `files`: where its weights are, by name, if not in it.
+    """A Hugging Face checkpoint as a model.
 
     `outtype` is one of OUTTYPES, or "auto" (bf16 stays, everything else becomes f16, as llama.cpp's
-    converter chooses), or None for the widest type of the source: nothing is rounded that a
-    quantizer will read. `pre` names the pre-tokenizer where the structure does not tell.
+    converter chooses), or None for the widest type of the source, so that nothing is rounded
+    before a quantizer reads it. `pre` names the pre-tokenizer, which is recognised otherwise.
     Raises SourceError, ModelError.
     """
     from quantkit.model.metadata import checkpoint_metadata
 
-    arch, config = _read_config(directory)
-    stored = safetensors_of(directory, files)
-    settings = _settings(directory, config)
+    arch, config = _read_config(files)
+    stored = read_tensors(files)
+    settings = _settings(files, config)
     found = {t.name: t for t in decoded(stored, settings)}
     outtype = _chosen(outtype, stored, found.values())
     config = replace(config, mtp=predicting_layers(arch, config, found, options))
     placed, sources = place(arch, config, found, options)
     precision = precision_keys(placed, sources, settings)
     placed = with_scales(placed, sources)
-    placed = _with_computed(placed, sources, arch, config, directory)
+    placed = _with_computed(placed, sources, arch, config, files)
     tensors = tuple(
         ModelTensor(
             name,
@@ -80,7 +78,7 @@ def from_checkpoint(
         for name, (shape, segments) in placed.items()
     )
     file_type = _file_type(outtype, tensors, sources)
-    kv, notes = checkpoint_metadata(directory, arch, config, tensors, file_type, pre)
+    kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
     if precision:
         after = [item.key for item in kv].index("general.quantization_version") + 1
         kv = (*kv[:after], *precision, *kv[after:])
@@ -90,29 +88,26 @@ def from_checkpoint(
         *(e.differs(config) for e in arch.assumes),
     )
     notes = (*filter(None, said), *notes)
-    name = directory.resolve().name
-    return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
+    return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
-def _read_config(directory: Path) -> tuple[Architecture, Config]:
+def _read_config(files: CheckpointFiles) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
-    if not directory.is_dir():
-        raise SourceNotFound(f"{directory}: no such directory")
-    path = directory / "config.json"
-    if not path.is_file():
-        raise SourceNotFound(f"{directory}: no config.json in it; not a checkpoint directory")
-    raw = Config(read_json(path), str(path))
+    if not files.has("config.json"):
+        raise SourceNotFound(f"{files.where}: no config.json in it; not a checkpoint directory")
+    label = files.label("config.json")
+    raw = Config(files.json("config.json"), label)
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
     whole, *inner = (_architecture(values) for values in (raw.values, *text))
     name = whole if whole in OWN_NAMES or not any(inner) else inner[0]
     if not name:
-        raise ConfigError(f"{path}: 'architectures' does not name the model")
+        raise ConfigError(f"{label}: 'architectures' does not name the model")
     arch = find(name)
     values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
     for ours, theirs in arch.aliases.items():
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
-    config = Config(values, str(path), wrapper="" if whole == name else whole)
+    config = Config(values, label, wrapper="" if whole == name else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
@@ -125,24 +120,22 @@ def _architecture(values: Mapping[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def _settings(directory: Path, config: Config) -> Settings:
+def _settings(files: CheckpointFiles, config: Config) -> Settings:
     """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
     CorruptFile."""
-    path = directory / "hf_quant_config.json"
-    modelopt = read_json(path) if path.is_file() else None
-    return read_settings(config.values, modelopt, config.where)
+    return read_settings(config.values, files.optional("hf_quant_config.json"), config.where)
 
 
 def _with_computed(
     placed: Placed, sources: dict[str, SourceTensor], arch: Architecture, config: Config,
-    directory: Path,
+    files: CheckpointFiles,
 ) -> Placed:  # fmt: skip
     """The tensors with those that are computed from the config, which stand after what is kept in
     NVFP4 and before all else. Adds them to `sources`."""
     computed: Placed = {}
     for name, compute in arch.computed.items():
         if (data := compute(config)) is not None:
-            source = SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
+            source = SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
             sources[name] = source
             computed[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
     kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}

@@ -14,9 +14,8 @@ from quantkit import errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.model.edits import keep_experts, use_experts
-from quantkit.model.from_checkpoint import from_checkpoint
 from tests.architectures.test_architectures import convert
-from tests.architectures.test_wrapped import rewrite
+from tests.architectures.test_wrapped import read, rewrite
 from tests.checkpoints import architectures
 from tests.test_errors import edit_tensors
 
@@ -63,7 +62,7 @@ def test_experts_in_fp8_where_llama_cpp_stops(checkpoint: Broken, tmp_path: Path
 
 
 def test_experts_that_a_table_names_stay(checkpoint: Broken) -> None:
-    model = from_checkpoint(checkpoint("deepseek-v4"), pre="deepseek-v3")
+    model = read(checkpoint("deepseek-v4"), pre="deepseek-v3")
     for change in (lambda: keep_experts(model, (0, 1)), lambda: use_experts(model, 1)):
         with pytest.raises(errors.RecipeError, match=r"tid2eid.*lists them, token by token"):
             change()
@@ -82,7 +81,7 @@ def test_half_of_a_product(lost: str, named: str, broken: Broken) -> None:
 
     edit_tensors(source, lose)
     with pytest.raises(errors.TensorMissing, match=f"{named}.* is not in the checkpoint; .* needs"):
-        from_checkpoint(source, pre="kimi-k2")
+        read(source, pre="kimi-k2")
 
 
 def test_a_product_of_two_lengths(broken: Broken) -> None:
@@ -94,7 +93,7 @@ def test_a_product_of_two_lengths(broken: Broken) -> None:
 
     edit_tensors(source, shorten)
     with pytest.raises(errors.TensorShape, match=r"shape \[128\] found; it is multiplied by"):
-        from_checkpoint(source, pre="kimi-k2")
+        read(source, pre="kimi-k2")
 
 
 @pytest.mark.parametrize(
@@ -120,12 +119,12 @@ def test_what_llama_cpp_does_not_run(
         return config
 
     with pytest.raises(errors.QuantkitError, match=words):
-        from_checkpoint(rewrite(broken(case), change))
+        read(rewrite(broken(case), change))
 
 
 def test_indexers_are_counted_as_transformers_counts(checkpoint: Broken) -> None:
     """Layer 0, and every second from there: as `indexer_types` of the other case lists them."""
-    models = [from_checkpoint(checkpoint(case), pre="glm4") for case in ("glm52", "glm52-freq")]
+    models = [read(checkpoint(case), pre="glm4") for case in ("glm52", "glm52-freq")]
     key = "glm-dsa.attention.indexer.types"
     listed, counted = (next(i.value for i in m.kv if i.key == key) for m in models)
     assert listed == counted == [True, False, True]
