@@ -271,21 +271,21 @@ GATE_UP_DOWN = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 def experts(
     base: str = f"{L}.mlp.experts", names: tuple[str, str, str] = PROJ, layers: str = "",
-    fused: str | None = None, like: bool = True,
+    fused: str | None = None, like: bool = True, hidden: str = "hidden",
 ) -> tuple[Map, ...]:  # fmt: skip
     """Routed experts in both spellings: one tensor an expert (gate, up, down), and fused, as
     transformers 5 keeps them below `fused` (default: `base`). `like`: llama.cpp's converter only
-    knows the former, so the latter takes its order."""
+    knows the former, so the latter takes its order. `hidden`: the width that they work on."""
     gate, up, down = (f"{base}.{{xid}}.{name}.weight" for name in names)
     fused = fused or base
     return (
-        Map(gate, ("expert_ffn", "hidden"), stack("ffn_gate_exps.weight"), layers),
-        Map(up, ("expert_ffn", "hidden"), stack("ffn_up_exps.weight"), layers),
-        Map(down, ("hidden", "expert_ffn"), stack("ffn_down_exps.weight"), layers),
-        Map(f"{fused}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
+        Map(gate, ("expert_ffn", hidden), stack("ffn_gate_exps.weight"), layers),
+        Map(up, ("expert_ffn", hidden), stack("ffn_up_exps.weight"), layers),
+        Map(down, (hidden, "expert_ffn"), stack("ffn_down_exps.weight"), layers),
+        Map(f"{fused}.gate_up_proj", ("experts", "2expert_ffn", hidden),
             halves("ffn_gate_exps.weight", "ffn_up_exps.weight"), layers,
             like=up if like else ""),
-        Map(f"{fused}.down_proj", ("experts", "hidden", "expert_ffn"),
+        Map(f"{fused}.down_proj", ("experts", hidden, "expert_ffn"),
             whole("ffn_down_exps.weight"), layers, like=down if like else ""),
     )  # fmt: skip
 
@@ -300,10 +300,14 @@ def transposed_experts(base: str = f"{L}.mlp.experts", layers: str = "") -> tupl
     )  # fmt: skip
 
 
-# vision and audio parts of models whose text part is converted (`TextModel.filter_tensors`)
+# parts of a model of several modes that are not its text (llama.cpp `TextModel.filter_tensors`)
 OTHER_MODES = (
-    r"(model\.)?(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|"
-    r"vision_projector|connector|embed_vision|embed_audio)\..*",
+    r"(mlp|(vit|vpm|siglip2|conformer|merger|resampler|sound_encoder|sound_projection|"
+    r"speech_embeddings)\.).*",
+    r".*((visual|vision|audio|talker|token2wav|code2wav|projector|patch_merger|patch_merge_mlp|"
+    r"model\.connector)\.|vision_|audio_|pre_mm_projector_norm|image_newline|view_seperator|"
+    r"patch_embed).*",
+    r"(model\.)?connector\..*",
 )
 DROPS = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
 
@@ -327,7 +331,14 @@ def nextn_layers(config: Config) -> int:
     return n
 
 
-NEXTN_KEY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
+def _nextn(config: Config) -> int | None:
+    """As many as are converted; 0 is written where config.json says it."""
+    declared = config.find("num_nextn_predict_layers")
+    return config.mtp if config.mtp or declared == 0 else None
+
+
+NEXTN_KEY = Key("{arch}.nextn_predict_layers", _nextn)
+NEXTN_KEY_IF_ANY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
 NEXTN_MAPS = (
     Map(f"{L}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
     vector(f"{L}.enorm", "nextn.enorm", layers="mtp"),

@@ -31,11 +31,14 @@ class Config:
     """config.json, read strictly: what is asked for is there and of its kind, or it is an error.
 
     `mtp` is the number of layers after the last that predict further tokens and are converted.
+    `wrapper` is the architecture of the whole, where the values are those of its text part and that
+    has a name of its own.
     """
 
     values: Mapping[str, Any]
     where: str = "config.json"
     mtp: int = 0
+    wrapper: str = ""
 
     def get(self, *names: str, kind: str = "UINT32", default: Any = _REQUIRED) -> Any:
         """The first of `names` that is there and not null; `default` if none is.
@@ -325,7 +328,8 @@ class Map:
     a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
     weights count as rows of one. `integers`: a table of integers, kept as int32. `by_rank`: the
     dimensions of the matrices of which each tensor-parallel rank has its rows, one rank after
-    another, where the weights are FP8 in blocks.
+    another, where the weights are FP8 in blocks. `times`: another tensor of as many weights, whose
+    product with this one is wanted.
     """
 
     source: str
@@ -338,6 +342,7 @@ class Map:
     experts: str = "experts"
     integers: bool = False
     by_rank: tuple[str, ...] = ()
+    times: str = ""
 
     @property
     def template(self) -> str:
@@ -411,6 +416,10 @@ class Architecture:
     fuses: tuple[str, ...] = ()
     # roles that llama.cpp's converter leaves in float32 elsewhere, and not here
     rounds: frozenset[str] = frozenset()
+    # roles that it leaves in float32 here, and not elsewhere
+    exact: frozenset[str] = frozenset()
+    # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)
+    keeps_types: bool = False
 
     def __post_init__(self) -> None:
         if unknown := {m.layers for m in self.maps} - {"", *self.layers}:

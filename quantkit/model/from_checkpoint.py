@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
@@ -29,6 +30,20 @@ MXFP4_FILE, NVFP4_FILE = 38, 39
 KEPT = {MXFP4_FILE: "MXFP4", NVFP4_FILE: "NVFP4"}
 KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
 
+# where a model of several modes keeps the config of its text part; the last that is there counts
+# (llama.cpp `load_hparams`)
+TEXT_CONFIGS = (
+    "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
+    "lfm",
+)  # fmt: skip
+# models that are converted by their own name, whatever their text part calls itself
+# (llama.cpp `get_model_architecture`)
+OWN_NAMES = (
+    "StepVLForConditionalGeneration", "Sarashina2VisionForCausalLM",
+    "Exaone4_5_ForConditionalGeneration", "Step3p7ForConditionalGeneration",
+    "KimiK3ForConditionalGeneration",
+)  # fmt: skip
+
 
 def from_checkpoint(
     files: CheckpointFiles, outtype: str | None = "auto", pre: str | None = None,
@@ -44,7 +59,7 @@ def from_checkpoint(
     from quantkit.model.metadata import checkpoint_metadata
 
     arch, config = _read_config(files)
-    stored = tuple(read_tensors(files))
+    stored = read_tensors(files)
     settings = _settings(files, config)
     found = {t.name: t for t in decoded(stored, settings)}
     outtype = _chosen(outtype, stored, found.values())
@@ -80,25 +95,29 @@ def _read_config(files: CheckpointFiles) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
     if not files.has("config.json"):
         raise SourceNotFound(f"{files.where}: no config.json in it; not a checkpoint directory")
-    raw, label = files.json("config.json"), files.label("config.json")
-    arch = find(_architecture_name(raw, label))
-    text = raw.get("text_config")  # the text part of a model of several modes
-    values = {**arch.defaults, **raw, **(text if isinstance(text, dict) else {})}
+    label = files.label("config.json")
+    raw = Config(files.json("config.json"), label)
+    text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
+    whole, *inner = (_architecture(values) for values in (raw.values, *text))
+    name = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    if not name:
+        raise ConfigError(f"{label}: 'architectures' does not name the model")
+    arch = find(name)
+    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
     for ours, theirs in arch.aliases.items():
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
-    config = Config(values, label)
+    config = Config(values, label, wrapper="" if whole == name else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
     return arch, config
 
 
-def _architecture_name(raw: Mapping[str, object], label: str) -> str:
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ConfigError(f"{label}: 'architectures' does not name the model")
-    return names[0]
+def _architecture(values: Mapping[str, Any]) -> str:
+    """The name that a config gives its model, or none."""
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def _settings(files: CheckpointFiles, config: Config) -> Settings:
@@ -168,8 +187,14 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
-    if options.fp8_as_q8 and source.coding == "scaled" and source.parts[0].raw != "I8":
+    fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
+    if fp8 and (options.fp8_as_q8 or arch.keeps_types):
         wanted = type_by_name("Q8_0")
-    if role.role not in arch.rounds and tensor_names.stays_f32(role, len(shape)):
+    elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
+        wanted = source.ggml
+    exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
+    if arch.keeps_types and len(shape) > 1:
+        exact = False
+    if exact and role.role not in arch.rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

@@ -34,8 +34,8 @@ class VocabRules:
     `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first" or "last".
     `space_prefix`: what is written last, whatever the files say.
     `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
-    is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
-    in the vocabulary has no effect.
+    is an id, its text, the text that `{key}` of tokenizer_config.json holds, or the id that
+    `{config:key}` of config.json is; a text that is not in the vocabulary has no effect.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
     `shown`: texts that are shown, though the files call them special. `template_file_wins`:
     chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
@@ -78,7 +78,8 @@ def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
 
 
 _GLM = VocabRules(
-    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM"),
+    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM",
+           "Glm5NextForConditionalGeneration"),
     pre="glm4",
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"),
          ("eom", "<|observation|>")),
@@ -125,6 +126,8 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", "<|bos|>"),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
+    VocabRules(names=("KimiK3ForConditionalGeneration",),
+               late_ids=(("eos", "{config:eos_token_id}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
     VocabRules(names=("BailingMoeV2ForCausalLM",), pre="bailingmoe2"),

@@ -153,7 +153,7 @@ def _read(
             "gpt2", table.pre, table.tokens, table.types, merges=table.merges, notes=table.notes
         )
         vocab.special = read_special_tokens(files, None, rules.template_file_wins)
-    _apply(rules, vocab, tokenizer_config(files))
+    _apply(rules, vocab, files)
     return vocab
 
 
@@ -198,13 +198,23 @@ def _checked_model(tokenizer: Mapping[str, Any], label: str) -> dict[str, Any]:
     return model
 
 
-def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> None:
+def _model_config(files: CheckpointFiles) -> dict[str, Any]:
+    """config.json, of which the text part counts first."""
+    config = files.json("config.json")
+    return {**config, **(config.get("text_config") or {})}
+
+
+def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None:
     """Change `vocab` where the family differs from what its files say."""
     ids = {token: i for i, token in reversed([*enumerate(vocab.tokens)])}
+    config = tokenizer_config(files)
 
     def token_id(token: int | str) -> int | None:  # as `VocabRules.ids` name a token
         if isinstance(token, int):
             return token
+        if token.startswith("{config:"):
+            found = _model_config(files).get(token[len("{config:") : -1])
+            return found if isinstance(found, int) else None
         if token.startswith("{"):
             entry = config.get(token[1:-1])
             token = str(entry.get("content") if isinstance(entry, dict) else entry)
