@@ -394,6 +394,13 @@ class Architecture:
     drops: tuple[str, ...] = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
     # our name of a config key -> the family's own; `a.b` is key b of table a
     aliases: Mapping[str, str] = field(default_factory=dict)
+    # parts of the names of source tensors that are read as others: (pattern, replacement)
+    renames: tuple[tuple[str, str], ...] = ()
+    # values of a layer that the checkpoint keeps as tensors of one element and a GGUF file as keys:
+    # our name of a config key -> the tensor's, with {bid}
+    scalars: Mapping[str, str] = field(default_factory=dict)
+    # another architecture of the same name, where the shapes of the tensors ask for it
+    respelled: Callable[[Config, Mapping[str, Shape]], Architecture | None] = lambda c, shapes: None
     # what llama.cpp computes with, whatever config.json says: another value is told, not refused
     assumes: tuple[Expect, ...] = ()
     # what transformers assumes where config.json is silent
@@ -407,6 +414,13 @@ class Architecture:
     fuses: tuple[str, ...] = ()
     # roles that llama.cpp's converter leaves in float32 elsewhere, and not here
     rounds: frozenset[str] = frozenset()
+
+    def plain(self, name: str) -> str:
+        """The name of a source tensor as the maps spell it."""
+        name = name.replace("language_model.", "")
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def __post_init__(self) -> None:
         if unknown := {m.layers for m in self.maps} - {"", *self.layers}:

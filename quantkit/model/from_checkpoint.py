@@ -9,15 +9,15 @@ from pathlib import Path
 
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorShape
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.placement import place, predicting_layers
 from quantkit.source.checkpoint import safetensors_of
-from quantkit.source.packed import decoded
+from quantkit.source.packed import decoded, read
 from quantkit.source.segments import Segment
-from quantkit.source.tensors import SourceTensor
+from quantkit.source.tensors import Files, SourceTensor
 from quantkit.storage.inputs import File
 from quantkit.storage.json_files import read_json
 
@@ -44,6 +44,9 @@ def from_checkpoint(
     arch, config = _read_config(directory)
     found = {t.name: t for t in safetensors_of(directory, files)}
     found = {t.name: t for t in decoded(tuple(found.values()), config.values)}
+    config = _with_scalars(arch, config, found)
+    shapes = {arch.plain(name): t.shape for name, t in found.items()}
+    arch = arch.respelled(config, shapes) or arch
     outtype = _chosen(outtype, found.values())
     config = replace(config, mtp=predicting_layers(arch, config, found, options))
     placed, sources = place(arch, config, found, options)
@@ -96,6 +99,33 @@ def _architecture_name(raw: Mapping[str, object], directory: Path) -> str:
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise ConfigError(f"{directory / 'config.json'}: 'architectures' does not name the model")
     return names[0]
+
+
+def _with_scalars(
+    arch: Architecture, config: Config, sources: dict[str, SourceTensor]
+) -> Config:  # fmt: skip
+    """The config with the values that the checkpoint keeps as tensors of one element, one a layer.
+    They are taken out of `sources`. Raises TensorMissing, TensorShape."""
+    if not arch.scalars:
+        return config
+    by_name = {arch.plain(name): name for name in sources}
+    values = dict(config.values)
+    wanted = {
+        key: [template.format(bid=bid) for bid in range(config.layers)]
+        for key, template in arch.scalars.items()
+    }
+    if lost := [name for names in wanted.values() for name in names if name not in by_name]:
+        raise TensorMissing(
+            f"tensor {lost[0]} is not in the checkpoint ({len(lost)} such are missing)"
+        )
+    tensors = {name: sources.pop(by_name[name]) for names in wanted.values() for name in names}
+    for name, t in tensors.items():
+        if t.n_rows != 1:
+            raise TensorShape(f"tensor {name}: shape {list(t.shape)} found, one value expected")
+    with Files(t.path for t in tensors.values()) as files:
+        for key, names in wanted.items():
+            values[key] = [float(read(files, tensors[name], 0, 1)[0, 0]) for name in names]
+    return replace(config, values=values)
 
 
 def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:

@@ -225,7 +225,7 @@ class _Layout:
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = t.name.replace("language_model.", "")
+        name = self.arch.plain(t.name)
         numbers = [int(n) for n in _NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(_NUMBER.sub("*", name), ()):
@@ -383,7 +383,7 @@ def _missing(
 ) -> list[str]:
     """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
     elsewhere or else misses the smallest part of."""
-    present = {name.replace("language_model.", "") for name in sources}
+    present = {layout.arch.plain(name) for name in sources}
     templates = {_NUMBER.sub("*", name) for name in present}
     spellings: list[tuple[bool, float, int, list[str]]] = []
     for m in layout.arch.maps:
