@@ -1,7 +1,8 @@
-"""Qwen2 and Qwen3, dense and with experts, and the text parts of their -VL and -Omni; RND1, LLaDA-MoE and
-GroveMoE, which are made of the same parts.
+"""Qwen2 and Qwen3, dense and with experts, and the text parts of their -VL and -Omni; RND1,
+LLaDA-MoE and GroveMoE, which are made of the same parts.
 
-llama.cpp: `conversion/qwen.py`, `conversion/qwenvl.py`, `conversion/qwen3vl.py`, `conversion/llada.py`.
+llama.cpp: `conversion/qwen.py`, `conversion/qwenvl.py`, `conversion/qwen3vl.py`,
+`conversion/llada.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from quantkit.architectures.common import (
     NORMALIZED,
     NORMS,
     NOT_NORMALIZED,
-    OTHER_MODES,
     RMS_NORM,
     SILU,
     TEXT_KEYS,
@@ -73,7 +73,6 @@ QWEN2_VL = replace(
     ),
     gguf_arch="qwen2vl",
     renames=(("^thinker\\.", ""),),
-    drops=(*DROPS, *OTHER_MODES),
     defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
 )  # fmt: skip
 
@@ -129,7 +128,6 @@ QWEN3_VL = replace(
     hf_names=("Qwen3VLForConditionalGeneration",),
     gguf_arch="qwen3vl",
     late_keys=(DEEPSTACK,),
-    drops=(*DROPS, *OTHER_MODES),
     defaults={**QWEN3.defaults, "rope_theta": 500000.0},
 )
 
@@ -159,7 +157,6 @@ QWEN3_VL_MOE = replace(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
     ),
     respelled=_turned,
-    drops=(*DROPS, *OTHER_MODES),
     defaults=QWEN3_VL.defaults,
 )  # fmt: skip
 
@@ -224,5 +221,6 @@ GROVE_MOE = replace(
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, QWEN2_VL, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, RND1, LLADA_MOE, GROVE_MOE,
+    QWEN2, QWEN2_VL, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, RND1, LLADA_MOE,
+    GROVE_MOE,
 )  # fmt: skip
