@@ -61,6 +61,18 @@ def _scaled(name: str, *kinds: str) -> Callable[[Config], Any]:
     return read
 
 
+def rope_factors(config: Config, name: str, channels: int) -> Any:
+    """`short_factor` or `long_factor` of the rotary settings, float32 `[channels / 2]`."""
+    import numpy as np
+
+    values = rope_of(config).get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != channels // 2:
+        raise ConfigError(f"{config.where}: '{name}' must hold {channels // 2} numbers")
+    return np.array(values, np.float32)
+
+
 def _sections(config: Config) -> list[int] | None:
     """Channels of multi-axis rotary embedding: time, height, width, and one more."""
     found = config.rope.get("mrope_section")
@@ -237,8 +249,8 @@ def attention(
     base: str = f"{L}.self_attn", rotated: bool = False, bias: bool | None = False,
     out_bias: bool | None = False, layers: str = "", out: str = "o_proj",
 ) -> tuple[Map, ...]:  # fmt: skip
-    """Query, key, value and output, which is called `out`. `rotated`: queries and keys change to the original Llama's
-    order of channels. `bias`: as in `linear`."""
+    """Query, key, value and output, which is called `out`. `rotated`: queries and keys change to
+    the original Llama's order of channels. `bias`: as in `linear`."""
     turn: Callable[..., RowMap] = rotary if rotated else whole
     q, k = (("heads",), ("kv_heads",)) if rotated else ((), ())
     more: dict[str, Any] = {"layers": layers, "bias": bias}

@@ -40,7 +40,7 @@ def _ministral(name: str) -> Any:
         rope = rope_of(config)
         if rope.get("rope_type") != "yarn" or name not in rope:
             raise ConfigError(
-                f"{config.where}: a Ministral 3 needs rope_parameters of rope_type yarn, with '{name}'"
+                f"{config.where}: Ministral 3 needs rope_parameters of type yarn, with '{name}'"
             )
         return rope[name]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
@@ -20,6 +18,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     kv_heads,
+    rope_factors,
     rope_of,
     router,
     text_keys,
@@ -40,22 +39,6 @@ def _rotated(config: Config) -> int:
     """Channels of a head that are rotated."""
     share = config.rope.get("partial_rotary_factor", 1.0)
     return int(share * config.get("hidden_size")) // int(config.get("num_attention_heads"))
-
-
-def _factors(name: str) -> Callable[[Config], Any]:
-    """`short_factor` or `long_factor` of the rotary settings, float32 `[head_dim / 2]`."""
-
-    def read(config: Config) -> Any:
-        import numpy as np
-
-        values = config.rope.get(name)
-        if values is None:
-            return None
-        if not isinstance(values, list) or len(values) != _rotated(config) // 2:
-            raise ConfigError(f"{config.where}: '{name}' must hold {_rotated(config) // 2} numbers")
-        return np.array(values, np.float32)
-
-    return read
 
 
 def attn_factor(config: Config) -> float | None:
@@ -115,8 +98,8 @@ PHIMOE = Architecture(
     expert_order=GATE_DOWN_UP,
     defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     computed={
-        "rope_factors_long.weight": _factors("long_factor"),
-        "rope_factors_short.weight": _factors("short_factor"),
+        "rope_factors_long.weight": lambda c: rope_factors(c, "long_factor", _rotated(c)),
+        "rope_factors_short.weight": lambda c: rope_factors(c, "short_factor", _rotated(c)),
     },
     fuses=("qkv",),
 )

@@ -120,6 +120,7 @@ class ConversionOptions:
     fuse_qkv: bool = False
     fuse_gate_up_exps: bool = False
     fp8_as_q8: bool = False
+    mistral_format: bool = False  # params.json counts, also where there is a config.json
 
 
 DEFAULTS = ConversionOptions()

@@ -21,6 +21,7 @@ from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.storage.inputs import File
 from quantkit.storage.json_files import read_json
+from quantkit.tokenizer.mistral import FORMAT
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
@@ -56,8 +57,10 @@ def from_checkpoint(
     """
     from quantkit.model.metadata import checkpoint_metadata
 
-    arch, config = _read_config(directory)
-    found = {t.name: t for t in safetensors_of(directory, files)}
+    path = _config_file(directory, options)
+    arch, config = _read_config(path)
+    prefix = "model" if path.name == "config.json" else "consolidated"
+    found = {t.name: t for t in safetensors_of(directory, files, prefix)}
     found = {t.name: t for t in decoded(tuple(found.values()), config.values)}
     config = _with_scalars(arch, config, found)
     shapes = {arch.plain(name): t.shape for name, t in found.items()}
@@ -88,17 +91,26 @@ def from_checkpoint(
     return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
-def _read_config(directory: Path) -> tuple[Architecture, Config]:
-    """The architecture of a checkpoint and its config, checked against what that expects."""
+def _config_file(directory: Path, options: ConversionOptions) -> Path:
+    """config.json, or params.json where that is asked for or alone."""
     if not directory.is_dir():
         raise SourceNotFound(f"{directory}: no such directory")
-    path = directory / "config.json"
+    path, own = directory / "config.json", directory / FORMAT
+    if options.mistral_format or (own.is_file() and not path.is_file()):
+        path = own
     if not path.is_file():
-        raise SourceNotFound(f"{directory}: no config.json in it; not a checkpoint directory")
+        raise SourceNotFound(f"{directory}: no {path.name} in it; not a checkpoint directory")
+    return path
+
+
+def _read_config(path: Path) -> tuple[Architecture, Config]:
+    """The architecture of a checkpoint and its config, checked against what that expects."""
     raw = Config(read_json(path), str(path))
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
     whole, *inner = (_architecture(values) for values in (raw.values, *text))
     name = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    if path.name == FORMAT:
+        whole = name = FORMAT
     if not name:
         raise ConfigError(f"{path}: 'architectures' does not name the model")
     arch = find(name)

@@ -33,16 +33,22 @@ _RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8
         "I64": "I64"}  # fmt: skip
 
 
-def safetensors_of(directory: Path, files: Mapping[str, File] | None = None) -> list[SourceTensor]:
+def safetensors_of(
+    directory: Path, files: Mapping[str, File] | None = None, prefix: str = "model"
+) -> list[SourceTensor]:  # fmt: skip
     """Every tensor of a checkpoint directory: file after file, sorted by name in each (those of
     `.bin` files in their own order).
 
     That is the order in which llama.cpp's converter meets them. `files`: where the weights are, by
-    name, if not in the directory. Raises SourceNotFound, ShardMissing, CorruptFile,
-    UnsupportedSource.
+    name, if not in the directory. `prefix`: how the names of the files begin.
+    Raises SourceNotFound, ShardMissing, CorruptFile, UnsupportedSource.
     """
     if files is None:
         files = {path.name: path for path in directory.iterdir() if path.is_file()}
+    if prefix != "model":  # such a format has no index
+        if names := sorted(name for name in files if fnmatch(name, f"{prefix}*.safetensors")):
+            return _read_all([files[name] for name in names])
+        raise SourceNotFound(f"{directory}: no {prefix}*.safetensors in it")
     for index, pattern in (INDEX, "model*.safetensors"), (BIN_INDEX, "pytorch_model*.bin"):
         if (directory / index).is_file():
             return _indexed(directory, directory / index, files)

@@ -37,6 +37,7 @@ class VocabRules:
     is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
     in the vocabulary has no effect.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
+    `tekken`: a tekken.json is read where there is no tokenizer.json.
     `shown`: texts that are shown, though the files call them special. `template_file_wins`:
     chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
     """
@@ -54,12 +55,17 @@ class VocabRules:
     template_file_wins: bool = False
     model: str = ""
     shown: tuple[str, ...] = ()
+    tekken: bool = False
 
 
 _LLAMA = VocabRules(
     names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
-           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM"),
-    config_space_prefix="first",
+           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM",
+           "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "IQuestCoderForCausalLM",
+           "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration",
+           "Idefics3ForConditionalGeneration", "LlavaForConditionalGeneration",
+           "VoxtralForConditionalGeneration"),
+    config_space_prefix="first", tekken=True,
 )  # fmt: skip
 _GRANITE = replace(
     _LLAMA, names=("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),

@@ -10,13 +10,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
 from quantkit.storage.json_files import read_json
 from quantkit.tokenizer.families import AddedTokens
 from quantkit.tokenizer.special_tokens import read_config, read_merges
 from quantkit.tokenizer.token_types import TokenType, added
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 Piece = tuple[str, float, TokenType]
@@ -35,9 +38,14 @@ class Pieces:
 
 def from_model(directory: Path, size: int | None, style: AddedTokens) -> Pieces:
     """`tokenizer.model`, padded or cut to `size`. Raises TokenizerError."""
+    pieces, _ = read_pieces(directory / "tokenizer.model")
+    return _with_added(directory, dict(enumerate(pieces)), size, style)
+
+
+def read_pieces(path: Path) -> tuple[list[Piece], SentencePieceProcessor]:
+    """Every piece of a SentencePiece model, and the model. Raises TokenizerError."""
     from sentencepiece import SentencePieceProcessor
 
-    path = directory / "tokenizer.model"
     sp = SentencePieceProcessor()
     try:
         sp.LoadFromFile(str(path))
@@ -55,8 +63,7 @@ def from_model(directory: Path, size: int | None, style: AddedTokens) -> Pieces:
                 break
         return sp.IdToPiece(i), sp.GetScore(i), kind
 
-    pieces = {i: piece(i) for i in range(sp.vocab_size())}
-    return _with_added(directory, pieces, size, style)
+    return [piece(i) for i in range(sp.vocab_size())], sp
 
 
 def from_merges(

@@ -8,6 +8,9 @@ Tried in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
    derived from the merges.
 3. any other BPE `tokenizer.json`: byte-level BPE with its merges.
 4. `vocab.json` with `merges.txt`, and tiktoken ranks: byte-level BPE in older files.
+
+A `tekken.json` alone, and the files of Mistral's own format, are a vocabulary with an order of keys
+of its own (`mistral.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.storage.json_files import read_json
-from quantkit.tokenizer import byte_level, sentencepiece, tiktoken
+from quantkit.tokenizer import byte_level, mistral, sentencepiece, tiktoken
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.sentencepiece import Pieces
@@ -56,9 +59,13 @@ class Vocabulary:
     late_add: dict[str, bool] = field(default_factory=dict)
     late_space_prefix: bool | None = None
     notes: list[str] = field(default_factory=list)
+    of_mistral: bool = False
 
     def write(self, writer: GGUFWriter) -> None:
         """Add the vocabulary's keys, in llama.cpp's order."""
+        if self.of_mistral:
+            self._write_mistral(writer)
+            return
         if self.space_prefix is not None:
             writer.add_add_space_prefix(self.space_prefix)
         writer.add_tokenizer_model(self.model)
@@ -79,6 +86,20 @@ class Vocabulary:
         _write_flags(writer, self.late_add)
         if self.late_space_prefix is not None:
             writer.add_add_space_prefix(self.late_space_prefix)
+
+    def _write_mistral(self, writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model(self.model)
+        if self.pre:
+            writer.add_tokenizer_pre(self.pre)
+            writer.add_token_merges(self.merges or [])
+        _write_ids(writer, self.special.ids)
+        writer.add_token_list(self.tokens)
+        writer.add_token_scores(self.scores or [])
+        writer.add_token_types(self.types)
+        if f"{writer.arch}.vocab_size" not in writer.kv_data[0]:
+            writer.add_vocab_size(len(self.tokens))
+        _write_flags(writer, self.special.add)
+        _write_templates(writer, self.special.templates)
 
 
 def _write_ids(writer: GGUFWriter, ids: Mapping[str, int]) -> None:
@@ -137,6 +158,9 @@ def _read(
 ) -> Vocabulary:
     if size is not None:
         size = -(-size // rules.round_to) * rules.round_to
+    own = architecture == mistral.FORMAT
+    if own or (rules.tekken and mistral.alone(directory)):
+        return _of_mistral(mistral.read(directory, size, template_file=own))
     found = _read_tokens(directory, size, pre, rules, architecture)
     if isinstance(found, Pieces):
         vocab = Vocabulary(
@@ -156,6 +180,16 @@ def _read(
         vocab.special = read_special_tokens(directory, None, rules.template_file_wins)
     _apply(rules, vocab, read_config(directory))
     return vocab
+
+
+def _of_mistral(found: mistral.MistralVocabulary) -> Vocabulary:
+    templates = {} if found.template is None else {"default": found.template}
+    special = SpecialTokens(found.ids, {"bos": True, "eos": False}, templates)
+    model = "gpt2" if found.pre else "llama"
+    return Vocabulary(
+        model, found.pre, found.tokens, found.types, found.scores, found.merges, special=special,
+        notes=found.notes, of_mistral=True,
+    )  # fmt: skip
 
 
 def _read_tokens(
