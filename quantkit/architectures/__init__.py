@@ -16,6 +16,7 @@ from quantkit.architectures import (
     exaone,
     falcon_h1,
     gemma,
+    gemma3n,
     gemma4,
     glm,
     gpt_oss,
@@ -39,6 +40,8 @@ from quantkit.architectures import (
     qwen,
     qwen_next,
     smallthinker,
+    stablelm,
+    starcoder,
     step,
 )
 from quantkit.architectures.rules import Architecture
@@ -56,6 +59,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *exaone.FAMILY,
     *falcon_h1.FAMILY,
     *gemma.FAMILY,
+    *gemma3n.FAMILY,
     *gemma4.FAMILY,
     *glm.FAMILY,
     *gpt_oss.FAMILY,
@@ -79,6 +83,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *qwen.FAMILY,
     *qwen_next.FAMILY,
     *smallthinker.FAMILY,
+    *stablelm.FAMILY,
+    *starcoder.FAMILY,
     *step.FAMILY,
 )
 

@@ -28,7 +28,7 @@ from quantkit.errors import ConfigError
 L = "model.layers.{bid}"
 
 _SCALING = {"linear": "linear", "yarn": "yarn", "su": "longrope", "longrope": "longrope"}
-_UNSCALED = (None, "default", "llama3", "dynamic", "mrope")
+_UNSCALED = (None, "default", "llama3", "dynamic", "mrope", "xdrope")
 
 
 def rope_of(config: Config) -> dict[str, Any]:

@@ -118,6 +118,15 @@ def _scaled_base(config: Config) -> float | None:
     return None if _ntk(config, 1) is None else base * alpha ** (n / (n - 2))
 
 
+def _tied(config: Config) -> Architecture | None:
+    """An output that is tied is left out, though a checkpoint may have it."""
+    if not config.get("tie_word_embeddings", kind="BOOL", default=False):
+        return None
+    maps = tuple(m for m in HUNYUAN_DENSE.maps if m.source != "lm_head.weight")
+    drops = (*HUNYUAN_DENSE.drops, r"lm_head\.weight")
+    return replace(HUNYUAN_DENSE, maps=maps, drops=drops, variant=lambda c: None)
+
+
 HUNYUAN_DENSE = replace(
     HUNYUAN_MOE,
     hf_names=("HunYuanDenseV1ForCausalLM",),
@@ -140,6 +149,7 @@ HUNYUAN_DENSE = replace(
         *gated_mlp(),
     ),
     expert_order=(),
+    variant=_tied,
 )
 
 FAMILY = (HUNYUAN_DENSE, HUNYUAN_MOE)

@@ -1,4 +1,5 @@
-"""Phi-3, and Phi-3.5-MoE with its layer norms with biases. llama.cpp: `conversion/phi.py`."""
+"""Phi-2, Phi-3, and Phi-3.5-MoE with its layer norms with biases. llama.cpp:
+`conversion/phi.py`."""
 
 from __future__ import annotations
 
@@ -18,12 +19,14 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     kv_heads,
+    layer_norm,
+    plain_mlp,
     rope_factors,
     rope_of,
     router,
     text_keys,
 )
-from quantkit.architectures.rules import Architecture, Config, Key, Map, linear, whole
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, linear, whole
 from quantkit.errors import ConfigError
 
 OLD = f"{L}.block_sparse_moe"
@@ -61,12 +64,38 @@ _AFTER_LENGTH = (
 )  # fmt: skip
 
 
-def _norm(source: str, role: str) -> tuple[Map, ...]:
-    return (
-        Map(f"{source}.weight", ("hidden",), whole(f"{role}.weight")),
-        Map(f"{source}.bias", ("hidden",), whole(f"{role}.bias")),
-    )
+def _half_rotated(config: Config) -> int:
+    share = config.rope.get("partial_rotary_factor", 0.5)
+    return int(share * config.get("hidden_size")) // int(config.get("num_attention_heads"))
 
+
+PHI2 = Architecture(
+    hf_names=("PhiForCausalLM",),
+    gguf_arch="phi2",
+    keys=(
+        *text_keys("context_length", "embedding_length"),
+        Key("{arch}.feed_forward_length", lambda c: 4 * c.get("hidden_size")),
+        *text_keys("block_count", "head_count"),
+        Key("{arch}.attention.head_count_kv", "num_attention_heads"),
+        Key("{arch}.attention.layer_norm_epsilon", ("layer_norm_epsilon", "layer_norm_eps"),
+            "FLOAT32"),
+        Key("{arch}.rope.dimension_count", _half_rotated),
+    ),
+    late_keys=(Key("tokenizer.ggml.add_bos_token", lambda c: False, "BOOL"),),
+    expects=(
+        Expect("hidden_act", ("gelu_new",)), Expect("qk_layernorm", (False,)),
+    ),
+    dims=DIMS,
+    maps=(
+        EMBEDDINGS[0],
+        *layer_norm("model.final_layernorm", "output_norm"),
+        *linear("lm_head", ("vocab", "hidden"), "output", bias=True),
+        *layer_norm(f"{L}.input_layernorm", "attn_norm"),
+        *attention(bias=True, out_bias=True, out="dense"),
+        *plain_mlp(names=("fc1", "fc2"), bias=True),
+    ),
+    defaults={"layer_norm_eps": 1e-5},
+)  # fmt: skip
 
 PHIMOE = Architecture(
     hf_names=("PhiMoEForCausalLM", "PhimoeForCausalLM"),
@@ -86,10 +115,10 @@ PHIMOE = Architecture(
     dims={**DIMS, **expert_dims("intermediate_size")},
     maps=(
         *EMBEDDINGS[:1],
-        *_norm("model.norm", "output_norm"),
+        *layer_norm("model.norm", "output_norm"),
         *linear("lm_head", ("vocab", "hidden"), "output"),
-        *_norm(f"{L}.input_layernorm", "attn_norm"),
-        *_norm(f"{L}.post_attention_layernorm", "ffn_norm"),
+        *layer_norm(f"{L}.input_layernorm", "attn_norm"),
+        *layer_norm(f"{L}.post_attention_layernorm", "ffn_norm"),
         *attention(bias=None, out_bias=None),
         router(f"{OLD}.gate"),
         router(f"{L}.mlp.router", like=f"{OLD}.gate.weight"),
@@ -127,4 +156,4 @@ PHI3 = replace(
     fuses=(),
 )
 
-FAMILY = (PHI3, PHIMOE)
+FAMILY = (PHI2, PHI3, PHIMOE)

@@ -23,6 +23,7 @@ _REQUIRED: Any = object()
 _RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
 _KINDS: dict[str, tuple[type, ...]] = {
     "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
+    "NUMBER": (float, int),  # of an array that may hold infinity
 }  # fmt: skip
 
 
@@ -214,6 +215,16 @@ def whole(role: str, *shape: str) -> RowMap:
     def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
         target = tuple(dims[d] for d in shape) or source
         return (piece(role, target, _rows(source)),)
+
+    return pieces
+
+
+def padded(role: str, rows: str, after: str = "") -> RowMap:
+    """Some of the `rows` of a matrix: the first, or those after the first `after`."""
+
+    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+        first = dims[after] if after else 0
+        return (piece(role, (dims[rows], *source[1:]), source[0], first),)
 
     return pieces
 
@@ -411,6 +422,8 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # tensors computed from the config: name -> float32 values, or None where there is none
     computed: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
+    # source tensors that are in no checkpoint: name -> float32 values
+    added: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     # how many layers after the last predict further tokens, and whether they are converted
     mtp: Callable[[Config], int] = lambda config: 0
     keeps_mtp: bool = False

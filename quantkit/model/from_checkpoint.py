@@ -63,6 +63,7 @@ def from_checkpoint(
     found = {t.name: t for t in safetensors_of(directory, files, prefix)}
     found = {t.name: t for t in decoded(tuple(found.values()), config.values)}
     config = _with_scalars(arch, config, found)
+    found |= {n: _computed(n, values, directory) for n, values in arch.added(config).items()}
     shapes = {arch.plain(name): t.shape for name, t in found.items()}
     arch = arch.respelled(config, shapes) or arch
     outtype = _chosen(outtype, found.values())
@@ -70,8 +71,7 @@ def from_checkpoint(
     placed, sources = place(arch, config, found, options)
     for name, compute in reversed(list(arch.computed.items())):
         if (data := compute(config)) is not None:
-            source = SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
-            sources[name] = source
+            sources[name] = source = _computed(name, data, directory)
             placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
     tensors = tuple(
         ModelTensor(
@@ -89,6 +89,10 @@ def from_checkpoint(
     notes = (*filter(None, (e.differs(config) for e in arch.assumes)), *notes)
     name = directory.resolve().name
     return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
+
+
+def _computed(name: str, data: Any, directory: Path) -> SourceTensor:
+    return SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
 
 
 def _config_file(directory: Path, options: ConversionOptions) -> Path:

@@ -332,8 +332,14 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
         # a fused tensor stands where the last of its experts would
         name = m.like.format(bid=bid, xid=9) if m.like else t.name
         in_file = name if t.path.suffix == ".safetensors" else f"{i:09}"
-        # repacked weights come first, those that are rebuilt from parts of other names last
-        turn = 0 if not t.ggml.is_float else 2 if t.coding in ("gptq", "awq", "packed") else 1
+        # repacked and computed weights come first, those rebuilt from parts of other names last
+        turn = (
+            0
+            if not t.ggml.is_float or t.data is not None
+            else 2
+            if t.coding in ("gptq", "awq", "packed")
+            else 1
+        )
         yield _Match(t, m, bid, xid, (turn, t.path.name, in_file))
 
 

@@ -16,30 +16,44 @@ from quantkit.errors import TokenizerError
 from quantkit.storage.json_files import read_json
 from quantkit.tokenizer.families import AddedTokens
 from quantkit.tokenizer.special_tokens import read_config, read_merges
-from quantkit.tokenizer.token_types import TokenType, added
+from quantkit.tokenizer.token_types import SPACE, TokenType, added
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+# an empty text in C++; what llama.cpp's converter writes in InternLM's vocabulary instead
+_VISIBLE_NUL = "\U0001f409"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 Piece = tuple[str, float, TokenType]
 
 
 @dataclass
 class Pieces:
-    """Every id's text, score and type. `space_prefix` is False where the text gets none."""
+    """Every id's text, score and type. `space_prefix` is False where the text gets none;
+    `puts_space` is what tokenizer.model says of it."""
 
     tokens: list[str]
     scores: list[float]
     types: list[int]
     space_prefix: bool | None = None
+    puts_space: bool | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def from_model(directory: Path, size: int | None, style: AddedTokens) -> Pieces:
-    """`tokenizer.model`, padded or cut to `size`. Raises TokenizerError."""
-    pieces, _ = read_pieces(directory / "tokenizer.model")
-    return _with_added(directory, dict(enumerate(pieces)), size, style)
+def from_model(
+    directory: Path, size: int | None, style: AddedTokens, unused: str = ""
+) -> Pieces:  # fmt: skip
+    """`tokenizer.model`, padded or cut to `size`; pieces that begin with `unused` are UNUSED.
+    Raises TokenizerError."""
+    pieces, sp = read_pieces(directory / "tokenizer.model")
+    if unused:
+        pieces = [
+            (_VISIBLE_NUL if p == "\0" else p, s, TokenType.UNUSED if p.startswith(unused) else t)
+            for p, s, t in pieces
+        ]
+    out = _with_added(directory, dict(enumerate(pieces)), size, style)
+    out.puts_space = sp.EncodeAsPieces("a")[0].startswith(SPACE)
+    return out
 
 
 def read_pieces(path: Path) -> tuple[list[Piece], SentencePieceProcessor]:

@@ -82,6 +82,8 @@ def _optional(path: Path) -> dict[str, Any] | None:
 def _set_id(ids: dict[str, int], kind: str, token_id: Any, n_vocab: int | None) -> None:
     if not isinstance(token_id, int):
         return
+    if token_id == -1 and kind == "pad":  # there is none
+        return
     if token_id < 0:
         raise TokenizerError(f"the id of the {kind} token is {token_id}; ids start at 0")
     if n_vocab is None or token_id < n_vocab:

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 class Vocabulary:
     """One vocabulary. `scores` is None for byte-level BPE, `merges` is None for SentencePiece.
 
-    `space_prefix` is written first; what `late_...` holds is written last, over what was said
-    before. Ids are by kind ("bos", "eot" ...), as are flags (`add_bos_token` ...).
+    `space_prefix` is written first, or after the tokens (`middle_...`); what `late_...` holds is
+    written last, over what was said before. Ids are by kind ("bos", "eot" ...), as are flags
+    (`add_bos_token` ...).
     """
 
     model: str  # tokenizer.ggml.model: "llama", "gpt2" or "gemma4"
@@ -54,6 +55,7 @@ class Vocabulary:
     scores: list[float] | None = None
     merges: list[str] | None = None
     space_prefix: bool | None = None
+    middle_space_prefix: bool | None = None
     special: SpecialTokens = field(default_factory=SpecialTokens)
     late_ids: dict[str, int] = field(default_factory=dict)
     late_add: dict[str, bool] = field(default_factory=dict)
@@ -75,6 +77,8 @@ class Vocabulary:
         if self.scores is not None:
             writer.add_token_scores(self.scores)
         writer.add_token_types(self.types)
+        if self.middle_space_prefix is not None:
+            writer.add_add_space_prefix(self.middle_space_prefix)
         if self.merges:
             writer.add_token_merges(self.merges)
         _write_ids(writer, self.special.ids)
@@ -169,6 +173,8 @@ def _read(
         )  # fmt: skip
         if rules.model:  # such a model joins by merges all the same
             vocab.merges = read_merges(read_json(directory / "tokenizer.json"))
+        if rules.model_space_prefix:
+            vocab.middle_space_prefix = found.puts_space
         if pre is not None:
             vocab.notes.append(f"--pre {pre} is of no effect: this vocabulary is SentencePiece's")
         n_vocab = len(vocab.tokens)
@@ -178,7 +184,7 @@ def _read(
             "gpt2", found.pre, found.tokens, found.types, merges=found.merges, notes=found.notes
         )
         vocab.special = read_special_tokens(directory, None, rules.template_file_wins)
-    _apply(rules, vocab, read_config(directory))
+    _apply(rules, vocab, directory)
     return vocab
 
 
@@ -198,7 +204,7 @@ def _read_tokens(
     path = directory / "tokenizer.json"
     json_wins = path.is_file() and (rules.model or _is_ranks(directory / "tokenizer.model"))
     if (directory / "tokenizer.model").is_file() and not json_wins:
-        return sentencepiece.from_model(directory, size, rules.added)
+        return sentencepiece.from_model(directory, size, rules.added, rules.unused)
     if path.is_file():
         tokenizer = read_json(path)
         model = _checked_model(path, tokenizer)
@@ -234,13 +240,27 @@ def _checked_model(path: Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> None:
+def _number_in(directory: Path, name: str, key: str) -> int | None:
+    """A number of a small file; the first of a list of several."""
+    path = directory / name
+    found: Any = read_json(path) if path.is_file() else {}
+    text = found.get("text_config")
+    found = {**found, **(text if isinstance(text, dict) else {})}.get(key)
+    if name == "generation_config.json":
+        found = found[0] if isinstance(found, list) and len(found) > 1 else None
+    return found if isinstance(found, int) else None
+
+
+def _apply(rules: VocabRules, vocab: Vocabulary, directory: Path) -> None:
     """The family's differences."""
+    config = read_config(directory)
     ids = {token: i for i, token in reversed([*enumerate(vocab.tokens)])}
 
     def token_id(token: int | str) -> int | None:
         if isinstance(token, int):
             return token
+        if token.startswith("{") and ":" in token:
+            return _number_in(directory, *token[1:-1].split(":"))
         if token.startswith("{"):
             entry = config.get(token[1:-1])
             token = str(entry.get("content") if isinstance(entry, dict) else entry)
@@ -258,8 +278,10 @@ def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> N
     if rules.config_space_prefix and isinstance(prefix, bool):
         if rules.config_space_prefix == "first":
             vocab.space_prefix = prefix
-        else:
+        elif rules.config_space_prefix == "last":
             vocab.late_space_prefix = prefix
+        else:
+            vocab.middle_space_prefix = prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
     for text in rules.shown:
