@@ -146,14 +146,18 @@ def no_key(keys: tuple[Key, ...], *names: str) -> tuple[Key, ...]:
     return tuple(key for key in keys if not key.name.endswith(names))
 
 
-def with_head_dim(keys: tuple[Key, ...]) -> tuple[Key, ...]:
-    """`keys` with the length of a head also where config.json is silent, for the classes of
-    transformers that compute it."""
+def with_head_dim(keys: tuple[Key, ...], *classes: str) -> tuple[Key, ...]:
+    """`keys` with the length of a head also where config.json is silent: transformers' class
+    computes it, if the model_type is one of `classes` (any, if none are named)."""
+
+    def read(config: Config) -> Any:
+        known = not classes or config.values.get("model_type") in classes
+        return config.head_dim if known else config.get("head_dim", default=None)
+
     return tuple(
-        replace(key, config=lambda c: c.head_dim)
-        if key.name.endswith((".key_length", ".value_length")) else key
+        replace(key, config=read) if key.name.endswith((".key_length", ".value_length")) else key
         for key in keys
-    )  # fmt: skip
+    )
 
 
 def optional_key(name: str, *config: str, kind: str = "UINT32") -> Key:

@@ -75,6 +75,7 @@ INTERNLM2 = Architecture(
 INTERNLM3 = replace(
     LLAMA,
     hf_names=("InternLM3ForCausalLM",),
+    keys=TEXT_KEYS,
     late_keys=(VOCAB_SIZE, ROPE_DIMENSION),
     renames=(),
     defaults={},

@@ -83,7 +83,7 @@ LLAMA = Architecture(
         "LlavaForConditionalGeneration", "VoxtralForConditionalGeneration",
     ),
     gguf_arch="llama",
-    keys=TEXT_KEYS,
+    keys=with_head_dim(TEXT_KEYS, "llama", "mistral"),
     late_keys=(VOCAB_SIZE, ROPE_DIMENSION),
     expects=(SILU,),
     dims={**DIMS, "head": rotated_head},
@@ -109,6 +109,7 @@ SMOLLM3 = replace(
     LLAMA,
     hf_names=("SmolLM3ForCausalLM",),
     gguf_arch="smollm3",
+    keys=TEXT_KEYS,
     expects=(SILU, Expect("no_rope_layer_interval", (4,)), Expect("mlp_bias", (False,))),
     maps=(*ATTENTION, *gated_mlp()),
     defaults={"rope_theta": 2e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
@@ -121,6 +122,7 @@ APERTUS = replace(
     LLAMA,
     hf_names=("ApertusForCausalLM",),
     gguf_arch="apertus",
+    keys=TEXT_KEYS,
     first_keys=tuple(
         Key(f"xielu.{name}", f"xielu_{name}", "FLOAT32")
         for name in ("alpha_n", "alpha_p", "beta", "eps")
@@ -151,6 +153,7 @@ APERTUS = replace(
 MIXTRAL = replace(
     LLAMA,
     hf_names=("MixtralForCausalLM",),
+    keys=TEXT_KEYS,
     dims={**LLAMA.dims, **expert_dims("intermediate_size")},
     maps=(
         *ATTENTION,

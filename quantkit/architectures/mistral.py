@@ -57,12 +57,13 @@ MISTRAL3 = replace(
         Key("{arch}.rope.scaling.yarn_log_multiplier", _ministral("mscale_all_dim"), "FLOAT32"),
         Key("{arch}.attention.temperature_scale", _ministral("llama_4_scaling_beta"), "FLOAT32"),
     ),
+    # the whole model's tie_word_embeddings and that of its text part contradict each other
+    maps=tuple(
+        replace(m, optional=True) if m.source == "lm_head.weight" else m for m in LLAMA.maps
+    ),
     renames=(),
-    defaults={
-        "rope_theta": 1e9, "rms_norm_eps": 1e-5, "num_attention_heads": 32,
-        "tie_word_embeddings": True,
-    },
-)  # fmt: skip
+    defaults={"rope_theta": 1e9, "rms_norm_eps": 1e-5, "num_attention_heads": 32},
+)
 
 A, N = "layers.{bid}.attention", "layers.{bid}"
 

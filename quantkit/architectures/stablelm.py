@@ -27,6 +27,13 @@ def _rotated(config: Config) -> int:
     return int(share * (config.get("hidden_size") // config.get("num_attention_heads")))
 
 
+def _parallel(config: Config) -> bool:
+    """Whether attention and network stand beside each other; older models' code assumes so."""
+    old = config.values.get("model_type") != "stablelm"
+    found: bool = config.get("use_parallel_residual", kind="BOOL", default=old)
+    return found
+
+
 def _head_norm(part: str, heads: str) -> Map:
     """The norm of one head: a row of a matrix."""
 
@@ -45,7 +52,7 @@ STABLELM = Architecture(
         *text_keys("context_length", "embedding_length", "block_count", "feed_forward_length"),
         Key("{arch}.rope.dimension_count", _rotated),
         *text_keys("head_count", "head_count_kv"),
-        Key("{arch}.use_parallel_residual", "use_parallel_residual", "BOOL", default=True),
+        Key("{arch}.use_parallel_residual", _parallel, "BOOL"),
         Key("{arch}.attention.layer_norm_epsilon", ("layer_norm_eps", "norm_eps"), "FLOAT32"),
     ),
     late_keys=(),

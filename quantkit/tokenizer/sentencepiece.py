@@ -125,6 +125,34 @@ def from_merges(
     return out
 
 
+def of_merges_alone(directory: Path, tokenizer: dict[str, Any], size: int | None) -> Pieces:
+    """A tokenizer.json whose merges join the pieces in llama.cpp too (Gemma 4): every score is the
+    same. Tokens are CONTROL where tokenizer_config.json names them; whatever else is added to the
+    vocabulary is USER_DEFINED (gguf-py `vocab.py`, LlamaHfVocab)."""
+    config = read_config(directory)
+    named = {_content(value) for key, value in config.items() if key.endswith("_token")}
+    for key in (
+        "extra_special_tokens",
+        "additional_special_tokens",
+        "model_specific_special_tokens",
+    ):
+        found = config.get(key) or []
+        named |= {_content(t) for t in (found.values() if isinstance(found, dict) else found)}
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    more = {t["content"]: int(t["id"]) for t in tokenizer.get("added_tokens") or []}
+    pieces: dict[int, Piece] = {}
+    for p, i in {**more, **vocab}.items():
+        kind = TokenType.NORMAL if p in vocab else TokenType.USER_DEFINED
+        if p in named:
+            kind = TokenType.CONTROL
+        elif _BYTE.fullmatch(p):
+            kind = TokenType.BYTE
+        pieces[i] = (p, -1000.0, kind)
+    out = _with_added(directory, pieces, size, AddedTokens(files=()))
+    out.scores = [-1000.0] * len(out.scores)
+    return out
+
+
 def _content(entry: Any) -> Any:
     return entry.get("content") if isinstance(entry, dict) else entry
 

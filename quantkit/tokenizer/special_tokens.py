@@ -49,7 +49,9 @@ def read_special_tokens(
     out = SpecialTokens()
     tokenizer = _optional(directory / "tokenizer.json")
     config = _optional(directory / "tokenizer_config.json")
-    types = list(TYPES)
+    model = _optional(directory / "config.json") or {}
+    # there is none, whatever the other files say
+    types = [kind for kind in TYPES if kind != "pad" or _number(model, "pad_token_id") != -1]
     if tokenizer is not None:
         names = _Names(dict(config or {}), config is not None)
         _read_post_processor(tokenizer.get("post_processor"), names, out.add, types)
@@ -66,13 +68,15 @@ def read_special_tokens(
             content = entry.get("content") if isinstance(entry, dict) else entry
             if isinstance(content, str):
                 _set_id(out.ids, kind, by_content.get(content), n_vocab)
-    model = _optional(directory / "config.json") or {}
     for kind in types:
-        token_id = model.get(f"{kind}_token_id")
-        if token_id is None and isinstance(model.get("text_config"), dict):
-            token_id = model["text_config"].get(f"{kind}_token_id")
-        _set_id(out.ids, kind, token_id, n_vocab)
+        _set_id(out.ids, kind, _number(model, f"{kind}_token_id"), n_vocab)
     return out
+
+
+def _number(model: dict[str, Any], name: str) -> Any:
+    """A value of config.json, or of its text part."""
+    value, text = model.get(name), model.get("text_config")
+    return text.get(name) if value is None and isinstance(text, dict) else value
 
 
 def _optional(path: Path) -> dict[str, Any] | None:
@@ -81,8 +85,6 @@ def _optional(path: Path) -> dict[str, Any] | None:
 
 def _set_id(ids: dict[str, int], kind: str, token_id: Any, n_vocab: int | None) -> None:
     if not isinstance(token_id, int):
-        return
-    if token_id == -1 and kind == "pad":  # there is none
         return
     if token_id < 0:
         raise TokenizerError(f"the id of the {kind} token is {token_id}; ids start at 0")

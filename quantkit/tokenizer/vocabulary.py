@@ -114,7 +114,9 @@ def _write_ids(writer: GGUFWriter, ids: Mapping[str, int]) -> None:
 
 def _write_flags(writer: GGUFWriter, flags: Mapping[str, bool]) -> None:
     for kind, flag in flags.items():
-        if add := getattr(writer, f"add_add_{kind}_token", None):
+        if already := writer.kv_data[0].get(f"tokenizer.ggml.add_{kind}_token"):
+            already.value = flag
+        elif add := getattr(writer, f"add_add_{kind}_token", None):
             add(flag)
 
 
@@ -208,6 +210,8 @@ def _read_tokens(
     if path.is_file():
         tokenizer = read_json(path)
         model = _checked_model(path, tokenizer)
+        if rules.model:
+            return sentencepiece.of_merges_alone(directory, tokenizer, size)
         if model.get("byte_fallback"):
             return sentencepiece.from_merges(directory, tokenizer, size, rules.added)
     elif kind := tiktoken.find(directory):
