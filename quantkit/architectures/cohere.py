@@ -88,6 +88,15 @@ def _rotated(config: Config) -> int:
     return int(share * (config.get("hidden_size") // config.get("num_attention_heads")))
 
 
+def _window(config: Config) -> int:
+    """Every fourth layer of llama.cpp's sees all. Raises ConfigError if the model's do not."""
+    found = slides(config, 4) or []
+    if found != [(bid + 1) % 4 != 0 for bid in range(len(found))]:
+        raise ConfigError(f"{config.where}: all but every fourth layer must have a sliding window")
+    n: int = config.get("sliding_window")
+    return n
+
+
 COHERE2 = replace(
     COHERE,
     hf_names=("Cohere2ForCausalLM",),
@@ -95,16 +104,14 @@ COHERE2 = replace(
     keys=with_head_dim(TEXT_KEYS),
     late_keys=(
         LOGIT_SCALE,
-        Key("{arch}.attention.sliding_window", "sliding_window"),
+        Key("{arch}.attention.sliding_window", _window),
         VOCAB_SIZE,
         Key("{arch}.rope.dimension_count", _rotated),
         NOT_SCALED,
     ),
-    # every fourth layer of llama.cpp's sees all; without attention_bias, biases are of no effect
-    expects=(*COHERE.expects, Expect("sliding_window_pattern", (4,))),
     maps=TRUNK,
     layers={},
-    drops=(*DROPS, r".*_proj\.bias"),
+    drops=(*DROPS, r".*_proj\.bias"),  # of no effect without attention_bias
     defaults={**COHERE.defaults, "sliding_window": 4096},
 )
 

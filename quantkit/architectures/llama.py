@@ -104,12 +104,21 @@ ARCEE = replace(
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
 )
 
-# llama.cpp rotates no channel in every fourth layer
+
+def _rotating(config: Config) -> int:
+    """llama.cpp rotates in all but every fourth layer. Raises ConfigError if the model does not."""
+    found = config.find("no_rope_layers")
+    if found is not None and found != [int((bid + 1) % 4 != 0) for bid in range(config.layers)]:
+        raise ConfigError(f"{config.where}: 'no_rope_layers' must be 0 in every fourth layer only")
+    return config.head_dim
+
+
 SMOLLM3 = replace(
     LLAMA,
     hf_names=("SmolLM3ForCausalLM",),
     gguf_arch="smollm3",
     keys=TEXT_KEYS,
+    late_keys=(VOCAB_SIZE, replace(ROPE_DIMENSION, config=_rotating)),
     expects=(SILU, Expect("no_rope_layer_interval", (4,)), Expect("mlp_bias", (False,))),
     maps=(*ATTENTION, *gated_mlp()),
     defaults={"rope_theta": 2e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},

@@ -66,6 +66,13 @@ def _head(config: Config) -> int:
     return n
 
 
+def _value_length(config: Config) -> int | None:
+    """llama.cpp's loader takes an equal share of the hidden channels; its converter never says
+    otherwise."""
+    n: int = config.get("v_head_dim")
+    return None if n == config.get("hidden_size") // config.get("num_attention_heads") else n
+
+
 MINICPM3 = replace(
     MINICPM,
     hf_names=("MiniCPM3ForCausalLM",),
@@ -85,6 +92,7 @@ MINICPM3 = replace(
         optional_key("attention.q_lora_rank", "q_lora_rank"),
         Key("{arch}.attention.kv_lora_rank", "kv_lora_rank"),
         Key("{arch}.attention.key_length", _head),
+        Key("{arch}.attention.value_length", _value_length),
         Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
     ),
     dims={
