@@ -64,7 +64,9 @@ class TableFormat(str, Enum):
     html = "html"
 
 
-Source = Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")]
+SourceArgument = Annotated[
+    str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")
+]
 Out = Annotated[
     Path | None, typer.Option("-o", "--output", help="A .gguf file or a directory (default: here).")
 ]

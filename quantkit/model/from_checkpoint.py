@@ -1,11 +1,10 @@
-"""A Hugging Face checkpoint as a model, through the rows of its architecture. Only headers are read
-here."""
+"""A Hugging Face checkpoint as a model, through the rows of its architecture. Of its weights, only
+the headers are read here, and the few that become keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from quantkit.architectures import find
@@ -15,18 +14,15 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.placement import place, predicting_layers
-from quantkit.source.checkpoint import safetensors_of
+from quantkit.source.checkpoint import read_tensors
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.packed import decoded, read
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
-from quantkit.storage.inputs import File
-from quantkit.storage.json_files import read_json
 from quantkit.tokenizer.mistral import FORMAT
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
-
-
 MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
 
 # where a model of several modes keeps the config of its text part; the last that is there counts
@@ -45,33 +41,32 @@ OWN_NAMES = (
 
 
 def from_checkpoint(
-    directory: Path, outtype: str | None = "auto", pre: str | None = None,
-    options: ConversionOptions = DEFAULTS, files: Mapping[str, File] | None = None,
+    files: CheckpointFiles, outtype: str | None = "auto", pre: str | None = None,
+    options: ConversionOptions = DEFAULTS,
 ) -> Model:  # fmt: skip
-    """A Hugging Face checkpoint directory. `files`: where its weights are, by name, if not in it.
+    """A Hugging Face checkpoint as a model.
 
     `outtype` is one of OUTTYPES, or "auto" (bf16 stays, everything else becomes f16, as llama.cpp's
-    converter chooses), or None for the widest type of the source: nothing is rounded that a
-    quantizer will read. `pre` names the pre-tokenizer where the structure does not tell.
+    converter chooses), or None for the widest type of the source, so that nothing is rounded
+    before a quantizer reads it. `pre` names the pre-tokenizer, which is recognised otherwise.
     Raises SourceError, ModelError.
     """
     from quantkit.model.metadata import checkpoint_metadata
 
-    path = _config_file(directory, options)
-    arch, config = _read_config(path)
-    prefix = "model" if path.name == "config.json" else "consolidated"
-    found = {t.name: t for t in safetensors_of(directory, files, prefix)}
-    found = {t.name: t for t in decoded(tuple(found.values()), config.values)}
-    config = _with_scalars(arch, config, found)
-    found |= {n: _computed(n, values, directory) for n, values in arch.added(config).items()}
-    shapes = {arch.plain(name): t.shape for name, t in found.items()}
+    name = _config_file(files, options)
+    arch, config = _read_config(files, name)
+    prefix = "model" if name == "config.json" else "consolidated"
+    stored = {t.name: t for t in decoded(tuple(read_tensors(files, prefix)), config.values)}
+    config = _with_scalars(arch, config, stored)
+    stored |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
+    shapes = {arch.plain(name): t.shape for name, t in stored.items()}
     arch = arch.respelled(config, shapes) or arch
-    outtype = _chosen(outtype, found.values())
-    config = replace(config, mtp=predicting_layers(arch, config, found, options))
-    placed, sources = place(arch, config, found, options)
+    outtype = _chosen(outtype, stored.values())
+    config = replace(config, mtp=predicting_layers(arch, config, stored, options))
+    placed, sources = place(arch, config, stored, options)
     for name, compute in reversed(list(arch.computed.items())):
         if (data := compute(config)) is not None:
-            sources[name] = source = _computed(name, data, directory)
+            sources[name] = source = _computed(name, data, files)
             placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
     tensors = tuple(
         ModelTensor(
@@ -85,44 +80,41 @@ def from_checkpoint(
     file_type = OUTTYPES[outtype][0]
     if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
         file_type = MXFP4_FILE
-    kv, notes = checkpoint_metadata(directory, arch, config, tensors, file_type, pre)
+    kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
     notes = (*filter(None, (e.differs(config) for e in arch.assumes)), *notes)
-    name = directory.resolve().name
-    return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
+    return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
-def _computed(name: str, data: Any, directory: Path) -> SourceTensor:
-    return SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
+def _computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
+    return SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
 
 
-def _config_file(directory: Path, options: ConversionOptions) -> Path:
+def _config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
     """config.json, or params.json where that is asked for or alone."""
-    if not directory.is_dir():
-        raise SourceNotFound(f"{directory}: no such directory")
-    path, own = directory / "config.json", directory / FORMAT
-    if options.mistral_format or (own.is_file() and not path.is_file()):
-        path = own
-    if not path.is_file():
-        raise SourceNotFound(f"{directory}: no {path.name} in it; not a checkpoint directory")
-    return path
+    own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
+    name = FORMAT if own else "config.json"
+    if not files.has(name):
+        raise SourceNotFound(f"{files.where}: no {name} in it; not a checkpoint directory")
+    return name
 
 
-def _read_config(path: Path) -> tuple[Architecture, Config]:
+def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
-    raw = Config(read_json(path), str(path))
+    label = files.label(name)
+    raw = Config(files.json(name), label)
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
     whole, *inner = (_architecture(values) for values in (raw.values, *text))
-    name = whole if whole in OWN_NAMES or not any(inner) else inner[0]
-    if path.name == FORMAT:
-        whole = name = FORMAT
-    if not name:
-        raise ConfigError(f"{path}: 'architectures' does not name the model")
-    arch = find(name)
-    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
+    used = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    if name == FORMAT:
+        whole = used = FORMAT
+    if not used:
+        raise ConfigError(f"{label}: 'architectures' does not name the model")
+    arch = find(used)
+    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [used]}
     for ours, theirs in arch.aliases.items():
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
-    config = Config(values, str(path), wrapper="" if whole == name else whole)
+    config = Config(values, label, wrapper="" if whole == used else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
@@ -156,9 +148,9 @@ def _with_scalars(
     for name, t in tensors.items():
         if t.n_rows != 1:
             raise TensorShape(f"tensor {name}: shape {list(t.shape)} found, one value expected")
-    with Files(t.path for t in tensors.values()) as files:
+    with Files(t.path for t in tensors.values()) as opened:
         for key, names in wanted.items():
-            values[key] = [float(read(files, tensors[name], 0, 1)[0, 0]) for name in names]
+            values[key] = [float(read(opened, tensors[name], 0, 1)[0, 0]) for name in names]
     return replace(config, values=values)
 
 

@@ -1,7 +1,7 @@
-"""What single families do differently with their vocabularies, as rows.
+"""What single families do differently with their vocabularies, one row each.
 
-A family without a row takes what its files say (`VocabRules()`). Facts of the `set_vocab` methods
-of llama.cpp's converter (`conversion/*.py`, MIT).
+A family without a row has what its files say (`VocabRules()`). Facts of the `set_vocab` methods of
+llama.cpp's converter (`conversion/*.py`, MIT).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class AddedTokens:
-    """How tokens are added to a SentencePiece vocabulary: from which files, later ones winning.
+    """How tokens are added to a SentencePiece vocabulary, and from which files; later ones win.
 
-    `plain`: each becomes CONTROL if it is special, else USER_DEFINED, as it is written; otherwise
-    tokens that look special are CONTROL too, and U+2581 is a space. `unknown`: the special token
-    that is called `unk_token` is UNKNOWN.
+    `plain`: the text stays as it is written, and its type is CONTROL if it is special, else
+    USER_DEFINED; otherwise U+2581 becomes a space, and what looks special is CONTROL too.
+    `unknown`: the special token that is called `unk_token` is UNKNOWN.
     """
 
     files: tuple[str, ...] = ("added_tokens.json", "tokenizer_config.json")
@@ -29,7 +29,7 @@ class AddedTokens:
 class VocabRules:
     """One family's differences.
 
-    `names`: `architectures` of config.json. `size`: the row holds for this vocabulary size only.
+    `names`: `architectures` of config.json. `size`: the only vocabulary size that the row is for.
     `pre`: the one pre-tokenizer that llama.cpp knows for the family.
     `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first", "last",
     or "after tokens"; `model_space_prefix`: what tokenizer.model says is, there.
@@ -80,7 +80,7 @@ _GRANITE = replace(
 
 
 def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
-    """A row and its two sizes that mean a model: CodeLlama's, and the first Granite's."""
+    """A row, and before it two sizes that stand for a model: CodeLlama's, the first Granite's."""
     code = (("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010))
     return (
         replace(row, size=32016, late_ids=code),
@@ -175,6 +175,6 @@ if len(set(_keys)) != len(_keys):
 
 
 def rules_for(architecture: str, vocab_size: int) -> VocabRules:
-    """The row of an architecture (as config.json names it), or what holds without one."""
+    """The row of an architecture (as config.json names it), or the rules without a row."""
     rows = (r for r in RULES if architecture in r.names and r.size in (None, vocab_size))
     return next(rows, VocabRules())

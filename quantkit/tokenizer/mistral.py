@@ -12,12 +12,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
-from pathlib import Path
+from importlib.resources import files as resources
 from typing import Any
 
 from quantkit.errors import TokenizerError
-from quantkit.storage.json_files import read_json
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.token_types import TokenType, byte_text
 
 FORMAT = "params.json"  # the "architecture" of a checkpoint in Mistral's own format
@@ -55,40 +54,38 @@ class MistralVocabulary:
     notes: list[str] = field(default_factory=list)
 
 
-def alone(directory: Path) -> bool:
+def alone(files: CheckpointFiles) -> bool:
     """Whether a checkpoint of another format has a tekken.json and no tokenizer.json."""
-    return (directory / "tekken.json").is_file() and not (directory / "tokenizer.json").is_file()
+    return files.has("tekken.json") and not files.has("tokenizer.json")
 
 
-def find(directory: Path) -> Path | None:
+def find(files: CheckpointFiles) -> str | None:
     """The file that mistral-common would take: tekken.json, or the SentencePiece model of the
     highest version."""
-    tekken = directory / "tekken.json"
-    models = sorted(p for p in directory.glob("tokenizer.model*") if p.is_file())
-    return tekken if tekken.is_file() else models[-1] if models else None
+    models = sorted(p.name for p in files.directory.glob("tokenizer.model*") if p.is_file())
+    return "tekken.json" if files.has("tekken.json") else models[-1] if models else None
 
 
-def read(directory: Path, size: int | None, template_file: bool) -> MistralVocabulary:
-    """The vocabulary of the directory, padded to `size`. `template_file`: chat_template.jinja
+def read(files: CheckpointFiles, size: int | None, template_file: bool) -> MistralVocabulary:
+    """The vocabulary of a checkpoint, padded to `size`. `template_file`: chat_template.jinja
     counts, where it is there. Raises TokenizerError, CorruptFile."""
-    path = find(directory)
-    if path is None:
-        raise TokenizerError(f"{directory}: neither tekken.json nor tokenizer.model is there")
-    vocab, kind, version = _tekken(path) if path.suffix == ".json" else _sentencepiece(path)
+    name = find(files)
+    if name is None:
+        raise TokenizerError(f"{files.where}: neither tekken.json nor tokenizer.model is there")
+    vocab, kind, version = (_tekken if name.endswith(".json") else _sentencepiece)(files, name)
     found = len(vocab.tokens)
     if size is not None and found > size:
-        raise TokenizerError(f"{path}: {found} tokens, and the model has {size}")
+        raise TokenizerError(f"{files.label(name)}: {found} tokens, and the model has {size}")
     for i in range(found, size or 0):
         vocab.tokens.append(f"[PAD{i}]")
         vocab.scores.append(0)
         vocab.types.append(int(TokenType.UNUSED))
-    own = directory / "chat_template.jinja"
-    if template_file and own.is_file():
-        vocab.template = own.read_text(encoding="utf-8")
+    if template_file and files.has("chat_template.jinja"):
+        vocab.template = files.text("chat_template.jinja")
     else:
         vocab.template = _template(kind, version)
         if vocab.template is None:
-            vocab.notes.append(f"no chat template is known for {path.name} of version {version}")
+            vocab.notes.append(f"no chat template is known for {name} of version {version}")
     return vocab
 
 
@@ -96,11 +93,11 @@ def _template(kind: str, version: str) -> str | None:
     name = _TEMPLATES.get((kind, version))
     if name is None or not name.endswith(".jinja"):
         return name
-    return (files("quantkit.tokenizer") / "templates" / name).read_text(encoding="utf-8")
+    return (resources("quantkit.tokenizer") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _tekken(path: Path) -> tuple[MistralVocabulary, str, str]:
-    data = read_json(path)
+def _tekken(files: CheckpointFiles, name: str) -> tuple[MistralVocabulary, str, str]:
+    data, path = files.json(name), files.label(name)
     config: Mapping[str, Any] = data["config"]
     size, n_special = config["default_vocab_size"], config["default_num_special_tokens"]
     named = [t["token_str"] for t in data.get("special_tokens") or ()] or list(_SPECIAL)
@@ -123,7 +120,7 @@ def _tekken(path: Path) -> tuple[MistralVocabulary, str, str]:
     return vocab, "tekken", str(config.get("version", ""))
 
 
-def _merges(path: Path, pieces: list[bytes]) -> list[str]:
+def _merges(path: str, pieces: list[bytes]) -> list[str]:
     """Every way to make a piece of two others, piece after piece, the lowest ranks first."""
     ranks = {piece: rank for rank, piece in enumerate(pieces)}
     out = []
@@ -136,14 +133,14 @@ def _merges(path: Path, pieces: list[bytes]) -> list[str]:
     return out
 
 
-def _sentencepiece(path: Path) -> tuple[MistralVocabulary, str, str]:
+def _sentencepiece(files: CheckpointFiles, name: str) -> tuple[MistralVocabulary, str, str]:
     from quantkit.tokenizer.sentencepiece import read_pieces
 
-    pieces, sp = read_pieces(path)
+    pieces, sp = read_pieces(files, name)
     ids = {"bos": sp.bos_id(), "eos": sp.eos_id(), "unk": sp.unk_id(), "pad": sp.pad_id()}
     if ids["pad"] < 0:
         ids["pad"] = ids["eos"]
     tokens, scores, types = (list(column) for column in zip(*pieces, strict=True))
-    version = path.suffix.removeprefix(".").partition("m")[0] or "v1"
+    version = name.removeprefix("tokenizer.model").removeprefix(".").partition("m")[0] or "v1"
     vocab = MistralVocabulary(tokens, scores, [int(t) for t in types], ids, None)
     return vocab, "spm", version

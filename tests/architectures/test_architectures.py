@@ -24,6 +24,7 @@ from quantkit.model.model import Model
 from quantkit.planning.build import plan_conversion, plan_quantization
 from quantkit.planning.schedule import Schedule
 from quantkit.recipes.file_types import find_recipe
+from quantkit.source.checkpoint_files import CheckpointFiles
 from tests import golden
 from tests.checkpoints import architectures
 from tests.conftest import sha256
@@ -52,7 +53,7 @@ def options(args: list[str]) -> ConversionOptions:
 def convert(
     source: Path, out: Path, outtype: str, pre: str | None, asked: ConversionOptions
 ) -> Model:
-    model = from_checkpoint(source, outtype, pre, asked)
+    model = from_checkpoint(CheckpointFiles.local(source), outtype, pre, asked)
     pipeline.execute(Schedule(plan_conversion(model, outtype.upper(), out), 2))
     return model
 
@@ -92,7 +93,7 @@ def test_a_contradiction_is_refused_and_the_rest_agrees(
     theirs = architectures()[case]["golden"]["outtypes"]["bf16"]
     source, path = broken(case), tmp_path / "out.gguf"
     with pytest.raises(errors.ConfigError, match="8 experts are used of 4"):
-        from_checkpoint(source)
+        from_checkpoint(CheckpointFiles.local(source))
     edit_config(source, num_experts_per_tok=2)
     convert(source, path, "bf16", architectures()[case]["golden"]["pre"], ConversionOptions())
     ours = {item.key: golden.fingerprint(item) for item in read_header(path).kv}
@@ -163,7 +164,9 @@ def test_layers_that_only_the_config_promises(checkpoint: Get, tmp_path: Path) -
     convert(checkpoint(case), b, "bf16", pre, ConversionOptions(mtp="without"))
     assert a.read_bytes() == b.read_bytes()
     with pytest.raises(errors.ConfigError, match="no layers that predict"):
-        from_checkpoint(checkpoint(case), "bf16", pre, ConversionOptions(mtp="only"))
+        from_checkpoint(
+            CheckpointFiles.local(checkpoint(case)), "bf16", pre, ConversionOptions(mtp="only")
+        )
 
 
 def test_scoring_function_that_is_none(checkpoint: Get, tmp_path: Path) -> None:
@@ -188,7 +191,7 @@ def test_what_llama_cpp_cannot_compute_is_told(
     config = json.loads(path.read_text())
     config.pop("norm_topk_prob", None)
     path.write_text(json.dumps(config if says is None else {**config, "norm_topk_prob": says}))
-    notes = from_checkpoint(directory, "bf16", "qwen2").notes
+    notes = from_checkpoint(CheckpointFiles.local(directory), "bf16", "qwen2").notes
     assert any("'norm_topk_prob' is False" in note for note in notes) is differs
 
 
@@ -196,13 +199,13 @@ def test_what_llama_cpp_cannot_compute_is_told(
 def test_joining_what_llama_cpp_keeps_apart(case: str, checkpoint: Get) -> None:
     asked = options(architectures()[case]["golden"]["args"])
     with pytest.raises(errors.ConfigError, match=r"no joined gate_up_exps in llama\.cpp"):
-        from_checkpoint(checkpoint(case), "bf16", None, asked)
+        from_checkpoint(CheckpointFiles.local(checkpoint(case)), "bf16", None, asked)
 
 
 def test_dense_layers_among_sparse_ones(checkpoint: Get) -> None:
     """llama.cpp has no Qwen3-MoE with dense layers."""
     with pytest.raises(errors.ConfigError, match=r"'mlp_only_layers' is \[1\]"):
-        from_checkpoint(checkpoint("qwen3moe-yarn-mixed"))
+        from_checkpoint(CheckpointFiles.local(checkpoint("qwen3moe-yarn-mixed")))
 
 
 def test_fp8_as_q8_0(checkpoint: Get, tmp_path: Path) -> None:
@@ -248,7 +251,9 @@ def test_config_against_tensors(
     source = broken(case)
     edit_config(source, **changes)
     with pytest.raises(errors.ModelError) as caught:
-        from_checkpoint(source, "bf16", architectures()[case]["golden"]["pre"])
+        from_checkpoint(
+            CheckpointFiles.local(source), "bf16", architectures()[case]["golden"]["pre"]
+        )
     message = str(caught.value)
     assert "\n" not in message
     for word in words.split(" & "):
@@ -259,7 +264,7 @@ def test_one_missing_expert_is_named(broken: Callable[..., Path]) -> None:
     source = broken("qwen3moe")
     edit_tensors(source, lambda t: t.pop("model.layers.1.mlp.experts.2.up_proj.weight"))
     with pytest.raises(errors.TensorMissing, match=r"layers\.1\.mlp\.experts\.2\.up_proj"):
-        from_checkpoint(source, "bf16", "qwen2")
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen2")
 
 
 def test_unknown_architectures_name_their_relatives() -> None:

@@ -16,6 +16,7 @@ from quantkit.execution import pipeline
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.planning.build import plan_conversion
 from quantkit.planning.schedule import Schedule
+from quantkit.source.checkpoint_files import CheckpointFiles
 from tests import golden
 from tests.checkpoints import architectures, write_safetensors
 from tests.runtime import Llama
@@ -66,7 +67,9 @@ CASES: list[tuple[str, dict[str, Any], float]] = [
 
 def convert(source: Path, path: Path, case: str) -> Path:
     pre = architectures()[case]["golden"]["pre"] if case in architectures() else None
-    model = from_checkpoint(source, "f32", pre, ConversionOptions(mtp="without"))
+    model = from_checkpoint(
+        CheckpointFiles.local(source), "f32", pre, ConversionOptions(mtp="without")
+    )
     pipeline.execute(Schedule(plan_conversion(model, "F32", path), 2))
     return path
 

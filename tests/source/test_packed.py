@@ -29,8 +29,8 @@ def source(arrays: Arrays, settings: dict[str, Any], path: Path) -> tuple[Source
     if "w.weight_scale_inv" in raw and "w.weight" in raw:
         raw["w.weight"] = ("F8_E4M3", *raw["w.weight"][1:])
     write_safetensors(path, raw)
-    (found,) = decoded(read_weights(path), {"quantization_config": settings})
-    return found, Files([path])
+    (tensor,) = decoded(read_weights(path), {"quantization_config": settings})
+    return tensor, Files([path])
 
 
 def words(codes: np.ndarray[Any, Any], bits: int = 4) -> np.ndarray[Any, Any]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGUFWriter
 from tokenizers import Tokenizer
 
 from quantkit.errors import CorruptFile, TokenizerError
 from quantkit.gguf.container import read_header
+from quantkit.gguf.key_values import KeyValueWriter
 from quantkit.jobs import convert
-from quantkit.model.metadata import encode
 from quantkit.tokenizer.families import RULES, rules_for
 from quantkit.tokenizer.pre_tokenizer import PROBE, find_pre
 from quantkit.tokenizer.token_types import TokenType
@@ -40,10 +39,9 @@ DIFFER = {
 
 
 def keys(vocab: Vocabulary) -> dict[str, Any]:
-    writer = GGUFWriter(None, "llama")
+    writer = KeyValueWriter("llama")
     vocab.write(writer)
-    kv = encode(writer)
-    return {i.key: fingerprint(i) for i in kv if i.key.startswith("tokenizer.")}
+    return {e.key: fingerprint(e) for e in writer.entries if e.key.startswith("tokenizer.")}
 
 
 @pytest.mark.parametrize("case", cases())
