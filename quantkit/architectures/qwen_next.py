@@ -12,10 +12,8 @@ from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     NORMALIZED,
-    OTHER_MODES,
     RMS_NORM,
     SILU,
     TEXT_KEYS,
@@ -228,7 +226,6 @@ QWEN35_MOE = replace(
     maps=(
         *_TRUNK, *_TILED, *_SPARSE, *_predicting(*_NORMS, *_FULL_ATTENTION, *_SPARSE),
     ),
-    drops=(*DROPS, *OTHER_MODES),
 )  # fmt: skip
 
 QWEN35 = replace(

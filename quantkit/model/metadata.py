@@ -65,9 +65,8 @@ def checkpoint_metadata(
     writer.add_file_type(file_type)
     _add_keys(writer, arch.late_keys, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
-    named = config.values.get("architectures") or [""]
-    architecture = named[0] if named[0] in arch.hf_names else arch.hf_names[0]
-    return with_vocabulary(writer, files, architecture, config.get("vocab_size"), pre)
+    (name,) = config.values["architectures"]
+    return with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
 
 
 def with_vocabulary(

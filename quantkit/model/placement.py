@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
+from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.rules import (
     DEFAULTS,
     Architecture,
@@ -32,6 +33,7 @@ from quantkit.gguf.tensor_names import in_block, parse
 from quantkit.model.blocks import BLOCKS, leaving
 from quantkit.model.missing import NUMBER, check_nothing_missing
 from quantkit.model.order import Order, order_of
+from quantkit.model.products import multiplied
 from quantkit.source.codings import widened
 from quantkit.source.codings.plain import INTEGERS, int32
 from quantkit.source.codings.scaled import by_rank, check_order
@@ -123,7 +125,7 @@ def predicting_layers(
     declared = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
     if declared:
         layout = _Layout(arch, replace(config, mtp=declared), options)
-        found = (layout.find(t)[1] for t in sources.values())
+        found = (layout.find(t)[1] for t in sources.values() if not layout.drops(t))
         if not any(bid is not None and bid >= config.layers for bid in found):
             declared = 0
     if options.mtp == "only" and not declared:
@@ -194,6 +196,10 @@ class _Layout:
             ) from None
 
     @cached_property
+    def dropped(self) -> list[re.Pattern[str]]:
+        return [re.compile(d) for d in (*self.arch.drops, *OTHER_MODES)]
+
+    @cached_property
     def maps(self) -> dict[str, list[Map]]:
         """The rows by template."""
         out: dict[str, list[Map]] = {}
@@ -252,7 +258,7 @@ class _Layout:
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = t.name.replace("language_model.", "")
+        name = self.arch.plain(t.name)
         numbers = [int(n) for n in NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):
@@ -264,6 +270,10 @@ class _Layout:
             if self.has(m, bid):
                 break
         return best
+
+    def drops(self, t: SourceTensor) -> bool:
+        """Whether a tensor that no row takes may be left out."""
+        return any(d.fullmatch(t.name) for d in self.dropped)
 
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
@@ -327,16 +337,15 @@ def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
-    drops = [re.compile(d) for d in arch.drops]
     left_out = arch.mtp(config) - config.mtp
-    for i, t in enumerate(sources.values()):
+    for i, t in enumerate(multiplied(arch.maps, sources).values()):
         m, bid, xid = layout.find(t)
         if bid is not None and blocks <= bid < blocks + left_out:
             continue
         if layout.options.mtp == "only" and bid is not None and bid < config.layers:
             continue
         if m is None or not layout.has(m, bid):
-            if any(d.fullmatch(t.name) for d in drops):
+            if layout.drops(t):
                 continue
             _check_block(t, bid, layout)
             kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
