@@ -14,6 +14,8 @@ from quantkit import errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.model.edits import keep_experts, use_experts
+from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.test_architectures import convert
 from tests.architectures.test_wrapped import read, rewrite
 from tests.checkpoints import architectures
@@ -66,6 +68,12 @@ def test_experts_that_a_table_names_stay(checkpoint: Broken) -> None:
     for change in (lambda: keep_experts(model, (0, 1)), lambda: use_experts(model, 1)):
         with pytest.raises(errors.RecipeError, match=r"tid2eid.*lists them, token by token"):
             change()
+
+
+def test_predicting_layers_that_are_not_converted(checkpoint: Broken) -> None:
+    files = CheckpointFiles.local(checkpoint("deepseek-v4"))
+    with pytest.raises(errors.ConfigError, match="further tokens are not converted"):
+        from_checkpoint(files, pre="deepseek-v3", options=ConversionOptions(mtp="only"))
 
 
 @pytest.mark.parametrize(
