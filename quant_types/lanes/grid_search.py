@@ -110,9 +110,7 @@ def make_points(name: str):
         odd_values, address = take_bytes(address, odd)
         candidates, address = take_halfs(address, listed)
         values, address = take_bytes(address, near)
-        return Points(
-            place, sizes, short, short_sizes, packed, odd_values, candidates, values
-        )
+        return Points(place, sizes, short, short_sizes, packed, odd_values, candidates, values)
 
     return points
 

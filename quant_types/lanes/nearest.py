@@ -342,7 +342,27 @@ def make_survey(dim: int, stride: int):
     )  # fmt: skip
 
     @intrinsic
-    def survey(typing, near, sums, x, w, scales, tolerance, chunk, size, places, masks, x2, w2, scales2, tolerance2, chunk2, size2, places2, masks2):
+    def survey(
+        typing,
+        near,
+        sums,
+        x,
+        w,
+        scales,
+        tolerance,
+        chunk,
+        size,
+        places,
+        masks,
+        x2,
+        w2,
+        scales2,
+        tolerance2,
+        chunk2,
+        size2,
+        places2,
+        masks2,
+    ):
         return types.void(types.voidptr, types.voidptr, *one, *one), code
 
     return survey

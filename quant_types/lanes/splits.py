@@ -244,9 +244,7 @@ def _make_best(length: int, kind: Any):
             phi.add_incoming(old, inner)
             phi.add_incoming(one, found)
         following = builder.add(second, _I64(1))
-        builder.cbranch(
-            builder.icmp_signed("<=", following, _I64(length)), inner, next_outer
-        )
+        builder.cbranch(builder.icmp_signed("<=", following, _I64(length)), inner, next_outer)
         second.add_incoming(first, outer)
         second.add_incoming(following, next_inner)
         for phi, old, one in zip(state_inner, state_outer, merged, strict=True):

@@ -1,5 +1,5 @@
 """A Hugging Face checkpoint as a model, through the rows of its architecture. Of its weights, only
-the headers are read here."""
+the headers are read here, and the few that become keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorShape
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
@@ -17,9 +17,10 @@ from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place, predicting_layers
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.source.codings import Settings, decoded, read_settings, settings_note
+from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
 from quantkit.source.segments import Segment
-from quantkit.source.tensors import SourceTensor
+from quantkit.source.tensors import Files, SourceTensor
+from quantkit.tokenizer.mistral import FORMAT
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
@@ -58,13 +59,18 @@ def from_checkpoint(
     """
     from quantkit.model.metadata import checkpoint_metadata
 
-    arch, config = _read_config(files)
-    stored = read_tensors(files)
+    name = _config_file(files, options)
+    arch, config = _read_config(files, name)
+    stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
     settings = _settings(files, config)
-    found = {t.name: t for t in decoded(stored, settings)}
-    outtype = _chosen(outtype, stored, found.values())
-    config = replace(config, mtp=predicting_layers(arch, config, found, options))
-    placed, sources = place(arch, config, found, options)
+    by_name = {t.name: t for t in decoded(stored, settings)}
+    config = _with_scalars(arch, config, by_name)
+    by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
+    shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
+    arch = arch.respelled(config, shapes) or arch
+    outtype = _chosen(outtype, stored, by_name.values())
+    config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
+    placed, sources = place(arch, config, by_name, options)
     precision = precision_keys(placed, sources, settings)
     placed = with_scales(placed, sources)
     placed = _with_computed(placed, sources, arch, config, files)
@@ -91,23 +97,36 @@ def from_checkpoint(
     return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
-def _read_config(files: CheckpointFiles) -> tuple[Architecture, Config]:
+def _computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
+    return SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
+
+
+def _config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
+    """config.json, or params.json where that is asked for or alone."""
+    own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
+    name = FORMAT if own else "config.json"
+    if not files.has(name):
+        raise SourceNotFound(f"{files.where}: no {name} in it; not a checkpoint directory")
+    return name
+
+
+def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
-    if not files.has("config.json"):
-        raise SourceNotFound(f"{files.where}: no config.json in it; not a checkpoint directory")
-    label = files.label("config.json")
-    raw = Config(files.json("config.json"), label)
+    label = files.label(name)
+    raw = Config(files.json(name), label)
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
     whole, *inner = (_architecture(values) for values in (raw.values, *text))
-    name = whole if whole in OWN_NAMES or not any(inner) else inner[0]
-    if not name:
+    used = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    if name == FORMAT:
+        whole = used = FORMAT
+    if not used:
         raise ConfigError(f"{label}: 'architectures' does not name the model")
-    arch = find(name)
-    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
+    arch = find(used)
+    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [used]}
     for ours, theirs in arch.aliases.items():
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
-    config = Config(values, label, wrapper="" if whole == name else whole)
+    config = Config(values, label, wrapper="" if whole == used else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
@@ -118,6 +137,33 @@ def _architecture(values: Mapping[str, Any]) -> str:
     """The name that a config gives its model, or none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _with_scalars(
+    arch: Architecture, config: Config, sources: dict[str, SourceTensor]
+) -> Config:  # fmt: skip
+    """The config with the values that the checkpoint keeps as tensors of one element, one a layer.
+    They are taken out of `sources`. Raises TensorMissing, TensorShape."""
+    if not arch.scalars:
+        return config
+    by_name = {arch.plain(name): name for name in sources}
+    values = dict(config.values)
+    wanted = {
+        key: [template.format(bid=bid) for bid in range(config.layers)]
+        for key, template in arch.scalars.items()
+    }
+    if lost := [name for names in wanted.values() for name in names if name not in by_name]:
+        raise TensorMissing(
+            f"tensor {lost[0]} is not in the checkpoint ({len(lost)} such are missing)"
+        )
+    tensors = {name: sources.pop(by_name[name]) for names in wanted.values() for name in names}
+    for name, t in tensors.items():
+        if t.n_rows != 1:
+            raise TensorShape(f"tensor {name}: shape {list(t.shape)} found, one value expected")
+    with Files(t.path for t in tensors.values()) as opened:
+        for key, names in wanted.items():
+            values[key] = [float(read(opened, tensors[name], 0, 1)[0, 0]) for name in names]
+    return replace(config, values=values)
 
 
 def _settings(files: CheckpointFiles, config: Config) -> Settings:
@@ -135,8 +181,7 @@ def _with_computed(
     computed: Placed = {}
     for name, compute in arch.computed.items():
         if (data := compute(config)) is not None:
-            source = SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
-            sources[name] = source
+            sources[name] = source = _computed(name, data, files)
             computed[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
     kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}
     return {**kept, **computed, **placed}

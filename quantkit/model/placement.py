@@ -263,7 +263,7 @@ class _Layout:
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = t.name.replace("language_model.", "")
+        name = self.arch.plain(t.name)
         numbers = [int(n) for n in NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):

@@ -22,13 +22,18 @@ _RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8
         "F64": "F64"}  # fmt: skip
 
 
-def read_tensors(files: CheckpointFiles) -> list[SourceTensor]:
+def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTensor]:
     """Every tensor of a checkpoint: file after file, sorted by name in each (those of `.bin` files
     in their own order).
 
-    That is the order in which llama.cpp's converter meets them. Raises SourceNotFound,
-    ShardMissing, CorruptFile, UnsupportedSource.
+    That is the order in which llama.cpp's converter meets them. `prefix`: how the names of the
+    files begin. Raises SourceNotFound, ShardMissing, CorruptFile, UnsupportedSource.
     """
+    if prefix != "model":  # such a format has no index
+        names = sorted(n for n in files.weights if fnmatchcase(n, f"{prefix}*.safetensors"))
+        if not names:
+            raise SourceNotFound(f"{files.where}: no {prefix}*.safetensors in it")
+        return _read_all([files.weights[name] for name in names])
     for index, pattern in (INDEX, "model*.safetensors"), (BIN_INDEX, "pytorch_model*.bin"):
         if files.has(index):
             return _indexed(files, index)

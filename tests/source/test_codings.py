@@ -152,6 +152,22 @@ def test_blocks_are_ggmls(scheme: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(values, expected, rtol=3e-7)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "part", "code"),
+    [("mxfp4, mimo", "w.weight_scale", 0xFF), ("nvfp4, modelopt", "w.weight_scale", 0x7F)],
+)
+def test_blocks_with_nan(scheme: str, part: str, code: int, tmp_path: Path) -> None:
+    arrays, settings, _ = SCHEMES[scheme](np.random.default_rng(7))
+    arrays[part].view(np.uint8)[5, 3] = code
+    path = tmp_path / "model.safetensors"
+    coded.write(arrays, path)
+    (t,) = decoded(read_weights(path), read_settings({"quantization_config": settings}, None, ""))
+    with Files([path]) as files:
+        read(files, t, 6, 8)
+        with pytest.raises(errors.NonFiniteWeight, match=r"w\.weight has NaN as a scale in row 5"):
+            read(files, t, 2, 8)
+
+
 def test_scales_of_one(tmp_path: Path) -> None:
     """llama.cpp's converter leaves them out; a tensor without a scale has one of 1."""
     arrays, settings, _ = SCHEMES["nvfp4, modelopt"](np.random.default_rng(7))

@@ -14,6 +14,7 @@ from quantkit.source.codings.parts import (
     BYTES,
     Found,
     Rows,
+    check_scales,
     cut,
     flat,
     float4,
@@ -62,6 +63,7 @@ def read_blocks(
     """Bytes `[count, blocks * 17]`: a scale, then weight j in the low and weight j + 16 in the
     high half of byte j (ggml `block_mxfp4`), where the source has weights 2j and 2j + 1."""
     codes, scales = (files.read_rows(part, first, count) for part in t.parts)
+    check_scales(t, scales, 0xFF, first)
     codes = nibbles(codes.reshape(count, -1, 16))
     packed = codes[..., :16] | codes[..., 16:] << 4
     return np.concatenate((scales[..., None], packed), -1).reshape(count, -1)

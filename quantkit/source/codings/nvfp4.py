@@ -19,6 +19,7 @@ from quantkit.source.codings.parts import (
     FLOATS,
     Found,
     Rows,
+    check_scales,
     cut,
     float4,
     float8,
@@ -82,6 +83,7 @@ def read_blocks(
     codes = nibbles(files.read_rows(t.parts[0], first, count).reshape(count, -1, 4, 8))
     packed = (codes[..., :8] | codes[..., 8:] << 4).reshape(count, -1, 32)
     scales = files.read_rows(t.parts[1], first, count).reshape(count, -1, 4) & 0x7F
+    check_scales(t, scales, 0x7F, first)
     return np.concatenate((scales, packed), -1).reshape(count, -1)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit.errors import TensorMissing, TensorShape, UnsupportedSource
+from quantkit.errors import NonFiniteWeight, TensorMissing, TensorShape, UnsupportedSource
 from quantkit.gguf.types import type_by_name
 from quantkit.source.tensors import Files, SourceTensor
 
@@ -78,6 +78,16 @@ def cut(files: Files, t: SourceTensor, first: int, count: int, column: int, widt
     if width == t.n_per_row:
         return files.read_rows(t, first, count)
     return files.read_columns(t, first, count, column, width)
+
+
+def check_scales(t: SourceTensor, scales: Rows, nan: int, first: int) -> None:
+    """No scale of blocks from row `first` on is the code of NaN. Raises NonFiniteWeight."""
+    bad = (scales == nan).any(axis=tuple(range(1, scales.ndim)))
+    if bad.any():
+        raise NonFiniteWeight(
+            f"{t.path.name}: tensor {t.name} has NaN as a scale in row "
+            f"{first + int(bad.argmax())}; the checkpoint is damaged"
+        )
 
 
 @cache
