@@ -116,7 +116,6 @@ def test_a_product_of_two_lengths(broken: Broken) -> None:
         ("deepseek-v4", {"compress_ratios": [0, 4, 16, 4]}, "must be 0, 4 or 128"),
         ("kimi-k3", {"hidden_act": "silu"}, "needs 'situ'"),
         ("kimi-linear-48b", {"num_expert_group": 2}, "needs 1"),
-        ("mistral4", {"model_type": "mistral9"}, "around 'mistral9' is not supported"),
     ],
 )
 def test_what_llama_cpp_does_not_run(
@@ -136,3 +135,12 @@ def test_indexers_are_counted_as_transformers_counts(checkpoint: Broken) -> None
     key = "glm-dsa.attention.indexer.types"
     listed, counted = (next(i.value for i in m.kv if i.key == key) for m in models)
     assert listed == counted == [True, False, True]
+
+
+def test_mistral_4_without_its_images(checkpoint: Broken) -> None:
+    """The text part alone, which llama.cpp does not know by its name: the same model."""
+    alone, whole = (read(checkpoint(case), "tekken") for case in ("mistral4-text", "mistral4"))
+    assert {t.name: (t.shape, t.stored) for t in alone.tensors} == {
+        t.name: (t.shape, t.stored) for t in whole.tensors
+    }
+    assert {i.key: i.value for i in alone.kv} == {i.key: i.value for i in whole.kv}
