@@ -14,6 +14,8 @@ from quantkit import errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.model.edits import keep_experts, use_experts
+from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.test_architectures import convert
 from tests.architectures.test_wrapped import read, rewrite
 from tests.checkpoints import architectures
@@ -68,6 +70,12 @@ def test_experts_that_a_table_names_stay(checkpoint: Broken) -> None:
             change()
 
 
+def test_predicting_layers_that_are_not_converted(checkpoint: Broken) -> None:
+    files = CheckpointFiles.local(checkpoint("deepseek-v4"))
+    with pytest.raises(errors.ConfigError, match="further tokens are not converted"):
+        from_checkpoint(files, pre="deepseek-v3", options=ConversionOptions(mtp="only"))
+
+
 @pytest.mark.parametrize(
     ("lost", "named"),
     [("layers.1.mlp_res_norm", "layers.1.mlp_res_norm"), ("output_attn_res_proj", "res_proj")],
@@ -108,7 +116,6 @@ def test_a_product_of_two_lengths(broken: Broken) -> None:
         ("deepseek-v4", {"compress_ratios": [0, 4, 16, 4]}, "must be 0, 4 or 128"),
         ("kimi-k3", {"hidden_act": "silu"}, "needs 'situ'"),
         ("kimi-linear-48b", {"num_expert_group": 2}, "needs 1"),
-        ("mistral4", {"model_type": "mistral9"}, "around 'mistral9' is not supported"),
     ],
 )
 def test_what_llama_cpp_does_not_run(
@@ -128,3 +135,12 @@ def test_indexers_are_counted_as_transformers_counts(checkpoint: Broken) -> None
     key = "glm-dsa.attention.indexer.types"
     listed, counted = (next(i.value for i in m.kv if i.key == key) for m in models)
     assert listed == counted == [True, False, True]
+
+
+def test_mistral_4_without_its_images(checkpoint: Broken) -> None:
+    """The text part alone, which llama.cpp does not know by its name: the same model."""
+    alone, whole = (read(checkpoint(case), "tekken") for case in ("mistral4-text", "mistral4"))
+    assert {t.name: (t.shape, t.stored) for t in alone.tensors} == {
+        t.name: (t.shape, t.stored) for t in whole.tensors
+    }
+    assert {i.key: i.value for i in alone.kv} == {i.key: i.value for i in whole.kv}
