@@ -9,6 +9,8 @@ from quantkit.architectures.common import (
     EMBEDDINGS,
     EXPERT_FFN,
     LEADING_DENSE,
+    MTP_AROUND,
+    MTP_LAYERS,
     NORMS,
     RMS_NORM,
     SILU,
@@ -21,18 +23,23 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    in_mtp_head,
+    nextn_layers,
     optional_key,
     qk_norms,
     router,
     router_bias,
 )
-from quantkit.architectures.rules import Architecture, Config, Key
+from quantkit.architectures.llama import rope_freqs
+from quantkit.architectures.rules import Architecture, Config, Expect, Key
 
 BIAS = f"{L}.mlp.e_score_correction_bias"
 
 
 def _windows(config: Config) -> list[bool] | None:
     """Whether each layer sees a sliding window only."""
+    if config.find("sliding_window") is None:
+        return None
     types, pattern = config.find("layer_types"), config.find("sliding_window_pattern")
     if types is not None:
         return [kind == "sliding_attention" for kind in types]
@@ -65,7 +72,8 @@ EXAONE_MOE = Architecture(
         Key("{arch}.nextn_predict_layers", lambda c: c.mtp),
         Key("{arch}.rope.scaling.type", lambda c: "none", "STRING"),
     ),
-    expects=(RMS_NORM, SILU),
+    # one head of further tokens: what is around it would be shared by several
+    expects=(RMS_NORM, SILU, Expect("num_nextn_predict_layers", (0, 1))),
     aliases={"first_k_dense_replace": "first_last_k_dense_replace"},
     dims={**DIMS, **expert_dims(), "shared_ffn": _shared_ffn},
     maps=(
@@ -79,11 +87,16 @@ EXAONE_MOE = Architecture(
         router_bias(layers="experts", like=BIAS),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
+        *MTP_AROUND,
+        *in_mtp_head(*NORMS, *attention(), *qk_norms(), *gated_mlp()),
     ),
-    layers=DENSE_FIRST,
+    layers={**DENSE_FIRST, **MTP_LAYERS},
+    mtp=nextn_layers,
+    keeps_mtp=True,
     expert_order=DOWN_GATE_UP,
     # llama.cpp does not load the model without a scoring function
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
+    computed={"rope_freqs.weight": rope_freqs},
     fuses=("qkv",),
 )
 

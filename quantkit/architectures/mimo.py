@@ -15,6 +15,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    in_mtp_head,
     optional_key,
     router,
     router_bias,
@@ -114,11 +115,8 @@ MIMO_V2 = Architecture(
         router(layers="experts"),
         router_bias(layers="experts"),
         *experts(layers="experts"),
-        *(
-            Map(m.source.replace(L, P), m.shape, m.rows, m.layers)
-            for m in (NORMS[0], *_ATTENTION, *gated_mlp())
-        ),
-        vector(f"{P}.pre_mlp_layernorm", "ffn_norm"),
+        *in_mtp_head(*NORMS, *_ATTENTION, *gated_mlp(), base=P),
+        vector(f"{P}.pre_mlp_layernorm", "ffn_norm"),  # as another release spells it
         Map(f"{P}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight")),
         vector(f"{P}.enorm", "nextn.enorm"),
         vector(f"{P}.hnorm", "nextn.hnorm"),

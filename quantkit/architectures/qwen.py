@@ -26,6 +26,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    optional_key,
     qk_norms,
     router,
     transposed_experts,
@@ -138,7 +139,7 @@ LLADA_MOE = replace(
     hf_names=("LLaDAMoEModelLM", "LLaDAMoEModel"),
     gguf_arch="llada-moe",
     late_keys=(
-        Key("{arch}.expert_feed_forward_length", "expert_intermediate_size"),
+        optional_key("expert_feed_forward_length", "expert_intermediate_size"),
         Key("tokenizer.ggml.mask_token_id", lambda c: 156895),
         Key("{arch}.attention.causal", lambda c: False, "BOOL"),
         Key("diffusion.shift_logits", lambda c: False, "BOOL"),
@@ -179,7 +180,7 @@ GROVE_MOE = replace(
             stack("ffn_down_chexps.weight", "chunks"), experts="chunks"),
     ),
     expert_order=(*DOWN_GATE_UP, "ffn_down_chexps", "ffn_gate_chexps", "ffn_up_chexps"),
-    drops=(*DROPS, r".*\.mlp\.gate\.expert_bias"),  # the model does not use it
+    drops=(*DROPS, r".*\.expert_bias"),  # the model does not use it
 )  # fmt: skip
 
 FAMILY = (

@@ -14,6 +14,7 @@ from quantkit.architectures.common import (
     DIMS,
     DROPS,
     EMBEDDINGS,
+    MTP_AROUND,
     NORMALIZED,
     OTHER_MODES,
     RMS_NORM,
@@ -23,6 +24,7 @@ from quantkit.architectures.common import (
     attention,
     experts,
     gated_mlp,
+    in_mtp_head,
     optional_key,
     partial_rope,
     qk_norms,
@@ -116,15 +118,7 @@ _SPARSE = (router(), *experts(like=False), *SHARED_EXPERT)
 
 def _predicting(*maps: Map) -> tuple[Map, ...]:
     """The rows of a layer of the head that predicts further tokens, and of what is around it."""
-    return (
-        Map("mtp.fc.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
-        *shifted(
-            vector("mtp.pre_fc_norm_embedding", "nextn.enorm", layers="mtp"),
-            vector("mtp.pre_fc_norm_hidden", "nextn.hnorm", layers="mtp"),
-            vector("mtp.norm", "nextn.shared_head_norm", layers="mtp"),
-        ),
-        *(replace(m, source=m.source.replace(L, "mtp.layers.{mid}")) for m in maps),
-    )
+    return (MTP_AROUND[0], *shifted(*MTP_AROUND[1:]), *in_mtp_head(*maps))
 
 
 def _recurrent(config: Config) -> list[bool]:

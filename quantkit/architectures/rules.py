@@ -25,6 +25,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
 }  # fmt: skip
 
+# names of rotary settings outside their table, the first that is there counts
+_LOCAL_THETA = (
+    "local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta",
+    "rope_local_base_freq",
+)  # fmt: skip
+_ROPE_SPELLINGS = {
+    "rope_theta": ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta",
+                   "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rope_pct", "rope_percent"),
+    "original_max_position_embeddings": ("original_max_position_embeddings",),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Config:
@@ -95,15 +107,18 @@ class Config:
         rope = dict(found)
         if "full_attention" in rope or "sliding_attention" in rope:
             return rope
-        for name in ("swa_rope_theta", "rope_local_base_freq", "local_rope_theta"):
-            if self.values.get(name) is not None:
-                rope["sliding_attention"] = {"rope_theta": self.values[name]}
+        if (local := self.first(_LOCAL_THETA)) is not None:
+            rope["sliding_attention"] = {"rope_theta": local}
         if "type" in rope:
             rope.setdefault("rope_type", rope["type"])
-        for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-            if self.values.get(name) is not None:
-                rope.setdefault(name, self.values[name])
+        for name, spellings in _ROPE_SPELLINGS.items():
+            if (value := self.first(spellings)) is not None:
+                rope.setdefault(name, value)
         return rope
+
+    def first(self, names: Sequence[str]) -> Any:
+        """What stands under the first of `names` that is there and not null, or None."""
+        return next((v for n in names if (v := self.values.get(n)) is not None), None)
 
 
 @dataclass(frozen=True)

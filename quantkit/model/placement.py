@@ -211,16 +211,16 @@ class _Layout:
         elif m.layers == "mtp":
             found = range(layers, min(layers + 1, blocks))
         else:
-            return (None,)
+            return (None,) if self.has(m, None) else ()
         return [bid for bid in found if self.has(m, bid)]
 
     def has(self, m: Map, bid: int | None) -> bool:
         """Whether layer `bid` is of the kind that has the tensor."""
-        if bid is None or not m.layers:
+        if not m.layers:
             return True
-        kind = (m.layers, bid)
+        kind = (m.layers, bid or 0)
         if kind not in self.kinds:
-            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid)
+            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid or 0)
         return self.kinds[kind]
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:

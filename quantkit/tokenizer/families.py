@@ -122,7 +122,7 @@ RULES: tuple[VocabRules, ...] = (
     ),
     VocabRules(names=("NemotronHForCausalLM",), pre="pixtral", round_to=8),
     VocabRules(names=("GraniteMoeHybridForCausalLM", "BambaForCausalLM"), round_to=8),
-    VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", "<|bos|>"),)),
+    VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", 127959),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
