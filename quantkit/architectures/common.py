@@ -301,10 +301,14 @@ def transposed_experts(base: str = f"{L}.mlp.experts", layers: str = "") -> tupl
     )  # fmt: skip
 
 
-# vision and audio parts of models whose text part is converted (`TextModel.filter_tensors`)
+# parts of a model of several modes that are not its text (llama.cpp `TextModel.filter_tensors`)
 OTHER_MODES = (
-    r"(model\.)?(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|"
-    r"vision_projector|connector|embed_vision|embed_audio)\..*",
+    r"(mlp|(vit|vpm|siglip2|conformer|merger|resampler|sound_encoder|sound_projection|"
+    r"speech_embeddings)\.).*",
+    r".*((visual|vision|audio|talker|token2wav|code2wav|projector|patch_merger|patch_merge_mlp|"
+    r"model\.connector)\.|vision_|audio_|pre_mm_projector_norm|image_newline|view_seperator|"
+    r"patch_embed).*",
+    r"(model\.)?connector\..*",
 )
 DROPS = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
 

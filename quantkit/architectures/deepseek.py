@@ -144,6 +144,7 @@ LENGTHS = (
 def _early(key: Key) -> Key:
     def read(config: Config) -> int | None:
         known = config.values.get("model_type") in ("deepseek_v2", "deepseek_v3")
+        known = known and not config.wrapper
         return key.read(config) if known or config.values.get("head_dim") else None
 
     return replace(key, config=read)
@@ -210,6 +211,14 @@ DEEPSEEK_V3 = replace(
     },
 )  # fmt: skip
 
+# Kimi-VL; Kimi-K2.5 goes by the name of its text part, which is DeepSeek-V3's
+KIMI = replace(
+    DEEPSEEK_V3,
+    hf_names=("KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+    keys=no_key(TEXT_KEYS, ".key_length", ".value_length"),
+    defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "scoring_func": "sigmoid"},
+)
+
 GLM4_MOE_LITE = replace(
     DEEPSEEK_V2,
     hf_names=("Glm4MoeLiteForCausalLM",),
@@ -220,4 +229,4 @@ GLM4_MOE_LITE = replace(
     keeps_mtp=True,
 )
 
-FAMILY = (DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE)
+FAMILY = (DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)

@@ -9,7 +9,6 @@ from quantkit.architectures.common import (
     DIMS,
     DROPS,
     EMBEDDINGS,
-    OTHER_MODES,
     RMS_NORM,
     TEXT_KEYS,
     L,
@@ -70,7 +69,6 @@ GEMMA3 = replace(
     ),
     expects=(*GEMMA2.expects, Expect("attn_logit_softcapping", (None,))),
     maps=(EMBEDDINGS[0], *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp()),
-    drops=(*GEMMA2.drops, *OTHER_MODES),
     # what transformers assumes: multimodal releases leave most of it out
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,

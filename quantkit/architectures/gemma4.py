@@ -14,7 +14,6 @@ from quantkit.architectures.common import (
     DIMS,
     DROPS,
     EMBEDDINGS,
-    OTHER_MODES,
     RMS_NORM,
     TEXT_KEYS,
     L,
@@ -193,7 +192,7 @@ GEMMA4 = Architecture(
         "shared keys": _shares,
         "experts": lambda c, bid: c.get("enable_moe_block", kind="BOOL", default=False),
     },
-    drops=(*DROPS, *OTHER_MODES, r"lm_head\.weight"),
+    drops=(*DROPS, r"lm_head\.weight"),
     defaults={
         "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "num_kv_shared_layers": 0,
         "hidden_size_per_layer_input": 0,

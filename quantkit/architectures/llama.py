@@ -11,11 +11,9 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     GATE_DOWN_UP,
     NORMS,
-    OTHER_MODES,
     ROPE_DIMENSION,
     SILU,
     TEXT_KEYS,
@@ -138,7 +136,6 @@ LLAMA4 = replace(
         *gated_mlp(f"{FF}.shared_expert", "_shexp", "expert_ffn", "experts"),
     ),
     layers={"experts": _sparse, "dense MLP": lambda c, bid: not _sparse(c, bid)},
-    drops=(*DROPS, *OTHER_MODES),
     defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
 )
 

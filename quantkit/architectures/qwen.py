@@ -17,7 +17,6 @@ from quantkit.architectures.common import (
     NORMALIZED,
     NORMS,
     NOT_NORMALIZED,
-    OTHER_MODES,
     RMS_NORM,
     SILU,
     TEXT_KEYS,
@@ -107,7 +106,6 @@ QWEN3_VL = replace(
     hf_names=("Qwen3VLForConditionalGeneration",),
     gguf_arch="qwen3vl",
     late_keys=(DEEPSTACK,),
-    drops=(*DROPS, *OTHER_MODES),
     defaults={**QWEN3.defaults, "rope_theta": 500000.0},
 )
 
@@ -119,7 +117,6 @@ QWEN3_VL_MOE = replace(
     maps=(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
     ),
-    drops=(*DROPS, *OTHER_MODES),
     defaults=QWEN3_VL.defaults,
 )  # fmt: skip
 

@@ -12,11 +12,9 @@ from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     MTP_AROUND,
     NORMALIZED,
-    OTHER_MODES,
     RMS_NORM,
     SILU,
     TEXT_KEYS,
@@ -222,7 +220,6 @@ QWEN35_MOE = replace(
     maps=(
         *_TRUNK, *_TILED, *_SPARSE, *_predicting(*_NORMS, *_FULL_ATTENTION, *_SPARSE),
     ),
-    drops=(*DROPS, *OTHER_MODES),
 )  # fmt: skip
 
 QWEN35 = replace(

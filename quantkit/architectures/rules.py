@@ -43,11 +43,14 @@ class Config:
     """config.json, read strictly: what is asked for is there and of its kind, or it is an error.
 
     `mtp` is the number of layers after the last that predict further tokens and are converted.
+    `wrapper` is the architecture of the whole, where the values are those of its text part and that
+    has a name of its own.
     """
 
     values: Mapping[str, Any]
     where: str = "config.json"
     mtp: int = 0
+    wrapper: str = ""
 
     def get(self, *names: str, kind: str = "UINT32", default: Any = _REQUIRED) -> Any:
         """The first of `names` that is there and not null; `default` if none is.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
@@ -26,6 +27,20 @@ OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": 
 
 
 MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
+
+# where a model of several modes keeps the config of its text part; the last that is there counts
+# (llama.cpp `load_hparams`)
+TEXT_CONFIGS = (
+    "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
+    "lfm",
+)  # fmt: skip
+# models that are converted by their own name, whatever their text part calls itself
+# (llama.cpp `get_model_architecture`)
+OWN_NAMES = (
+    "StepVLForConditionalGeneration", "Sarashina2VisionForCausalLM",
+    "Exaone4_5_ForConditionalGeneration", "Step3p7ForConditionalGeneration",
+    "KimiK3ForConditionalGeneration",
+)  # fmt: skip
 
 
 def from_checkpoint(
@@ -77,25 +92,28 @@ def _read_config(directory: Path) -> tuple[Architecture, Config]:
     path = directory / "config.json"
     if not path.is_file():
         raise SourceNotFound(f"{directory}: no config.json in it; not a checkpoint directory")
-    raw = read_json(path)
-    arch = find(_architecture_name(raw, directory))
-    text = raw.get("text_config")  # the text part of a model of several modes
-    values = {**arch.defaults, **raw, **(text if isinstance(text, dict) else {})}
+    raw = Config(read_json(path), str(path))
+    text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
+    whole, *inner = (_architecture(values) for values in (raw.values, *text))
+    name = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    if not name:
+        raise ConfigError(f"{path}: 'architectures' does not name the model")
+    arch = find(name)
+    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
     for ours, theirs in arch.aliases.items():
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
-    config = Config(values, str(path))
+    config = Config(values, str(path), wrapper="" if whole == name else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
     return arch, config
 
 
-def _architecture_name(raw: Mapping[str, object], directory: Path) -> str:
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ConfigError(f"{directory / 'config.json'}: 'architectures' does not name the model")
-    return names[0]
+def _architecture(values: Mapping[str, Any]) -> str:
+    """The name that a config gives its model, or none."""
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:

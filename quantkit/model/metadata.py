@@ -43,9 +43,8 @@ def checkpoint_metadata(
     writer.add_file_type(file_type)
     _add_keys(writer, late)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
-    named = config.values.get("architectures") or [""]
-    architecture = named[0] if named[0] in arch.hf_names else arch.hf_names[0]
-    return with_vocabulary(writer, directory, architecture, config.get("vocab_size"), pre)
+    (name,) = config.values["architectures"]
+    return with_vocabulary(writer, directory, name, config.get("vocab_size"), pre)
 
 
 def with_vocabulary(

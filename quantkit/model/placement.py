@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
+from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.rules import (
     DEFAULTS,
     Architecture,
@@ -100,7 +101,7 @@ def predicting_layers(
     declared = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
     if declared:
         layout = _Layout(arch, replace(config, mtp=declared), options)
-        found = (layout.find(t)[1] for t in sources.values())
+        found = (layout.find(t)[1] for t in sources.values() if not layout.drops(t))
         if not any(bid is not None and bid >= config.layers for bid in found):
             declared = 0
     if options.mtp == "only" and not declared:
@@ -165,6 +166,10 @@ class _Layout:
             raise ConfigError(
                 f"{self.config.where}: a list has fewer than {len(blocks)} values, one a layer"
             ) from None
+
+    @cached_property
+    def dropped(self) -> list[re.Pattern[str]]:
+        return [re.compile(d) for d in (*self.arch.drops, *OTHER_MODES)]
 
     @cached_property
     def maps(self) -> dict[str, list[Map]]:
@@ -238,6 +243,10 @@ class _Layout:
                 break
         return best
 
+    def drops(self, t: SourceTensor) -> bool:
+        """Whether a tensor that no row takes may be left out."""
+        return any(d.fullmatch(t.name) for d in self.dropped)
+
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
 
@@ -304,7 +313,6 @@ def _full_name(role: str, bid: int | None) -> str:
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
-    drops = [re.compile(d) for d in arch.drops]
     left_out = arch.mtp(config) - config.mtp
     for i, t in enumerate(sources.values()):
         m, bid, xid = layout.find(t)
@@ -313,7 +321,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
         if layout.options.mtp == "only" and bid is not None and bid < config.layers:
             continue
         if m is None or not layout.has(m, bid):
-            if any(d.fullmatch(t.name) for d in drops):
+            if layout.drops(t):
                 continue
             _check_block(t, bid, layout)
             kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
