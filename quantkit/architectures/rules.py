@@ -20,6 +20,7 @@ from quantkit.errors import ConfigError
 from quantkit.source.segments import Edit, Segment
 
 _REQUIRED: Any = object()
+_NUMBER = re.compile(r"\{\w+\}|(?<=\.)\d+(?=\.)")
 _RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
 _KINDS: dict[str, tuple[type, ...]] = {
     "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
@@ -356,12 +357,12 @@ class Map:
     @property
     def template(self) -> str:
         """The name with every number replaced by a star."""
-        return re.sub(r"\{\w+\}", "*", self.source)
+        return re.sub(_NUMBER, "*", self.source)
 
     @property
     def fields(self) -> list[str]:
-        """What the stars stand for, in order."""
-        return re.findall(r"\{(\w+)\}", self.source)
+        """What the stars stand for, in order: a number that is written out stands for itself."""
+        return [field.strip("{}") for field in re.findall(_NUMBER, self.source)]
 
 
 def linear(
@@ -410,8 +411,9 @@ class Architecture:
     expert_order: tuple[str, ...] = ()
     # names of source tensors that are dropped, as regular expressions
     drops: tuple[str, ...] = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
-    # our name of a config key -> the family's own; `a.b` is key b of table a
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    # our name of a config key -> the family's own (`a.b` is key b of table a), or what it follows
+    # from (None: it is as it stands)
+    aliases: Mapping[str, str | Callable[[Config], Any]] = field(default_factory=dict)
     # what llama.cpp computes with, whatever config.json says: another value is told, not refused
     assumes: tuple[Expect, ...] = ()
     # what transformers assumes where config.json is silent
@@ -425,6 +427,8 @@ class Architecture:
     fuses: tuple[str, ...] = ()
     # roles that llama.cpp's converter leaves in float32 elsewhere, and not here
     rounds: frozenset[str] = frozenset()
+    # the same, in the layers that predict further tokens
+    rounds_ahead: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if unknown := {m.layers for m in self.maps} - {"", *self.layers}:

@@ -71,7 +71,7 @@ def from_checkpoint(
         ModelTensor(
             name,
             shape,
-            _stored(name, shape, outtype, arch, options, sources[segments[0].source]),
+            _stored(name, shape, outtype, arch, config, options, sources[segments[0].source]),
             segments,
         )
         for name, (shape, segments) in placed.items()
@@ -101,7 +101,8 @@ def _read_config(directory: Path) -> tuple[Architecture, Config]:
     arch = find(name)
     values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
     for ours, theirs in arch.aliases.items():
-        if (value := Config(values).find(theirs)) is not None:
+        known = Config(values, str(path))
+        if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:
             values[ours] = value
     config = Config(values, str(path), wrapper="" if whole == name else whole)
     arch = arch.variant(config) or arch
@@ -126,14 +127,16 @@ def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
 
 
 def _stored(
-    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, options: ConversionOptions,
-    source: SourceTensor,
+    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, config: Config,
+    options: ConversionOptions, source: SourceTensor,
 ) -> str:  # fmt: skip
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
     if options.fp8_as_q8 and source.coding == "fp8":
         wanted = type_by_name("Q8_0")
-    if role.role not in arch.rounds and tensor_names.stays_f32(role, len(shape)):
+    ahead = role.bid is not None and role.bid >= config.layers
+    rounds = arch.rounds_ahead if ahead else arch.rounds
+    if role.role not in rounds and tensor_names.stays_f32(role, len(shape)):
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

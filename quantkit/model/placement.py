@@ -207,7 +207,7 @@ class _Layout:
     def blocks_of(self, m: Map) -> Sequence[int | None]:
         """The blocks that must have the tensor."""
         layers, blocks = self.config.layers, self.config.blocks
-        own_names = any("mid" in other.fields for other in self.arch.maps)
+        own_names = any(m.layers == "mtp" and "bid" not in m.fields for m in self.arch.maps)
         if "bid" in m.fields:
             first = layers if self.options.mtp == "only" else 0
             found: Sequence[int] = range(first, layers if own_names else blocks)
@@ -235,6 +235,8 @@ class _Layout:
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(_NUMBER.sub("*", name), ()):
             ids = dict(zip(m.fields, numbers, strict=True))
+            if any(field.isdecimal() and int(field) != n for field, n in ids.items()):
+                continue
             bid = ids.get("bid")
             if "mid" in ids or (bid is None and m.layers == "mtp"):
                 bid = self.config.layers + ids.get("mid", 0)
