@@ -68,8 +68,8 @@ _SPARSE = (
 
 
 def _shared_ffn(config: Config) -> int:
-    width = config.get("moe_shared_expert_intermediate_size", "moe_intermediate_size")
-    n: int = config.get("num_shared_experts") * width
+    """The width of a shared expert: llama.cpp's loader multiplies it by their number."""
+    n: int = config.get("moe_shared_expert_intermediate_size", "moe_intermediate_size")
     return n
 
 
@@ -125,7 +125,7 @@ BAILING_V2 = replace(
             lambda c: None if c.find("num_nextn_predict_layers") is None else c.mtp),
     ),
     expects=(*BAILING.expects, Expect("use_qk_norm", (True,))),
-    dims={**BAILING.dims, "shared_ffn": _shared_ffn},
+    dims={**BAILING.dims, "shared_ffn": lambda c: c.get("num_shared_experts") * _shared_ffn(c)},
     maps=(
         *_AROUND,
         Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
@@ -143,4 +143,15 @@ BAILING_V2 = replace(
     fuses=(),
 )  # fmt: skip
 
-FAMILY = (BAILING, BAILING_V2)
+# all channels are rotated, and the experts' biases are brought to a mean of zero
+SARVAM = replace(
+    BAILING_V2,
+    hf_names=("SarvamMoEForCausalLM", "modeling_sarvam_moe.SarvamMoEForCausalLM"),
+    late_keys=(ROPE_DIMENSION, *BAILING_V2.late_keys[1:]),
+    maps=tuple(
+        replace(m, rows=edited(m.rows, ("centered",))) if m.source.endswith(".expert_bias") else m
+        for m in BAILING_V2.maps
+    ),
+)
+
+FAMILY = (BAILING, BAILING_V2, SARVAM)

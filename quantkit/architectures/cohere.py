@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantkit.architectures.common import (
     DIMS,
     DOWN_GATE_UP,
     EMBEDDINGS,
+    MTP_LAYERS,
+    NEXTN_KEY,
+    NEXTN_MAPS,
     SILU,
     TEXT_KEYS,
     VOCAB_SIZE,
@@ -14,6 +19,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    nextn_layers,
     router,
 )
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
@@ -60,6 +66,7 @@ COHERE2_MOE = Architecture(
         Key("{arch}.expert_weights_norm", "norm_topk_prob", "BOOL"),
         Key("{arch}.expert_shared_count", lambda c: _shared(c) or None),
         Key("{arch}.expert_shared_feed_forward_length", lambda c: _shared_ffn(c) or None),
+        NEXTN_KEY,
         Key("{arch}.rope.dimension_count", "head_dim"),
         Key("{arch}.rope.scaling.type", lambda c: "none", "STRING"),
     ),
@@ -83,13 +90,17 @@ COHERE2_MOE = Architecture(
         router(layers="experts"),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "shared experts"),
+        *(replace(m, optional="shared_head" in m.source or m.optional) for m in NEXTN_MAPS),
     ),
     layers={
+        **MTP_LAYERS,
         "experts": lambda c, bid: bid >= _dense(c),
         "shared experts": lambda c, bid: bool(_shared(c)) and bid >= _dense(c),
         "dense MLP": lambda c, bid: bid < _dense(c),
     },
     expert_order=DOWN_GATE_UP,
+    mtp=nextn_layers,
+    keeps_mtp=True,
     defaults={
         "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "norm_topk_prob": True,
         "expert_selection_fn": "softmax", "tie_word_embeddings": True,

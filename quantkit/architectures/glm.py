@@ -38,7 +38,7 @@ from quantkit.architectures.common import (
 from quantkit.architectures.rules import Architecture, Key, vector
 
 GLM4_MOE = Architecture(
-    hf_names=("Glm4MoeForCausalLM",),
+    hf_names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration"),
     gguf_arch="glm4moe",
     keys=TEXT_KEYS,
     late_keys=(

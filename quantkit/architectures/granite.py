@@ -80,9 +80,19 @@ GRANITE_MOE = replace(
     hf_names=("GraniteMoeForCausalLM",),
     gguf_arch="granitemoe",
     dims={**GRANITE.dims, **expert_dims("intermediate_size")},
-    maps=(*EMBEDDINGS, *NORMS, *attention(rotated=True), *GRANITE_EXPERTS),
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(rotated=True, bias=None, out_bias=None),
+        *GRANITE_EXPERTS,
+    ),
     expert_order=GATE_UP_DOWN,
 )
+
+
+def _shared_ffn(config: Config) -> int:
+    n: int = config.get("shared_intermediate_size", default=0)
+    return n
 
 
 def _shared_mlp(suffix: str, layers: str) -> tuple[Map, ...]:
@@ -99,14 +109,15 @@ GRANITE_MOE_SHARED = replace(
     hf_names=("GraniteMoeSharedForCausalLM",),
     late_keys=(
         *GRANITE.late_keys,
-        Key("{arch}.expert_shared_feed_forward_length", "shared_intermediate_size"),
+        Key("{arch}.expert_shared_feed_forward_length", lambda c: _shared_ffn(c) or None),
     ),
     dims={
         **GRANITE_MOE.dims,
-        "shared_ffn": lambda c: c.get("shared_intermediate_size"),
-        "2shared_ffn": lambda c: 2 * c.get("shared_intermediate_size"),
+        "shared_ffn": _shared_ffn,
+        "2shared_ffn": lambda c: 2 * _shared_ffn(c),
     },
-    maps=(*GRANITE_MOE.maps, *_shared_mlp("_shexp", "")),
+    maps=(*GRANITE_MOE.maps, *_shared_mlp("_shexp", "shared expert")),
+    layers={"shared expert": lambda c, bid: bool(_shared_ffn(c))},
 )
 
 _SIZES = ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv")
@@ -151,16 +162,17 @@ GRANITE_HYBRID = replace(
     dims={**GRANITE_MOE_SHARED.dims, **mamba2_dims(*_SIZES)},
     maps=(
         *EMBEDDINGS, *NORMS,
-        *attention(rotated=True, layers="attention"),
+        *attention(rotated=True, bias=None, out_bias=None, layers="attention"),
         *mamba2(f"{L}.mamba", "Mamba"),
         *(replace(m, layers="experts") for m in GRANITE_EXPERTS),
-        *_shared_mlp("_shexp", "experts"),
+        *_shared_mlp("_shexp", "shared expert"),
         *_shared_mlp("", "one MLP"),
     ),
     layers={
         "Mamba": _is_mamba,
         "attention": lambda c, bid: not _is_mamba(c, bid),
         "experts": _has_experts,
+        "shared expert": lambda c, bid: _has_experts(c) and bool(_shared_ffn(c)),
         "one MLP": lambda c, bid: not _has_experts(c),
     },
     defaults={"rms_norm_eps": 1e-6},

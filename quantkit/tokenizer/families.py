@@ -78,7 +78,8 @@ def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
 
 
 _GLM = VocabRules(
-    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM"),
+    names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration", "Glm4MoeLiteForCausalLM",
+           "GlmMoeDsaForCausalLM"),
     pre="glm4",
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"),
          ("eom", "<|observation|>")),
