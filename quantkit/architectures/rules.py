@@ -342,7 +342,9 @@ class Map:
     must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
     if empty. `like` is the older spelling of the same tensor: llama.cpp orders tensors by name, so
     a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
-    weights count as rows of one.
+    weights count as rows of one. `integers`: a table of integers, kept as int32. `by_rank`: the
+    dimensions of the matrices of which each tensor-parallel rank has its rows, one rank after
+    another, where the weights are FP8 in blocks.
     """
 
     source: str
@@ -353,6 +355,8 @@ class Map:
     like: str = ""
     flat: bool = False
     experts: str = "experts"
+    integers: bool = False
+    by_rank: tuple[str, ...] = ()
 
     @property
     def template(self) -> str:

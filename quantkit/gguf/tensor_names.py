@@ -38,6 +38,11 @@ def parse(name: str) -> Name:
     return Name(m["role"], None if bid is None else int(bid), m["suffix"] or "")
 
 
+def in_block(role: str, bid: int | None) -> str:
+    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one."""
+    return role if bid is None else f"blk.{bid}.{role}"
+
+
 def stays_f32(name: Name, n_dims: int) -> bool:
     """Whether llama.cpp's converter stores the tensor in float32 whatever the file's type."""
     return (

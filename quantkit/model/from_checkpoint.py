@@ -14,9 +14,10 @@ from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
-from quantkit.model.placement import place, predicting_layers
+from quantkit.model.nvfp4 import precision_keys, with_scales
+from quantkit.model.placement import Placed, place, predicting_layers
 from quantkit.source.checkpoint import safetensors_of
-from quantkit.source.packed import decoded
+from quantkit.source.codings import Settings, decoded, read_settings, settings_note
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 from quantkit.storage.inputs import File
@@ -26,7 +27,8 @@ from quantkit.storage.json_files import read_json
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
 
 
-MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
+MXFP4_FILE, NVFP4_FILE = 38, 39  # general.file_type where weights are kept in such blocks
+KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
 
 # where a model of several modes keeps the config of its text part; the last that is there counts
 # (llama.cpp `load_hparams`)
@@ -57,16 +59,15 @@ def from_checkpoint(
     from quantkit.model.metadata import checkpoint_metadata
 
     arch, config = _read_config(directory)
-    found = {t.name: t for t in safetensors_of(directory, files)}
-    found = {t.name: t for t in decoded(tuple(found.values()), config.values)}
-    outtype = _chosen(outtype, found.values())
+    stored = safetensors_of(directory, files)
+    settings = _settings(directory, config)
+    found = {t.name: t for t in decoded(stored, settings)}
+    outtype = _chosen(outtype, stored, found.values())
     config = replace(config, mtp=predicting_layers(arch, config, found, options))
     placed, sources = place(arch, config, found, options)
-    for name, compute in reversed(list(arch.computed.items())):
-        if (data := compute(config)) is not None:
-            source = SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
-            sources[name] = source
-            placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
+    precision = precision_keys(placed, sources, settings)
+    placed = with_scales(placed, sources)
+    placed = _with_computed(placed, sources, arch, config, directory)
     tensors = tuple(
         ModelTensor(
             name,
@@ -76,11 +77,17 @@ def from_checkpoint(
         )
         for name, (shape, segments) in placed.items()
     )
-    file_type = OUTTYPES[outtype][0]
-    if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
-        file_type = MXFP4_FILE
+    file_type = _file_type(outtype, tensors, sources)
     kv, notes = checkpoint_metadata(directory, arch, config, tensors, file_type, pre)
-    notes = (*filter(None, (e.differs(config) for e in arch.assumes)), *notes)
+    if precision:
+        after = [item.key for item in kv].index("general.quantization_version") + 1
+        kv = (*kv[:after], *precision, *kv[after:])
+    said = (
+        settings_note(stored, settings),
+        _dequantized_note(arch, outtype, sources),
+        *(e.differs(config) for e in arch.assumes),
+    )
+    notes = (*filter(None, said), *notes)
     name = directory.resolve().name
     return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
@@ -117,12 +124,65 @@ def _architecture(values: Mapping[str, Any]) -> str:
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
-    dtypes = [t.ggml.name for t in sources if len(t.shape) >= 2]
+def _settings(directory: Path, config: Config) -> Settings | None:
+    """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
+    CorruptFile."""
+    path = directory / "hf_quant_config.json"
+    modelopt = read_json(path) if path.is_file() else None
+    return read_settings(config.values, modelopt, config.where)
+
+
+def _with_computed(
+    placed: Placed, sources: dict[str, SourceTensor], arch: Architecture, config: Config,
+    directory: Path,
+) -> Placed:  # fmt: skip
+    """The tensors with those that are computed from the config, which stand after what is kept in
+    NVFP4 and before all else. Adds them to `sources`."""
+    computed: Placed = {}
+    for name, compute in arch.computed.items():
+        if (data := compute(config)) is not None:
+            source = SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
+            sources[name] = source
+            computed[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
+    kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}
+    return {**kept, **computed, **placed}
+
+
+def _file_type(
+    outtype: str, tensors: Iterable[ModelTensor], sources: Mapping[str, SourceTensor]
+) -> int:
+    """`general.file_type`, as llama.cpp's converter labels files with weights in blocks."""
+    stored = {t.stored for t in tensors}
+    if any(t.coding == "mxfp4_pairs" for t in sources.values()):
+        return MXFP4_FILE
+    if outtype != "q8_0" and stored & {"NVFP4", "MXFP4"}:
+        return NVFP4_FILE if "NVFP4" in stored else MXFP4_FILE
+    return OUTTYPES[outtype][0]
+
+
+def _dequantized_note(
+    arch: Architecture, outtype: str, sources: Mapping[str, SourceTensor]
+) -> str | None:
+    """A line for people where NVFP4 is not kept."""
+    n = sum(t.coding == "nvfp4_floats" for t in sources.values())
+    if not n:
+        return None
+    return (
+        f"{n} matrices in NVFP4 are written in {OUTTYPES[outtype][1]}: llama.cpp computes without "
+        f"their scales in {arch.gguf_arch}, or cannot hold their rows"
+    )
+
+
+def _chosen(
+    outtype: str | None, stored: Iterable[SourceTensor], sources: Iterable[SourceTensor]
+) -> str:
+    """The outtype. "auto" looks at the tensors as they are stored, scales and all."""
     if outtype is None:
+        dtypes = {t.ggml.name for t in sources if len(t.shape) >= 2}
         return next((d.lower() for d in ("F32", "BF16", "F16") if d in dtypes), "f16")
     if outtype == "auto":
-        return next((d.lower() for d in dtypes if d in ("BF16", "F16")), "f16")
+        found = (t.ggml.name for t in stored if len(t.shape) >= 2)
+        return next((d.lower() for d in found if d in ("BF16", "F16")), "f16")
     return outtype
 
 
@@ -133,7 +193,7 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
-    if options.fp8_as_q8 and source.coding == "fp8":
+    if options.fp8_as_q8 and source.coding == "scaled" and source.parts[0].raw != "I8":
         wanted = type_by_name("Q8_0")
     ahead = role.bid is not None and role.bid >= config.layers
     rounds = arch.rounds_ahead if ahead else arch.rounds

@@ -13,7 +13,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.source.checkpoint import read_weights
-from quantkit.source.packed import decoded, read
+from quantkit.source.codings import decoded, read, read_settings
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.storage import os_files
 from tests.checkpoints import write_safetensors
@@ -29,7 +29,8 @@ def source(arrays: Arrays, settings: dict[str, Any], path: Path) -> tuple[Source
     if "w.weight_scale_inv" in raw and "w.weight" in raw:
         raw["w.weight"] = ("F8_E4M3", *raw["w.weight"][1:])
     write_safetensors(path, raw)
-    (found,) = decoded(read_weights(path), {"quantization_config": settings})
+    how = read_settings({"quantization_config": settings}, None, "config.json")
+    (found,) = decoded(read_weights(path), how)
     return found, Files([path])
 
 
@@ -152,12 +153,11 @@ def test_a_part_that_is_missing_is_named(scheme: Callable[..., Any], tmp_path: P
         (gptq, {"bits": 3}, "3 bits"),
         (awq, {"bits": 8}, "4 bits"),
         (awq, {"group_size": 100}, "expected"),
-        (packed, {"format": "nvfp4-pack-quantized"}, "nvfp4-pack-quantized"),
-        (packed, {"config_groups": {}}, "one group of settings"),
+        (packed, {"config_groups": {}}, "do not say how w.weight_packed is read"),
         (fp8, {"weight_block_size": [128, 128]}, "expected"),
         (fp8, {"weight_block_size": None}, "scales found for 96 rows"),
-        (fp8, {"weight_block_size": ["a", 0]}, "does not fit the parts of w"),
-        (fp8, {"weight_block_size": [0, 128]}, "does not fit the parts of w"),
+        (fp8, {"weight_block_size": ["a", 0]}, "blocks of"),
+        (fp8, {"weight_block_size": [0, 128]}, "blocks of"),
         (fp8, {"quant_method": "bitnet"}, "bitnet"),
     ],
 )
