@@ -348,7 +348,14 @@ def nextn_layers(config: Config) -> int:
     return n
 
 
-NEXTN_KEY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
+def _nextn(config: Config) -> int | None:
+    """As many as are converted; 0 is written where config.json says it."""
+    declared = config.find("num_nextn_predict_layers")
+    return config.mtp if config.mtp or declared == 0 else None
+
+
+NEXTN_KEY = Key("{arch}.nextn_predict_layers", _nextn)
+NEXTN_KEY_IF_ANY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
 NEXTN_MAPS = (
     Map(f"{L}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
     vector(f"{L}.enorm", "nextn.enorm", layers="mtp"),

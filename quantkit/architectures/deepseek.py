@@ -18,7 +18,7 @@ from quantkit.architectures.common import (
     EXPERT_FFN,
     LEADING_DENSE,
     MTP_LAYERS,
-    NEXTN_KEY,
+    NEXTN_KEY_IF_ANY,
     NEXTN_MAPS,
     NORMS,
     NOT_NORMALIZED,
@@ -222,7 +222,7 @@ KIMI = replace(
 GLM4_MOE_LITE = replace(
     DEEPSEEK_V2,
     hf_names=("Glm4MoeLiteForCausalLM",),
-    late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY),
+    late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY_IF_ANY),
     maps=(*DEEPSEEK_V2.maps, *NEXTN_MAPS),
     layers={**DEEPSEEK_V2.layers, **MTP_LAYERS},
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},

@@ -433,6 +433,8 @@ class Architecture:
     rounds: frozenset[str] = frozenset()
     # the same, in the layers that predict further tokens
     rounds_ahead: frozenset[str] = frozenset()
+    # roles that it leaves in float32 here, and not elsewhere
+    exact: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if unknown := {m.layers for m in self.maps} - {"", *self.layers}:

@@ -197,6 +197,7 @@ def _stored(
         wanted = type_by_name("Q8_0")
     ahead = role.bid is not None and role.bid >= config.layers
     rounds = arch.rounds_ahead if ahead else arch.rounds
-    if role.role not in rounds and tensor_names.stays_f32(role, len(shape)):
+    exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
+    if exact and role.role not in rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

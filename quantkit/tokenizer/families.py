@@ -79,7 +79,7 @@ def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
 
 _GLM = VocabRules(
     names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration", "Glm4MoeLiteForCausalLM",
-           "GlmMoeDsaForCausalLM"),
+           "GlmMoeDsaForCausalLM", "Glm5NextForConditionalGeneration"),
     pre="glm4",
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"),
          ("eom", "<|observation|>")),

@@ -11,6 +11,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.model.from_checkpoint import from_checkpoint
+from tests.test_errors import edit_tensors
 
 Broken = Callable[..., Path]
 INNER = "DeepseekV3ForCausalLM"
@@ -66,3 +67,18 @@ def test_whose_name_counts(whole: str | None, inner: Any, found: str, broken: Br
         return
     with pytest.raises(errors.QuantkitError, match=found):
         from_checkpoint(source)
+
+
+def test_an_image_tower_taller_than_the_model_predicts_nothing(broken: Broken) -> None:
+    """Numbers in the names of parts that are left out are not those of layers."""
+    source = broken("glm53-flash")  # three layers, and one that predicts
+
+    def edit(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if ".layers.3." in name]:
+            tensors.pop(name)
+        for name in [name for name in tensors if "visual.blocks.0." in name]:
+            tensors[name.replace("blocks.0", "blocks.3")] = tensors.pop(name)
+
+    edit_tensors(source, edit)
+    keys = {item.key for item in from_checkpoint(source, pre="glm4").kv}
+    assert "glm5-next.nextn_predict_layers" not in keys
