@@ -53,7 +53,7 @@ def _head(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
     return (edited(rows, ("unit_columns",)) if dims["norm_head"] else rows)(dims, source, xid)
 
 
-_AROUND = (
+AROUND = (
     Map("model.word_embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
     vector("model.norm", "output_norm"),
     *NORMS,
@@ -96,7 +96,7 @@ BAILING = Architecture(
         * (c.get("num_attention_heads") + 2 * c.get("num_key_value_heads")),
     },
     maps=(
-        *_AROUND,
+        *AROUND,
         Map("lm_head.weight", ("vocab", "hidden"), _head),
         Map(f"{L}.attention.query_key_value.weight", ("qkv", "hidden"),
             parts(("attn_q.weight", "q", "heads"), ("attn_k.weight", "kv", "kv_heads"),
@@ -127,7 +127,7 @@ BAILING_V2 = replace(
     expects=(*BAILING.expects, Expect("use_qk_norm", (True,))),
     dims={**BAILING.dims, "shared_ffn": lambda c: c.get("num_shared_experts") * _shared_ffn(c)},
     maps=(
-        *_AROUND,
+        *AROUND,
         Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
         Map(f"{L}.attention.query_key_value.weight", ("qkv", "hidden"), whole("attn_qkv.weight")),
         vector(f"{L}.attention.query_layernorm", "attn_q_norm", "head"),

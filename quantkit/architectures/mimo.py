@@ -77,8 +77,13 @@ def _same(ours: str, theirs: str) -> Key:
 
 
 _ATTENTION = (
-    Map(f"{A}.qkv_proj.weight", ("qkv", "hidden"), whole("attn_qkv.weight"), "one projection",
-        by_rank=("q", "kv", "values")),
+    Map(
+        f"{A}.qkv_proj.weight",
+        ("qkv", "hidden"),
+        whole("attn_qkv.weight"),
+        "one projection",
+        by_rank=("q", "kv", "values"),
+    ),
     *linear(f"{A}.q_proj", ("q", "hidden"), "attn_q", layers="three projections", bias=False),
     *linear(f"{A}.k_proj", ("kv", "hidden"), "attn_k", layers="three projections", bias=False),
     *linear(f"{A}.v_proj", ("values", "hidden"), "attn_v", layers="three projections", bias=False),

@@ -13,7 +13,7 @@ from quantkit.architectures.common import (
     DIMS,
     EXPERT_FFN,
     MTP_LAYERS,
-    NEXTN_KEY,
+    NEXTN_KEY_IF_ANY,
     SHARED_COUNT,
     TEXT_KEYS,
     VOCAB_SIZE,
@@ -203,7 +203,7 @@ NEMOTRON_H_MOE = replace(
         WEIGHTS_SCALE,
         Key("{arch}.expert_group_count", "n_group"),
         optional_key("moe_latent_size", "moe_latent_size"),
-        NEXTN_KEY,
+        NEXTN_KEY_IF_ANY,
     ),
     expects=(*NEMOTRON_H.expects, Expect("num_nextn_predict_layers", (0, 1))),
     dims={

@@ -82,8 +82,12 @@ def torch_exp(x: Rows) -> Rows:
     return out
 
 
+def _exp(rows: Rows) -> Rows:
+    return torch_exp(rows.astype(np.float32)).astype(_computable(rows[:0]).dtype)
+
+
 def _minus_exp(rows: Rows) -> Rows:
-    return -torch_exp(rows.astype(np.float32)).astype(_computable(rows[:0]).dtype)
+    return -_exp(rows)
 
 
 def _heads_across(rows: Rows, groups: int, heads: int) -> Rows:
@@ -140,6 +144,7 @@ def _mean(files: Files, source: SourceTensor) -> Any:
 # tensor
 EDITS: dict[str, Callable[..., Rows]] = {
     "add": _add,
+    "exp": _exp,
     "minus_exp": _minus_exp,
     "heads_across": _heads_across,
 }
