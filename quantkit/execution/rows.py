@@ -60,6 +60,14 @@ def _add(rows: Rows, x: float) -> Rows:
     return out
 
 
+def _scale(rows: Rows, *factors: float) -> Rows:
+    """Times each factor in turn, in float32; float16 is rounded after each, as torch does."""
+    rows = _computable(rows)
+    for x in factors:
+        rows = (rows.astype(np.float32) * np.float32(x)).astype(rows.dtype)
+    return rows
+
+
 def torch_exp(x: Rows) -> Rows:
     """float32 to float32, with the last bit that `torch.exp` has, where that is not the nearest.
 
@@ -144,6 +152,7 @@ def _mean(files: Files, source: SourceTensor) -> Any:
 # tensor
 EDITS: dict[str, Callable[..., Rows]] = {
     "add": _add,
+    "scale": _scale,
     "exp": _exp,
     "minus_exp": _minus_exp,
     "heads_across": _heads_across,

@@ -234,7 +234,8 @@ class _Layout:
     def blocks_of(self, m: Map) -> Sequence[int | None]:
         """The blocks that must have the tensor."""
         layers, blocks = self.config.layers, self.config.blocks
-        own_names = any(m.layers == "mtp" and "bid" not in m.fields for m in self.arch.maps)
+        ahead = ["bid" in m.fields for m in self.arch.maps if m.layers == "mtp"]
+        own_names = bool(ahead) and not any(ahead)
         if "bid" in m.fields:
             first = layers if self.options.mtp == "only" else 0
             found: Sequence[int] = range(first, layers if own_names else blocks)
@@ -327,13 +328,15 @@ class _Layout:
 
 
 def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
-    """All stacked experts of a block that are of one kind with `names`, in the family's order."""
+    """All stacked experts of a block that are of one kind with `names`, in the family's order;
+    none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
-    return [
+    found = [
         in_block(layout.joined(f"{role}.weight"), bid)
         for role in layout.arch.expert_order
         if role.rpartition("_")[2] in kinds
     ]
+    return found if {*names} <= {*found} else []
 
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:

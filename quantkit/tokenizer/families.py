@@ -131,6 +131,11 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
     VocabRules(names=("BailingMoeV2ForCausalLM", "BailingMoeV3ForCausalLM",
                       "BailingMoeV3VLForConditionalGeneration"), pre="bailingmoe2"),
+    VocabRules(
+        names=("Dots3NoteForCausalLM", "Dots3NoteForConditionalGeneration",
+               "Dots3NoteTextForCausalLM"),
+        ids=(("eot", "<|endofassistant|>"),),
+    ),
     VocabRules(names=("LLaDAMoEModel", "LLaDAMoEModelLM"), pre="llada-moe"),
     VocabRules(names=("DeepseekForCausalLM", "DeepseekV2ForCausalLM"), pre="deepseek-llm"),
     VocabRules(names=("GrokForCausalLM", "Grok1ForCausalLM"), pre="grok-2"),
