@@ -121,6 +121,9 @@ def _keys(layers: str, optional: bool) -> tuple[Map, ...]:
     )
 
 
+SUPPRESSED = Key("tokenizer.ggml.suppress_tokens", "generation_config.suppress_tokens", "INT32",
+                 default=None)  # fmt: skip
+
 GEMMA4 = Architecture(
     hf_names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
     gguf_arch="gemma4",
@@ -223,4 +226,11 @@ GEMMA4_INPUTS = replace(
     variant=lambda config: None,
 )  # fmt: skip
 
-FAMILY = (GEMMA4,)
+# encoder-free: what it sees and hears is embedded by matrices of its own
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    hf_names=("Gemma4UnifiedForConditionalGeneration",),
+    late_keys=(*GEMMA4.late_keys, SUPPRESSED),
+)
+
+FAMILY = (GEMMA4, GEMMA4_UNIFIED)

@@ -120,6 +120,14 @@ QWEN3_VL_MOE = replace(
     defaults=QWEN3_VL.defaults,
 )  # fmt: skip
 
+# the part of Qwen3-Omni that thinks; its names lie below `thinker.`
+QWEN3_OMNI = replace(
+    QWEN3_VL_MOE,
+    hf_names=("Qwen3OmniMoeForConditionalGeneration",),
+    late_keys=(EXPERT_FFN, Key("{arch}.n_deepstack_layers", lambda c: 0)),
+    maps=QWEN3_MOE.maps,
+)
+
 RND1 = replace(
     QWEN3_MOE,
     hf_names=("RND1",),
@@ -181,5 +189,5 @@ GROVE_MOE = replace(
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, RND1, LLADA_MOE, GROVE_MOE,
+    QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI, RND1, LLADA_MOE, GROVE_MOE,
 )  # fmt: skip

@@ -107,6 +107,8 @@ def _read_config(directory: Path) -> tuple[Architecture, Config]:
         raise ConfigError(f"{path}: 'architectures' does not name the model")
     arch = find(name)
     values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
+    if (generation := directory / "generation_config.json").is_file():
+        values["generation_config"] = read_json(generation)
     for ours, theirs in arch.aliases.items():
         known = Config(values, str(path))
         if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:

@@ -49,6 +49,11 @@ _JOINS = {
 }
 
 
+def text_name(name: str) -> str:
+    """The name of a tensor without what tells that it is of a model's text part."""
+    return name.replace("language_model.", "").replace("thinker.", "")
+
+
 def place(
     arch: Architecture, config: Config, sources: Mapping[str, SourceTensor],
     options: ConversionOptions = DEFAULTS,
@@ -258,7 +263,7 @@ class _Layout:
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = t.name.replace("language_model.", "")
+        name = text_name(t.name)
         numbers = [int(n) for n in NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):

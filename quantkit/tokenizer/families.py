@@ -37,7 +37,8 @@ class VocabRules:
     is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
     in the vocabulary has no effect.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
-    `shown`: texts that are shown, though the files call them special. `template_file_wins`:
+    `shown`: texts that are shown, though the files call them special; `control`: those that are
+    not, though the files do not. `template_file_wins`:
     chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
     """
 
@@ -54,6 +55,7 @@ class VocabRules:
     template_file_wins: bool = False
     model: str = ""
     shown: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
 
 
 _LLAMA = VocabRules(
@@ -109,7 +111,8 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
                space_prefix=False),
     VocabRules(
-        names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), model="gemma4",
+        names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
+               "Gemma4UnifiedForConditionalGeneration"), model="gemma4",
         space_prefix=False, add=(("bos", True),),
         shown=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
                "<tool_response|>", '<|"|>'),
@@ -128,6 +131,10 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
+    VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
+               late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
+    VocabRules(names=("LagunaForCausalLM",), pre="laguna", template_file_wins=True,
+               late_ids=(("eot", "</assistant>"),), control=("</assistant>",)),
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
     VocabRules(names=("BailingMoeV2ForCausalLM", "BailingMoeV3ForCausalLM",
                       "BailingMoeV3VLForConditionalGeneration"), pre="bailingmoe2"),

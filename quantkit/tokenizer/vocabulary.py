@@ -228,6 +228,7 @@ def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> N
             vocab.late_space_prefix = prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
-    for text in rules.shown:
-        if (i := ids.get(text)) is not None:
-            vocab.types[i] = int(TokenType.USER_DEFINED)
+    kinds = ((rules.shown, TokenType.USER_DEFINED), (rules.control, TokenType.CONTROL))
+    for texts, kind_of in kinds:
+        for i in filter(None, map(ids.get, texts)):
+            vocab.types[i] = int(kind_of)
