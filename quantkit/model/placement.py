@@ -274,7 +274,7 @@ class _Layout:
             if "mid" in ids or (bid is None and m.layers == "mtp"):
                 bid = self.config.layers + ids.get("mid", 0)
             best = (m, bid, ids.get("xid", 0))
-            if self.has(m, bid):
+            if (bid or 0) >= self.blocks or self.has(m, bid):
                 break
         return best
 

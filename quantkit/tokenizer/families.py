@@ -38,7 +38,8 @@ class VocabRules:
     in the vocabulary has no effect.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
     `shown`: texts that are shown, though the files call them special; `control`: those that are
-    not, though the files do not. `template_file_wins`:
+    not, though the files do not. `turns_end`: of several `eos_token_id` of config.json, the first
+    that is not the bos is the eot. `template_file_wins`:
     chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
     """
 
@@ -56,6 +57,7 @@ class VocabRules:
     model: str = ""
     shown: tuple[str, ...] = ()
     control: tuple[str, ...] = ()
+    turns_end: bool = False
 
 
 _LLAMA = VocabRules(
@@ -134,7 +136,7 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
                late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
     VocabRules(names=("LagunaForCausalLM",), pre="laguna", template_file_wins=True,
-               late_ids=(("eot", "</assistant>"),), control=("</assistant>",)),
+               turns_end=True, control=("</assistant>",)),
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
     VocabRules(names=("BailingMoeV2ForCausalLM", "BailingMoeV3ForCausalLM",
                       "BailingMoeV3VLForConditionalGeneration"), pre="bailingmoe2"),

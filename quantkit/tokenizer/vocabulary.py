@@ -155,6 +155,11 @@ def _read(
         )
         vocab.special = read_special_tokens(directory, None, rules.template_file_wins)
     _apply(rules, vocab, read_config(directory))
+    if rules.turns_end:
+        config = read_json(directory / "config.json")
+        ends, bos = config.get("eos_token_id"), config.get("bos_token_id")
+        others = [i for i in ends if i != bos] if isinstance(ends, list) else []
+        vocab.late_ids |= dict(zip(("eot",), others, strict=False))
     return vocab
 
 
