@@ -16,7 +16,7 @@ from quantkit.execution.stages import default_threads
 from quantkit.gguf.splits import NO_SPLITS, Splits
 from quantkit.hub import repository
 from quantkit.model import edits
-from quantkit.model.from_checkpoint import OUTTYPES
+from quantkit.model.from_checkpoint import KEPT, OUTTYPES
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_gguf_model, open_source
 from quantkit.planning.build import PLAIN, Request, plan_conversion, plan_copy, plan_quantization
@@ -201,8 +201,8 @@ def _tell_notes(job: Job, run: Run) -> None:
 
 def _label(model: Model) -> str:
     file_type = next(item.value for item in model.kv if item.key == "general.file_type")
-    labels = dict(OUTTYPES.values())
-    return labels.get(file_type, "MXFP4")  # the one other: experts that are MXFP4 in the source
+    labels = {**dict(OUTTYPES.values()), **KEPT}
+    return labels[file_type]
 
 
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:

@@ -142,7 +142,9 @@ LENGTHS = (
 )  # fmt: skip
 
 
-def _early(key: Key) -> Key:
+def early(key: Key) -> Key:
+    """A length that the converter writes twice, where it is written early."""
+
     def read(config: Config) -> int | None:
         known = config.values.get("model_type") in ("deepseek_v2", "deepseek_v3")
         known = known and not config.wrapper
@@ -156,7 +158,7 @@ DEEPSEEK_V2 = replace(
     hf_names=("DeepseekV2ForCausalLM",),
     gguf_arch="deepseek2",
     assumes=(),
-    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(_early, LENGTHS)),
+    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(early, LENGTHS)),
     late_keys=(
         Key("{arch}.attention.head_count_kv", lambda c: 1),
         LEADING_DENSE,

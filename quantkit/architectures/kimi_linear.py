@@ -25,10 +25,11 @@ from quantkit.architectures.common import (
     experts,
     gated_mlp,
     no_key,
+    optional_key,
     router,
     router_bias,
 )
-from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2, LATENT, LENGTHS
+from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2, LATENT, LENGTHS, early
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -121,8 +122,8 @@ KIMI_LINEAR = Architecture(
     gguf_arch="kimi-linear",
     keys=(
         *no_key(TEXT_KEYS, ".key_length", ".value_length"),
-        LENGTHS[0],
-        Key("{arch}.attention.value_length", "head_dim"),
+        early(LENGTHS[0]),
+        optional_key("attention.value_length", "head_dim"),
     ),
     late_keys=(
         VOCAB_SIZE,
@@ -130,13 +131,22 @@ KIMI_LINEAR = Architecture(
         *DELTA_KEYS,
         *(key for key in DEEPSEEK_V2.late_keys if key.name.endswith("_lora_rank")),
         Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
+        LENGTHS[0],
         *(key for key in DEEPSEEK_V2.late_keys if key.name.endswith("_mla")),
         EXPERT_FFN,
         Key("{arch}.expert_shared_count", "num_shared_experts"),
         LEADING_DENSE,
         WEIGHTS_SCALE,
     ),
-    expects=(RMS_NORM, SILU, Expect("linear_attn_config", required=True)),
+    expects=(
+        RMS_NORM,
+        SILU,
+        Expect("linear_attn_config", required=True),
+        Expect("moe_layer_freq", (1,)),
+        Expect("num_expert_group", (1,)),
+        Expect("moe_renormalize", (True,)),
+        Expect("tie_word_embeddings", (False,)),
+    ),
     dims={
         **DEEPSEEK_V2.dims,
         "used": lambda c: c.get("num_experts_per_token"),
@@ -161,7 +171,7 @@ KIMI_LINEAR = Architecture(
         **latent_layers(_is_full),
     },
     expert_order=GATE_DOWN_UP,
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
+    defaults={"rms_norm_eps": 1e-5},
 )  # fmt: skip
 
 FAMILY = (KIMI_LINEAR,)

@@ -344,7 +344,8 @@ class Map:
     a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
     weights count as rows of one. `integers`: a table of integers, kept as int32. `by_rank`: the
     dimensions of the matrices of which each tensor-parallel rank has its rows, one rank after
-    another, where the weights are FP8 in blocks.
+    another, where the weights are FP8 in blocks. `times`: another tensor of as many weights, whose
+    product with this one is wanted.
     """
 
     source: str
@@ -357,6 +358,7 @@ class Map:
     experts: str = "experts"
     integers: bool = False
     by_rank: tuple[str, ...] = ()
+    times: str = ""
 
     @property
     def template(self) -> str:
@@ -435,6 +437,8 @@ class Architecture:
     rounds_ahead: frozenset[str] = frozenset()
     # roles that it leaves in float32 here, and not elsewhere
     exact: frozenset[str] = frozenset()
+    # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)
+    keeps_types: bool = False
 
     def __post_init__(self) -> None:
         if unknown := {m.layers for m in self.maps} - {"", *self.layers}:

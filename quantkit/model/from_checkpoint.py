@@ -27,7 +27,9 @@ from quantkit.storage.json_files import read_json
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
 
 
-MXFP4_FILE, NVFP4_FILE = 38, 39  # general.file_type where weights are kept in such blocks
+# general.file_type where weights are kept in the blocks that they are released in
+MXFP4_FILE, NVFP4_FILE = 38, 39
+KEPT = {MXFP4_FILE: "MXFP4", NVFP4_FILE: "NVFP4"}
 KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
 
 # where a model of several modes keeps the config of its text part; the last that is there counts
@@ -195,11 +197,16 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
-    if options.fp8_as_q8 and source.coding == "scaled" and source.parts[0].raw != "I8":
+    fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
+    if fp8 and (options.fp8_as_q8 or arch.keeps_types):
         wanted = type_by_name("Q8_0")
+    elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
+        wanted = source.ggml
     ahead = role.bid is not None and role.bid >= config.layers
     rounds = arch.rounds_ahead if ahead else arch.rounds
     exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
+    if arch.keeps_types and len(shape) > 1:
+        exact = False
     if exact and role.role not in rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

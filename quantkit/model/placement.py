@@ -33,6 +33,7 @@ from quantkit.gguf.tensor_names import in_block, parse
 from quantkit.model.blocks import BLOCKS, leaving
 from quantkit.model.missing import NUMBER, check_nothing_missing
 from quantkit.model.order import Order, order_of
+from quantkit.model.products import multiplied
 from quantkit.source.codings import widened
 from quantkit.source.codings.plain import INTEGERS, int32
 from quantkit.source.codings.scaled import by_rank, check_order
@@ -347,7 +348,7 @@ def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
     left_out = arch.mtp(config) - config.mtp
-    for i, t in enumerate(sources.values()):
+    for i, t in enumerate(multiplied(arch.maps, sources).values()):
         m, bid, xid = layout.find(t)
         if bid is not None and blocks <= bid < blocks + left_out:
             continue

@@ -34,8 +34,8 @@ class VocabRules:
     `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first" or "last".
     `space_prefix`: what is written last, whatever the files say.
     `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
-    is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
-    in the vocabulary has no effect.
+    is an id, its text, the text that `{key}` of tokenizer_config.json holds, or the id that
+    `{config:key}` of config.json is; a text that is not in the vocabulary has no effect.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
     `shown`: texts that are shown, though the files call them special; `control`: those that are
     not, though the files do not. `turns_end`: of several `eos_token_id` of config.json, the first
@@ -132,6 +132,8 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", 127959),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
+    VocabRules(names=("KimiK3ForConditionalGeneration",),
+               late_ids=(("eos", "{config:eos_token_id}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
     VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
                late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),

@@ -154,7 +154,7 @@ def _read(
             "gpt2", found.pre, found.tokens, found.types, merges=found.merges, notes=found.notes
         )
         vocab.special = read_special_tokens(directory, None, rules.template_file_wins)
-    _apply(rules, vocab, read_config(directory))
+    _apply(rules, vocab, directory)
     if rules.turns_end:
         config = read_json(directory / "config.json")
         ends, bos = config.get("eos_token_id"), config.get("bos_token_id")
@@ -205,13 +205,23 @@ def _checked_model(path: Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> None:
+def _model_config(directory: Path) -> dict[str, Any]:
+    """config.json, of which the text part counts first."""
+    config = read_json(directory / "config.json")
+    return {**config, **(config.get("text_config") or {})}
+
+
+def _apply(rules: VocabRules, vocab: Vocabulary, directory: Path) -> None:
     """The family's differences."""
     ids = {token: i for i, token in reversed([*enumerate(vocab.tokens)])}
+    config = read_config(directory)
 
     def token_id(token: int | str) -> int | None:
         if isinstance(token, int):
             return token
+        if token.startswith("{config:"):
+            found = _model_config(directory).get(token[len("{config:") : -1])
+            return found if isinstance(found, int) else None
         if token.startswith("{"):
             entry = config.get(token[1:-1])
             token = str(entry.get("content") if isinstance(entry, dict) else entry)

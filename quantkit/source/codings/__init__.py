@@ -13,7 +13,17 @@ from dataclasses import replace
 
 from quantkit.errors import ConfigError
 from quantkit.gguf.types import type_by_name
-from quantkit.source.codings import awq, bitsandbytes, gptq, mxfp4, nvfp4, packed, plain, scaled
+from quantkit.source.codings import (
+    awq,
+    bitsandbytes,
+    gptq,
+    mxfp4,
+    nvfp4,
+    packed,
+    plain,
+    product,
+    scaled,
+)
 from quantkit.source.codings.parts import Decoder, Found, Join, Rows, cut
 from quantkit.source.codings.settings import Settings, read_settings
 from quantkit.source.tensors import Files, SourceTensor
@@ -199,6 +209,7 @@ _DECODERS: Mapping[str, Decoder] = {
     "nvfp4": nvfp4.read_blocks,
     "nvfp4_floats": nvfp4.read_floats,
     "packed": packed.read,
+    "product": product.read,
     "scaled": scaled.read,
     "scales": nvfp4.read_scales,
 }

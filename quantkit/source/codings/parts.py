@@ -75,9 +75,8 @@ def float8(dtype: str) -> np.ndarray[Any, np.dtype[np.float32]]:
 
     codes = np.arange(256, dtype=np.uint8)
     if dtype == "F8_E8M0":  # 2^(code - 127), the smallest of which float32 has as a subnormal
-        powers = np.ldexp(np.ones(256, np.float32), codes.astype(np.int32) - 127)
-        powers[255] = np.nan
-        return np.asarray(powers, np.float32)
+        powers = np.ldexp(np.ones(255, np.float32), np.arange(-127, 128))
+        return np.append(powers, np.float32(np.nan))
     types = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
     return np.asarray(codes.view(types[dtype]), np.float32)
 
