@@ -18,12 +18,15 @@ from typing import Any
 
 from quantkit.errors import ConfigError
 from quantkit.source.segments import Edit, Segment
+from quantkit.source.tensors import SourceTensor
 
 _REQUIRED: Any = object()
 _NUMBER = re.compile(r"\{\w+\}|(?<=\.)\d+(?=\.)")
-_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
+_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38),
+                                      "UINT64": (0, (1 << 64) - 1)}  # fmt: skip
 _KINDS: dict[str, tuple[type, ...]] = {
-    "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
+    "UINT32": (int,), "UINT64": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,),
+    "STRING": (str,),
 }  # fmt: skip
 
 # names of rotary settings outside their table, the first that is there counts
@@ -195,6 +198,7 @@ class Expect:
         )
 
 
+Integers = Callable[[SourceTensor], "list[int]"]  # the values of a small tensor
 Dims = Mapping[str, int]
 Shape = tuple[int, ...]
 
@@ -338,14 +342,14 @@ class Map:
     """A source tensor, by name, and what becomes of it.
 
     `source` may hold `{bid}` (the block), `{mid}` (a block that predicts further tokens, counted
-    from 0) and `{xid}` (the expert, of as many as `experts` says). `shape` names the dimensions it
-    must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
+    from 0) and `{xid}` (the expert, of as many as `experts` says); `{any}` is a number without a
+    meaning for the file. `shape` names the dimensions it must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
     if empty. `like` is the older spelling of the same tensor: llama.cpp orders tensors by name, so
     a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
     weights count as rows of one. `integers`: a table of integers, kept as int32. `by_rank`: the
     dimensions of the matrices of which each tensor-parallel rank has its rows, one rank after
     another, where the weights are FP8 in blocks. `times`: another tensor of as many weights, whose
-    product with this one is wanted.
+    product with this one is wanted. `beside`: another matrix, whose columns follow those of this.
     """
 
     source: str
@@ -359,6 +363,7 @@ class Map:
     integers: bool = False
     by_rank: tuple[str, ...] = ()
     times: str = ""
+    beside: str = ""
 
     @property
     def template(self) -> str:
@@ -424,6 +429,8 @@ class Architecture:
     assumes: tuple[Expect, ...] = ()
     # what transformers assumes where config.json is silent
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # config values that are seen from the tensors
+    learned: Callable[[Mapping[str, SourceTensor], Integers], Mapping[str, Any]] | None = None
     # tensors computed from the config: name -> float32 values, or None where there is none
     computed: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
     # how many layers after the last predict further tokens, and whether they are converted

@@ -19,7 +19,7 @@ from quantkit.model.placement import Placed, place, predicting_layers
 from quantkit.source.checkpoint import safetensors_of
 from quantkit.source.codings import Settings, decoded, read_settings, settings_note
 from quantkit.source.segments import Segment
-from quantkit.source.tensors import SourceTensor
+from quantkit.source.tensors import Files, SourceTensor
 from quantkit.storage.inputs import File
 from quantkit.storage.json_files import read_json
 
@@ -65,6 +65,9 @@ def from_checkpoint(
     settings = _settings(directory, config)
     found = {t.name: t for t in decoded(stored, settings)}
     outtype = _chosen(outtype, stored, found.values())
+    if arch.learned is not None:
+        values = {**config.values, **arch.learned(found, _integers)}
+        config = replace(config, values={**values, "only_mtp": options.mtp == "only"})
     config = replace(config, mtp=predicting_layers(arch, config, found, options))
     placed, sources = place(arch, config, found, options)
     precision = precision_keys(placed, sources, settings)
@@ -126,6 +129,12 @@ def _architecture(values: Mapping[str, Any]) -> str:
     """The name that a config gives its model, or none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _integers(t: SourceTensor) -> list[int]:
+    """The values of a small tensor of integers."""
+    with Files((t.path,)) as files:
+        return [int(n) for n in files.read_rows(t, 0, t.n_rows).ravel()]
 
 
 def _settings(directory: Path, config: Config) -> Settings | None:

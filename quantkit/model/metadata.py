@@ -159,6 +159,9 @@ def _add_keys(writer: GGUFWriter, values: Mapping[str, tuple[str, Any]]) -> None
 
     for name, (kind, value) in values.items():
         if isinstance(value, list):
+            if kind == "UINT64":
+                writer.add_key_value(name, value, GGUFValueType.ARRAY, GGUFValueType.UINT64)
+                continue
             writer.add_array(name, value)  # integers as INT32, as llama.cpp's converter has them
         else:
             writer.add_key_value(name, value, GGUFValueType[kind])

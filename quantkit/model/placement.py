@@ -51,8 +51,9 @@ _JOINS = {
 
 
 def text_name(name: str) -> str:
-    """The name of a tensor without what tells that it is of a model's text part."""
-    return name.replace("language_model.", "").replace("thinker.", "")
+    """The name of a tensor without what tells that it is of a model's text part, and with the
+    number of a shard between dots, as other numbers are."""
+    return name.replace("language_model.", "").replace("thinker.", "").replace(".shard_", ".shard.")
 
 
 def place(
