@@ -131,9 +131,9 @@ def _is_mamba(config: Config, bid: int) -> bool:
             raise ConfigError(
                 f"{config.where}: 'layer_types' must name each of {config.layers} layers"
             )
-        return types[bid] != "attention"
+        return bool(types[bid] != "attention")
     if attending:
-        return bid not in attending
+        return bool(bid not in attending)
     return bool(bid % config.get("attn_layer_period") != config.get("attn_layer_offset"))
 
 

@@ -343,13 +343,14 @@ class Map:
 
     `source` may hold `{bid}` (the block), `{mid}` (a block that predicts further tokens, counted
     from 0) and `{xid}` (the expert, of as many as `experts` says); `{any}` is a number without a
-    meaning for the file. `shape` names the dimensions it must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
-    if empty. `like` is the older spelling of the same tensor: llama.cpp orders tensors by name, so
-    a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
-    weights count as rows of one. `integers`: a table of integers, kept as int32. `by_rank`: the
-    dimensions of the matrices of which each tensor-parallel rank has its rows, one rank after
-    another, where the weights are FP8 in blocks. `times`: another tensor of as many weights, whose
-    product with this one is wanted. `beside`: another matrix, whose columns follow those of this.
+    meaning for the file. `shape` names the dimensions it must have. `layers` names the kind of
+    layers that have it (`Architecture.layers`), all of them if empty. `like` is the older spelling
+    of the same tensor: llama.cpp orders tensors by name, so a respelled checkpoint keeps the order
+    of the spelling that its converter knows. `flat`: its weights count as rows of one. `integers`:
+    a table of integers, kept as int32. `by_rank`: the dimensions of the matrices of which each
+    tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
+    `times`: another tensor of as many weights, whose product with this one is wanted. `beside`:
+    another matrix, whose columns follow those of this.
     """
 
     source: str
