@@ -16,9 +16,12 @@ from quant_types.errors import (
     BadImportance,
     BadShape,
     NotFinite,
+    OutOfRange,
     UnknownFormat,
 )
 from quant_types.format import BlockFormat
+from quant_types.grids import grid
+from quant_types.kernels import OVERFLOW
 
 ENGINES = ("auto", "array", "lanes")
 Wanted = Sequence[tuple[BlockFormat, np.ndarray]]  # formats, and flat uint8 for the bytes of each
@@ -139,7 +142,8 @@ def first_bad_row(x: np.ndarray, n: int) -> int:
 
 def kernel_name(fmt: BlockFormat, importance: bool) -> str:
     """The kernel of a format, as `kernels.load` takes it."""
-    return fmt.lanes + ("_importance" if importance and fmt.takes_importance else "")
+    weighted = fmt.needs_importance or (importance and fmt.takes_importance)
+    return fmt.lanes + ("_importance" if weighted else "")
 
 
 def load_kernels(wanted: Iterable[tuple[BlockFormat, bool]], threads: int) -> None:
@@ -163,10 +167,15 @@ def quantize_lanes(x: np.ndarray, wanted: Wanted, importance: np.ndarray | None)
     for fmt, out in wanted:
         kernel = kernels.load(kernel_name(fmt, importance is not None))
         rest = weighed if fmt.takes_importance else ()
-        calls.append((kernel, (*given, out.ctypes.data, out.size, memory.ctypes.data, *rest)))
+        points = grid(fmt.grid).table.ctypes.data if fmt.grid else None
+        work = (out.ctypes.data, out.size, memory.ctypes.data, points)
+        calls.append((kernel, (*given, *work, *rest)))
     for kernel, arguments in calls:  # nothing between them, where other threads wait for the GIL
-        if kernel(*arguments) >= 0:
+        failed = kernel(*arguments)
+        if failed >= 0:
             raise NotFinite(first_bad_row(x.reshape(-1), x.shape[-1]))
+        if failed == OVERFLOW:
+            raise OutOfRange
 
 
 def quantize_array(x: Array, wanted: Wanted, importance: Array | None) -> None:

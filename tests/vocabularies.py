@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from tests.checkpoints import GOLDEN
@@ -55,7 +56,7 @@ def vocabulary(directory: Path, pre: str | None = None) -> Vocabulary:
     config = read_json(directory / "config.json")
     size = {**config, **config.get("text_config", {})}["vocab_size"]
     name = config["architectures"][0]
-    return read_vocabulary(directory, size, pre, rules_for(name, size), name)
+    return read_vocabulary(CheckpointFiles.local(directory), size, pre, rules_for(name, size), name)
 
 
 def tiny_gguf(vocab: Vocabulary, path: Path) -> Path:

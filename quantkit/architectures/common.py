@@ -29,7 +29,7 @@ from quantkit.errors import ConfigError
 L = "model.layers.{bid}"
 
 _SCALING = {"linear": "linear", "yarn": "yarn", "su": "longrope", "longrope": "longrope"}
-_UNSCALED = (None, "default", "llama3", "dynamic")
+_UNSCALED = (None, "default", "llama3", "dynamic", "mrope", "xdrope")
 
 
 def rope_of(config: Config) -> dict[str, Any]:
@@ -60,6 +60,18 @@ def _scaled(name: str, *kinds: str) -> Callable[[Config], Any]:
         return rope.get(name)
 
     return read
+
+
+def rope_factors(config: Config, name: str, channels: int) -> Any:
+    """`short_factor` or `long_factor` of the rotary settings, float32 `[channels / 2]`."""
+    import numpy as np
+
+    values = rope_of(config).get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != channels // 2:
+        raise ConfigError(f"{config.where}: '{name}' must hold {channels // 2} numbers")
+    return np.array(values, np.float32)
 
 
 def _sections(config: Config) -> list[int] | None:
@@ -135,6 +147,20 @@ def no_key(keys: tuple[Key, ...], *names: str) -> tuple[Key, ...]:
     return tuple(key for key in keys if not key.name.endswith(names))
 
 
+def with_head_dim(keys: tuple[Key, ...], *classes: str) -> tuple[Key, ...]:
+    """`keys` with the length of a head also where config.json is silent: transformers' class
+    computes it, if the model_type is one of `classes` (any, if none are named)."""
+
+    def read(config: Config) -> Any:
+        known = not classes or config.values.get("model_type") in classes
+        return config.head_dim if known else config.get("head_dim", default=None)
+
+    return tuple(
+        replace(key, config=read) if key.name.endswith((".key_length", ".value_length")) else key
+        for key in keys
+    )
+
+
 def optional_key(name: str, *config: str, kind: str = "UINT32") -> Key:
     """A key that is left out where config.json is silent."""
     return Key("{arch}." + name, config, kind, default=None)
@@ -170,6 +196,18 @@ def kv_heads(config: Config) -> int:
     """Heads of keys and values."""
     n: int = config.get("num_key_value_heads", "num_attention_heads")
     return n
+
+
+def slides(config: Config, every: int | None = None) -> list[bool] | None:
+    """Whether each layer sees a sliding window only: by `layer_types`, by a pattern ("LLLG", or 4:
+    every fourth sees all), or else every `every`th sees all."""
+    types, pattern = config.find("layer_types"), config.find("sliding_window_pattern")
+    if types is not None:
+        return [kind == "sliding_attention" for kind in types]
+    if isinstance(pattern, str):
+        return [pattern[bid % len(pattern)] == "L" for bid in range(config.layers)]
+    step = pattern if isinstance(pattern, int) else every
+    return [(bid + 1) % step != 0 for bid in range(config.layers)] if step else None
 
 
 DIMS: dict[str, Dim] = {
@@ -214,10 +252,10 @@ NORMS = (
 
 def attention(
     base: str = f"{L}.self_attn", rotated: bool = False, bias: bool | None = False,
-    out_bias: bool | None = False, layers: str = "",
+    out_bias: bool | None = False, layers: str = "", out: str = "o_proj",
 ) -> tuple[Map, ...]:  # fmt: skip
-    """Query, key, value and output. `rotated`: queries and keys change to the original Llama's
-    order of channels. `bias`: as in `linear`."""
+    """Query, key, value and output, which is called `out`. `rotated`: queries and keys change to
+    the original Llama's order of channels. `bias`: as in `linear`."""
     turn: Callable[..., RowMap] = rotary if rotated else whole
     q, k = (("heads",), ("kv_heads",)) if rotated else ((), ())
     more: dict[str, Any] = {"layers": layers, "bias": bias}
@@ -225,7 +263,7 @@ def attention(
         *linear(f"{base}.q_proj", ("q", "hidden"), "attn_q", turn, *q, **more),
         *linear(f"{base}.k_proj", ("kv", "hidden"), "attn_k", turn, *k, **more),
         *linear(f"{base}.v_proj", ("kv", "hidden"), "attn_v", **more),
-        *linear(f"{base}.o_proj", ("hidden", "q"), "attn_output", layers=layers, bias=out_bias),
+        *linear(f"{base}.{out}", ("hidden", "q"), "attn_output", layers=layers, bias=out_bias),
     )
 
 
@@ -261,6 +299,25 @@ def router_bias(source: str = f"{L}.mlp.gate.e_score_correction_bias", layers: s
                 **more: Any) -> Map:  # fmt: skip
     """What is added to the experts' scores when they are chosen."""
     return Map(source, ("experts",), whole("exp_probs_b.bias"), layers, **more)
+
+
+def plain_mlp(
+    base: str = f"{L}.mlp", names: tuple[str, str] = ("up_proj", "down_proj"),
+    bias: bool | None = False,
+) -> tuple[Map, ...]:  # fmt: skip
+    """A feed-forward network without a gate."""
+    up, down = names
+    return (
+        *linear(f"{base}.{up}", ("ffn", "hidden"), "ffn_up", bias=bias),
+        *linear(f"{base}.{down}", ("hidden", "ffn"), "ffn_down", bias=bias),
+    )
+
+
+def layer_norm(
+    source: str, role: str, dim: str = "hidden", bias: bool | None = True
+) -> tuple[Map, ...]:  # fmt: skip
+    """The weight and the bias of a norm; `bias` as in `linear`."""
+    return linear(source, (dim,), role, bias=bias)
 
 
 PROJ = ("gate_proj", "up_proj", "down_proj")

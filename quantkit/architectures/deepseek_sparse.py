@@ -79,17 +79,21 @@ DEEPSEEK_V32 = replace(
     keeps_mtp=True,
 )
 
+
+def _whole_rope(config: Config) -> None:
+    """llama.cpp has no tensors of the shape that it expects where only a part is rotated."""
+    if (share := config.rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ConfigError(
+            f"{config.where}: 'partial_rotary_factor' is {share}; llama.cpp runs glm-dsa with 1.0"
+        )
+
+
 GLM_DSA = replace(
     DEEPSEEK_V32,
     hf_names=("GlmMoeDsaForCausalLM",),
     gguf_arch="glm-dsa",
     late_keys=(
-        *(
-            replace(key, config=lambda c: int(
-                c.get("qk_rope_head_dim") * c.rope.get("partial_rotary_factor", 1.0)
-            )) if key.name.endswith(".dimension_count") else key
-            for key in DEEPSEEK_V32.late_keys
-        ),
+        *DEEPSEEK_V32.late_keys,
         Key("{arch}.attention.indexer.types", index_types, "BOOL"),
     ),
     maps=(
@@ -108,6 +112,7 @@ GLM_DSA = replace(
         "rms_norm_eps": 1e-5, "first_k_dense_replace": 3, "routed_scaling_factor": 2.5,
         "norm_topk_prob": True, "n_shared_experts": 1,
     },
+    variant=_whole_rope,
 )  # fmt: skip
 
 FAMILY = (tied_head_dropped(DEEPSEEK_V32), tied_head_dropped(GLM_DSA))

@@ -1,11 +1,13 @@
-"""Qwen2 and Qwen3, dense and with experts, and the text part of Qwen3-VL; RND1, LLaDA-MoE and
-GroveMoE, which are made of the same parts.
+"""Qwen2 and Qwen3, dense and with experts, and the text parts of their -VL and -Omni; RND1,
+LLaDA-MoE and GroveMoE, which are made of the same parts.
 
-llama.cpp: `conversion/qwen.py`, `conversion/qwen3vl.py`, `conversion/llada.py`.
+llama.cpp: `conversion/qwen.py`, `conversion/qwenvl.py`, `conversion/qwen3vl.py`,
+`conversion/llada.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from quantkit.architectures.common import (
@@ -30,7 +32,16 @@ from quantkit.architectures.common import (
     router,
     transposed_experts,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, stack, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    Shape,
+    stack,
+    whole,
+)
 
 # llama.cpp runs these with experts in every layer, or in none
 ALL_SPARSE = (Expect("mlp_only_layers", ([],)), Expect("decoder_sparse_step", (1,)))
@@ -53,6 +64,18 @@ QWEN2 = Architecture(
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
     fuses=("qkv",),
 )
+
+# the text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni
+QWEN2_VL = replace(
+    QWEN2,
+    hf_names=(
+        "Qwen2VLForConditionalGeneration", "Qwen2VLModel", "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration",
+    ),
+    gguf_arch="qwen2vl",
+    renames=(("^thinker\\.", ""),),
+    defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+)  # fmt: skip
 
 QWEN3 = replace(
     QWEN2,
@@ -109,6 +132,23 @@ QWEN3_VL = replace(
     defaults={**QWEN3.defaults, "rope_theta": 500000.0},
 )
 
+
+def _turned(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
+    """Newer releases of transformers keep the matrices of experts as `[out, in]`."""
+    hidden, ffn = config.get("hidden_size"), config.get("moe_intermediate_size")
+    as_linear = {"gate_up_proj": (2 * ffn, hidden), "down_proj": (hidden, ffn)}
+    found = {
+        part: shape[1:]
+        for name, shape in shapes.items()
+        if (part := name.rpartition(".")[2]) in as_linear and ".mlp.experts." in name
+    }
+    if not found or any(found[part] != as_linear[part] for part in found):
+        return None
+    base = f"{L}.mlp.experts"
+    maps = (m for m in QWEN3_VL_MOE.maps if not m.source.startswith(base))
+    return replace(QWEN3_VL_MOE, maps=(*maps, *experts(like=False)))
+
+
 QWEN3_VL_MOE = replace(
     QWEN3_MOE,
     hf_names=("Qwen3VLMoeForConditionalGeneration",),
@@ -117,6 +157,7 @@ QWEN3_VL_MOE = replace(
     maps=(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
     ),
+    respelled=_turned,
     defaults=QWEN3_VL.defaults,
 )  # fmt: skip
 
@@ -126,6 +167,7 @@ QWEN3_OMNI = replace(
     hf_names=("Qwen3OmniMoeForConditionalGeneration",),
     late_keys=(EXPERT_FFN, Key("{arch}.n_deepstack_layers", lambda c: 0)),
     maps=QWEN3_MOE.maps,
+    renames=((r"^thinker\.", ""),),
 )
 
 RND1 = replace(
@@ -189,6 +231,7 @@ GROVE_MOE = replace(
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI, RND1, LLADA_MOE,
+    QWEN2, QWEN2_VL, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI, RND1,
+    LLADA_MOE,
     GROVE_MOE,
 )  # fmt: skip

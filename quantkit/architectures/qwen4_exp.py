@@ -208,6 +208,7 @@ QWEN4_EXP = replace(
     ),
     rounds=frozenset({"indexer.q_proj", "indexer.k_proj"}),
     rounds_ahead=frozenset({"indexer.q_proj", "indexer.k_proj"}),
+    renames=((r"\.shard_(\d+)\.", r".shard.\1."),),
     learned=learned,
 )  # fmt: skip
 

@@ -101,14 +101,19 @@ def align(n: int, alignment: int = ALIGNMENT) -> int:
     return -(-n // alignment) * alignment
 
 
+def scalar(key: str, kind: int, value: float) -> KeyValue:
+    """A number or BOOL, `kind` being its GGUF value type. Raises struct.error, OverflowError."""
+    return KeyValue(key, struct.pack(f"<I{_SCALARS[kind]}", kind, value))
+
+
 def uint32(key: str, value: int) -> KeyValue:
     """A UINT32 entry."""
-    return KeyValue(key, struct.pack("<II", _UINT32, value))
+    return scalar(key, _UINT32, value)
 
 
-def string(key: str, value: str) -> KeyValue:
+def string(key: str, value: str | bytes) -> KeyValue:
     """A STRING entry."""
-    data = value.encode("utf-8", "surrogateescape")
+    data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
     return KeyValue(key, struct.pack("<IQ", _STRING, len(data)) + data)
 
 
@@ -152,11 +157,6 @@ def header_size(kv: Sequence[KeyValue], tensors: Iterable[tuple[str, Sequence[in
     size += sum(len(_packed(item.key)) + len(item.raw) for item in kv)
     size += sum(len(_packed(name)) + 16 + 8 * len(shape) for name, shape in tensors)
     return align(size)
-
-
-def parse_key_values(data: bytes) -> tuple[KeyValue, ...]:
-    """The key-values of a header that carries no tensors (as the gguf package writes it)."""
-    return _Reader(data, "metadata").header().kv
 
 
 def read_header(path: File) -> Header:

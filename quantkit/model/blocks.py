@@ -7,7 +7,7 @@ with that scale, the file computes nonsense (a DeepSeek-R1 of NVFP4: NaN). There
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from quantkit.gguf.tensor_names import parse, stays_f32
 from quantkit.source.segments import Segment
@@ -50,18 +50,20 @@ SCALED: dict[str, tuple[str, ...]] = {
 
 
 def leaving(
-    uses: Sequence[tuple[SourceTensor, Mapping[str, Segment]]], arch: str, fused: bool
+    uses: Sequence[tuple[SourceTensor, Mapping[str, Segment]]], arch: str, layers: int, fused: bool
 ) -> set[str]:
     """The sources in blocks that have to become float32, by name. `uses`: every source, and which
-    of its rows each tensor takes; `fused`: tensors are joined that have scales of their own.
+    of its rows each tensor takes; `layers`: how many do not predict further tokens; `fused`:
+    tensors are joined that have scales of their own.
 
     No tensor is of blocks in part.
     """
+    scaled = () if fused else SCALED.get(arch, ())
     free = {
         name
         for source, rows in uses
         for name, segment in rows.items()
-        if not _stays(source, segment, name, arch, fused)
+        if not _stays(source, segment, name, layers, scaled)
     }
     while True:
         more = {
@@ -76,13 +78,19 @@ def leaving(
     return {s.name for s, rows in uses if s.coding in BLOCKS and not free.isdisjoint(rows)}
 
 
-def _stays(source: SourceTensor, rows: Segment, name: str, arch: str, fused: bool) -> bool:
-    """Whether rows of `source` can be rows of tensor `name` of GGUF architecture `arch` as they
-    are stored: no row is taken apart, and llama.cpp computes with them as they are meant."""
+def _stays(
+    source: SourceTensor, rows: Segment, name: str, layers: int, scaled: Container[str]
+) -> bool:
+    """Whether rows of `source` can be rows of tensor `name` as they are stored: no row is taken
+    apart, and llama.cpp computes with them as they are meant.
+
+    It loads no scales of layers that predict further tokens, unless it predicts with them, and
+    then refuses the file for having them.
+    """
     role = parse(name)
     if source.coding not in BLOCKS or rows.height or stays_f32(role, len(source.shape)):
         return False
-    if source.coding == "nvfp4" and (fused or role.role not in SCALED.get(arch, ())):
+    if source.coding == "nvfp4" and (role.role not in scaled or (role.bid or 0) >= layers):
         return False
     return all(_moves_blocks(source, *edit) for edit in rows.edits)
 

@@ -1,27 +1,26 @@
-"""A Hugging Face checkpoint as a model, through the rows of its architecture. Only headers are read
-here."""
+"""A Hugging Face checkpoint as a model, through the rows of its architecture. Of its weights, only
+the headers are read here, and the few that become keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorShape
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place, predicting_layers
-from quantkit.source.checkpoint import safetensors_of
-from quantkit.source.codings import Settings, decoded, read_settings, settings_note
+from quantkit.source.checkpoint import read_tensors
+from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
-from quantkit.storage.inputs import File
-from quantkit.storage.json_files import read_json
+from quantkit.tokenizer.mistral import FORMAT
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
@@ -48,31 +47,36 @@ OWN_NAMES = (
 
 
 def from_checkpoint(
-    directory: Path, outtype: str | None = "auto", pre: str | None = None,
-    options: ConversionOptions = DEFAULTS, files: Mapping[str, File] | None = None,
+    files: CheckpointFiles, outtype: str | None = "auto", pre: str | None = None,
+    options: ConversionOptions = DEFAULTS,
 ) -> Model:  # fmt: skip
-    """A Hugging Face checkpoint directory. `files`: where its weights are, by name, if not in it.
+    """A Hugging Face checkpoint as a model.
 
     `outtype` is one of OUTTYPES, or "auto" (bf16 stays, everything else becomes f16, as llama.cpp's
-    converter chooses), or None for the widest type of the source: nothing is rounded that a
-    quantizer will read. `pre` names the pre-tokenizer where the structure does not tell.
+    converter chooses), or None for the widest type of the source, so that nothing is rounded
+    before a quantizer reads it. `pre` names the pre-tokenizer, which is recognised otherwise.
     Raises SourceError, ModelError.
     """
     from quantkit.model.metadata import checkpoint_metadata
 
-    arch, config = _read_config(directory)
-    stored = safetensors_of(directory, files)
-    settings = _settings(directory, config)
-    found = {t.name: t for t in decoded(stored, settings)}
-    outtype = _chosen(outtype, stored, found.values())
+    name = _config_file(files, options)
+    arch, config = _read_config(files, name)
+    stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
+    settings = _settings(files, config)
+    by_name = {t.name: t for t in decoded(stored, settings)}
+    config = _with_scalars(arch, config, by_name)
+    by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
+    shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
+    arch = arch.respelled(config, shapes) or arch
+    outtype = _chosen(outtype, stored, by_name.values())
     if arch.learned is not None:
-        values = {**config.values, **arch.learned(found, _integers)}
+        values = {**config.values, **arch.learned(by_name, _integers)}
         config = replace(config, values={**values, "only_mtp": options.mtp == "only"})
-    config = replace(config, mtp=predicting_layers(arch, config, found, options))
-    placed, sources = place(arch, config, found, options)
+    config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
+    placed, sources = place(arch, config, by_name, options)
     precision = precision_keys(placed, sources, settings)
     placed = with_scales(placed, sources)
-    placed = _with_computed(placed, sources, arch, config, directory)
+    placed = _with_computed(placed, sources, arch, config, files)
     tensors = tuple(
         ModelTensor(
             name,
@@ -83,7 +87,7 @@ def from_checkpoint(
         for name, (shape, segments) in placed.items()
     )
     file_type = _file_type(outtype, tensors, sources)
-    kv, notes = checkpoint_metadata(directory, arch, config, tensors, file_type, pre)
+    kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
     if precision:
         after = [item.key for item in kv].index("general.quantization_version") + 1
         kv = (*kv[:after], *precision, *kv[after:])
@@ -93,32 +97,42 @@ def from_checkpoint(
         *(e.differs(config) for e in arch.assumes),
     )
     notes = (*filter(None, said), *notes)
-    name = directory.resolve().name
-    return Model(name, arch.gguf_arch, tensors, sources, kv, notes=notes)
+    return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
-def _read_config(directory: Path) -> tuple[Architecture, Config]:
+def _computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
+    return SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
+
+
+def _config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
+    """config.json, or params.json where that is asked for or alone."""
+    own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
+    name = FORMAT if own else "config.json"
+    if not files.has(name):
+        raise SourceNotFound(f"{files.where}: no {name} in it; not a checkpoint directory")
+    return name
+
+
+def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
-    if not directory.is_dir():
-        raise SourceNotFound(f"{directory}: no such directory")
-    path = directory / "config.json"
-    if not path.is_file():
-        raise SourceNotFound(f"{directory}: no config.json in it; not a checkpoint directory")
-    raw = Config(read_json(path), str(path))
+    label = files.label(name)
+    raw = Config(files.json(name), label)
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
     whole, *inner = (_architecture(values) for values in (raw.values, *text))
-    name = whole if whole in OWN_NAMES or not any(inner) else inner[0]
-    if not name:
-        raise ConfigError(f"{path}: 'architectures' does not name the model")
-    arch = find(name)
-    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [name]}
-    if (generation := directory / "generation_config.json").is_file():
-        values["generation_config"] = read_json(generation)
+    used = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    if name == FORMAT:
+        whole = used = FORMAT
+    if not used:
+        raise ConfigError(f"{label}: 'architectures' does not name the model")
+    arch = find(used)
+    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [used]}
+    if (generation := files.optional("generation_config.json")) is not None:
+        values["generation_config"] = generation
     for ours, theirs in arch.aliases.items():
-        known = Config(values, str(path))
+        known = Config(values, label)
         if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:
             values[ours] = value
-    config = Config(values, str(path), wrapper="" if whole == name else whole)
+    config = Config(values, label, wrapper="" if whole == used else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
@@ -137,25 +151,49 @@ def _integers(t: SourceTensor) -> list[int]:
         return [int(n) for n in files.read_rows(t, 0, t.n_rows).ravel()]
 
 
-def _settings(directory: Path, config: Config) -> Settings | None:
+def _with_scalars(
+    arch: Architecture, config: Config, sources: dict[str, SourceTensor]
+) -> Config:  # fmt: skip
+    """The config with the values that the checkpoint keeps as tensors of one element, one a layer.
+    They are taken out of `sources`. Raises TensorMissing, TensorShape."""
+    if not arch.scalars:
+        return config
+    by_name = {arch.plain(name): name for name in sources}
+    values = dict(config.values)
+    wanted = {
+        key: [template.format(bid=bid) for bid in range(config.layers)]
+        for key, template in arch.scalars.items()
+    }
+    if lost := [name for names in wanted.values() for name in names if name not in by_name]:
+        raise TensorMissing(
+            f"tensor {lost[0]} is not in the checkpoint ({len(lost)} such are missing)"
+        )
+    tensors = {name: sources.pop(by_name[name]) for names in wanted.values() for name in names}
+    for name, t in tensors.items():
+        if t.n_rows != 1:
+            raise TensorShape(f"tensor {name}: shape {list(t.shape)} found, one value expected")
+    with Files(t.path for t in tensors.values()) as opened:
+        for key, names in wanted.items():
+            values[key] = [float(read(opened, tensors[name], 0, 1)[0, 0]) for name in names]
+    return replace(config, values=values)
+
+
+def _settings(files: CheckpointFiles, config: Config) -> Settings:
     """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
     CorruptFile."""
-    path = directory / "hf_quant_config.json"
-    modelopt = read_json(path) if path.is_file() else None
-    return read_settings(config.values, modelopt, config.where)
+    return read_settings(config.values, files.optional("hf_quant_config.json"), config.where)
 
 
 def _with_computed(
     placed: Placed, sources: dict[str, SourceTensor], arch: Architecture, config: Config,
-    directory: Path,
+    files: CheckpointFiles,
 ) -> Placed:  # fmt: skip
     """The tensors with those that are computed from the config, which stand after what is kept in
     NVFP4 and before all else. Adds them to `sources`."""
     computed: Placed = {}
     for name, compute in arch.computed.items():
         if (data := compute(config)) is not None:
-            source = SourceTensor(name, type_by_name("F32"), data.shape, directory, 0, data)
-            sources[name] = source
+            sources[name] = source = _computed(name, data, files)
             computed[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
     kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}
     return {**kept, **computed, **placed}

@@ -1,29 +1,54 @@
-"""The key-values of a converted checkpoint, in llama.cpp's order, written by the gguf package."""
+"""The key-values of a converted checkpoint, in llama.cpp's order, named by the gguf package."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantkit.architectures.rules import Architecture, Config, Key
-from quantkit.errors import CorruptFile, TokenizerError
-from quantkit.gguf.container import KeyValue, array, parse_key_values
-from quantkit.storage.json_files import read_json
+from quantkit.errors import ConfigError, CorruptFile, TokenizerError
+from quantkit.gguf.container import KeyValue
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.vocabulary import malformed, read_vocabulary
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter, Metadata
+    from gguf import Metadata
 
+    from quantkit.gguf.key_values import KeyValueWriter
     from quantkit.model.model import ModelTensor
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What a field of gguf's Metadata may hold: Python types, and a word for them."""
+
+    words: str
+    types: tuple[type, ...]
+
+
+TEXT, TEXT_OR_LIST = _Kind("text", (str,)), _Kind("text", (str, list))
+INTEGER, NUMBER = _Kind("a number", (int,)), _Kind("a number", (int, float))
+LIST = _Kind("a list", (list,))
+
+# the fields of gguf.Metadata, which does not check them itself
+FIELDS = {
+    "sampling_sequence": TEXT, "sampling_top_k": INTEGER, "sampling_top_p": NUMBER,
+    "sampling_min_p": NUMBER, "sampling_xtc_probability": NUMBER, "sampling_xtc_threshold": NUMBER,
+    "sampling_temp": NUMBER, "sampling_penalty_last_n": INTEGER, "sampling_penalty_repeat": NUMBER,
+    "sampling_mirostat": INTEGER, "sampling_mirostat_tau": NUMBER, "sampling_mirostat_eta": NUMBER,
+    "name": TEXT, "author": TEXT, "version": TEXT, "organization": TEXT, "finetune": TEXT,
+    "basename": TEXT, "description": TEXT, "quantized_by": TEXT, "size_label": TEXT, "url": TEXT,
+    "doi": TEXT, "uuid": TEXT, "repo_url": TEXT, "source_url": TEXT, "source_doi": TEXT,
+    "source_uuid": TEXT, "source_repo_url": TEXT, "license": TEXT_OR_LIST, "license_name": TEXT,
+    "license_link": TEXT, "base_models": LIST, "tags": LIST, "languages": LIST, "datasets": LIST,
+}  # fmt: skip
+
+
 def checkpoint_metadata(
-    directory: Path, arch: Architecture, config: Config, tensors: Sequence[ModelTensor],
+    files: CheckpointFiles, arch: Architecture, config: Config, tensors: Sequence[ModelTensor],
     file_type: int, pre: str | None,
 ) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:  # fmt: skip
     """All key-values of the file, and notes for people on what was chosen.
@@ -31,62 +56,31 @@ def checkpoint_metadata(
     `file_type` is llama.cpp's number for the label of the file.
     Raises ConfigError, CorruptFile, TokenizerError.
     """
-    from gguf import GGUFWriter
+    from quantkit.gguf.key_values import KeyValueWriter
 
-    writer = GGUFWriter(None, arch.gguf_arch)
-    _add_keys(writer, _read_keys(arch.first_keys, arch, config))
-    add_general(writer, directory, tensors)
-    early, late = (_read_keys(keys, arch, config) for keys in (arch.keys, arch.late_keys))
-    for name in early.keys() & late.keys():  # written twice: the first place, the last value
-        early[name] = late.pop(name)
-    _add_keys(writer, early)
+    writer = KeyValueWriter(arch.gguf_arch)
+    _add_keys(writer, arch.first_keys, config)
+    add_general(writer, files, tensors)
+    _add_keys(writer, arch.keys, config)
     writer.add_file_type(file_type)
-    _add_keys(writer, late)
+    _add_keys(writer, arch.late_keys, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
-    return with_vocabulary(writer, directory, name, config.get("vocab_size"), pre)
+    return with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
 
 
 def with_vocabulary(
-    writer: GGUFWriter, directory: Path, architecture: str, size: int, pre: str | None
+    writer: KeyValueWriter, files: CheckpointFiles, architecture: str, size: int, pre: str | None
 ) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
     """All key-values of `writer`, then `tokenizer.*`, `size` tokens of the vocabulary; and notes on
     what was chosen.
 
     Raises CorruptFile, TokenizerError.
     """
-    vocab = read_vocabulary(directory, size, pre, rules_for(architecture, size), architecture)
-    with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
+    vocab = read_vocabulary(files, size, pre, rules_for(architecture, size), architecture)
+    with malformed(TokenizerError, f"{files.where}: malformed tokenizer files"):
         vocab.write(writer)
-        kv = encode(writer)  # values are looked at only as they are packed
-    return kv, tuple(vocab.notes)
-
-
-def encode(writer: GGUFWriter) -> tuple[KeyValue, ...]:
-    """The key-values that were added to `writer` so far, as bytes.
-
-    Arrays are packed here: the writer would take the tokens of a vocabulary one by one.
-    """
-    from gguf import GGUFValueType
-    from gguf.gguf_writer import WriterState
-
-    (added,) = writer.kv_data
-    packed = {
-        key: array(key, v.value, 0 if isinstance(v.value, bytes) else v.sub_type)
-        for key, v in added.items()
-        if v.type is GGUFValueType.ARRAY
-    }
-    buffer = io.BytesIO()
-    writer.tensors = [{}]  # only the key-values: offsets are the planner's
-    writer.fout, writer.state = [buffer], WriterState.EMPTY  # type: ignore[list-item]
-    writer.kv_data = [{key: v for key, v in added.items() if key not in packed}]
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-    finally:
-        writer.kv_data = [added]
-    packed |= {item.key: item for item in parse_key_values(buffer.getvalue())}
-    return tuple(packed[key] for key in added)
+    return writer.entries, tuple(vocab.notes)
 
 
 def count_and_label(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, str]:
@@ -102,66 +96,61 @@ def count_and_label(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int
     return counts[0], size_label(*counts)
 
 
-def add_general(writer: GGUFWriter, directory: Path, tensors: Sequence[ModelTensor]) -> None:
-    """`general.*`: names, sizes and licence, from the directory's name and its model card.
+def add_general(
+    writer: KeyValueWriter, files: CheckpointFiles, tensors: Sequence[ModelTensor]
+) -> None:
+    """`general.*`: names, sizes, licence and sampling, from the checkpoint's name, its model card
+    and generation_config.json.
 
     Raises CorruptFile.
     """
     from gguf import Metadata
 
     total, label = count_and_label((t.name, t.shape) for t in tensors)
-    with malformed(CorruptFile, f"{directory}: malformed README.md or generation_config.json"):
-        found = Metadata.load(None, directory.resolve(), None, total)
-        generation = directory / "generation_config.json"
-        if generation.is_file() and found.sampling_penalty_repeat is None:
-            found.sampling_penalty_repeat = read_json(generation).get("repetition_penalty")
-        _check(found, directory)
-        if found.size_label is None and total > 0:
-            found.size_label = label
+    with malformed(CorruptFile, f"{files.where}: malformed README.md or generation_config.json"):
+        metadata = Metadata.load(None, files.directory.resolve(), None, total)
+        generation = files.optional("generation_config.json")
+        if generation is not None and metadata.sampling_penalty_repeat is None:
+            metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
+        _check(metadata, files)
+        if metadata.size_label is None and total > 0:
+            metadata.size_label = label
         writer.add_type("model")
-        found.set_gguf_meta_model(writer)
-        encode(writer)  # values are packed only as they are written
+        metadata.set_gguf_meta_model(writer)
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "Optional[str]": (str,), "Optional[int]": (int,), "Optional[float]": (int, float),
-}  # fmt: skip
+def _check(metadata: Metadata, files: CheckpointFiles) -> None:
+    """Every field holds what it may; YAML's numbers and dates become text where text belongs.
 
-
-def _check(found: Metadata, directory: Path) -> None:
-    """Every value is of its key's kind; YAML's numbers and dates become text where text belongs."""
-    for field in fields(found):
-        value, allowed = getattr(found, field.name), _KINDS.get(str(field.type), (list,))
-        if value is None or (field.name == "license" and isinstance(value, list)):
+    Raises CorruptFile.
+    """
+    for name, kind in FIELDS.items():
+        value = getattr(metadata, name)
+        if value is None:
             continue
-        if allowed == (str,) and isinstance(value, int | float | date):
-            setattr(found, field.name, str(value))
-        elif not isinstance(value, allowed) or isinstance(value, bool):
-            sampling = field.name.startswith("sampling_")
-            where = directory / ("generation_config.json" if sampling else "README.md")
-            kind = "text" if str in allowed else "a list" if list in allowed else "a number"
-            raise CorruptFile(f"{where}: {field.name} is {value!r}, not {kind}")
+        if str in kind.types and isinstance(value, int | float | date):
+            setattr(metadata, name, str(value))
+        elif not isinstance(value, kind.types) or isinstance(value, bool):
+            sampling = name.startswith("sampling_")
+            label = files.label("generation_config.json" if sampling else "README.md")
+            raise CorruptFile(f"{label}: {name} is {value!r}, not {kind.words}")
     for name in ("tags", "languages"):
-        if (values := getattr(found, name)) is not None:
-            setattr(found, name, [str(v) for v in values])
+        if (values := getattr(metadata, name)) is not None:
+            setattr(metadata, name, [str(v) for v in values])
 
 
-def _read_keys(
-    keys: Sequence[Key], arch: Architecture, config: Config
-) -> dict[str, tuple[str, Any]]:
-    """Name -> (GGUF type, value) of the keys that are there."""
-    found = ((key.name.format(arch=arch.gguf_arch), key.kind, key.read(config)) for key in keys)
-    return {name: (kind, value) for name, kind, value in found if value is not None}
-
-
-def _add_keys(writer: GGUFWriter, values: Mapping[str, tuple[str, Any]]) -> None:
+def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> None:
+    """Add the keys of an architecture that have a value. Raises ConfigError."""
     from gguf import GGUFValueType
 
-    for name, (kind, value) in values.items():
-        if isinstance(value, list):
-            if kind == "UINT64":
+    for key in keys:
+        name, value = key.name.format(arch=writer.arch), key.read(config)
+        if value is None:
+            continue
+        with malformed(ConfigError, f"{config.where}: {name} cannot be {value!r}"):
+            if key.kind == "UINT64":
                 writer.add_key_value(name, value, GGUFValueType.ARRAY, GGUFValueType.UINT64)
-                continue
-            writer.add_array(name, value)  # integers as INT32, as llama.cpp's converter has them
-        else:
-            writer.add_key_value(name, value, GGUFValueType[kind])
+            elif isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
+                writer.add_array(name, value)
+            else:
+                writer.add_key_value(name, value, GGUFValueType[key.kind])

@@ -42,7 +42,7 @@ def _missing(
 ) -> list[str]:
     """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
     elsewhere or else misses the smallest part of."""
-    present = {name.replace("language_model.", "") for name in sources}
+    present = {layout.arch.plain(name) for name in sources}
     templates = {NUMBER.sub("*", name) for name in present}
     spellings: list[tuple[bool, float, int, list[str]]] = []
     for m in layout.arch.maps:

@@ -45,12 +45,10 @@ def _parts(name: str, placed: Placed, sources: Mapping[str, SourceTensor]) -> li
 
 
 def precision_keys(
-    placed: Placed, sources: Mapping[str, SourceTensor], settings: Settings | None
+    placed: Placed, sources: Mapping[str, SourceTensor], settings: Settings
 ) -> tuple[KeyValue, ...]:
     """ModelOpt's W4A16_NVFP4: activations stay in 16 bits, where llama.cpp would round them to
     four. The keys that say so, or none."""
-    if settings is None:
-        return ()
     names = sorted(
         name for name in placed
         if (parts := _parts(name, placed, sources))

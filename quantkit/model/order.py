@@ -13,6 +13,7 @@ from quantkit.source.tensors import SourceTensor
 # its turn, a block and a kind of experts, the file, the name there
 Order = tuple[int, int, str, str, str]
 
+_TEXT = "language_model."  # in the names of models of several modes
 _NVFP4, _TABLES, _MXFP4, _PLAIN, _REBUILT = range(5)
 _CODINGS = {"gptq": _REBUILT, "awq": _REBUILT, "packed": _REBUILT}
 
@@ -20,7 +21,11 @@ _CODINGS = {"gptq": _REBUILT, "awq": _REBUILT, "packed": _REBUILT}
 def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
     """The place of a tensor, number `number` of the checkpoint, that row `m` takes."""
     # a fused tensor stands where the last of its experts would
-    name = m.like.format(bid=bid, xid=9) if m.like else t.name
+    name = t.name
+    if m.like:
+        at = name.find(_TEXT)
+        name = m.like.format(bid=bid, xid=9)
+        name = name if at < 0 else name[:at] + _TEXT + name[at:]
     in_file = name if t.path.suffix == ".safetensors" else f"{number:09}"
     place = (t.path.name, in_file)
     if t.coding == "nvfp4":
@@ -29,5 +34,6 @@ def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
         return _TABLES, bid, "", *place
     if t.coding == "mxfp4_pairs" and "xid" in m.fields:  # and kind by kind
         return _MXFP4, bid, t.name.partition(f".{xid}.")[2], *place
-    turn = _MXFP4 if t.coding in BLOCKS else _CODINGS.get(t.coding, _PLAIN)
+    first = t.coding in BLOCKS or t.data is not None  # what is computed, too
+    turn = _MXFP4 if first else _CODINGS.get(t.coding, _PLAIN)
     return turn, 0, "", *place

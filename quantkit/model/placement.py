@@ -50,12 +50,6 @@ _JOINS = {
 }
 
 
-def text_name(name: str) -> str:
-    """The name of a tensor without what tells that it is of a model's text part, and with the
-    number of a shard between dots, as other numbers are."""
-    return name.replace("language_model.", "").replace("thinker.", "").replace(".shard_", ".shard.")
-
-
 def place(
     arch: Architecture, config: Config, sources: Mapping[str, SourceTensor],
     options: ConversionOptions = DEFAULTS,
@@ -265,7 +259,7 @@ class _Layout:
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = text_name(t.name)
+        name = self.arch.plain(t.name)
         numbers = [int(n) for n in NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):
@@ -381,7 +375,7 @@ def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
         (m.tensor, {in_block(p.role, m.bid): p.rows for p in layout.pieces(m.map, m.bid, m.xid)})
         for m in matches
     ]
-    wide = leaving(uses, layout.arch.gguf_arch, fused)
+    wide = leaving(uses, layout.arch.gguf_arch, layout.config.layers, fused)
     return [replace(m, tensor=widened(m.tensor)) if m.tensor.name in wide else m for m in matches]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 from quantkit.errors import RecipeError
 from quantkit.gguf.container import KeyValue, align, header_size, replaced, uint32
 from quantkit.gguf.splits import NO_SPLITS, Splits, split_keys, split_path
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes
 from quantkit.model.model import Model, ModelTensor
 from quantkit.planning.plan import Output, Plan, PlannedFile, PlannedTensor, check
 from quantkit.recipes.choose import NO_OVERRIDES, Choice, Overrides, choose
@@ -44,7 +43,7 @@ PLAIN = Request()
 def plan_conversion(model: Model, label: str, path: Path, splits: Splits = NO_SPLITS) -> Plan:
     """The model as a converter writes it: each tensor as `stored`, in the model's order."""
     choices = [Choice(t.stored) for t in model.tensors]
-    sizes = [_nbytes(t.shape, t.stored) for t in model.tensors]
+    sizes = [tensor_bytes(t.shape, t.stored) for t in model.tensors]
     groups = splits.groups(sizes)
     return _checked(model, [_output(label, path, model.kv, model.tensors, choices, groups)])
 
@@ -108,7 +107,7 @@ def _quantized(
     if request.keep_split:
         groups = _runs([_shard(model, t) for t in tensors])
     else:
-        sizes = [_nbytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
+        sizes = [tensor_bytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
         groups = request.splits.groups([align(size) for size in sizes])
     output = _output(recipe.name, path, kv, tensors, choices, groups)
     if request.strict:
@@ -216,10 +215,6 @@ def _check_honest(output: Output) -> None:
             )
 
 
-def _nbytes(shape: Sequence[int], fmt: str) -> int:
-    return type_by_name(fmt).row_bytes(prod(shape))
-
-
 def _output(
     label: str, path: Path, kv: Sequence[KeyValue], tensors: Sequence[ModelTensor],
     choices: Sequence[Choice], groups: Sequence[range],
@@ -241,7 +236,7 @@ def _file(
     size = header_size(kv, [(t.name, t.shape) for t, _ in tensors])
     planned, offset = [], size
     for t, choice in tensors:
-        nbytes = _nbytes(t.shape, choice.format)
+        nbytes = tensor_bytes(t.shape, choice.format)
         planned.append(PlannedTensor(t.name, t.shape, choice.format, offset, nbytes,
                                      choice.fallback_from, choice.overridden))  # fmt: skip
         offset += align(nbytes)

@@ -1,22 +1,21 @@
-"""Byte-level BPE vocabularies: a tokenizer.json, `vocab.json` with `merges.txt`, or tiktoken ranks.
+"""Byte-level BPE vocabularies, from tokenizer.json or from `vocab.json` with `merges.txt`.
 
-The tokens are those that transformers' tokenizer has once it is loaded, which llama.cpp's converter
-asks (`conversion/base.py`, get_vocab_base): what tokenizer.json holds, and what the configuration
-beside it adds.
+llama.cpp's converter takes the tokens from transformers' tokenizer (`conversion/base.py`,
+get_vocab_base), so they are what that one loads: the tokens of tokenizer.json and those that the
+files beside it add.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
-from quantkit.storage.json_files import read_json
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.pre_tokenizer import find_pre, known_pre
 from quantkit.tokenizer.pre_tokenizer_patterns import SPLITS
-from quantkit.tokenizer.special_tokens import TYPES, read_config, read_merges
+from quantkit.tokenizer.special_tokens import TYPES, read_merges, tokenizer_config
 from quantkit.tokenizer.token_types import TokenType, added
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class ByteLevel:
-    """Every id's text and type, the merges, and llama.cpp's name for the split."""
+    """Text and type of every token id, and the merges."""
 
-    pre: str
+    pre: str  # llama.cpp's name for the split
     tokens: list[str]
     types: list[int]
     merges: list[str]
@@ -35,39 +34,44 @@ class ByteLevel:
 
 
 def from_json(
-    directory: Path, tokenizer: dict[str, Any], size: int | None, pre: str | None,
+    files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, pre: str | None,
     family: str, architecture: str,
 ) -> ByteLevel:  # fmt: skip
-    """A byte-level BPE tokenizer.json (or its like, made of other files), as transformers loads it.
+    """A byte-level BPE tokenizer.json, or what older files would be as one, as transformers loads
+    it.
 
-    `size` tokens, padded; added tokens past them are left out. `pre` overrules what is found;
-    `family` is the one name that llama.cpp knows for the `architecture`. Raises TokenizerError.
+    `size` tokens, padded; added tokens past them are left out. `pre` names the pre-tokenizer, which
+    is recognised otherwise; `family` is the one that llama.cpp knows for the `architecture`.
+    Raises TokenizerError.
     """
     from tokenizers import Tokenizer
 
-    path = directory / "tokenizer.json"
+    label = files.label("tokenizer.json")
     try:
-        if path.is_file():
-            hf = Tokenizer.from_file(str(path))
+        if files.has("tokenizer.json"):
+            hf = Tokenizer.from_buffer(files.data("tokenizer.json"))
         else:
             hf = Tokenizer.from_str(json.dumps(tokenizer))
         if pre is not None:
             name, why = known_pre(pre), "given"
         else:
             name, why = find_pre(hf, family, architecture)
-        _add_configured(hf, directory)
+        _add_configured(hf, files)
     except TokenizerError as e:
-        raise TokenizerError(f"{directory}: {e}") from None
+        raise TokenizerError(f"{files.where}: {e}") from None
     except Exception as e:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: {' '.join(str(e).split())}") from None
+        raise TokenizerError(f"{label}: {' '.join(str(e).split())}") from None
 
-    base = max(hf.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+    base = max(tokenizer["model"]["vocab"].values(), default=-1) + 1
     by_id = {i: token for token, i in hf.get_vocab(with_added_tokens=True).items()}
     size = max(by_id, default=-1) + 1 if size is None else size
     if base > size:
-        raise TokenizerError(f"{path}: token id {base - 1} is past config.json's vocab_size {size}")
+        raise TokenizerError(
+            f"{label}: token id {base - 1} is past config.json's vocab_size {size}"
+        )
     extra = hf.get_added_tokens_decoder()
-    out = ByteLevel(name, [], [], read_merges(tokenizer), [f"pre-tokenizer {name}: {why}"])
+    merges = read_merges(tokenizer, label)
+    vocab = ByteLevel(name, [], [], merges, [f"pre-tokenizer {name}: {why}"])
     for i in range(size):
         token, kind = by_id.get(i), TokenType.NORMAL
         if token is None:
@@ -77,22 +81,22 @@ def from_json(
                 ids = hf.encode(token, add_special_tokens=False).ids
                 token = hf.decode(ids, skip_special_tokens=False)
             token, kind = added(token, extra[i].special)
-        out.tokens.append(token)
-        out.types.append(int(kind))
+        vocab.tokens.append(token)
+        vocab.types.append(int(kind))
     if beyond := sorted(i for i in by_id if i >= size):
         names = ", ".join(by_id[i] for i in beyond[:3])
-        out.notes.append(
+        vocab.notes.append(
             f"{len(beyond)} added tokens past the model's {size} are left out ({names})"
         )
-    return out
+    return vocab
 
 
-def _add_configured(hf: Tokenizer, directory: Path) -> None:
-    """Add what the files beside tokenizer.json hold, in transformers' order: tokens by id, then
-    special tokens by name (`TokenizersBackend`, `_from_pretrained`)."""
+def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
+    """Add the tokens of the files beside tokenizer.json in transformers' order: those with ids,
+    then special tokens by name (`TokenizersBackend`, `_from_pretrained`)."""
     from tokenizers import AddedToken
 
-    config = read_config(directory)
+    config = tokenizer_config(files)
     decoder = config.get("added_tokens_decoder")
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     present = {repr(t) for t in hf.get_added_tokens_decoder().values()}
@@ -103,18 +107,18 @@ def _add_configured(hf: Tokenizer, directory: Path) -> None:
         ]
         hf.add_tokens([t for t in tokens if repr(t) not in present])
     else:
-        config = {**config, **_optional(directory / "special_tokens_map.json")}
-        old = sorted(_optional(directory / "added_tokens.json").items(), key=lambda item: item[1])
+        config = {**config, **(files.optional("special_tokens_map.json") or {})}
+        ids = files.optional("added_tokens.json") or {}
         names = {*_named(config)}
-        hf.add_tokens([AddedToken(t, normalized=t not in names, special=t in names)
-                       for t, _ in old])  # fmt: skip
+        hf.add_tokens([AddedToken(token, normalized=token not in names, special=token in names)
+                       for token, _ in sorted(ids.items(), key=lambda item: item[1])])  # fmt: skip
     known = {t.content for t in hf.get_added_tokens_decoder().values()}
     new = dict.fromkeys(t for t in _named(config) if t not in known)
     hf.add_tokens([AddedToken(t, special=True) for t in new])
 
 
 def _named(config: dict[str, Any]) -> list[str]:
-    """The texts of all special tokens that a tokenizer_config.json names."""
+    """The texts of the special tokens that a tokenizer_config.json names."""
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     entries = [config.get(f"{kind}_token") for kind in TYPES]
     entries += extra.values() if isinstance(extra, dict) else extra
@@ -122,22 +126,20 @@ def _named(config: dict[str, Any]) -> list[str]:
     return [t for t in texts if isinstance(t, str) and t]
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 # --- vocab.json and merges.txt ----------------------------------------------------------------
 
-# transformers' classes that have no tokenizer.json -> (the split they make, NFC)
+# transformers' tokenizer classes of vocab.json -> (their pre-tokenizer, whether they apply NFC)
 _CLASSES = {"Qwen2Tokenizer": ("qwen2", True), "GPT2Tokenizer": ("gpt-2", False)}
 
 
-def from_vocab_and_merges(directory: Path) -> dict[str, Any]:
-    """What `vocab.json` and `merges.txt` would be as a tokenizer.json. Raises TokenizerError."""
-    kind = str(read_config(directory).get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
+def from_vocab_and_merges(files: CheckpointFiles) -> dict[str, Any]:
+    """What `vocab.json` and `merges.txt` would be as a tokenizer.json. Raises TokenizerError,
+    CorruptFile."""
+    config = tokenizer_config(files)
+    kind = str(config.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
     if kind not in _CLASSES:
         raise TokenizerError(
-            f"{directory}: vocab.json of a {kind}, which is not read without tokenizer.json "
+            f"{files.where}: vocab.json of a {kind}, which is not read without tokenizer.json "
             f"(those of {' and '.join(_CLASSES)} are)"
         )
     split, nfc = _CLASSES[kind]
@@ -155,13 +157,13 @@ def from_vocab_and_merges(directory: Path) -> dict[str, Any]:
         "post_processor": None,
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
                     "use_regex": True},
-        "model": {"type": "BPE", "vocab": read_json(directory / "vocab.json"),
-                  "merges": _read_merges_txt(directory / "merges.txt")},
+        "model": {"type": "BPE", "vocab": files.json("vocab.json"),
+                  "merges": _read_merges_txt(files.text("merges.txt"))},
     }  # fmt: skip
 
 
-def _read_merges_txt(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+def _read_merges_txt(text: str) -> list[str]:
+    lines = text.split("\n")
     if lines[0].startswith("#"):
         lines = lines[1:]
     pairs = (line.split() for line in lines)

@@ -1,7 +1,7 @@
-"""What single families do differently with their vocabularies, as rows.
+"""What single families do differently with their vocabularies, one row each.
 
-A family without a row takes what its files say (`VocabRules()`). Facts of the `set_vocab` methods
-of llama.cpp's converter (`conversion/*.py`, MIT).
+A family without a row has what its files say (`VocabRules()`). Facts of the `set_vocab` methods of
+llama.cpp's converter (`conversion/*.py`, MIT).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class AddedTokens:
-    """How tokens are added to a SentencePiece vocabulary: from which files, later ones winning.
+    """How tokens are added to a SentencePiece vocabulary, and from which files; later ones win.
 
-    `plain`: each becomes CONTROL if it is special, else USER_DEFINED, as it is written; otherwise
-    tokens that look special are CONTROL too, and U+2581 is a space. `unknown`: the special token
-    that is called `unk_token` is UNKNOWN.
+    `plain`: the text stays as it is written, and its type is CONTROL if it is special, else
+    USER_DEFINED; otherwise U+2581 becomes a space, and what looks special is CONTROL too.
+    `unknown`: the special token that is called `unk_token` is UNKNOWN.
     """
 
     files: tuple[str, ...] = ("added_tokens.json", "tokenizer_config.json")
@@ -29,14 +29,19 @@ class AddedTokens:
 class VocabRules:
     """One family's differences.
 
-    `names`: `architectures` of config.json. `size`: the row holds for this vocabulary size only.
+    `names`: `architectures` of config.json. `size`: the only vocabulary size that the row is for.
     `pre`: the one pre-tokenizer that llama.cpp knows for the family.
-    `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first" or "last".
+    `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first", "last",
+    or "after tokens"; `model_space_prefix`: what tokenizer.model says is, there.
     `space_prefix`: what is written last, whatever the files say.
     `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
-    is an id, its text, the text that `{key}` of tokenizer_config.json holds, or the id that
-    `{config:key}` of config.json is; a text that is not in the vocabulary has no effect.
+    is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
+    in the vocabulary has no effect.
+    A token may also be a number in another file, `{config.json:eod_token_id}`, the first of a list
+    of several there.
+    `unused`: how pieces begin that nothing uses.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
+    `tekken`: a tekken.json is read where there is no tokenizer.json.
     `shown`: texts that are shown, though the files call them special; `control`: those that are
     not, though the files do not. `turns_end`: of several `eos_token_id` of config.json, the first
     that is not the bos is the eot. `template_file_wins`:
@@ -58,12 +63,19 @@ class VocabRules:
     shown: tuple[str, ...] = ()
     control: tuple[str, ...] = ()
     turns_end: bool = False
+    unused: str = ""
+    model_space_prefix: bool = False
+    tekken: bool = False
 
 
 _LLAMA = VocabRules(
     names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
-           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM"),
-    config_space_prefix="first",
+           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM",
+           "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "IQuestCoderForCausalLM",
+           "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration",
+           "Idefics3ForConditionalGeneration", "LlavaForConditionalGeneration",
+           "VoxtralForConditionalGeneration"),
+    config_space_prefix="first", tekken=True,
 )  # fmt: skip
 _GRANITE = replace(
     _LLAMA, names=("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
@@ -72,7 +84,7 @@ _GRANITE = replace(
 
 
 def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
-    """A row and its two sizes that mean a model: CodeLlama's, and the first Granite's."""
+    """A row, and before it two sizes that stand for a model: CodeLlama's, the first Granite's."""
     code = (("prefix", 32007), ("suffix", 32008), ("middle", 32009), ("eot", 32010))
     return (
         replace(row, size=32016, late_ids=code),
@@ -110,7 +122,8 @@ RULES: tuple[VocabRules, ...] = (
         names=("GemmaForCausalLM",), space_prefix=False,
         late_ids=(("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)),
     ),
-    VocabRules(names=("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    VocabRules(names=("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration",
+                      "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
                space_prefix=False),
     VocabRules(
         names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
@@ -120,7 +133,7 @@ RULES: tuple[VocabRules, ...] = (
                "<tool_response|>", '<|"|>'),
     ),
     _GLM,
-    replace(_GLM, names=("Glm4ForCausalLM",),
+    replace(_GLM, names=("Glm4ForCausalLM", "Glm4vForConditionalGeneration"),
             ids=(("eos", _END), ("eot", "<|user|>"), ("unk", _END), ("bos", _END))),
     VocabRules(
         names=("SolarOpenForCausalLM",), pre="solar-open",
@@ -129,11 +142,25 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("NemotronHForCausalLM", "NemotronHPuzzleForCausalLM"), pre="pixtral",
                round_to=8),
     VocabRules(names=("GraniteMoeHybridForCausalLM", "BambaForCausalLM"), round_to=8),
+    VocabRules(
+        names=("InternLM2ForCausalLM",),
+        added=AddedTokens(("added_tokens.json", "tokenizer_config.json", "tokenizer.json"),
+                          plain=True),
+        unused="[UNUSED", model_space_prefix=True, late_ids=(("eos", "<|im_end|>"),),
+    ),
+    VocabRules(names=("InternLM3ForCausalLM",), config_space_prefix="after tokens",
+               late_ids=(("eos", "<|im_end|>"),)),
+    VocabRules(names=("NemotronForCausalLM",), late_ids=(("pad", 0), ("unk", 1))),
+    VocabRules(
+        names=("HunYuanDenseV1ForCausalLM",),
+        late_ids=(("eos", "{config.json:eod_token_id}"),
+                  ("eot", "{generation_config.json:eos_token_id}")),
+    ),
     VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", 127959),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
     VocabRules(names=("KimiK3ForConditionalGeneration",),
-               late_ids=(("eos", "{config:eos_token_id}"),)),
+               late_ids=(("eos", "{config.json:eos_token_id}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
     VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
                late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
@@ -152,10 +179,11 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("GrokForCausalLM", "Grok1ForCausalLM"), pre="grok-2"),
     VocabRules(names=("MiniMaxM2ForCausalLM",), pre="minimax-m2"),
     VocabRules(names=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"), pre="llama4"),
-    VocabRules(names=("OlmoForCausalLM", "OlmoeForCausalLM"), pre="olmo"),
+    VocabRules(names=("OlmoForCausalLM", "OLMoForCausalLM", "OlmoeForCausalLM"), pre="olmo"),
     VocabRules(names=("Exaone4ForCausalLM",), pre="exaone4"),
     VocabRules(names=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"), pre="exaone-moe"),
-    VocabRules(names=("Lfm2ForCausalLM", "Lfm2MoeForCausalLM"), pre="lfm2"),
+    VocabRules(names=("Lfm2ForCausalLM", "LFM2ForCausalLM", "Lfm2VlForConditionalGeneration",
+                      "Lfm2MoeForCausalLM"), pre="lfm2"),
     VocabRules(names=("Cohere2MoeForCausalLM",), pre="cohere2moe"),
     VocabRules(names=("FalconH1ForCausalLM",), pre="falcon-h1"),
 )  # fmt: skip
@@ -166,6 +194,6 @@ if len(set(_keys)) != len(_keys):
 
 
 def rules_for(architecture: str, vocab_size: int) -> VocabRules:
-    """The row of an architecture (as config.json names it), or what holds without one."""
+    """The row of an architecture (as config.json names it), or the rules without a row."""
     rows = (r for r in RULES if architecture in r.names and r.size in (None, vocab_size))
     return next(rows, VocabRules())

@@ -1,8 +1,8 @@
 """Which of llama.cpp's pre-tokenizers splits text as a byte-level tokenizer does.
 
-llama.cpp recognises a tokenizer by the hash of a text that it encodes, so that a merged vocabulary
-is a stranger to it. The split itself is written in tokenizer.json, and is what counts: two
-tokenizers that split a text alike have the same pre-tokenizer, whatever their tokens are.
+llama.cpp recognises a tokenizer by the hash of the ids that it gives a text, so it does not know
+one whose vocabulary was merged or extended. Here the split decides, which tokenizer.json states:
+tokenizers that cut a text at the same places have the same pre-tokenizer, whatever their tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
-# Whatever splits differ in is here: contractions in both cases, digits in runs of every length,
-# capitals inside words, marks, scripts, runs of spaces and newlines, punctuation beside all of them
+# What the splits treat differently: contractions in both cases, runs of digits of every length,
+# capitals inside words, marks, scripts, runs of spaces and newlines, punctuation next to them all
 PROBE = (
     "I've TOLD you're we'll 'Tis IT'S DON'T o'clock 'd he'D\n\n\n 1 12 123 1234 12345 "
     "1234567.89 ٣٤٥６７８９ x²³ Ⅳ½ 2nd3rd4 HelloWORLDabc camelCase ABCdef ÉCOLEété "
@@ -43,17 +43,17 @@ def find_pre(tokenizer: Tokenizer, family: str = "", architecture: str = "") -> 
     """
     if name := _by_hash(tokenizer):
         return name, "by the hash that llama.cpp knows"
-    found = _by_split(tokenizer)
+    alike = _by_split(tokenizer)
     if family:
         why = f"llama.cpp's for {architecture}"
-        if found and all(family not in split.names for split in found):
-            other = _chosen(found, tokenizer)
+        if alike and all(family not in split.names for split in alike):
+            other = _chosen(alike, tokenizer)
             why += f", though tokenizer.json splits as {other} does (--pre {other} follows it)"
         return family, why
-    if found:
-        name = _chosen(found, tokenizer)
-        alike = [n for split in found for n in split.names if n != name][:2]
-        same = f", and so do {' and '.join(alike)}" if alike else ""
+    if alike:
+        name = _chosen(alike, tokenizer)
+        others = [n for split in alike for n in split.names if n != name][:2]
+        same = f", and so do {' and '.join(others)}" if others else ""
         return name, f"it splits text as tokenizer.json does{same}"
     nearest, share = _nearest(tokenizer)
     raise TokenizerError(
@@ -74,8 +74,8 @@ def known_pre(name: str) -> str:
 
 
 def _by_hash(tokenizer: Tokenizer) -> str | None:
-    """The name for the check text's ids, with the special tokens that the library or transformers
-    (its `add_bos_token` and `add_eos_token`) put around them."""
+    """The name for the ids of the check text: alone, or with special tokens around them as the
+    library or transformers (`add_bos_token`, `add_eos_token`) put them."""
     plain = tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids
     special = [i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special]
     ids = [tokenizer.encode(CHECK_TEXT).ids, *([i, *plain] for i in special), plain]
@@ -89,14 +89,15 @@ def _by_split(tokenizer: Tokenizer) -> list[SplitPattern]:
     return [split for split in SPLITS if _cuts(_splitter(split)) == cuts]
 
 
-def _chosen(found: list[SplitPattern], tokenizer: Tokenizer) -> str:
-    """One name of rows that split alike: as the merges are used, and as text is normalized."""
+def _chosen(alike: list[SplitPattern], tokenizer: Tokenizer) -> str:
+    """One name of rows that split alike: by how merges are used and how text is normalized."""
     ignores = bool(getattr(tokenizer.model, "ignore_merges", False))
-    split = next((s for s in found if s.ignore_merges == ignores), found[0])
+    split = next((s for s in alike if s.ignore_merges == ignores), alike[0])
     return split.nfc if split.nfc and "NFC" in repr(tokenizer.normalizer) else split.names[0]
 
 
 def _nearest(tokenizer: Tokenizer) -> tuple[str, float]:
+    """The row with the most cuts in common, and their share of the cuts of both."""
     cuts = _cuts(tokenizer.pre_tokenizer)
 
     def likeness(split: SplitPattern) -> float:

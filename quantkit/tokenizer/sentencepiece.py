@@ -1,7 +1,7 @@
-"""SentencePiece vocabularies, from `tokenizer.model` or from the tokenizer.json that it became.
+"""SentencePiece vocabularies, from `tokenizer.model` or a tokenizer.json that was made of one.
 
-llama.cpp `conversion/base.py`, _create_vocab_sentencepiece, and the `set_vocab` of the families
-that add tokens in their own way.
+Facts of llama.cpp's `conversion/base.py` (_create_vocab_sentencepiece) and of the `set_vocab`
+methods of families that add tokens in their own way.
 """
 
 from __future__ import annotations
@@ -9,60 +9,80 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
-from quantkit.storage.json_files import read_json
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import AddedTokens
-from quantkit.tokenizer.special_tokens import read_config, read_merges
-from quantkit.tokenizer.token_types import TokenType, added
+from quantkit.tokenizer.special_tokens import read_merges, tokenizer_config
+from quantkit.tokenizer.token_types import SPACE, TokenType, added
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+# an empty text in C++; what llama.cpp's converter writes in InternLM's vocabulary instead
+_VISIBLE_NUL = "\U0001f409"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 Piece = tuple[str, float, TokenType]
 
 
 @dataclass
 class Pieces:
-    """Every id's text, score and type. `space_prefix` is False where the text gets none."""
+    """Text, score and type of every token id. `space_prefix` is False where no space is put before
+    the text; `puts_space` is what tokenizer.model says of it."""
 
     tokens: list[str]
     scores: list[float]
     types: list[int]
     space_prefix: bool | None = None
+    puts_space: bool | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def from_model(directory: Path, size: int | None, style: AddedTokens) -> Pieces:
-    """`tokenizer.model`, padded or cut to `size`. Raises TokenizerError."""
+def from_model(
+    files: CheckpointFiles, size: int | None, style: AddedTokens, unused: str = ""
+) -> Pieces:  # fmt: skip
+    """`tokenizer.model`, padded or cut to `size` tokens; pieces that begin with `unused` are
+    UNUSED. Raises TokenizerError."""
+    pieces, sp = read_pieces(files, "tokenizer.model")
+    if unused:
+        pieces = [
+            (_VISIBLE_NUL if p == "\0" else p, s, TokenType.UNUSED if p.startswith(unused) else t)
+            for p, s, t in pieces
+        ]
+    table = _with_added(files, dict(enumerate(pieces)), size, style)
+    table.puts_space = sp.EncodeAsPieces("a")[0].startswith(SPACE)
+    return table
+
+
+def read_pieces(
+    files: CheckpointFiles, name: str
+) -> tuple[list[Piece], SentencePieceProcessor]:  # fmt: skip
+    """Every piece of a SentencePiece model, and the model. Raises TokenizerError."""
     from sentencepiece import SentencePieceProcessor
 
-    path = directory / "tokenizer.model"
     sp = SentencePieceProcessor()
     try:
-        sp.LoadFromFile(str(path))
-    except (RuntimeError, OSError) as e:
-        raise TokenizerError(f"{path}: not a SentencePiece model ({str(e).strip()})") from None
+        sp.LoadFromSerializedProto(files.data(name))
+    except RuntimeError as e:
+        reason = f"not a SentencePiece model ({str(e).strip()})"
+        raise TokenizerError(f"{files.label(name)}: {reason}") from None
 
     def piece(i: int) -> Piece:
-        kind = TokenType.NORMAL
-        for test, found in (
+        tests = (
             (sp.IsUnknown, TokenType.UNKNOWN), (sp.IsControl, TokenType.CONTROL),
             (sp.IsUnused, TokenType.UNUSED), (sp.IsByte, TokenType.BYTE),
-        ):  # fmt: skip
-            if test(i):
-                kind = found
-                break
+        )  # fmt: skip
+        kind = next((kind for test, kind in tests if test(i)), TokenType.NORMAL)
         return sp.IdToPiece(i), sp.GetScore(i), kind
 
-    pieces = {i: piece(i) for i in range(sp.vocab_size())}
-    return _with_added(directory, pieces, size, style)
+    return [piece(i) for i in range(sp.vocab_size())], sp
 
 
 def from_merges(
-    directory: Path, tokenizer: dict[str, Any], size: int | None, style: AddedTokens
+    files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, style: AddedTokens
 ) -> Pieces:
-    """A tokenizer.json that was a SentencePiece model once.
+    """A tokenizer.json that was made of a SentencePiece model, with scores derived from its merges.
 
     SentencePiece joins the neighbours whose joint piece has the best score; a BPE tokenizer joins
     those whose merge stands first. So the n-th piece that a merge makes gets the score -n, and the
@@ -71,12 +91,12 @@ def from_merges(
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     extra = [t for t in tokenizer.get("added_tokens") or [] if isinstance(t, dict)]
     specials = {t["content"] for t in extra if t.get("special")}
-    unknown = tokenizer["model"].get("unk_token") or _content(
-        read_config(directory).get("unk_token")
-    )
+    config = tokenizer_config(files)
+    unknown = tokenizer["model"].get("unk_token") or _content(config.get("unk_token"))
 
     merged: dict[str, None] = {}
-    for left, _, right in (m.partition(" ") for m in read_merges(tokenizer)):
+    for merge in read_merges(tokenizer, files.label("tokenizer.json")):
+        left, _, right = merge.partition(" ")
         merged.setdefault((left + right).replace("\u0120", " "))
     outside = {t["content"] for t in extra} | {p for p in vocab if _BYTE.fullmatch(p)}
     plain = (p for p, _ in sorted(vocab.items(), key=lambda item: item[1]))
@@ -97,11 +117,37 @@ def from_merges(
         if t["content"] not in vocab:
             text, kind = added(t["content"], bool(t.get("special")))
             pieces[int(t["id"])] = (text, -1000.0, kind)
-    out = _with_added(directory, pieces, size, style)
-    out.notes.insert(0, f"scores of {len(merged)} pieces derived from the merges of tokenizer.json")
+    table = _with_added(files, pieces, size, style)
+    table.notes.insert(
+        0, f"scores of {len(merged)} pieces derived from the merges of tokenizer.json"
+    )
     if not _prepends_space(tokenizer):
-        out.space_prefix = False
-    return out
+        table.space_prefix = False
+    return table
+
+
+def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None) -> Pieces:
+    """A tokenizer.json whose merges join the pieces in llama.cpp too (Gemma 4): every score is the
+    same. Tokens are CONTROL where tokenizer_config.json names them; whatever else is added to the
+    vocabulary is USER_DEFINED (gguf-py `vocab.py`, LlamaHfVocab)."""
+    config = tokenizer_config(files)
+    named = {_content(value) for key, value in config.items() if key.endswith("_token")}
+    for kind in ("extra", "additional", "model_specific"):
+        found = config.get(f"{kind}_special_tokens") or []
+        named |= {_content(t) for t in (found.values() if isinstance(found, dict) else found)}
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    more = {t["content"]: int(t["id"]) for t in tokenizer.get("added_tokens") or []}
+    pieces: dict[int, Piece] = {}
+    for p, i in {**more, **vocab}.items():
+        kind_of = TokenType.NORMAL if p in vocab else TokenType.USER_DEFINED
+        if p in named:
+            kind_of = TokenType.CONTROL
+        elif _BYTE.fullmatch(p):
+            kind_of = TokenType.BYTE
+        pieces[i] = (p, -1000.0, kind_of)
+    table = _with_added(files, pieces, size, AddedTokens(files=()))
+    table.scores = [-1000.0] * len(table.scores)
+    return table
 
 
 def _content(entry: Any) -> Any:
@@ -122,28 +168,28 @@ def _prepends_space(tokenizer: dict[str, Any]) -> bool:
 
 
 def _with_added(
-    directory: Path, pieces: dict[int, Piece], size: int | None, style: AddedTokens
+    files: CheckpointFiles, pieces: dict[int, Piece], size: int | None, style: AddedTokens
 ) -> Pieces:
-    """Pieces, then what the other files say of single ids, padded to `size` tokens."""
+    """`pieces` by id and the tokens that other files add or change, padded or cut to `size`."""
     size = 1 + max(pieces, default=-1) if size is None else size
-    out = Pieces(
+    table = Pieces(
         [f"[PAD{i}]" for i in range(size)], [-10000.0] * size, [int(TokenType.UNUSED)] * size
     )
-    every = [*((i, *p) for i, p in pieces.items()), *_added_tokens(directory, style)]
+    every = [*((i, *p) for i, p in pieces.items()), *_added_tokens(files, style)]
     for i, token, score, kind in every:
         if 0 <= i < size:
-            out.tokens[i], out.scores[i], out.types[i] = token, score, int(kind)
+            table.tokens[i], table.scores[i], table.types[i] = token, score, int(kind)
     if beyond := len({i for i, *_ in every if i >= size}):
-        out.notes.append(f"{beyond} pieces past the model's {size} tokens are left out")
-    return out
+        table.notes.append(f"{beyond} pieces past the model's {size} tokens are left out")
+    return table
 
 
 def _added_tokens(
-    directory: Path, style: AddedTokens
+    files: CheckpointFiles, style: AddedTokens
 ) -> Iterator[tuple[int, str, float, TokenType]]:
+    """(id, text, score, type) of the tokens that other files add, later files last."""
     for name in style.files:
-        path = directory / name
-        data = read_json(path) if path.is_file() else {}
+        data = files.optional(name) or {}
         if name == "added_tokens.json":
             for token, i in data.items():
                 yield int(i), token, style.score, TokenType.USER_DEFINED

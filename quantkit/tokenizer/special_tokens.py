@@ -1,8 +1,8 @@
-"""Special token ids, whether they are added, merges and the chat template, from the small files of
-a checkpoint, as llama.cpp's converter finds them (gguf-py `vocab.py`, SpecialVocab).
+"""Special token ids, whether a tokenizer adds them, merges and chat templates, from the small files
+of a checkpoint, as llama.cpp's converter reads them (gguf-py `vocab.py`, SpecialVocab).
 
-quantkit keeps its own reading because the gguf package on PyPI trails that of llama.cpp: it lets
-`tokenizer_config.json` overrule the post-processor and does not see a byte-level one.
+Not by gguf's SpecialVocab: the release on PyPI is behind llama.cpp's. It lets
+`tokenizer_config.json` overrule the post-processor and does not know a byte-level one.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 import json
 import string
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from quantkit.errors import TokenizerError
-from quantkit.storage.json_files import read_json
+from quantkit.source.checkpoint_files import CheckpointFiles
 
 TYPES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 
 @dataclass
 class SpecialTokens:
-    """What a tokenizer adds and where its special tokens are. Insertion order is the file's.
+    """Special tokens by kind ("bos", "eot" ...), in the order in which they were read.
 
-    `templates`: chat templates by name; "default" is the one that is used unasked.
-    `normalizer`: "lowercase" and "strip_accents", where the tokenizer does that.
+    `ids`: token ids. `add`: whether the tokenizer adds them to a text. `templates`: chat templates
+    by name, "default" being the one used when none is asked for. `normalizer`: "lowercase" and
+    "strip_accents", where the tokenizer does that.
     """
 
     ids: dict[str, int] = field(default_factory=dict)
@@ -33,64 +33,66 @@ class SpecialTokens:
     normalizer: dict[str, bool] = field(default_factory=dict)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def tokenizer_config(files: CheckpointFiles) -> dict[str, Any]:
     """tokenizer_config.json; empty if there is none. Raises CorruptFile."""
-    return _optional(directory / "tokenizer_config.json") or {}
+    return files.optional("tokenizer_config.json") or {}
 
 
 def read_special_tokens(
-    directory: Path, n_vocab: int | None = None, template_file_wins: bool = False
+    files: CheckpointFiles, n_vocab: int | None = None, template_file_wins: bool = False
 ) -> SpecialTokens:
     """Read tokenizer.json, tokenizer_config.json, config.json and the chat template files.
 
     Ids of `n_vocab` and above are left out. `template_file_wins`: chat_template.jinja is preferred
     to tokenizer_config.json. Raises CorruptFile, TokenizerError.
     """
-    out = SpecialTokens()
-    tokenizer = _optional(directory / "tokenizer.json")
-    config = _optional(directory / "tokenizer_config.json")
-    types = list(TYPES)
+    special = SpecialTokens()
+    tokenizer = files.optional("tokenizer.json")
+    config = files.optional("tokenizer_config.json")
+    model = files.optional("config.json") or {}
+    # there is none, whatever the other files say
+    types = [kind for kind in TYPES if kind != "pad" or _value(model, "pad_token_id") != -1]
+
+    def set_id(kind: str, token_id: Any, file: str) -> None:
+        if not isinstance(token_id, int):
+            return
+        if token_id < 0:
+            raise TokenizerError(
+                f"{files.label(file)}: the id of the {kind} token is {token_id}; ids start at 0"
+            )
+        if n_vocab is None or token_id < n_vocab:
+            special.ids.setdefault(kind, token_id)
+
     if tokenizer is not None:
         names = _Names(dict(config or {}), config is not None)
-        _read_post_processor(tokenizer.get("post_processor"), names, out.add, types)
+        _read_post_processor(tokenizer.get("post_processor"), names, special.add, types)
         config = names.config if config is not None else None
-        _read_normalizer(tokenizer.get("normalizer"), out.normalizer)
-    out.templates = _templates(directory, config or {}, template_file_wins)
+        _read_normalizer(tokenizer.get("normalizer"), special.normalizer)
+    special.templates = _templates(files, config or {}, template_file_wins)
     if config is not None:
         added = (tokenizer or {}).get("added_tokens") or []
         by_content = {t.get("content"): t.get("id") for t in reversed(added) if isinstance(t, dict)}
         for kind in types:
             if isinstance(flag := config.get(f"add_{kind}_token"), bool):
-                out.add.setdefault(kind, flag)
+                special.add.setdefault(kind, flag)
             entry = config.get(f"{kind}_token")
             content = entry.get("content") if isinstance(entry, dict) else entry
             if isinstance(content, str):
-                _set_id(out.ids, kind, by_content.get(content), n_vocab)
-    model = _optional(directory / "config.json") or {}
+                set_id(kind, by_content.get(content), "tokenizer.json")
     for kind in types:
-        token_id = model.get(f"{kind}_token_id")
-        if token_id is None and isinstance(model.get("text_config"), dict):
-            token_id = model["text_config"].get(f"{kind}_token_id")
-        _set_id(out.ids, kind, token_id, n_vocab)
-    return out
+        set_id(kind, _value(model, f"{kind}_token_id"), "config.json")
+    return special
 
 
-def _optional(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
-
-
-def _set_id(ids: dict[str, int], kind: str, token_id: Any, n_vocab: int | None) -> None:
-    if not isinstance(token_id, int):
-        return
-    if token_id < 0:
-        raise TokenizerError(f"the id of the {kind} token is {token_id}; ids start at 0")
-    if n_vocab is None or token_id < n_vocab:
-        ids.setdefault(kind, token_id)
+def _value(model: dict[str, Any], name: str) -> Any:
+    """A value of config.json, or of its text part."""
+    value, text = model.get(name), model.get("text_config")
+    return text.get(name) if value is None and isinstance(text, dict) else value
 
 
 class _Names:
-    """The names of bos, eos, cls and sep as the post-processor is read; what it teaches is put into
-    `config`, from which the ids are looked up afterwards."""
+    """The texts of bos, eos, cls and sep while the post-processor is read. What it tells of them is
+    put into `config`, where their ids are looked up afterwards."""
 
     def __init__(self, config: dict[str, Any], present: bool) -> None:
         self.config, self.present = config, present
@@ -106,6 +108,7 @@ class _Names:
         self.config[f"{kind}_token"] = token
 
 
+# The post-processor of tokenizer.json tells which special tokens are put around a text.
 def _read_post_processor(
     post: dict[str, Any] | None, names: _Names, add: dict[str, bool], types: list[str]
 ) -> None:
@@ -147,7 +150,7 @@ def _read_template(
         if not names.present:
             names.eos = last
         elif last != names.eos:
-            # the template's own end token is eos; what was called eos ends a turn or a message
+            # the template's end token is eos; the token that was called eos ends a turn or message
             spare = next((k for k in ("eot", "eom") if k not in types), None)
             if spare is not None:
                 types.append(spare)
@@ -170,45 +173,40 @@ def _read_template(
             names.config["sep_token"] = names.eos
 
 
-def _read_normalizer(step: dict[str, Any] | None, out: dict[str, bool]) -> None:
+def _read_normalizer(step: dict[str, Any] | None, flags: dict[str, bool]) -> None:
     kind = (step or {}).get("type")
     if step is None or kind is None:
         return
     if kind == "Lowercase":
-        out["lowercase"] = True
+        flags["lowercase"] = True
     elif kind == "StripAccents":
-        out["strip_accents"] = True
+        flags["strip_accents"] = True
     elif kind == "BertNormalizer":
         for name in ("lowercase", "strip_accents"):
             if isinstance(step.get(name), bool):
-                out[name] = step[name]
+                flags[name] = step[name]
     elif kind == "Sequence":
         for inner in step.get("normalizers", []):
-            _read_normalizer(inner, out)
+            _read_normalizer(inner, flags)
 
 
-def _templates(directory: Path, config: dict[str, Any], file_wins: bool) -> dict[str, str]:
-    """The templates of tokenizer_config.json, else chat_template.jinja (with the named ones beside
-    it), else chat_template.json."""
-    places = [_template_of_config, _templates_of_files]
-    for read in reversed(places) if file_wins else places:
-        if found := read(directory, config):
-            return found
-    return {}
+def _templates(files: CheckpointFiles, config: dict[str, Any], file_wins: bool) -> dict[str, str]:
+    """The templates of tokenizer_config.json, else of the files of their own; `file_wins` turns the
+    two round."""
+    if file_wins:
+        return _templates_of_files(files) or _by_name(config.get("chat_template"))
+    return _by_name(config.get("chat_template")) or _templates_of_files(files)
 
 
-def _template_of_config(directory: Path, config: dict[str, Any]) -> dict[str, str]:
-    return _by_name(config.get("chat_template"))
-
-
-def _templates_of_files(directory: Path, config: dict[str, Any]) -> dict[str, str]:
-    jinja, as_json = directory / "chat_template.jinja", directory / "chat_template.json"
-    if jinja.is_file():
-        more = sorted((directory / "additional_chat_templates").glob("*.jinja"))
-        named = [{"name": t.stem, "template": t.read_text(encoding="utf-8")} for t in more]
-        text = jinja.read_text(encoding="utf-8")
-        return _by_name([{"name": "default", "template": text}, *named])
-    return _by_name(read_json(as_json).get("chat_template")) if as_json.is_file() else {}
+def _templates_of_files(files: CheckpointFiles) -> dict[str, str]:
+    """chat_template.jinja with the named ones beside it, else chat_template.json."""
+    if files.has("chat_template.jinja"):
+        entries = [{"name": "default", "template": files.text("chat_template.jinja")}]
+        for path in sorted(files.path("additional_chat_templates").glob("*.jinja")):
+            text = files.text(f"additional_chat_templates/{path.name}")
+            entries.append({"name": path.stem, "template": text})
+        return _by_name(entries)
+    return _by_name((files.optional("chat_template.json") or {}).get("chat_template"))
 
 
 _IN_NAMES = string.ascii_letters + string.digits
@@ -218,22 +216,23 @@ def _by_name(value: Any) -> dict[str, str]:
     """One template, or a list of named ones; names are kept to letters, digits and underscores."""
     if isinstance(value, str):
         return {"default": value}
-    out: dict[str, str] = {}
+    templates: dict[str, str] = {}
     for entry in value if isinstance(value, list) else []:
         name, template = str(entry.get("name", "")), entry.get("template")
         if name and isinstance(template, str):
-            out["".join(c if c in _IN_NAMES else "_" for c in name)] = template
-    return out
+            templates["".join(c if c in _IN_NAMES else "_" for c in name)] = template
+    return templates
 
 
-def read_merges(tokenizer: dict[str, Any]) -> list[str]:
-    """The merges of a BPE tokenizer.json as GGUF keeps them: two pieces and a space.
+def read_merges(tokenizer: dict[str, Any], label: str = "tokenizer.json") -> list[str]:
+    """The merges of a BPE tokenizer.json as GGUF keeps them: two pieces with a space between.
 
-    A space inside a piece is written as U+0120, as in llama.cpp.
+    A space inside a piece is written as U+0120, as in llama.cpp. `label` names the file in errors.
+    Raises TokenizerError.
     """
     merges = tokenizer["model"].get("merges") or []
     if all(isinstance(m, str) for m in merges):
         return list(merges)
     if not all(isinstance(m, list) and len(m) == 2 for m in merges):
-        raise TokenizerError(f"tokenizer.json: merge {json.dumps(merges[0])} is not a pair")
+        raise TokenizerError(f"{label}: merge {json.dumps(merges[0])} is not a pair")
     return [" ".join(part.replace(" ", "\u0120") for part in pair) for pair in merges]

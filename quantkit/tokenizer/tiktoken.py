@@ -1,8 +1,8 @@
-"""tiktoken vocabularies: ranks of byte strings, read without running the code beside them.
+"""tiktoken vocabularies: ranks of byte strings, read without running the checkpoint's own code.
 
-The merges are those that the ranks imply; the special tokens follow the ranks. Two kinds are known,
-Kimi's and HunYuan's (llama.cpp `conversion/deepseek.py` and `conversion/hunyuan.py`, and the
-tokenizers of the two families).
+The merges follow from the ranks; the special tokens come after them. Two kinds are known, Kimi's
+and HunYuan's (llama.cpp `conversion/deepseek.py` and `conversion/hunyuan.py`, and the tokenizers of
+the two families).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from quantkit.errors import TokenizerError
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.pre_tokenizer import known_pre
-from quantkit.tokenizer.special_tokens import read_config
+from quantkit.tokenizer.special_tokens import tokenizer_config
 from quantkit.tokenizer.token_types import TokenType, byte_text
 
 Config = Mapping[str, Any]  # tokenizer_config.json
@@ -26,8 +26,8 @@ Config = Mapping[str, Any]  # tokenizer_config.json
 
 @dataclass(frozen=True)
 class Kind:
-    """A tokenizer class: its file, its pre-tokenizer, and its special tokens by their place after
-    the ranks, where tokenizer_config.json does not name them ("" for none)."""
+    """A tokenizer class: its file, its pre-tokenizer, and the special tokens after the ranks that
+    tokenizer_config.json does not name ("" for none)."""
 
     file: str
     pre: str
@@ -35,7 +35,7 @@ class Kind:
 
 
 def _kimi(config: Config, token_id: int, place: int) -> str:
-    """256 places are reserved by the class that Kimi's models come with."""
+    """The tokenizer class of Kimi's models reserves 256 tokens."""
     reserved = config.get("tokenizer_class") == "TikTokenTokenizer"
     return f"<|reserved_token_{token_id}|>" if reserved and place < 256 else ""
 
@@ -53,23 +53,23 @@ def _hunyuan(config: Config, token_id: int, place: int) -> str:
 KINDS = (Kind("tiktoken.model", "kimi-k2", _kimi), Kind("hy.tiktoken", "hunyuan", _hunyuan))
 
 
-def find(directory: Path) -> Kind | None:
-    """The kind of tiktoken vocabulary in the directory, if there is one."""
-    return next((k for k in KINDS if (directory / k.file).is_file()), None)
+def kind_of(files: CheckpointFiles) -> Kind | None:
+    """The kind of tiktoken vocabulary that a checkpoint has, if it has one."""
+    return next((kind for kind in KINDS if files.has(kind.file)), None)
 
 
-def read(directory: Path, kind: Kind, size: int | None, pre: str | None) -> ByteLevel:
-    """The vocabulary, padded or cut to `size`. Raises TokenizerError."""
-    ranks = _read_ranks(directory / kind.file)
+def read(files: CheckpointFiles, kind: Kind, size: int | None, pre: str | None) -> ByteLevel:
+    """The vocabulary, padded or cut to `size` tokens. Raises TokenizerError."""
+    ranks = _read_ranks(files.data(kind.file), files.label(kind.file))
     by_id = {rank: byte_text(token) for token, rank in ranks.items()}
-    config = read_config(directory)
+    config = tokenizer_config(files)
     decoder = config.get("added_tokens_decoder") or {}
     named = {int(i): str(entry["content"]) for i, entry in decoder.items()}
     if size is None:
         size = max([*by_id, *named], default=-1) + 1
     name = known_pre(pre) if pre is not None else kind.pre
     why = "given" if pre is not None else f"the one that llama.cpp knows for {kind.file}"
-    out = ByteLevel(name, [], [], _merges(ranks), [f"pre-tokenizer {name}: {why}"])
+    vocab = ByteLevel(name, [], [], _merges(ranks), [f"pre-tokenizer {name}: {why}"])
     for i in range(size):
         text, token_type = by_id.get(i, ""), TokenType.NORMAL
         if i not in by_id:
@@ -77,14 +77,15 @@ def read(directory: Path, kind: Kind, size: int | None, pre: str | None) -> Byte
             text = text or kind.special(config, i, i - len(ranks))
         if not text:
             text, token_type = f"[PAD{i}]", TokenType.UNUSED
-        out.tokens.append(text)
-        out.types.append(int(token_type))
-    return out
+        vocab.tokens.append(text)
+        vocab.types.append(int(token_type))
+    return vocab
 
 
-def _read_ranks(path: Path) -> dict[bytes, int]:
+def _read_ranks(data: bytes, label: str) -> dict[bytes, int]:
+    """Token -> rank, from lines of a token in base64 and its rank. Raises TokenizerError."""
     ranks: dict[bytes, int] = {}
-    for n, line in enumerate(path.read_bytes().splitlines(), 1):
+    for n, line in enumerate(data.splitlines(), 1):
         if not line:
             continue
         try:
@@ -92,13 +93,13 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
             raise TokenizerError(
-                f"{path}: line {n} is not a token in base64 and its rank"
+                f"{label}: line {n} is not a token in base64 and its rank"
             ) from None
     return ranks
 
 
 def _merges(ranks: dict[bytes, int]) -> list[str]:
-    """The last merge of every token: the two parts that merges of lower rank leave of it."""
+    """The merge that makes each token: of the two parts that merges of lower rank leave of it."""
     merges = []
     for token, rank in ranks.items():
         parts = _parts(ranks, token, rank)
@@ -108,6 +109,7 @@ def _merges(ranks: dict[bytes, int]) -> list[str]:
 
 
 def _parts(ranks: dict[bytes, int], token: bytes, rank: int) -> list[bytes]:
+    """What is left of a token's bytes after all merges of a lower rank than its own."""
     parts = [bytes([b]) for b in token]
     while len(parts) > 1:
         joined = [ranks.get(a + b, rank) for a, b in pairwise(parts)]

@@ -1,13 +1,16 @@
 """The vocabulary of a checkpoint as llama.cpp keeps it: tokens, scores, types, merges.
 
-Tried in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
+Looked for in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
 
 1. `tokenizer.model`: a SentencePiece vocabulary, as it is.
-2. `tokenizer.json` with byte fallback: a SentencePiece vocabulary that lost its scores. llama.cpp
-   gives every piece the same one and then splits text differently from the model; here they are
+2. `tokenizer.json` with byte fallback: a SentencePiece vocabulary without its scores. llama.cpp
+   gives every piece the same one, and then splits text differently from the model; here they are
    derived from the merges.
 3. any other BPE `tokenizer.json`: byte-level BPE with its merges.
-4. `vocab.json` with `merges.txt`, and tiktoken ranks: byte-level BPE in older files.
+4. tiktoken ranks, or `vocab.json` with `merges.txt`: byte-level BPE in older files.
+
+A `tekken.json` alone, and the files of Mistral's own format, are a vocabulary with an order of keys
+of its own (`mistral.py`).
 """
 
 from __future__ import annotations
@@ -15,20 +18,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError, TokenizerError
-from quantkit.storage.json_files import read_json
-from quantkit.tokenizer import byte_level, sentencepiece, tiktoken
+from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.tokenizer import byte_level, mistral, sentencepiece, tiktoken
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.sentencepiece import Pieces
 from quantkit.tokenizer.special_tokens import (
     SpecialTokens,
-    read_config,
     read_merges,
     read_special_tokens,
+    tokenizer_config,
 )
 from quantkit.tokenizer.token_types import TokenType
 
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
 class Vocabulary:
     """One vocabulary. `scores` is None for byte-level BPE, `merges` is None for SentencePiece.
 
-    `space_prefix` is written first; what `late_...` holds is written last, over what was said
-    before. Ids are by kind ("bos", "eot" ...), as are flags (`add_bos_token` ...).
+    `space_prefix` is written first, `middle_space_prefix` after the tokens. The `late_...` fields
+    are written last: a key that is there already takes their value. Ids and flags (`add_bos_token`
+    ...) are by kind: "bos", "eot" ... A vocabulary `of_mistral` has its keys in another order.
     """
 
     model: str  # tokenizer.ggml.model: "llama", "gpt2" or "gemma4"
@@ -51,14 +54,19 @@ class Vocabulary:
     scores: list[float] | None = None
     merges: list[str] | None = None
     space_prefix: bool | None = None
+    middle_space_prefix: bool | None = None
     special: SpecialTokens = field(default_factory=SpecialTokens)
     late_ids: dict[str, int] = field(default_factory=dict)
     late_add: dict[str, bool] = field(default_factory=dict)
     late_space_prefix: bool | None = None
     notes: list[str] = field(default_factory=list)
+    of_mistral: bool = False
 
     def write(self, writer: GGUFWriter) -> None:
         """Add the vocabulary's keys, in llama.cpp's order."""
+        if self.of_mistral:
+            self._write_mistral(writer)
+            return
         if self.space_prefix is not None:
             writer.add_add_space_prefix(self.space_prefix)
         writer.add_tokenizer_model(self.model)
@@ -68,6 +76,8 @@ class Vocabulary:
         if self.scores is not None:
             writer.add_token_scores(self.scores)
         writer.add_token_types(self.types)
+        if self.middle_space_prefix is not None:
+            writer.add_add_space_prefix(self.middle_space_prefix)
         if self.merges:
             writer.add_token_merges(self.merges)
         _write_ids(writer, self.special.ids)
@@ -80,10 +90,23 @@ class Vocabulary:
         if self.late_space_prefix is not None:
             writer.add_add_space_prefix(self.late_space_prefix)
 
+    def _write_mistral(self, writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model(self.model)
+        if self.pre:
+            writer.add_tokenizer_pre(self.pre)
+            writer.add_token_merges(self.merges or [])
+        _write_ids(writer, self.special.ids)
+        writer.add_token_list(self.tokens)
+        writer.add_token_scores(self.scores or [])
+        writer.add_token_types(self.types)
+        writer.add_vocab_size(len(self.tokens))
+        _write_flags(writer, self.special.add)
+        _write_templates(writer, self.special.templates)
+
 
 def _write_ids(writer: GGUFWriter, ids: Mapping[str, int]) -> None:
     for kind, token_id in ids.items():
-        if add := getattr(writer, f"add_{kind}_token_id", None):  # there is none for "cls"
+        if add := getattr(writer, f"add_{kind}_token_id", None):  # gguf has none for "cls"
             add(token_id)
 
 
@@ -105,23 +128,23 @@ def _write_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
 
 
 def read_vocabulary(
-    directory: Path, vocab_size: int | None, pre: str | None = None,
+    files: CheckpointFiles, vocab_size: int | None, pre: str | None = None,
     rules: VocabRules | None = None, architecture: str = "",
 ) -> Vocabulary:  # fmt: skip
-    """The vocabulary of a checkpoint directory, padded to `vocab_size` tokens (None: as many as
-    there are). `pre` overrules the name of a BPE pre-tokenizer; `rules` are the family's.
+    """The vocabulary of a checkpoint, padded to `vocab_size` tokens (None: as many as there are).
 
+    `pre` names a BPE pre-tokenizer, which is recognised otherwise; `rules` are the family's.
     Raises TokenizerError, CorruptFile.
     """
-    with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
-        return _read(directory, vocab_size, pre, rules or VocabRules(), architecture)
+    with malformed(TokenizerError, f"{files.where}: malformed tokenizer files"):
+        return _read(files, vocab_size, pre, rules or VocabRules(), architecture)
 
 
 @contextmanager
 def malformed(error: type[QuantkitError], what: str) -> Iterator[None]:
-    """Small files in which anything may stand: what trips over their contents is their fault.
+    """Whatever is raised inside becomes `error`, which says `what`; errors of quantkit pass.
 
-    The bodies read and interpret files and do nothing else.
+    For code that only reads and interprets small files, in which anything may stand.
     """
     try:
         yield
@@ -133,95 +156,114 @@ def malformed(error: type[QuantkitError], what: str) -> Iterator[None]:
 
 
 def _read(
-    directory: Path, size: int | None, pre: str | None, rules: VocabRules, architecture: str
+    files: CheckpointFiles, size: int | None, pre: str | None, rules: VocabRules, architecture: str
 ) -> Vocabulary:
     if size is not None:
         size = -(-size // rules.round_to) * rules.round_to
-    found = _read_tokens(directory, size, pre, rules, architecture)
-    if isinstance(found, Pieces):
+    own = architecture == mistral.FORMAT
+    if own or (rules.tekken and mistral.alone(files)):
+        return _of_mistral(mistral.read(files, size, template_file=own))
+    table = _read_tokens(files, size, pre, rules, architecture)
+    if isinstance(table, Pieces):
         vocab = Vocabulary(
-            rules.model or "llama", "" if rules.model else "default", found.tokens, found.types,
-            found.scores, space_prefix=found.space_prefix, notes=found.notes,
+            rules.model or "llama", "" if rules.model else "default", table.tokens, table.types,
+            table.scores, space_prefix=table.space_prefix, notes=table.notes,
         )  # fmt: skip
-        if rules.model:  # such a model joins by merges all the same
-            vocab.merges = read_merges(read_json(directory / "tokenizer.json"))
+        if rules.model:  # llama.cpp joins by merges in such a model
+            vocab.merges = read_merges(files.json("tokenizer.json"), files.label("tokenizer.json"))
+        if rules.model_space_prefix:
+            vocab.middle_space_prefix = table.puts_space
         if pre is not None:
             vocab.notes.append(f"--pre {pre} is of no effect: this vocabulary is SentencePiece's")
         n_vocab = len(vocab.tokens)
-        vocab.special = read_special_tokens(directory, n_vocab, rules.template_file_wins)
+        vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     else:
         vocab = Vocabulary(
-            "gpt2", found.pre, found.tokens, found.types, merges=found.merges, notes=found.notes
+            "gpt2", table.pre, table.tokens, table.types, merges=table.merges, notes=table.notes
         )
-        vocab.special = read_special_tokens(directory, None, rules.template_file_wins)
-    _apply(rules, vocab, directory)
+        vocab.special = read_special_tokens(files, None, rules.template_file_wins)
+    _apply(rules, vocab, files)
     if rules.turns_end:
-        config = read_json(directory / "config.json")
+        config = files.json("config.json")
         ends, bos = config.get("eos_token_id"), config.get("bos_token_id")
         others = [i for i in ends if i != bos] if isinstance(ends, list) else []
         vocab.late_ids |= dict(zip(("eot",), others, strict=False))
     return vocab
 
 
+def _of_mistral(found: mistral.MistralVocabulary) -> Vocabulary:
+    templates = {} if found.template is None else {"default": found.template}
+    special = SpecialTokens(found.ids, {"bos": True, "eos": False}, templates)
+    model = "gpt2" if found.pre else "llama"
+    return Vocabulary(
+        model, found.pre, found.tokens, found.types, found.scores, found.merges, special=special,
+        notes=found.notes, of_mistral=True,
+    )  # fmt: skip
+
+
 def _read_tokens(
-    directory: Path, size: int | None, pre: str | None, rules: VocabRules, architecture: str
+    files: CheckpointFiles, size: int | None, pre: str | None, rules: VocabRules, architecture: str
 ) -> Pieces | ByteLevel:
-    path = directory / "tokenizer.json"
-    json_wins = path.is_file() and (rules.model or _is_ranks(directory / "tokenizer.model"))
-    if (directory / "tokenizer.model").is_file() and not json_wins:
-        return sentencepiece.from_model(directory, size, rules.added)
-    if path.is_file():
-        tokenizer = read_json(path)
-        model = _checked_model(path, tokenizer)
+    if files.has("tokenizer.model") and not (
+        files.has("tokenizer.json") and (rules.model or _holds_ranks(files.data("tokenizer.model")))
+    ):
+        return sentencepiece.from_model(files, size, rules.added, rules.unused)
+    if files.has("tokenizer.json"):
+        tokenizer = files.json("tokenizer.json")
+        model = _checked_model(tokenizer, files.label("tokenizer.json"))
+        if rules.model:
+            return sentencepiece.of_merges_alone(files, tokenizer, size)
         if model.get("byte_fallback"):
-            return sentencepiece.from_merges(directory, tokenizer, size, rules.added)
-    elif kind := tiktoken.find(directory):
-        return tiktoken.read(directory, kind, size, pre)
-    elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-        tokenizer = byte_level.from_vocab_and_merges(directory)
+            return sentencepiece.from_merges(files, tokenizer, size, rules.added)
+    elif kind := tiktoken.kind_of(files):
+        return tiktoken.read(files, kind, size, pre)
+    elif files.has("vocab.json") and files.has("merges.txt"):
+        tokenizer = byte_level.from_vocab_and_merges(files)
     else:
-        raise TokenizerError(f"{directory}: neither tokenizer.model nor tokenizer.json is there")
-    return byte_level.from_json(directory, tokenizer, size, pre, rules.pre, architecture)
+        raise TokenizerError(f"{files.where}: neither tokenizer.model nor tokenizer.json is there")
+    return byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
 
 
-def _is_ranks(path: Path) -> bool:
-    """Whether a tokenizer.model is Llama 3's: tiktoken ranks, which tokenizer.json says as well."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as f:
-        first = f.readline(200).split()
+def _holds_ranks(model: bytes) -> bool:
+    """Whether a tokenizer.model is tiktoken ranks, as Llama 3's is; its tokenizer.json is the same
+    vocabulary."""
+    first = model[:200].partition(b"\n")[0].split()
     return len(first) == 2 and first[1].isdigit()
 
 
-def _checked_model(path: Path, tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+def _checked_model(tokenizer: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """The `model` of a tokenizer.json, if it is BPE with a vocabulary. Raises TokenizerError."""
     model = tokenizer.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE":
-        raise TokenizerError(f"{path}: a {kind} tokenizer; BPE and SentencePiece are read")
+        raise TokenizerError(f"{label}: a {kind} tokenizer; BPE and SentencePiece are read")
     if not isinstance(model.get("vocab"), dict) or not all(
         isinstance(i, int) and i >= 0 for i in model["vocab"].values()
     ):
-        raise TokenizerError(f"{path}: its vocabulary is not a table of pieces and ids")
+        raise TokenizerError(f"{label}: its vocabulary is not a table of pieces and ids")
     return model
 
 
-def _model_config(directory: Path) -> dict[str, Any]:
-    """config.json, of which the text part counts first."""
-    config = read_json(directory / "config.json")
-    return {**config, **(config.get("text_config") or {})}
+def _number_in(files: CheckpointFiles, name: str, key: str) -> int | None:
+    """A number of config.json or its text part; the first of a list of several in another file."""
+    values: dict[str, Any] = files.optional(name) or {}
+    text = values.get("text_config")
+    found = (text if isinstance(text, dict) else {}).get(key, values.get(key))
+    if name != "config.json":
+        found = found[0] if isinstance(found, list) and len(found) > 1 else None
+    return found if isinstance(found, int) else None
 
 
-def _apply(rules: VocabRules, vocab: Vocabulary, directory: Path) -> None:
-    """The family's differences."""
+def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None:
+    """Change `vocab` where the family differs from what its files say."""
+    config = tokenizer_config(files)
     ids = {token: i for i, token in reversed([*enumerate(vocab.tokens)])}
-    config = read_config(directory)
 
-    def token_id(token: int | str) -> int | None:
+    def token_id(token: int | str) -> int | None:  # as `VocabRules.ids` name a token
         if isinstance(token, int):
             return token
-        if token.startswith("{config:"):
-            found = _model_config(directory).get(token[len("{config:") : -1])
-            return found if isinstance(found, int) else None
+        if token.startswith("{") and ":" in token:
+            return _number_in(files, *token[1:-1].split(":"))
         if token.startswith("{"):
             entry = config.get(token[1:-1])
             token = str(entry.get("content") if isinstance(entry, dict) else entry)
@@ -230,7 +272,7 @@ def _apply(rules: VocabRules, vocab: Vocabulary, directory: Path) -> None:
     for kind, token in rules.ids:
         if (i := token_id(token)) is not None:
             vocab.special.ids.setdefault(kind, i)
-    for kind, token in rules.late_ids:  # what is there already keeps its place
+    for kind, token in rules.late_ids:  # a kind that has an id keeps its place
         if (i := token_id(token)) is not None:
             (vocab.special.ids if kind in vocab.special.ids else vocab.late_ids)[kind] = i
     for kind, flag in rules.add:
@@ -239,8 +281,10 @@ def _apply(rules: VocabRules, vocab: Vocabulary, directory: Path) -> None:
     if rules.config_space_prefix and isinstance(prefix, bool):
         if rules.config_space_prefix == "first":
             vocab.space_prefix = prefix
-        else:
+        elif rules.config_space_prefix == "last":
             vocab.late_space_prefix = prefix
+        else:
+            vocab.middle_space_prefix = prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
     kinds = ((rules.shown, TokenType.USER_DEFINED), (rules.control, TokenType.CONTROL))

@@ -13,6 +13,7 @@ from typing import Any
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import Header, align
 from quantkit.gguf.splits import split_siblings
+from quantkit.gguf.types import tensor_bytes
 from quantkit.source.tensors import SourceTensor
 
 # what llama.cpp's loader asks of every architecture (`llama-model.cpp`, load_hparams)
@@ -49,7 +50,7 @@ def _layout(header: Header, tensors: Sequence[SourceTensor]) -> Iterator[str]:
                 yield f"{path.name}: tensors {before} and {t.name} overlap"
             elif before and t.offset > end:
                 yield f"{path.name}: {t.offset - end} bytes before {t.name} belong to no tensor"
-            before, last = t.name, t.offset + nbytes(t)
+            before, last = t.name, t.offset + tensor_bytes(t.shape, t.ggml.name)
             end = align(last)
         size = path.stat().st_size
         if size not in (last, end):
@@ -154,11 +155,6 @@ def listed(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = len(names) - 1
     return names[0] if not more else f"{names[0]} and {more} more tensor{'s' if more > 1 else ''}"
-
-
-def nbytes(t: SourceTensor) -> int:
-    """Bytes of a tensor."""
-    return t.ggml.row_bytes(prod(t.shape))
 
 
 def _by_name(tensors: Iterable[SourceTensor], name: str) -> SourceTensor | None:

@@ -31,7 +31,7 @@ def test_without_ray_it_says_what_to_install(
 
 
 def test_another_cluster(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(errors.ClusterError, match="'slurm'"):
+    with pytest.raises(errors.UsageError, match="'slurm'"):
         quantize(checkpoint("mixtral-4x"), TYPES, tmp_path, run=Run(cluster="slurm"))
 
 

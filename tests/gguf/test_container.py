@@ -24,8 +24,8 @@ from quantkit.gguf.container import (
     replaced,
     uint32,
 )
+from quantkit.gguf.key_values import KeyValueWriter
 from quantkit.jobs import convert
-from quantkit.model.metadata import encode
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
@@ -44,15 +44,15 @@ def small_file(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempP
 def test_values_survive(
     strings: list[str], number: int, real: float, flag: bool, text: str
 ) -> None:
-    writer = GGUFWriter(None, "llama")
+    writer = KeyValueWriter("llama")
     writer.add_array("strings", strings)
     writer.add_uint32("number", number)
     writer.add_float32("real", real)
     writer.add_bool("flag", flag)
     writer.add_string("text", text)
     writer.add_array("numbers", [number // 2, 7])
-    found = {item.key: item.value for item in encode(writer)}
-    assert found == {
+    values = {item.key: item.value for item in writer.entries}
+    assert values == {
         "general.architecture": "llama", "strings": strings, "number": number, "real": real,
         "flag": flag, "text": text, "numbers": [number // 2, 7],
     }  # fmt: skip

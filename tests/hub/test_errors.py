@@ -5,6 +5,9 @@ The server is `tests/hub.py`, on 127.0.0.1.
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +34,7 @@ def says(error: type[errors.QuantkitError], words: str, source: str, out: Path) 
         assert "\n" not in said
         assert TOKEN not in said
         assert "key=" not in said
+        assert tempfile.gettempdir() not in said
     assert not any(out.glob("*.gguf*"))
 
 
@@ -133,6 +137,65 @@ def test_errors_of_small_files_name_the_model(
     (source / "m-Q8_0.gguf").write_bytes(b"GGUF")
     hub.publish("org/ckpt", source)
     says(errors.SourceNotFound, f"GGUF files: {MODEL}/m-Q8_0.gguf", MODEL, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error", "words"),
+    [
+        ("config.json", "{}", errors.ConfigError, "/config.json: 'architectures'"),
+        ("config.json", '{"architectures": ["MixtralForCausalLM"]}', errors.ConfigError,
+         "/config.json: & is missing"),
+        ("model.safetensors.index.json", "[]", errors.CorruptFile,
+         "/model.safetensors.index.json: a JSON object"),
+        ("tokenizer.model", "x", errors.TokenizerError, "/tokenizer.model: not a SentencePiece"),
+        ("tokenizer_config.json", "{", errors.CorruptFile, "/tokenizer_config.json: not JSON"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": 7}', errors.TokenizerError,
+         ": malformed tokenizer files"),
+        ("chat_template.jinja", b"\xff", errors.CorruptFile, "/chat_template.jinja: not UTF-8"),
+        ("generation_config.json", "{", errors.CorruptFile, "/generation_config.json: not JSON"),
+        ("generation_config.json", '{"top_k": "x"}', errors.CorruptFile,
+         "/generation_config.json: sampling_top_k is 'x'"),
+        ("README.md", "---\nname: [\n---\n", errors.CorruptFile, ": malformed README.md"),
+        ("README.md", "---\nversion: [1]\n---\n", errors.CorruptFile, "/README.md: version is"),
+    ],
+)  # fmt: skip
+def test_errors_of_contents_name_the_model(
+    name: str, data: str | bytes, error: type[errors.QuantkitError], words: str,
+    broken: Callable[..., Path], hub: Hub, tmp_path: Path,
+) -> None:  # fmt: skip
+    """And never the directory in which the small files lie for a while."""
+    source = broken(SHARDED)
+    if name == "chat_template.jinja":
+        config = source / "tokenizer_config.json"
+        told = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps({**told, "chat_template": None}))
+    (source / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    hub.publish("org/ckpt", source)
+    says(error, f"{MODEL}{words}", MODEL, there(tmp_path, "out"))
+
+
+def test_errors_of_a_tokenizer_json_name_the_model(
+    checkpoint: Get, hub: Hub, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(checkpoint("qwen2-dense"), tmp_path / "ckpt"))
+    original = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    merges = {"model": {**original["model"], "merges": [["a"]]}}
+    for change, words in (
+        ({"model": {"type": "Unigram"}}, "/tokenizer.json: a Unigram tokenizer"),
+        ({"pre_tokenizer": {"type": "x"}}, "/tokenizer.json: "),
+        ({"pre_tokenizer": None}, ": no pre-tokenizer of llama.cpp splits"),
+        (merges, "/tokenizer.json: "),
+    ):
+        (source / "tokenizer.json").write_text(json.dumps({**original, **change}))
+        hub.publish("org/ckpt", source)
+        says(errors.TokenizerError, f"{MODEL}{words}", MODEL, there(tmp_path, "out"))
+    (source / "tokenizer.json").unlink()
+    (source / "vocab.json").write_text("[]")
+    hub.publish("org/ckpt", source)
+    says(errors.CorruptFile, f"{MODEL}/vocab.json: a JSON object", MODEL, tmp_path / "out")
+    (source / "vocab.json").unlink()
+    hub.publish("org/ckpt", source)
+    says(errors.TokenizerError, f"{MODEL}: neither tokenizer.model", MODEL, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

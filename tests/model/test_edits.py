@@ -28,9 +28,9 @@ KEPT = Reading(keep_experts=(3, 0, 1))
 
 
 def tensors(path: Path) -> dict[str, np.ndarray]:
-    _, found = open_gguf(path)
+    _, tensors = open_gguf(path)
     with Files([path]) as files:
-        return {t.name: files.read_rows(t, 0, t.n_rows).reshape(t.shape) for t in found}
+        return {t.name: files.read_rows(t, 0, t.n_rows).reshape(t.shape) for t in tensors}
 
 
 @pytest.mark.parametrize("case", ["mixtral-4x", "mixtral-4x-tf5fused"])
@@ -98,9 +98,9 @@ def test_the_importances_follow_to_a_cluster(
 
 
 def tensors_raw(path: Path) -> dict[str, bytes]:
-    _, found = open_gguf(path)
+    _, tensors = open_gguf(path)
     with Files([path]) as files:
-        return {t.name: files.read_rows(t, 0, t.n_rows).tobytes() for t in found}
+        return {t.name: files.read_rows(t, 0, t.n_rows).tobytes() for t in tensors}
 
 
 def test_experts_used(checkpoint: Get, tmp_path: Path) -> None:

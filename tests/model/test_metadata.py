@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
-from gguf import GGUFWriter
+from gguf import Metadata
 
 from quantkit.errors import CorruptFile
-from quantkit.model.metadata import add_general, encode
+from quantkit.gguf.key_values import KeyValueWriter
+from quantkit.model.metadata import FIELDS, add_general
 from quantkit.model.model import ModelTensor
+from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.golden import fingerprint
 from tests.vocabularies import cases, write_files
 
@@ -20,10 +23,9 @@ README = "meta-llama3-4x8b-instruct-v2"
 
 
 def general(directory: Path, tensors: list[Any]) -> dict[str, Any]:
-    writer = GGUFWriter(None, "llama")
-    add_general(writer, directory, [ModelTensor(n, tuple(s), "F32", ()) for n, s in tensors])
-    kv = encode(writer)
-    return {item.key: fingerprint(item) for item in kv if item.key != "general.architecture"}
+    writer, files = KeyValueWriter("llama"), CheckpointFiles.local(directory)
+    add_general(writer, files, [ModelTensor(n, tuple(s), "F32", ()) for n, s in tensors])
+    return {e.key: fingerprint(e) for e in writer.entries if e.key != "general.architecture"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -36,24 +38,24 @@ def test_same_as_llama_cpp(case: str, tmp_path: Path) -> None:
 def card(tmp_path: Path, front: str) -> dict[str, Any]:
     directory = write_files(README, tmp_path)
     (directory / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")
-    found = general(directory, [])
-    return {k.removeprefix("general."): v.get("value") for k, v in found.items()}
+    keys = general(directory, [])
+    return {k.removeprefix("general."): v.get("value") for k, v in keys.items()}
 
 
 def test_numbers_and_dates_where_text_belongs(tmp_path: Path) -> None:
-    found = card(tmp_path, "version: 1.5\nname: 7\ndescription: 2024-01-31\ntags: [1, a]")
-    assert found["version"] == "1.5"
-    assert found["name"] == "7"
-    assert found["description"] == "2024-01-31"
-    assert found["tags"] == ["1", "a"]
+    keys = card(tmp_path, "version: 1.5\nname: 7\ndescription: 2024-01-31\ntags: [1, a]")
+    assert keys["version"] == "1.5"
+    assert keys["name"] == "7"
+    assert keys["description"] == "2024-01-31"
+    assert keys["tags"] == ["1", "a"]
 
 
 def test_several_base_models(tmp_path: Path) -> None:
-    found = card(tmp_path, "base_model: [org/Some-7B, 'https://huggingface.co/a/Other-v2']")
-    assert found["base_model.count"] == 2
-    assert found["base_model.0.name"] == "Some 7B"
-    assert found["base_model.0.organization"] == "Org"
-    assert found["base_model.1.repo_url"] == "https://huggingface.co/a/Other-v2"
+    keys = card(tmp_path, "base_model: [org/Some-7B, 'https://huggingface.co/a/Other-v2']")
+    assert keys["base_model.count"] == 2
+    assert keys["base_model.0.name"] == "Some 7B"
+    assert keys["base_model.0.organization"] == "Org"
+    assert keys["base_model.1.repo_url"] == "https://huggingface.co/a/Other-v2"
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,13 @@ def test_path_of_another_machine_is_not_a_name(tmp_path: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "_name_or_path": "/a/b/c"}))
     assert general(directory, [])["general.name"]["value"] == "My_Moe_Merge"
+
+
+def test_every_field_of_gguf_is_checked() -> None:
+    """For what gguf's annotations say; a licence may be a list, which gguf joins."""
+    hints = get_type_hints(Metadata)
+    assert hints.keys() == FIELDS.keys()
+    for name, kind in FIELDS.items():
+        (hint,) = (h for h in get_args(hints[name]) if h is not NoneType)
+        allowed = {get_origin(hint) or hint} | ({int} if hint is float else set())
+        assert allowed == set(kind.types) - ({list} if name == "license" else set()), name

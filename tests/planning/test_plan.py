@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from quantkit import errors
 from quantkit.gguf.splits import Splits
 from quantkit.gguf.types import type_by_name
-from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model, ModelTensor
+from quantkit.model.open import open_checkpoint
 from quantkit.planning import build
 from quantkit.planning.plan import check
 from quantkit.planning.schedule import CHUNK_WEIGHTS, Schedule
@@ -82,7 +82,7 @@ def test_planned_sizes_are_the_bytes_on_disk(
 
 def test_a_plan_is_a_value(checkpoint: Callable[[str], Path]) -> None:
     outputs = [(find_recipe("Q4_K_M"), Path("a.gguf"))]
-    a, b = (build.plan_quantization(from_checkpoint(checkpoint("mixtral-4x"), None), outputs)
+    a, b = (build.plan_quantization(open_checkpoint(checkpoint("mixtral-4x"), None), outputs)
             for _ in range(2))  # fmt: skip
     assert a.outputs == b.outputs
     assert a.segments == b.segments
@@ -123,7 +123,7 @@ def test_a_source_that_nothing_uses_is_refused() -> None:
 
 
 def test_a_headers_size_is_known_before_its_bytes(checkpoint: Callable[[str], Path]) -> None:
-    model = from_checkpoint(checkpoint("mixtral-4x"))
+    model = open_checkpoint(checkpoint("mixtral-4x"), "auto")
     splits = Splits(max_tensors=6, no_tensor_first=True)
     found = build.plan_conversion(model, "BF16", Path("x.gguf"), splits)
     assert len(found.files) > 3

@@ -38,8 +38,10 @@ def changed(name: str, **to: Any) -> dict[str, Any]:
 def test_a_good_file(tmp_path: Path) -> None:
     path = write(tmp_path / "f", {"__metadata__": {"format": "pt"}, **GOOD})
     begin = path.stat().st_size - 24
-    found = [(e.name, e.dtype, e.shape, e.start - begin, e.end - begin) for e in read_entries(path)]
-    assert found == [
+    entries = [
+        (e.name, e.dtype, e.shape, e.start - begin, e.end - begin) for e in read_entries(path)
+    ]
+    assert entries == [
         ("a", "F32", (), 12, 16), ("b", "BF16", (2, 3), 0, 12),
         ("c", "F8_E4M3", (8,), 16, 24), ("empty", "F16", (0, 7), 16, 16),
     ]  # fmt: skip

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quantkit.errors import QuantkitError
+from quantkit.gguf.key_values import KeyValueWriter
 from quantkit.model.metadata import add_general, with_vocabulary
+from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.vocabularies import write_files
 
 COMMON = settings(
@@ -39,10 +41,10 @@ def paths(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         items = list(data.items())
     elif isinstance(data, list):
         items = list(enumerate(data))
-    found = [prefix] if prefix else []
+    places = [prefix] if prefix else []
     for key, value in items[:3] + items[-3:] if len(items) > 30 else items:
-        found += paths(value, (*prefix, key))
-    return found
+        places += paths(value, (*prefix, key))
+    return places
 
 
 def replaced(data: Any, path: tuple[Any, ...], value: Any) -> Any:
@@ -59,11 +61,9 @@ def attempt(directory: Path) -> None:
 
 
 def refused(write: Callable[..., Any], directory: Path, *rest: Any) -> None:
-    from gguf import GGUFWriter
-
     message = ""
     try:
-        write(GGUFWriter(None, "llama"), directory, *rest)
+        write(KeyValueWriter("llama"), CheckpointFiles.local(directory), *rest)
     except QuantkitError as e:
         message = str(e)
     assert "\n" not in message

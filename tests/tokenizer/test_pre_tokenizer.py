@@ -144,8 +144,8 @@ QWEN2 = next(s.patterns[0] for s in SPLITS if s.names[0] == "qwen2")
 def test_split_that_is_spelled_otherwise(
     steps: list[dict[str, Any]], name: str, unsplit: dict[str, Any]
 ) -> None:
-    found, why = find_pre(with_steps(unsplit, *steps))
-    assert found == name
+    pre, why = find_pre(with_steps(unsplit, *steps))
+    assert pre == name
     assert "splits text as tokenizer.json does" in why
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf import GGUFWriter
 from tokenizers import Tokenizer
 
 from quantkit.errors import CorruptFile, TokenizerError
 from quantkit.gguf.container import read_header
+from quantkit.gguf.key_values import KeyValueWriter
 from quantkit.jobs import convert
-from quantkit.model.metadata import encode
 from quantkit.tokenizer.families import RULES, rules_for
 from quantkit.tokenizer.pre_tokenizer import PROBE, find_pre
 from quantkit.tokenizer.token_types import TokenType
@@ -40,10 +39,9 @@ DIFFER = {
 
 
 def keys(vocab: Vocabulary) -> dict[str, Any]:
-    writer = GGUFWriter(None, "llama")
+    writer = KeyValueWriter("llama")
     vocab.write(writer)
-    kv = encode(writer)
-    return {i.key: fingerprint(i) for i in kv if i.key.startswith("tokenizer.")}
+    return {e.key: fingerprint(e) for e in writer.entries if e.key.startswith("tokenizer.")}
 
 
 @pytest.mark.parametrize("case", cases())
@@ -289,10 +287,11 @@ def test_hunyuans_tiktoken(tmp_path: Path) -> None:
 
 def test_gemma_4_joins_by_merges_and_shows_its_channels(tmp_path: Path) -> None:
     directory = write_files("mixtral-4x-hfvocab", tmp_path)
-    edit_json(directory / "config.json", architectures=["Gemma4ForCausalLM"], vocab_size=517)
+    edit_json(directory / "config.json", architectures=["Gemma4ForCausalLM"], vocab_size=518)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.add_special_tokens(["<|channel>", "<other>"])
+    tokenizer.add_special_tokens(["<|channel>", "<other>", "<turn>"])
     (directory / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    edit_json(directory / "tokenizer_config.json", extra_special_tokens={"turn_token": "<turn>"})
     vocab = vocabulary(directory)
     written = keys(vocab)
     assert written["tokenizer.ggml.model"]["value"] == "gemma4"
@@ -300,7 +299,11 @@ def test_gemma_4_joins_by_merges_and_shows_its_channels(tmp_path: Path) -> None:
     assert written["tokenizer.ggml.merges"]["len"] == 224
     assert written["tokenizer.ggml.add_space_prefix"]["value"] is False
     assert written["tokenizer.ggml.add_bos_token"]["value"] is True
-    assert vocab.types[515:] == [TokenType.USER_DEFINED, TokenType.CONTROL]
+    assert set(vocab.scores or ()) == {-1000.0}
+    # what tokenizer_config.json does not name is shown
+    assert vocab.types[515:] == [
+        TokenType.USER_DEFINED, TokenType.USER_DEFINED, TokenType.CONTROL
+    ]  # fmt: skip
 
 
 def test_llama_3_ranks_beside_a_tokenizer_json(tmp_path: Path) -> None:

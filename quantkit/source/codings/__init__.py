@@ -32,17 +32,16 @@ from quantkit.source.tensors import Files, SourceTensor
 __all__ = ["Settings", "decoded", "read", "read_settings", "settings_note", "widened"]
 
 
-def decoded(tensors: Sequence[SourceTensor], settings: Settings | None) -> list[SourceTensor]:
+def decoded(tensors: Sequence[SourceTensor], settings: Settings) -> list[SourceTensor]:
     """The tensors with those that are kept in parts put together, and without what is left over of
     activations and caches.
 
     Each stands where the part that holds its weights stood. Raises ConfigError (a method that is
     not read), TensorMissing, TensorShape, UnsupportedSource.
     """
-    found = {t.name: plain.float64(t) if t.raw == "F64" else t for t in tensors}
+    found = {t.name: t for t in tensors}
     out: Found = {}
-    if settings is not None and any(map(_is_coded, tensors)):
-        _check_method(settings)
+    if any(map(_is_coded, tensors)) and _is_known(settings, tensors):
         for ending, join in _JOINS.items():
             for name in [name for name in found if name.endswith(ending)]:
                 if name in found and (made := _joined(join, found, name, ending, settings)):
@@ -54,28 +53,35 @@ def decoded(tensors: Sequence[SourceTensor], settings: Settings | None) -> list[
     for name in [name for name in found if name.endswith(_LEFT_OVER)]:
         del found[name]
     kept = (out.get(t.name) or found.get(t.name) for t in tensors)
-    return [t for t in kept if t is not None]
+    return [plain.float64(t) if t.raw == "F64" else t for t in kept if t is not None]
 
 
-def settings_note(tensors: Iterable[SourceTensor], settings: Settings | None) -> str | None:
+def settings_note(tensors: Iterable[SourceTensor], settings: Settings) -> str | None:
     """A line for people where the settings are left over: no tensor is quantized."""
-    if settings is None or any(map(_is_coded, tensors)):
+    if not settings.method or any(map(_is_coded, tensors)):
         return None
     return (
-        f"quantization_config of {settings.where} says {settings.method or 'quantized'!r}, and "
+        f"quantization_config of {settings.where} says {settings.method!r}, and "
         "every tensor is of 16 bits or more: it is left over, and ignored"
     )
 
 
 def _is_coded(t: SourceTensor) -> bool:
     """Whether a tensor is, or may be, a part of a quantized weight."""
-    is_scale = t.name.endswith(("_scale_inv", ".weight_scale"))
-    return is_scale or t.raw not in ("", "F64", "I64", "BOOL")
+    return t.name.endswith(_PARTS) or t.raw not in ("", "F64", "I64", "BOOL")
 
 
-def _check_method(settings: Settings) -> None:
+def _is_known(settings: Settings, tensors: Iterable[SourceTensor]) -> bool:
+    """Whether the settings say how weights are kept, or need not. Raises ConfigError."""
     if settings.method in METHODS:
-        return
+        return True
+    if not settings.method:
+        if part := next((t for t in tensors if t.name.endswith(_PARTS)), None):
+            raise ConfigError(
+                f"{settings.where}: no quantization_config, and tensor {part.name} of {part.path} "
+                "is a part of quantized weights; get the config.json of the release again"
+            )
+        return False
     raise ConfigError(
         f"{settings.where}: weights are quantized by {settings.method!r}, which is not read "
         f"({', '.join(sorted(METHODS))} are). Convert the 16-bit release, or write one first: in "
@@ -129,12 +135,12 @@ def _join_words(found: Found, name: str, settings: Settings) -> SourceTensor:
 
 def _join_packed(found: Found, name: str, settings: Settings) -> SourceTensor:
     """compressed-tensors' `_packed`: integers, MXFP4 or NVFP4."""
-    codes, scales = found[f"{name}_packed"], found.get(f"{name}_scale")
-    if codes.raw == "U8" and scales is not None:
-        if scales.raw == "F8_E4M3":
-            return nvfp4.join(found, name, codes.name, settings)
-        return mxfp4.join_pairs(found, name, codes.name, scales.name)
-    return packed.join(found, name, settings)
+    codes, scale_name = found[f"{name}_packed"], f"{name}_scale"
+    if codes.raw != "U8":
+        return packed.join(found, name, settings)
+    if scale_name in found and found[scale_name].raw in ("U8", "F8_E8M0"):
+        return mxfp4.join_pairs(found, name, codes.name, scale_name)
+    return nvfp4.join(found, name, codes.name, settings)
 
 
 def _join_scaled(ending: str) -> Join:
@@ -189,6 +195,8 @@ _JOINS: Mapping[str, Join] = {
     ".SCB": bitsandbytes.join_int8,
     ".absmax": bitsandbytes.join_four_bits,
 }
+# endings that only parts of quantized weights have
+_PARTS = ("_scale_inv", ".weight_scale", ".weight_packed", ".qweight", "_blocks", ".absmax", ".SCB")
 # what quantized activations and caches leave in a checkpoint; weights do not need it
 _LEFT_OVER = (
     ".input_scale", ".output_scale", "activation_scale", ".input_global_scale", ".input_scale_ub",

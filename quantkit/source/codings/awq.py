@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantkit.errors import ConfigError
-from quantkit.source.codings.parts import Found, Rows, cut, joined, part
+from quantkit.source.codings.parts import FLOATS, WORDS, Found, Rows, cut, joined, part
 from quantkit.source.codings.settings import Settings
 from quantkit.source.tensors import Files, SourceTensor
 
@@ -23,11 +23,11 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
             f"{settings.where}: AWQ weights of 4 bits in groups, in the layout 'gemm', are read, "
             "and no others. Convert the 16-bit release instead"
         )
-    codes = part(found, f"{name}.qweight")
+    codes = part(found, f"{name}.qweight", WORDS)
     n_in, n_out = codes.shape[0], codes.shape[1] * 8
     group = group if group > 0 else n_in
-    scales = part(found, f"{name}.scales", n_in // group, n_out)
-    zeros = part(found, f"{name}.qzeros", n_in // group, n_out // 8)
+    scales = part(found, f"{name}.scales", FLOATS, n_in // group, n_out)
+    zeros = part(found, f"{name}.qzeros", WORDS, n_in // group, n_out // 8)
     return joined(f"{name}.weight", "F32", (n_out, n_in), "awq", codes, zeros, scales,
                   settings=(group,))  # fmt: skip
 

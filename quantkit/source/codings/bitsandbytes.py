@@ -14,6 +14,8 @@ import numpy as np
 
 from quantkit.errors import ConfigError, TensorShape
 from quantkit.source.codings.parts import (
+    BYTES,
+    FLOATS,
     Found,
     Rows,
     cut,
@@ -31,13 +33,12 @@ _STEP = np.float32(1 / 127)
 
 def join_int8(found: Found, name: str, settings: Settings) -> SourceTensor:
     """I8 `[rows, columns]`, and float32 `[rows]`, the largest weight of each row."""
-    weight = part(found, f"{name}.weight")
-    if weight.raw != "I8" or len(weight.shape) != 2:
+    weight = part(found, f"{name}.weight", ("I8",))
+    if len(weight.shape) != 2:
         raise TensorShape(
-            f"{weight.path}: tensor {weight.name}: {weight.raw or weight.ggml.name} "
-            f"{list(weight.shape)} found, a matrix of I8 expected beside {name}.SCB"
+            f"{weight.path}: tensor {weight.name}: {list(weight.shape)} found, a matrix expected"
         )
-    largest = part(found, f"{name}.SCB", weight.shape[0])
+    largest = part(found, f"{name}.SCB", FLOATS, weight.shape[0])
     return joined(weight.name, "F32", weight.shape, "bitsandbytes8", weight, largest)
 
 
@@ -63,7 +64,8 @@ def join_four_bits(found: Found, name: str, settings: Settings) -> SourceTensor 
     size = state["blocksize"]
     if columns % 2 or size < 1:
         raise TensorShape(f"{stated.path}: tensor {stated.name}: {columns} weights a row")
-    codes, absmax = part(found, name), part(found, f"{name}.absmax")
+    codes = part(found, name, BYTES)
+    absmax = part(found, f"{name}.absmax", ("U8", *FLOATS))
     if prod(codes.shape) != rows * columns // 2:
         raise wrong_shape(codes, (rows * columns // 2, 1))
     nests = f"{name}.nested_absmax" in found
@@ -74,12 +76,16 @@ def join_four_bits(found: Found, name: str, settings: Settings) -> SourceTensor 
         )
     if prod(absmax.shape) != -(-rows * columns // size):
         raise wrong_shape(absmax, (-(-rows * columns // size),))
-    parts = [flat(codes, columns // 2), flat(absmax, 1), part(found, f"{name}.quant_map", 16)]
+    parts = [
+        flat(codes, columns // 2),
+        flat(absmax, 1),
+        part(found, f"{name}.quant_map", FLOATS, 16),
+    ]
     nested, offset = 0, 0.0
     if nests:
         nested, offset = state["nested_blocksize"], float(state["nested_offset"])
-        outer = part(found, f"{name}.nested_absmax", -(-prod(absmax.shape) // nested))
-        parts += [flat(outer, 1), part(found, f"{name}.nested_quant_map", 256)]
+        outer = part(found, f"{name}.nested_absmax", FLOATS, -(-prod(absmax.shape) // nested))
+        parts += [flat(outer, 1), part(found, f"{name}.nested_quant_map", FLOATS, 256)]
     bits = int(np.float32(offset).view(np.int32))
     del found[stated.name]
     return joined(name, "F32", (rows, columns), "bitsandbytes4", *parts,

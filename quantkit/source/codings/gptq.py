@@ -7,7 +7,7 @@ import numpy as np
 
 from quantkit.errors import ConfigError, CorruptFile
 from quantkit.source.codings.packed import shifts
-from quantkit.source.codings.parts import Found, Rows, cut, joined, part
+from quantkit.source.codings.parts import FLOATS, INTEGERS, WORDS, Found, Rows, cut, joined, part
 from quantkit.source.codings.settings import Settings
 from quantkit.source.tensors import Files, SourceTensor
 
@@ -21,11 +21,11 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
             f"{settings.where}: GPTQ weights of {bits} bits; 2, 4 and 8 are read. Convert the "
             "16-bit release instead"
         )
-    codes = part(found, f"{name}.qweight")
+    codes = part(found, f"{name}.qweight", WORDS)
     n_in, n_out = codes.shape[0] * 32 // bits, codes.shape[1]
-    groups = part(found, f"{name}.g_idx", n_in)
-    scales = part(found, f"{name}.scales")
-    zeros = part(found, f"{name}.qzeros", scales.shape[0], n_out * bits // 32)
+    groups = part(found, f"{name}.g_idx", INTEGERS, n_in)
+    scales = part(found, f"{name}.scales", FLOATS)
+    zeros = part(found, f"{name}.qzeros", WORDS, scales.shape[0], n_out * bits // 32)
     plus = 0 if settings.values.get("checkpoint_format", "gptq") == "gptq_v2" else 1
     return joined(f"{name}.weight", "F32", (n_out, n_in), "gptq", codes, zeros, scales, groups,
                   settings=(bits, plus))  # fmt: skip

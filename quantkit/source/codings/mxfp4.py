@@ -11,8 +11,10 @@ import numpy as np
 
 from quantkit.errors import TensorShape
 from quantkit.source.codings.parts import (
+    BYTES,
     Found,
     Rows,
+    check_scales,
     cut,
     flat,
     float4,
@@ -24,12 +26,14 @@ from quantkit.source.codings.parts import (
 from quantkit.source.codings.settings import Settings
 from quantkit.source.tensors import Files, SourceTensor
 
+_POWERS = ("U8", "F8_E8M0")
+
 
 def join_blocks(found: Found, name: str, settings: Settings) -> SourceTensor:
     """U8 `[..., rows, blocks, 16]`, two weights a byte, and U8 `[..., rows, blocks]`."""
-    blocks = part(found, f"{name}_blocks")
+    blocks = part(found, f"{name}_blocks", BYTES)
     *lead, n, size = blocks.shape
-    scales = part(found, f"{name}_scales", *lead, n)
+    scales = part(found, f"{name}_scales", _POWERS, *lead, n)
     if size != 16:
         raise TensorShape(
             f"{blocks.path}: tensor {blocks.name}: blocks of {size} bytes found, 16 expected"
@@ -41,14 +45,14 @@ def join_blocks(found: Found, name: str, settings: Settings) -> SourceTensor:
 def join_pairs(found: Found, name: str, codes_name: str, scale_name: str) -> SourceTensor:
     """Bytes `[..., columns / 2]`, the first weight in the low half, and bytes
     `[..., columns / 32]`."""
-    codes = part(found, codes_name)
+    codes = part(found, codes_name, BYTES)
     *lead, half = codes.shape
     if half % 16:
         raise TensorShape(
             f"{codes.path}: tensor {codes.name}: rows of {2 * half} weights found, of MXFP4 are "
             "only whole blocks of 32 read"
         )
-    scales = part(found, scale_name, *lead, half // 16)
+    scales = part(found, scale_name, _POWERS, *lead, half // 16)
     parts = flat(codes, half), flat(scales, half // 16)
     return joined(name, "MXFP4", (*lead, 2 * half), "mxfp4_pairs", *parts)
 
@@ -59,6 +63,7 @@ def read_blocks(
     """Bytes `[count, blocks * 17]`: a scale, then weight j in the low and weight j + 16 in the
     high half of byte j (ggml `block_mxfp4`), where the source has weights 2j and 2j + 1."""
     codes, scales = (files.read_rows(part, first, count) for part in t.parts)
+    check_scales(t, scales, 0xFF, first)
     codes = nibbles(codes.reshape(count, -1, 16))
     packed = codes[..., :16] | codes[..., 16:] << 4
     return np.concatenate((scales[..., None], packed), -1).reshape(count, -1)

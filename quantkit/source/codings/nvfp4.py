@@ -15,8 +15,11 @@ import numpy as np
 from quantkit.errors import TensorShape
 from quantkit.gguf.types import type_by_name
 from quantkit.source.codings.parts import (
+    BYTES,
+    FLOATS,
     Found,
     Rows,
+    check_scales,
     cut,
     float4,
     float8,
@@ -36,14 +39,14 @@ _SECOND, _INPUT, _DIVIDES = range(3)
 def join(found: Found, name: str, codes_name: str, settings: Settings) -> SourceTensor:
     """U8 `[rows, columns / 2]`, E4M3 `[rows, columns / 16]`, and the scales of the tensor and of
     its input, each of one value, if they are there."""
-    codes = part(found, codes_name)
+    codes = part(found, codes_name, BYTES)
     if len(codes.shape) != 2 or codes.shape[1] % 8:
         raise TensorShape(
             f"{codes.path}: tensor {codes.name}: shape {list(codes.shape)} found, of NVFP4 are "
             "matrices of whole groups of 16 weights read"
         )
     rows, half = codes.shape
-    parts = [codes, part(found, f"{name}_scale", rows, half // 8)]
+    parts = [codes, part(found, f"{name}_scale", ("F8_E4M3",), rows, half // 8)]
     divides = codes_name != name  # compressed-tensors
     stem = name.removesuffix("weight")
     names = (
@@ -54,7 +57,7 @@ def join(found: Found, name: str, codes_name: str, settings: Settings) -> Source
     for scalar in names:
         places.append(len(parts) if scalar in found else 0)
         if scalar in found:
-            parts.append(_one(found[scalar]))
+            parts.append(_one(part(found, scalar, FLOATS)))
     kept = 2 * half % _BLOCK == 0
     t = joined(name, "NVFP4", (rows, 2 * half), "nvfp4", *parts, settings=(*places, int(divides)))
     return t if kept else widened(t)
@@ -80,6 +83,7 @@ def read_blocks(
     codes = nibbles(files.read_rows(t.parts[0], first, count).reshape(count, -1, 4, 8))
     packed = (codes[..., :8] | codes[..., 8:] << 4).reshape(count, -1, 32)
     scales = files.read_rows(t.parts[1], first, count).reshape(count, -1, 4) & 0x7F
+    check_scales(t, scales, 0x7F, first)
     return np.concatenate((scales, packed), -1).reshape(count, -1)
 
 

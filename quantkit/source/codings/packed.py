@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import ConfigError, CorruptFile, TensorShape
-from quantkit.source.codings.parts import Found, Rows, cut, joined, part
+from quantkit.source.codings.parts import FLOATS, INTEGERS, WORDS, Found, Rows, cut, joined, part
 from quantkit.source.codings.settings import Settings
 from quantkit.source.tensors import Files, SourceTensor
 
@@ -29,12 +29,12 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
             f"{name}_packed is read: integers of 2 to 8 bits by group, channel or tensor are "
             f"(num_bits {bits}, strategy {strategy!r} found). Convert the 16-bit release instead"
         )
-    codes, scales = part(found, f"{name}_packed"), part(found, f"{name}_scale")
-    parts = [codes, scales, part(found, f"{name}_shape")]
-    if codes.raw != "I32" or len(codes.shape) != 2 or len(scales.shape) not in (1, 2):
+    codes, scales = part(found, f"{name}_packed", WORDS), part(found, f"{name}_scale", FLOATS)
+    parts = [codes, scales, part(found, f"{name}_shape", INTEGERS, 2)]
+    if len(codes.shape) != 2 or len(scales.shape) not in (1, 2):
         raise TensorShape(
-            f"{codes.path}: tensor {codes.name}: {codes.raw} {list(codes.shape)} with scales "
-            f"{list(scales.shape)} found, matrices of I32 words expected"
+            f"{codes.path}: tensor {codes.name}: {list(codes.shape)} with scales "
+            f"{list(scales.shape)} found, matrices expected"
         )
     rows, n_groups = codes.shape[0], scales.shape[1] if len(scales.shape) == 2 else 1
     held = codes.shape[1] * (32 // bits)  # weights of a row, with those that fill its last word
@@ -48,10 +48,10 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     zero_at = group_at = 0
     if f"{name}_zero_point" in found:
         zero_at = len(parts)
-        parts.append(part(found, f"{name}_zero_point", -(-rows // (32 // bits)), n_groups))
+        parts.append(part(found, f"{name}_zero_point", WORDS, -(-rows // (32 // bits)), n_groups))
     if f"{name}_g_idx" in found:  # columns of a group are not side by side
         group_at = len(parts)
-        parts.append(part(found, f"{name}_g_idx", columns))
+        parts.append(part(found, f"{name}_g_idx", INTEGERS, columns))
     return joined(name, "F32", (rows, columns), "packed", *parts,
                   settings=(bits, group, zero_at, group_at))  # fmt: skip
 

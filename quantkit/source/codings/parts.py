@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit.errors import TensorMissing, TensorShape
+from quantkit.errors import NonFiniteWeight, TensorMissing, TensorShape, UnsupportedSource
 from quantkit.gguf.types import type_by_name
 from quantkit.source.tensors import Files, SourceTensor
 
@@ -27,11 +27,23 @@ Join = Callable[[Found, str, "Settings"], "SourceTensor | None"]
 Decoder = Callable[[Files, SourceTensor, int, int, int, int], Rows]
 
 
-def part(found: Found, name: str, *shape: int) -> SourceTensor:
-    """The part of that name, of `shape` if one is given. Raises TensorMissing, TensorShape."""
+# stored dtypes of parts; "" are F32, F16 and BF16
+FLOATS, BYTES, WORDS, INTEGERS = ("",), ("U8", "I8"), ("I32",), ("I32", "I64")
+
+
+def part(found: Found, name: str, of: tuple[str, ...], *shape: int) -> SourceTensor:
+    """The part of that name, of a dtype of `of`, and of `shape` if one is given.
+
+    Raises TensorMissing, UnsupportedSource, TensorShape.
+    """
     if name not in found:
         raise TensorMissing(f"tensor {name} is not in the checkpoint; its weights need it")
     t = found[name]
+    if t.raw not in of:
+        raise UnsupportedSource(
+            f"{t.path}: tensor {name} is {t.raw or t.ggml.name}; as a part of its weights, "
+            f"{' or '.join(kind or 'F32, F16 or BF16' for kind in of)} is read"
+        )
     if shape and t.shape != shape:
         raise wrong_shape(t, shape)
     return t
@@ -66,6 +78,16 @@ def cut(files: Files, t: SourceTensor, first: int, count: int, column: int, widt
     if width == t.n_per_row:
         return files.read_rows(t, first, count)
     return files.read_columns(t, first, count, column, width)
+
+
+def check_scales(t: SourceTensor, scales: Rows, nan: int, first: int) -> None:
+    """No scale of blocks from row `first` on is the code of NaN. Raises NonFiniteWeight."""
+    bad = (scales == nan).any(axis=tuple(range(1, scales.ndim)))
+    if bad.any():
+        raise NonFiniteWeight(
+            f"{t.path.name}: tensor {t.name} has NaN as a scale in row "
+            f"{first + int(bad.argmax())}; the checkpoint is damaged"
+        )
 
 
 @cache

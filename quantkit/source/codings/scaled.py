@@ -14,6 +14,7 @@ import numpy as np
 
 from quantkit.errors import TensorMissing, TensorShape, UnsupportedSource
 from quantkit.source.codings.parts import (
+    FLOATS,
     Found,
     Rows,
     cut,
@@ -26,7 +27,8 @@ from quantkit.source.codings.parts import (
 from quantkit.source.codings.settings import Settings
 from quantkit.source.tensors import Files, SourceTensor
 
-FLOATS = ("F8_E4M3", "F8_E5M2")
+CODES = ("F8_E4M3", "F8_E5M2")
+_SCALES = (*FLOATS, "F64", "F8_E8M0", "U8")
 RANKS = (8, 4)  # tensor-parallel ranks that rows may be ordered by; llama.cpp tries no others
 # rows and columns of a block where no key says it: of FP8 as DeepSeek has it, of MXFP8
 BLOCK, MX_BLOCK = (128, 128), (1, 32)
@@ -39,8 +41,8 @@ def join(found: Found, name: str, scale_name: str, settings: Settings) -> Source
     `settings` of the tensor: rows and columns that have one scale, and the rows of a matrix, whose
     last blocks may be partial. Raises TensorMissing, TensorShape, UnsupportedSource.
     """
-    weight, scale = part(found, name), part(found, scale_name)
-    if weight.raw not in (*FLOATS, "I8"):
+    weight, scale = found[name], part(found, scale_name, _SCALES)
+    if weight.raw not in (*CODES, "I8"):
         raise UnsupportedSource(
             f"{weight.path}: tensor {name} is {weight.raw or weight.ggml.name} and has scales "
             f"({scale_name}), which only F8_E4M3, F8_E5M2 and I8 are read with; delete the scales "
@@ -53,7 +55,7 @@ def join(found: Found, name: str, scale_name: str, settings: Settings) -> Source
     parts = [weight, flat(scale, per_row)]
     zeros = f"{name}_zero_point"
     if zeros in found:
-        parts.append(flat(part(found, zeros, *scale.shape), per_row))
+        parts.append(flat(part(found, zeros, ("I8", *FLOATS), *scale.shape), per_row))
     return joined(name, "F32", weight.shape, "scaled", *parts, settings=(height, width, rows))
 
 
@@ -155,7 +157,7 @@ def _read_run(
     at, last = int(scale_rows[0]), int(scale_rows[-1])
     place = (scale_rows - at)[:, None], np.arange(column, column + width) // block
     scales = scale_values(files, scale, at, last - at + 1)[place]
-    if weight.raw in FLOATS:
+    if weight.raw in CODES:
         values: Rows = float8(weight.raw)[codes]
     else:
         values = codes.view(np.int8).astype(np.float32)
@@ -171,8 +173,6 @@ def scale_values(files: Files, scale: SourceTensor, first: int, count: int) -> R
     rows = files.read_rows(scale, first, count)
     if scale.raw in ("F8_E8M0", "U8"):
         rows = float8("F8_E8M0")[rows]
-    elif scale.raw in FLOATS:
-        rows = float8(scale.raw)[rows]
     return rows.astype(np.float32, copy=False)
 
 

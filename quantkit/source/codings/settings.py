@@ -84,8 +84,8 @@ class Settings:
 
 def read_settings(
     config: Mapping[str, Any], modelopt: Mapping[str, Any] | None, where: str
-) -> Settings | None:
-    """The settings of a checkpoint, or None. `modelopt`: `hf_quant_config.json`, if there is one.
+) -> Settings:
+    """The settings of a checkpoint. `modelopt`: `hf_quant_config.json`, if there is one.
 
     As in llama.cpp's converter, ModelOpt's file tells what `quantization_config` does not.
     Raises ConfigError.
@@ -99,8 +99,6 @@ def read_settings(
         for key in ("quant_algo", "quantized_layers", "config_groups", "format"):
             if isinstance(told, dict) and told.get(key):
                 values[key] = told[key]
-    if not values:
-        return None
     method = values.get("quant_method") or (
         "compressed-tensors" if "config_groups" in values else ""
     )

@@ -1,0 +1,92 @@
+"""The files of a Hugging Face checkpoint: small ones, read once, and where its weights are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import CorruptFile, SourceError, SourceNotFound
+from quantkit.storage.inputs import File
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A checkpoint's small files (config, tokenizer, model card ...) and its weights.
+
+    A small file is read when it is first asked for, and parsed once; callers share what they get
+    and must not change it. The small files of a model on the Hub lie in a temporary `directory`:
+    errors name it by `where`.
+    """
+
+    directory: Path  # holds the small files
+    where: str  # the checkpoint as a person knows it: its directory, or hf://ORG/MODEL
+    weights: Mapping[str, File]  # by file name
+    _contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    _objects: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def local(cls, directory: Path) -> CheckpointFiles:
+        """A checkpoint directory on this machine. Raises SourceNotFound."""
+        if not directory.is_dir():
+            raise SourceNotFound(f"{directory}: no such directory")
+        weights = {path.name: path for path in directory.iterdir() if path.is_file()}
+        return cls(directory, str(directory), weights)
+
+    @property
+    def name(self) -> str:
+        """What the model is called: the name of its directory."""
+        return self.directory.resolve().name
+
+    def path(self, name: str) -> Path:
+        """Where a small file lies on this machine. Not for messages: see `label`."""
+        return self.directory / name
+
+    def label(self, name: str) -> str:
+        """A small file as messages name it."""
+        return f"{self.where}/{name}"
+
+    def has(self, name: str) -> bool:
+        """Whether there is a small file of that name."""
+        return self.path(name).is_file()
+
+    def data(self, name: str) -> bytes:
+        """A small file's bytes. Raises SourceNotFound, SourceError."""
+        if name not in self._contents:
+            try:
+                self._contents[name] = self.path(name).read_bytes()
+            except FileNotFoundError:
+                raise SourceNotFound(f"{self.label(name)}: no such file") from None
+            except OSError as e:
+                raise SourceError(f"{self.label(name)}: cannot be read ({e.strerror})") from None
+        return self._contents[name]
+
+    def text(self, name: str) -> str:
+        """A small file's text, its lines ended by "\\n". Raises SourceError, CorruptFile."""
+        try:
+            text = self.data(name).decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise CorruptFile(f"{self.label(name)}: not UTF-8 ({e})") from None
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file. Raises SourceError, CorruptFile."""
+        if name not in self._objects:
+            self._objects[name] = self._parsed(name)
+        return self._objects[name]
+
+    def optional(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file; None if there is no such file. Raises CorruptFile."""
+        return self.json(name) if self.has(name) else None
+
+    def _parsed(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self.data(name).decode("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+            raise CorruptFile(f"{self.label(name)}: not JSON ({e})") from None
+        if not isinstance(value, dict):
+            kind = type(value).__name__
+            raise CorruptFile(f"{self.label(name)}: a JSON object is expected, not {kind}")
+        return value
