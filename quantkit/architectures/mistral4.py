@@ -9,24 +9,14 @@ from dataclasses import replace
 
 from quantkit.architectures.common import TEXT_KEYS, L, no_key
 from quantkit.architectures.deepseek import DEEPSEEK_V2, LENGTHS
-from quantkit.architectures.rules import Config, Map, whole
-from quantkit.errors import UnsupportedArchitecture
+from quantkit.architectures.rules import Map, whole
 
 X = f"{L}.mlp.experts"
 
 
-def _mistral4(config: Config) -> None:
-    """The name is shared with dense models."""
-    if (kind := config.find("model_type")) != "mistral4":
-        raise UnsupportedArchitecture(
-            f"{config.where}: Mistral3ForConditionalGeneration around {kind!r} is not supported; "
-            "around 'mistral4' it is"
-        )
-
-
 MISTRAL4 = replace(
     DEEPSEEK_V2,
-    hf_names=("Mistral4ForCausalLM", "Mistral3ForConditionalGeneration"),
+    hf_names=("Mistral4ForCausalLM",),
     gguf_arch="mistral4",
     keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *LENGTHS),
     maps=(
@@ -38,7 +28,6 @@ MISTRAL4 = replace(
     ),
     defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": True,
               "n_shared_experts": 1},
-    variant=_mistral4,
 )  # fmt: skip
 
 FAMILY = (MISTRAL4,)
