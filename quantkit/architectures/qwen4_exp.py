@@ -89,10 +89,8 @@ def _table(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
     return (piece("per_layer_token_embd.weight", shape, rows, xid * rows),)
 
 
-def _has_table(config: Config, bid: int = -1) -> bool:
-    """Whether a layer adds embeddings of n-grams; layers are counted from one in the config."""
-    layers = config.find("ple_layer_ids") or []
-    return bool(layers) if bid < 0 else bid + 1 in layers
+def _has_table(config: Config) -> bool:
+    return bool(config.find("ple_layer_ids"))
 
 
 def _if_table(key: Key) -> Key:
@@ -100,6 +98,17 @@ def _if_table(key: Key) -> Key:
         return key.read(config) if _has_table(config) and not config.find("only_mtp") else None
 
     return replace(key, config=read)
+
+
+def _tables(config: Config) -> list[int]:
+    """The layers that add embeddings of n-grams; the config counts from one. Raises ConfigError."""
+    layers = [n - 1 for n in config.find("ple_layer_ids") or []]
+    if any(not is_linear(config, bid) for bid in layers):
+        raise ConfigError(
+            f"{config.where}: 'ple_layer_ids' names a layer with full attention; llama.cpp runs "
+            "embeddings of n-grams in layers with linear attention"
+        )
+    return layers
 
 
 def _last_eos(config: Config) -> int:
@@ -140,7 +149,7 @@ QWEN4_EXP = replace(
         Key("{arch}.attention.indexer.top_k", "indexer_budget"),
         Key("{arch}.attention.compress_ratios", _ratios),
         *map(_if_table, (
-            Key("{arch}.ple.layers", lambda c: [n - 1 for n in c.find("ple_layer_ids")]),
+            Key("{arch}.ple.layers", _tables),
             Key("{arch}.ple.ngram_size", "ngram_size"),
             Key("{arch}.ple.heads_per_ngram", "heads_per_ngram"),
             Key("{arch}.ple.conv_kernel", "ple_conv_kernel_size"),
@@ -196,7 +205,7 @@ QWEN4_EXP = replace(
     ),
     layers={
         **QWEN35_MOE.layers,
-        "n-grams": lambda c, bid: bid < c.layers and _has_table(c, bid),
+        "n-grams": lambda c, bid: bid < c.layers and bid in _tables(c),
         # not of a file of the head that predicts further tokens alone
         "a table": lambda c, bid: _has_table(c) and not c.find("only_mtp"),
         "trunk": lambda c, bid: not c.find("only_mtp"),

@@ -3,6 +3,7 @@ cannot compute: each is refused with a name, before a weight is read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,18 @@ def test_a_missing_part_is_named(
 
 
 @pytest.mark.parametrize(
-    ("n", "total"), [(7, -0.9152469038963318), (30, -5.003716945648193), (1000, -2.4199705123901367)]
+    ("n", "total"),
+    [(7, -0.9152469038963318), (30, -5.003716945648193), (1000, -2.4199705123901367)],
 )
 def test_sums_are_torchs(n: int, total: float) -> None:
     """torch 2.13's sum of the same float32 vectors, on x86."""
     x = np.sin(np.arange(n, dtype=np.float64) ** 2).astype(np.float32)
     assert float(torch_sum(x)) == total
+
+
+def test_n_grams_at_a_layer_that_llama_cpp_does_not_run(broken: Broken) -> None:
+    source = broken("qwen4-ple2")
+    text = json.loads((source / "config.json").read_text())["text_config"]
+    edit_config(source, text_config={**text, "ple_layer_ids": [2]})
+    with pytest.raises(errors.ConfigError, match="'ple_layer_ids' names a layer with full"):
+        convert("qwen4-ple2", source)
