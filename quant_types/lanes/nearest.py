@@ -337,9 +337,8 @@ def make_survey(dim: int, stride: int):
             builder.store(found, builder.bitcast(masks, _I32.as_pointer()))
         return context.get_dummy_value()
 
-    one = (
-        *(types.voidptr,) * 3, types.float32, types.int32, types.int32, types.voidptr, types.voidptr,
-    )  # fmt: skip
+    address, number = types.voidptr, types.int32
+    one = (address, address, address, types.float32, number, number, address, address)
 
     @intrinsic
     def survey(
