@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.rules import (
+    Architecture,
     Config,
     Dim,
     Expect,
@@ -82,7 +83,7 @@ def _sections(config: Config) -> list[int] | None:
 GATING = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}  # llama.cpp `ExpertGatingFuncType`
 _GATING_NAMES = (
     "score_function", "scoring_func", "score_func", "moe_router_activation",
-    "moe_router_activation_func", "expert_selection_fn",
+    "moe_router_activation_func", "expert_selection_fn", "router_score_func",
 )  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def _gating(config: Config) -> int | None:
     return GATING.get(name)
 
 
+DENSE_FFN = ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size")
 EXPERT_COUNT = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERT_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 
@@ -119,8 +121,7 @@ TEXT_KEYS = (
         default=None),
     Key("{arch}.embedding_length", "hidden_size"),
     Key("{arch}.feed_forward_length",
-        ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size"),
-        default=None),
+        DENSE_FFN, default=None),
     Key("{arch}.attention.head_count", "num_attention_heads"),
     Key("{arch}.attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
     *ROPE_KEYS,
@@ -212,7 +213,7 @@ def slides(config: Config, every: int | None = None) -> list[bool] | None:
 DIMS: dict[str, Dim] = {
     "vocab": lambda c: c.get("vocab_size"),
     "hidden": lambda c: c.get("hidden_size"),
-    "ffn": lambda c: c.get("intermediate_size"),
+    "ffn": lambda c: c.get(*DENSE_FFN, default=0),  # none where every layer has experts
     "heads": lambda c: c.get("num_attention_heads"),
     "kv_heads": kv_heads,
     "head": lambda c: c.head_dim,
@@ -369,6 +370,22 @@ OTHER_MODES = (
 DROPS = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
 
 
+def tied_head_dropped(arch: Architecture) -> Architecture:
+    """`arch` without the output matrix where config.json says that the embeddings serve as one;
+    what is in the checkpoint all the same is left out."""
+    return replace(
+        arch,
+        maps=tuple(
+            replace(m, layers="own head") if m.source == "lm_head.weight" else m for m in arch.maps
+        ),
+        layers={
+            **arch.layers,
+            "own head": lambda c, bid: not c.get("tie_word_embeddings", kind="BOOL", default=False),
+        },
+        drops=(*arch.drops, r"lm_head\.weight"),
+    )
+
+
 def after_dense(config: Config, bid: int) -> bool:
     """Whether a layer has experts, in models whose first few have none."""
     first: int = config.get("first_k_dense_replace")
@@ -407,3 +424,16 @@ NEXTN_MAPS = (
         whole("nextn.embed_tokens.weight"), "mtp", optional=True),
 )  # fmt: skip
 MTP_LAYERS: dict[str, Callable[[Config, int], bool]] = {"mtp": lambda c, bid: bid >= c.layers}
+
+# heads that predict further tokens under names of their own, `mtp.*`
+MTP_AROUND = (
+    Map("mtp.fc.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
+    vector("mtp.pre_fc_norm_embedding", "nextn.enorm", layers="mtp"),
+    vector("mtp.pre_fc_norm_hidden", "nextn.hnorm", layers="mtp"),
+    vector("mtp.norm", "nextn.shared_head_norm", layers="mtp"),
+)
+
+
+def in_mtp_head(*maps: Map, base: str = "mtp.layers.{mid}") -> tuple[Map, ...]:
+    """The rows of a layer, in the head that predicts further tokens."""
+    return tuple(replace(m, source=m.source.replace(L, base)) for m in maps)

@@ -37,6 +37,7 @@ from quantkit.architectures.common import (
     optional_key,
     router,
     router_bias,
+    tied_head_dropped,
 )
 from quantkit.architectures.rules import (
     Architecture,
@@ -231,4 +232,4 @@ GLM4_MOE_LITE = replace(
     keeps_mtp=True,
 )
 
-FAMILY = (DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)
+FAMILY = (DEEPSEEK, *map(tied_head_dropped, (DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)))

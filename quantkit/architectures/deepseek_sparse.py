@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantkit.architectures.common import (
-    MTP_LAYERS,
-    NEXTN_KEY,
-    NEXTN_MAPS,
-)
+from quantkit.architectures.common import MTP_LAYERS, NEXTN_KEY, NEXTN_MAPS, tied_head_dropped
 from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V3
 from quantkit.architectures.rules import Config, Dim, Key, Map, linear, vector, whole
 from quantkit.errors import ConfigError
@@ -119,4 +115,4 @@ GLM_DSA = replace(
     variant=_whole_rope,
 )  # fmt: skip
 
-FAMILY = (DEEPSEEK_V32, GLM_DSA)
+FAMILY = (tied_head_dropped(DEEPSEEK_V32), tied_head_dropped(GLM_DSA))

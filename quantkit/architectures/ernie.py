@@ -38,7 +38,7 @@ BIAS = f"{L}.mlp.moe_statics.e_score_correction_bias"
 
 
 def _sparse(config: Config, bid: int) -> bool:
-    last = config.get("moe_layer_end_index", default=config.layers - 1)
+    last = config.get("moe_layer_end_index", kind="INT32", default=-1) % config.layers  # -1: all
     first, step = config.get("moe_layer_start_index"), config.get("moe_layer_interval")
     return bool(first <= bid <= last and (bid + 1) % step == 0)
 

@@ -11,6 +11,8 @@ from quantkit.architectures.common import (
     EMBEDDINGS,
     EXPERT_FFN,
     LEADING_DENSE,
+    MTP_AROUND,
+    MTP_LAYERS,
     NORMS,
     RMS_NORM,
     SILU,
@@ -23,6 +25,8 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    in_mtp_head,
+    nextn_layers,
     optional_key,
     qk_norms,
     router,
@@ -48,7 +52,11 @@ EXAONE_MOE = Architecture(
     late_keys=(
         VOCAB_SIZE,
         optional_key("attention.sliding_window", "sliding_window"),
-        Key("{arch}.attention.sliding_window_pattern", slides, "BOOL"),
+        Key(
+            "{arch}.attention.sliding_window_pattern",
+            lambda c: None if c.find("sliding_window") is None else slides(c),
+            "BOOL",
+        ),
         EXPERT_FFN,
         Key("{arch}.expert_shared_count", "num_shared_experts"),
         Key("{arch}.expert_shared_feed_forward_length", _shared_ffn),
@@ -58,7 +66,8 @@ EXAONE_MOE = Architecture(
         Key("{arch}.nextn_predict_layers", lambda c: c.mtp),
         Key("{arch}.rope.scaling.type", lambda c: "none", "STRING"),
     ),
-    expects=(RMS_NORM, SILU),
+    # one head of further tokens: what is around it would be shared by several
+    expects=(RMS_NORM, SILU, Expect("num_nextn_predict_layers", (0, 1))),
     aliases={"first_k_dense_replace": "first_last_k_dense_replace"},
     dims={**DIMS, **expert_dims(), "shared_ffn": _shared_ffn},
     maps=(
@@ -72,11 +81,16 @@ EXAONE_MOE = Architecture(
         router_bias(layers="experts", like=BIAS),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
+        *MTP_AROUND,
+        *in_mtp_head(*NORMS, *attention(), *qk_norms(), *gated_mlp()),
     ),
-    layers=DENSE_FIRST,
+    layers={**DENSE_FIRST, **MTP_LAYERS},
+    mtp=nextn_layers,
+    keeps_mtp=True,
     expert_order=DOWN_GATE_UP,
     # llama.cpp does not load the model without a scoring function
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
+    computed={"rope_freqs.weight": rope_freqs},
     fuses=("qkv",),
 )
 

@@ -132,6 +132,9 @@ def _splits(config: Config) -> bool:
     return "nvfp4" in str(config.find("quantization_config")).lower()
 
 
+SUPPRESSED = Key("tokenizer.ggml.suppress_tokens", "generation_config.suppress_tokens", "INT32",
+                 default=None)  # fmt: skip
+
 GEMMA4 = Architecture(
     hf_names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
     gguf_arch="gemma4",
@@ -237,4 +240,11 @@ GEMMA4_INPUTS = replace(
     variant=lambda config: None,
 )  # fmt: skip
 
-FAMILY = (GEMMA4,)
+# encoder-free: what it sees and hears is embedded by matrices of its own
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    hf_names=("Gemma4UnifiedForConditionalGeneration",),
+    late_keys=(*GEMMA4.late_keys, SUPPRESSED),
+)
+
+FAMILY = (GEMMA4, GEMMA4_UNIFIED)

@@ -106,7 +106,7 @@ GLM4 = Architecture(
 )
 
 GLM4_MOE = Architecture(
-    hf_names=("Glm4MoeForCausalLM",),
+    hf_names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration"),
     gguf_arch="glm4moe",
     keys=TEXT_KEYS,
     late_keys=(

@@ -20,6 +20,7 @@ from quantkit.architectures.common import (
     gated_mlp,
     no_key,
     router,
+    tied_head_dropped,
 )
 from quantkit.architectures.rules import Architecture, Config, Key, vector
 from quantkit.errors import ConfigError
@@ -51,7 +52,7 @@ def _scaled(config: Config, value: Any) -> Any:
     return value
 
 
-HUNYUAN_MOE = Architecture(
+HUNYUAN_MOE = tied_head_dropped(Architecture(
     hf_names=("HunYuanMoEV1ForCausalLM",),
     gguf_arch="hunyuan-moe",
     keys=no_key(TEXT_KEYS, ".expert_used_count"),
@@ -90,7 +91,7 @@ HUNYUAN_MOE = Architecture(
     expert_order=DOWN_GATE_UP,
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
     fuses=("qkv",),
-)  # fmt: skip
+))  # fmt: skip
 
 
 def _ntk(config: Config, value: Any) -> Any:

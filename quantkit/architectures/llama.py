@@ -180,8 +180,15 @@ FF = f"{L}.feed_forward"
 
 
 def _sparse(config: Config, bid: int) -> bool:
-    """Every `interleave_moe_layer_step`th layer of Llama 4 has experts."""
-    return bool((bid + 1) % config.get("interleave_moe_layer_step") == 0)
+    """Every `interleave_moe_layer_step`th layer of Llama 4 has experts; none, if it is zero."""
+    step = config.get("interleave_moe_layer_step")
+    return bool(step and (bid + 1) % step == 0)
+
+
+def _no_window(config: Config) -> int | None:
+    """No layer has a chunked window, where `layer_types` says so."""
+    types = config.find("layer_types")
+    return 0 if types is not None and {*types} == {"full_attention"} else None
 
 
 LLAMA4 = replace(
@@ -197,6 +204,7 @@ LLAMA4 = replace(
         ROPE_DIMENSION,
         Key("{arch}.interleave_moe_layer_step", "interleave_moe_layer_step"),
         Key("{arch}.expert_feed_forward_length", "intermediate_size"),
+        Key("{arch}.attention.sliding_window", _no_window),
     ),
     dims={
         **DIMS,

@@ -27,6 +27,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    optional_key,
     qk_norms,
     router,
     transposed_experts,
@@ -160,6 +161,15 @@ QWEN3_VL_MOE = replace(
     defaults=QWEN3_VL.defaults,
 )  # fmt: skip
 
+# the part of Qwen3-Omni that thinks; its names lie below `thinker.`
+QWEN3_OMNI = replace(
+    QWEN3_VL_MOE,
+    hf_names=("Qwen3OmniMoeForConditionalGeneration",),
+    late_keys=(EXPERT_FFN, Key("{arch}.n_deepstack_layers", lambda c: 0)),
+    maps=QWEN3_MOE.maps,
+    renames=((r"^thinker\.", ""),),
+)
+
 RND1 = replace(
     QWEN3_MOE,
     hf_names=("RND1",),
@@ -176,7 +186,7 @@ LLADA_MOE = replace(
     hf_names=("LLaDAMoEModelLM", "LLaDAMoEModel"),
     gguf_arch="llada-moe",
     late_keys=(
-        Key("{arch}.expert_feed_forward_length", "expert_intermediate_size"),
+        optional_key("expert_feed_forward_length", "expert_intermediate_size"),
         Key("tokenizer.ggml.mask_token_id", lambda c: 156895),
         Key("{arch}.attention.causal", lambda c: False, "BOOL"),
         Key("diffusion.shift_logits", lambda c: False, "BOOL"),
@@ -217,10 +227,11 @@ GROVE_MOE = replace(
             stack("ffn_down_chexps.weight", "chunks"), experts="chunks"),
     ),
     expert_order=(*DOWN_GATE_UP, "ffn_down_chexps", "ffn_gate_chexps", "ffn_up_chexps"),
-    drops=(*DROPS, r".*\.mlp\.gate\.expert_bias"),  # the model does not use it
+    drops=(*DROPS, r".*\.expert_bias"),  # the model does not use it
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, QWEN2_VL, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, RND1, LLADA_MOE,
+    QWEN2, QWEN2_VL, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI, RND1,
+    LLADA_MOE,
     GROVE_MOE,
 )  # fmt: skip

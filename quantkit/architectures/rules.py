@@ -34,6 +34,7 @@ from quantkit.architectures.row_maps import (
     whole,
 )
 from quantkit.errors import ConfigError
+from quantkit.source.tensors import SourceTensor
 
 # the row maps are words, too: a family imports all of them from here
 __all__ = [
@@ -44,10 +45,24 @@ __all__ = [
 ]  # fmt: skip
 
 _REQUIRED: Any = object()
-_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
+_NUMBER = re.compile(r"\{\w+\}|(?<=\.)\d+(?=\.)")
+_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38),
+                                      "UINT64": (0, (1 << 64) - 1)}  # fmt: skip
 _KINDS: dict[str, tuple[type, ...]] = {
-    "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
-    "NUMBER": (float, int),  # of an array that may hold infinity
+    "UINT32": (int,), "UINT64": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,),
+    "STRING": (str,), "NUMBER": (float, int),  # NUMBER: of an array that may hold infinity
+}  # fmt: skip
+
+# names of rotary settings outside their table, the first that is there counts
+_LOCAL_THETA = (
+    "local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta",
+    "rope_local_base_freq",
+)  # fmt: skip
+_ROPE_SPELLINGS = {
+    "rope_theta": ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta",
+                   "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rope_pct", "rope_percent"),
+    "original_max_position_embeddings": ("original_max_position_embeddings",),
 }  # fmt: skip
 
 
@@ -123,15 +138,18 @@ class Config:
         rope = dict(found)
         if "full_attention" in rope or "sliding_attention" in rope:
             return rope
-        for name in ("swa_rope_theta", "rope_local_base_freq", "local_rope_theta"):
-            if self.values.get(name) is not None:
-                rope["sliding_attention"] = {"rope_theta": self.values[name]}
+        if (local := self.first(_LOCAL_THETA)) is not None:
+            rope["sliding_attention"] = {"rope_theta": local}
         if "type" in rope:
             rope.setdefault("rope_type", rope["type"])
-        for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-            if self.values.get(name) is not None:
-                rope.setdefault(name, self.values[name])
+        for name, spellings in _ROPE_SPELLINGS.items():
+            if (value := self.first(spellings)) is not None:
+                rope.setdefault(name, value)
         return rope
+
+    def first(self, names: Sequence[str]) -> Any:
+        """What stands under the first of `names` that is there and not null, or None."""
+        return next((v for n in names if (v := self.values.get(n)) is not None), None)
 
 
 @dataclass(frozen=True)
@@ -205,19 +223,23 @@ class Expect:
         )
 
 
+Integers = Callable[[SourceTensor], "list[int]"]  # the values of a small tensor
+
+
 @dataclass(frozen=True)
 class Map:
     """A source tensor, by name, and what becomes of it.
 
     `source` may hold `{bid}` (the block), `{mid}` (a block that predicts further tokens, counted
-    from 0) and `{xid}` (the expert, of as many as `experts` says). `shape` names the dimensions it
-    must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
-    if empty. `like` is the older spelling of the same tensor: llama.cpp orders tensors by name, so
-    a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
-    weights count as rows of one. `integers`: a table of integers, kept as int32. `by_rank`: the
-    dimensions of the matrices of which each tensor-parallel rank has its rows, one rank after
-    another, where the weights are FP8 in blocks. `times`: another tensor of as many weights, whose
-    product with this one is wanted.
+    from 0) and `{xid}` (the expert, of as many as `experts` says); `{any}` is a number without a
+    meaning for the file. `shape` names the dimensions it must have. `layers` names the kind of
+    layers that have it (`Architecture.layers`), all of them if empty. `like` is the older spelling
+    of the same tensor: llama.cpp orders tensors by name, so a respelled checkpoint keeps the order
+    of the spelling that its converter knows. `flat`: its weights count as rows of one. `integers`:
+    a table of integers, kept as int32. `by_rank`: the dimensions of the matrices of which each
+    tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
+    `times`: another tensor of as many weights, whose product with this one is wanted. `beside`:
+    another matrix, whose columns follow those of this.
     """
 
     source: str
@@ -231,16 +253,17 @@ class Map:
     integers: bool = False
     by_rank: tuple[str, ...] = ()
     times: str = ""
+    beside: str = ""
 
     @property
     def template(self) -> str:
         """The name with every number replaced by a star."""
-        return re.sub(r"\{\w+\}", "*", self.source)
+        return re.sub(_NUMBER, "*", self.source)
 
     @property
     def fields(self) -> list[str]:
-        """What the stars stand for, in order."""
-        return re.findall(r"\{(\w+)\}", self.source)
+        """What the stars stand for, in order: a number that is written out stands for itself."""
+        return [field.strip("{}") for field in re.findall(_NUMBER, self.source)]
 
 
 def linear(
@@ -289,8 +312,9 @@ class Architecture:
     expert_order: tuple[str, ...] = ()
     # names of source tensors that are dropped, as regular expressions
     drops: tuple[str, ...] = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
-    # our name of a config key -> the family's own; `a.b` is key b of table a
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    # our name of a config key -> the family's own (`a.b` is key b of table a), or what it follows
+    # from (None: it is as it stands)
+    aliases: Mapping[str, str | Callable[[Config], Any]] = field(default_factory=dict)
     # parts of the names of source tensors that are read as others: (pattern, replacement)
     renames: tuple[tuple[str, str], ...] = ()
     # values of a layer that the checkpoint keeps as tensors of one element and a GGUF file as keys:
@@ -302,6 +326,8 @@ class Architecture:
     assumes: tuple[Expect, ...] = ()
     # what transformers assumes where config.json is silent
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # config values that are seen from the tensors
+    learned: Callable[[Mapping[str, SourceTensor], Integers], Mapping[str, Any]] | None = None
     # tensors computed from the config: name -> float32 values, or None where there is none
     computed: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
     # source tensors that are in no checkpoint: name -> float32 values
@@ -313,6 +339,8 @@ class Architecture:
     fuses: tuple[str, ...] = ()
     # roles that llama.cpp's converter leaves in float32 elsewhere, and not here
     rounds: frozenset[str] = frozenset()
+    # the same, in the layers that predict further tokens
+    rounds_ahead: frozenset[str] = frozenset()
     # roles that it leaves in float32 here, and not elsewhere
     exact: frozenset[str] = frozenset()
     # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)

@@ -1,5 +1,5 @@
-"""Step-3.5: heads of its own in layers with a sliding window, gated attention, experts stacked on
-disk. llama.cpp: `conversion/step3.py`, Step35Model."""
+"""Step-3.5 and 3.7: heads of its own in layers with a sliding window, gated attention, experts
+stacked on disk. llama.cpp: `conversion/step3.py`, Step35Model."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ _KEYS = {
 }
 
 STEP35 = Architecture(
-    hf_names=("Step3p5ForCausalLM",),
+    hf_names=("Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"),
     gguf_arch="step35",
     keys=tuple(
         replace(key, config=_KEYS.get(key.name, key.config))

@@ -70,6 +70,9 @@ def from_checkpoint(
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
     outtype = _chosen(outtype, stored, by_name.values())
+    if arch.learned is not None:
+        values = {**config.values, **arch.learned(by_name, _integers)}
+        config = replace(config, values={**values, "only_mtp": options.mtp == "only"})
     config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
     placed, sources = place(arch, config, by_name, options)
     precision = precision_keys(placed, sources, settings)
@@ -79,7 +82,7 @@ def from_checkpoint(
         ModelTensor(
             name,
             shape,
-            _stored(name, shape, outtype, arch, options, sources[segments[0].source]),
+            _stored(name, shape, outtype, arch, config, options, sources[segments[0].source]),
             segments,
         )
         for name, (shape, segments) in placed.items()
@@ -124,8 +127,11 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Confi
         raise ConfigError(f"{label}: 'architectures' does not name the model")
     arch = find(used)
     values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [used]}
+    if (generation := files.optional("generation_config.json")) is not None:
+        values["generation_config"] = generation
     for ours, theirs in arch.aliases.items():
-        if (value := Config(values).find(theirs)) is not None:
+        known = Config(values, label)
+        if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:
             values[ours] = value
     config = Config(values, label, wrapper="" if whole == used else whole)
     arch = arch.variant(config) or arch
@@ -138,6 +144,12 @@ def _architecture(values: Mapping[str, Any]) -> str:
     """The name that a config gives its model, or none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _integers(t: SourceTensor) -> list[int]:
+    """The values of a small tensor of integers."""
+    with Files((t.path,)) as files:
+        return [int(n) for n in files.read_rows(t, 0, t.n_rows).ravel()]
 
 
 def _with_scalars(
@@ -227,8 +239,8 @@ def _chosen(
 
 
 def _stored(
-    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, options: ConversionOptions,
-    source: SourceTensor,
+    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, config: Config,
+    options: ConversionOptions, source: SourceTensor,
 ) -> str:  # fmt: skip
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
@@ -238,9 +250,11 @@ def _stored(
         wanted = type_by_name("Q8_0")
     elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
         wanted = source.ggml
+    ahead = role.bid is not None and role.bid >= config.layers
+    rounds = arch.rounds_ahead if ahead else arch.rounds
     exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
     if arch.keeps_types and len(shape) > 1:
         exact = False
-    if exact and role.role not in arch.rounds:
+    if exact and role.role not in rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

@@ -148,7 +148,9 @@ def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> No
         if value is None:
             continue
         with malformed(ConfigError, f"{config.where}: {name} cannot be {value!r}"):
-            if isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
+            if key.kind == "UINT64":
+                writer.add_key_value(name, value, GGUFValueType.ARRAY, GGUFValueType.UINT64)
+            elif isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
                 writer.add_array(name, value)
             else:
                 writer.add_key_value(name, value, GGUFValueType[key.kind])

@@ -240,7 +240,8 @@ class _Layout:
     def blocks_of(self, m: Map) -> Sequence[int | None]:
         """The blocks that must have the tensor."""
         layers, blocks = self.config.layers, self.config.blocks
-        own_names = any("mid" in other.fields for other in self.arch.maps)
+        ahead = ["bid" in m.fields for m in self.arch.maps if m.layers == "mtp"]
+        own_names = bool(ahead) and not any(ahead)
         if "bid" in m.fields:
             first = layers if self.options.mtp == "only" else 0
             found: Sequence[int] = range(first, layers if own_names else blocks)
@@ -249,16 +250,16 @@ class _Layout:
         elif m.layers == "mtp":
             found = range(layers, min(layers + 1, blocks))
         else:
-            return (None,)
+            return (None,) if self.has(m, None) else ()
         return [bid for bid in found if self.has(m, bid)]
 
     def has(self, m: Map, bid: int | None) -> bool:
         """Whether layer `bid` is of the kind that has the tensor."""
-        if bid is None or not m.layers:
+        if not m.layers:
             return True
-        kind = (m.layers, bid)
+        kind = (m.layers, bid or 0)
         if kind not in self.kinds:
-            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid)
+            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid or 0)
         return self.kinds[kind]
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
@@ -268,11 +269,13 @@ class _Layout:
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):
             ids = dict(zip(m.fields, numbers, strict=True))
+            if any(field.isdecimal() and int(field) != n for field, n in ids.items()):
+                continue
             bid = ids.get("bid")
             if "mid" in ids or (bid is None and m.layers == "mtp"):
                 bid = self.config.layers + ids.get("mid", 0)
             best = (m, bid, ids.get("xid", 0))
-            if self.has(m, bid):
+            if (bid or 0) >= self.blocks or self.has(m, bid):
                 break
         return best
 
@@ -331,13 +334,15 @@ class _Layout:
 
 
 def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
-    """All stacked experts of a block that are of one kind with `names`, in the family's order."""
+    """All stacked experts of a block that are of one kind with `names`, in the family's order;
+    none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
-    return [
+    found = [
         in_block(layout.joined(f"{role}.weight"), bid)
         for role in layout.arch.expert_order
         if role.rpartition("_")[2] in kinds
     ]
+    return found if {*names} <= {*found} else []
 
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:

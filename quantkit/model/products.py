@@ -1,4 +1,5 @@
-"""Sources that are multiplied by others before they are placed (`Map.times`)."""
+"""Sources that are multiplied by others, or stand beside them, before they are placed (`Map.times`,
+`Map.beside`)."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from quantkit.architectures.rules import Map
 from quantkit.errors import TensorMissing
 from quantkit.model.missing import NUMBER
+from quantkit.source.codings.beside import beside
 from quantkit.source.codings.product import product
 from quantkit.source.tensors import SourceTensor
 
@@ -18,7 +20,8 @@ def multiplied(
 
     Raises TensorMissing: one of a pair is not there. TensorShape: they do not fit.
     """
-    pairs = [(m, name) for m in maps if m.times for name in (m.source, m.times)]
+    pairs = [(m, name) for m in maps if m.times or m.beside
+             for name in (m.source, m.times or m.beside)]  # fmt: skip
     if not pairs:
         return sources
     templates = {NUMBER.sub("*", name.format(bid="0")): m for m, name in pairs}
@@ -28,10 +31,10 @@ def multiplied(
         if (m := templates.get(NUMBER.sub("*", name))) is None:
             continue
         bid = next(iter(NUMBER.findall(name)), "")
-        names = [name.format(bid=bid) for name in (m.source, m.times)]
+        names = [name.format(bid=bid) for name in (m.source, m.times or m.beside)]
         if lacking := [n for n in names if n not in short]:
             raise TensorMissing(f"tensor {lacking[0]} is not in the checkpoint; {name} needs it")
         one, other = (short[n] for n in names)
         out.pop(other.name, None)
-        out[one.name] = product(one, other)
+        out[one.name] = (product if m.times else beside)(one, other)
     return out

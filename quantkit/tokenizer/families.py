@@ -42,7 +42,9 @@ class VocabRules:
     `unused`: how pieces begin that nothing uses.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
     `tekken`: a tekken.json is read where there is no tokenizer.json.
-    `shown`: texts that are shown, though the files call them special. `template_file_wins`:
+    `shown`: texts that are shown, though the files call them special; `control`: those that are
+    not, though the files do not. `turns_end`: of several `eos_token_id` of config.json, the first
+    that is not the bos is the eot. `template_file_wins`:
     chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
     """
 
@@ -59,6 +61,8 @@ class VocabRules:
     template_file_wins: bool = False
     model: str = ""
     shown: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
+    turns_end: bool = False
     unused: str = ""
     model_space_prefix: bool = False
     tekken: bool = False
@@ -90,8 +94,8 @@ def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
 
 
 _GLM = VocabRules(
-    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM",
-           "Glm5NextForConditionalGeneration"),
+    names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration", "Glm4MoeLiteForCausalLM",
+           "GlmMoeDsaForCausalLM", "Glm5NextForConditionalGeneration"),
     pre="glm4",
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"),
          ("eom", "<|observation|>")),
@@ -122,7 +126,8 @@ RULES: tuple[VocabRules, ...] = (
                       "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
                space_prefix=False),
     VocabRules(
-        names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), model="gemma4",
+        names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
+               "Gemma4UnifiedForConditionalGeneration"), model="gemma4",
         space_prefix=False, add=(("bos", True),),
         shown=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
                "<tool_response|>", '<|"|>'),
@@ -134,7 +139,8 @@ RULES: tuple[VocabRules, ...] = (
         names=("SolarOpenForCausalLM",), pre="solar-open",
         ids=(("eos", _END), ("eot", _END), ("unk", "<unk>"), ("bos", "<|startoftext|>")),
     ),
-    VocabRules(names=("NemotronHForCausalLM",), pre="pixtral", round_to=8),
+    VocabRules(names=("NemotronHForCausalLM", "NemotronHPuzzleForCausalLM"), pre="pixtral",
+               round_to=8),
     VocabRules(names=("GraniteMoeHybridForCausalLM", "BambaForCausalLM"), round_to=8),
     VocabRules(
         names=("InternLM2ForCausalLM",),
@@ -150,14 +156,24 @@ RULES: tuple[VocabRules, ...] = (
         late_ids=(("eos", "{config.json:eod_token_id}"),
                   ("eot", "{generation_config.json:eos_token_id}")),
     ),
-    VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", "<|bos|>"),)),
+    VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", 127959),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
     VocabRules(names=("KimiK3ForConditionalGeneration",),
                late_ids=(("eos", "{config.json:eos_token_id}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
+    VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
+               late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
+    VocabRules(names=("LagunaForCausalLM",), pre="laguna", template_file_wins=True,
+               turns_end=True, control=("</assistant>",)),
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
-    VocabRules(names=("BailingMoeV2ForCausalLM",), pre="bailingmoe2"),
+    VocabRules(names=("BailingMoeV2ForCausalLM", "BailingMoeV3ForCausalLM",
+                      "BailingMoeV3VLForConditionalGeneration"), pre="bailingmoe2"),
+    VocabRules(
+        names=("Dots3NoteForCausalLM", "Dots3NoteForConditionalGeneration",
+               "Dots3NoteTextForCausalLM"),
+        ids=(("eot", "<|endofassistant|>"),),
+    ),
     VocabRules(names=("LLaDAMoEModel", "LLaDAMoEModelLM"), pre="llada-moe"),
     VocabRules(names=("DeepseekForCausalLM", "DeepseekV2ForCausalLM"), pre="deepseek-llm"),
     VocabRules(names=("GrokForCausalLM", "Grok1ForCausalLM"), pre="grok-2"),

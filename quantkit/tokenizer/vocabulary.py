@@ -183,6 +183,11 @@ def _read(
         )
         vocab.special = read_special_tokens(files, None, rules.template_file_wins)
     _apply(rules, vocab, files)
+    if rules.turns_end:
+        config = files.json("config.json")
+        ends, bos = config.get("eos_token_id"), config.get("bos_token_id")
+        others = [i for i in ends if i != bos] if isinstance(ends, list) else []
+        vocab.late_ids |= dict(zip(("eot",), others, strict=False))
     return vocab
 
 
@@ -282,6 +287,7 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
             vocab.middle_space_prefix = prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
-    for text in rules.shown:
-        if (i := ids.get(text)) is not None:
-            vocab.types[i] = int(TokenType.USER_DEFINED)
+    kinds = ((rules.shown, TokenType.USER_DEFINED), (rules.control, TokenType.CONTROL))
+    for texts, kind_of in kinds:
+        for i in filter(None, map(ids.get, texts)):
+            vocab.types[i] = int(kind_of)

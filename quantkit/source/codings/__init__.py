@@ -15,6 +15,7 @@ from quantkit.errors import ConfigError
 from quantkit.gguf.types import type_by_name
 from quantkit.source.codings import (
     awq,
+    beside,
     bitsandbytes,
     gptq,
     mxfp4,
@@ -217,6 +218,7 @@ _DECODERS: Mapping[str, Decoder] = {
     "nvfp4": nvfp4.read_blocks,
     "nvfp4_floats": nvfp4.read_floats,
     "packed": packed.read,
+    "beside": beside.read,
     "product": product.read,
     "scaled": scaled.read,
     "scales": nvfp4.read_scales,
