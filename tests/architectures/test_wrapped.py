@@ -11,6 +11,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.source.checkpoint_files import CheckpointFiles
 
 Broken = Callable[..., Path]
 INNER = "DeepseekV3ForCausalLM"
@@ -27,8 +28,10 @@ def test_by_any_name(place: str, broken: Broken, checkpoint: Broken) -> None:
     def move(config: dict[str, Any]) -> dict[str, Any]:
         return {**config, place: config.pop("text_config"), "text_config": {"hidden_size": 1}}
 
-    expected = from_checkpoint(checkpoint("kimi-k25-int4"), pre="kimi-k2")
-    model = from_checkpoint(rewrite(broken("kimi-k25-int4"), move), pre="kimi-k2")
+    expected = from_checkpoint(CheckpointFiles.local(checkpoint("kimi-k25-int4")), pre="kimi-k2")
+    model = from_checkpoint(
+        CheckpointFiles.local(rewrite(broken("kimi-k25-int4"), move)), pre="kimi-k2"
+    )
     assert model.kv == expected.kv
     assert model.tensors == expected.tensors
 
@@ -38,7 +41,10 @@ def test_inside_a_thinker(broken: Broken) -> None:
         return {**config, "thinker_config": {"text_config": config.pop("text_config")}}
 
     assert (
-        from_checkpoint(rewrite(broken("kimi-k25-int4"), move), pre="kimi-k2").arch == "deepseek2"
+        from_checkpoint(
+            CheckpointFiles.local(rewrite(broken("kimi-k25-int4"), move)), pre="kimi-k2"
+        ).arch
+        == "deepseek2"
     )
 
 
@@ -62,7 +68,7 @@ def test_whose_name_counts(whole: str | None, inner: Any, found: str, broken: Br
 
     source = rewrite(broken("kimi-k25-int4"), name)
     if found == "deepseek2":
-        assert from_checkpoint(source, pre="kimi-k2").arch == found
+        assert from_checkpoint(CheckpointFiles.local(source), pre="kimi-k2").arch == found
         return
     with pytest.raises(errors.QuantkitError, match=found):
-        from_checkpoint(source)
+        from_checkpoint(CheckpointFiles.local(source))
