@@ -70,6 +70,7 @@ from quant_types.errors import (
     UnknownFormat,
 )
 from quant_types.format import BlockFormat
+from quant_types.grids import grid
 
 __all__ = [
     "FORMATS",
@@ -89,6 +90,7 @@ __all__ = [
     "prepare",
     "quantize",
     "quantize_into",
+    "table_bytes",
 ]
 
 FORMATS: tuple[BlockFormat, ...] = (
@@ -244,6 +246,17 @@ def prepare(wanted: Iterable[tuple[str | BlockFormat, bool]], threads: int = 1) 
     found = [(get_format(fmt), importance) for fmt, importance in wanted]
     if pick_engine("auto", is_numpy=True) == "lanes":
         load_kernels(found, threads)
+
+
+def table_bytes(formats: Iterable[str | BlockFormat]) -> int:
+    """Bytes of the tables that formats' searches look up: made once a process, when a format is
+    first wanted, and shared by threads and by formats of the same grid.
+
+    Raises:
+        UnknownFormat: no such format.
+    """
+    names = {get_format(fmt).grid for fmt in formats}
+    return sum(grid(name).table.nbytes for name in names if name)
 
 
 def check_finite(x: np.ndarray[Any, Any]) -> None:

@@ -27,6 +27,7 @@ ENGINES = ("auto", "array", "lanes")
 Wanted = Sequence[tuple[BlockFormat, np.ndarray]]  # formats, and flat uint8 for the bytes of each
 _KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 _TILE_WEIGHTS = 1 << 17  # weights that the array engine holds at once: less than 8 MiB of work
+_GRID_TILE_WEIGHTS = 1 << 16  # where a format has a grid, which takes more work a weight
 _FINITE_TILE = 1 << 16
 # dtype -> an integer of its width, and the bits that are all set in NaN and infinity
 _EXPONENTS = {
@@ -191,7 +192,7 @@ def _quantize_tiles(x: Array, fmt: BlockFormat, importance: Array | None, out: A
     blocks_per_row = n // fmt.block_size
     blocks = xp.reshape(x, (-1, fmt.block_size))
     result = xp.reshape(out, (-1, fmt.type_size))
-    step = max(1, _TILE_WEIGHTS // fmt.block_size)
+    step = max(1, (_GRID_TILE_WEIGHTS if fmt.grid else _TILE_WEIGHTS) // fmt.block_size)
     table: Any = None
     rows = np.empty(0, np.int64)
     if importance is not None:

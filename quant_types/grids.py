@@ -1,8 +1,9 @@
 """Grids of the formats from IQ1 to IQ3: the points that a group of 4 or 8 levels is moved to.
 
-The points are ggml's and come from the `gguf` package. A group that is off the grid is compared with
-the points near it: those at the two least distances from it, or at one or three as the grid says,
-nearest first and equally near ones in the grid's order (ggml `iq2xs_init_impl`, `iq3xs_init_impl`).
+The points are ggml's and come from the `gguf` package. A group that is off the grid is compared
+with the points near it: those at the two least distances from it, or at one or three as the grid
+says, nearest first and equally near ones in the grid's order (ggml `iq2xs_init_impl`,
+`iq3xs_init_impl`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ _ROWS = 256  # codes whose distances are in memory at once
 
 
 class Grid(NamedTuple):
-    """A grid; all arrays are views of `table`, one behind another in this order, each on a cache line.
+    """A grid; all arrays are views of `table`, one behind another in this order, on cache lines.
 
-    A code is a group's levels as digits, the first the lowest, in base `base`. Its short list leaves
-    out those that another one is between in every coordinate: where no weight is between two levels,
-    the other one's error is not greater under any weights, and it comes first. IQ1 has none.
+    A code is a group's levels as digits, the first the lowest, in base `base`. Its short list is
+    without those that another candidate lies between, in every coordinate: where no weight is
+    halfway between two levels, the other's error is not greater whatever the weights, and it comes
+    first in the list. IQ1 has none, since it does not round to levels.
     """
 
     base: int  # levels of a weight
@@ -113,7 +115,8 @@ def _make(name: str) -> Grid:
         views.append(view)
         at += span
     table.flags.writeable = False
-    return Grid(base, dim, *views, table)
+    place, sizes, short, short_sizes, packed, odd, points, near = views
+    return Grid(base, dim, place, sizes, short, short_sizes, packed, odd, points, near, table)
 
 
 def _chunks(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,7 +132,8 @@ def _short(apart: np.ndarray, points: np.ndarray) -> np.ndarray:
     between = (near == far) | ((near * far >= 0) & (np.abs(near) < np.abs(far)))
     dominated = between.all(2)
     np.fill_diagonal(dominated, False)
-    return points[~dominated.any(0)]
+    kept: np.ndarray = points[~dominated.any(0)]
+    return kept
 
 
 def _levels(name: str, base: int, dim: int) -> np.ndarray:

@@ -6,6 +6,7 @@ every way of cutting them into three is tried; then each group of 8 is moved to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -74,6 +75,10 @@ def sorted_sums(x: Array, w: Array, order: Array) -> tuple[list[Array], list[Arr
     return sum_x, sum_w
 
 
+# (x, w, order of x, largest magnitudes), of columns
+Splitter = Callable[[Array, Array, Array, Array], Split]
+
+
 class Best:
     """The best split so far, of those that are offered one after another."""
 
@@ -109,7 +114,7 @@ def shift_of(shifts: Array, half: int, halves: int) -> Array:
 
 
 def quantize_sub_blocks(
-    x: Array, w: Array, length: int, halves: int, epsilon: float, split: object
+    x: Array, w: Array, length: int, halves: int, epsilon: float, split: Splitter
 ) -> SubBlocks:
     """Scales, points and shifts.
 
@@ -119,7 +124,7 @@ def quantize_sub_blocks(
         halves: parts of it that have a shift each; bit `halves - 1 - h` of `shifts` is set where
             part h is lower.
         epsilon: a sub-block whose largest magnitude is below it counts as zero.
-        split: `(x, w, order, largest) -> Split`, of columns.
+        split: the format's.
 
     Raises:
         OutOfRange: an error of a sub-block is not a number: ggml then reads what it should not.
@@ -147,7 +152,7 @@ def quantize_sub_blocks(
     )
 
 
-def _search(x: Array, w: Array, largest: Array, halves: int, split) -> tuple[Array, ...]:  # type: ignore[no-untyped-def]
+def _search(x: Array, w: Array, largest: Array, halves: int, split: Splitter) -> tuple[Array, ...]:
     """Scale, points `[lanes, groups]`, shifts and whether found, of columns `[length, lanes]`."""
     xp = namespace(x)
     length = x.shape[0]
@@ -167,14 +172,11 @@ def _search(x: Array, w: Array, largest: Array, halves: int, split) -> tuple[Arr
     code = level[:, 0]
     for i in range(1, 8):
         code = code + level[:, i] * 3**i
-    the_grid = grid(GRID)
-    by_place = [
+    x_groups, w_groups = (
         contiguous(xp.permute_dims(xp.reshape(a, (groups, 8, -1)), (1, 0, 2))) for a in (x, w)
-    ]
-    point, on_grid = nearest_points(
-        the_grid, code, *by_place, xp.broadcast_to(scale, code.shape),
-        xp.broadcast_to(found, code.shape), shift,
-    )  # fmt: skip
+    )
+    scales, wanted = (xp.broadcast_to(a, code.shape) for a in (scale, found))
+    point, on_grid = nearest_points(grid(GRID), code, x_groups, w_groups, scales, wanted, shift)
     q = values(point, shift)
     sum_qx, sum_q2 = sum_rows(w * q * x), sum_rows(w * q * q)
     refit = ~xp.all(on_grid, axis=0) & (sum_qx > 0) & (sum_q2 > 0)
@@ -208,10 +210,12 @@ def dequantized(points: Array, shift: Array, scales: Array) -> Array:
     return scaled(xp.reshape(q, (-1, QK_K)), scales)
 
 
-def codes_of(scale: Array) -> tuple[Array, Array]:
-    """`[blocks, n]` -> the unit that makes the largest 15, and 3-bit codes (odd values in it)."""
+def codes_of(scale: Array) -> tuple[Array, Array, Array]:
+    """`[blocks, n]` -> the unit that makes the largest 15, 3-bit codes (odd values in it), and
+    whether there is nothing but zeros."""
     xp = namespace(scale)
     largest = xp.max(scale, axis=1, keepdims=True)
     d = largest / number(15, scale)
     codes = clamp(nearest_int(0.5 * (number(1, scale) / d * scale - 1)), 0, 7)
-    return d, xp.where(largest == 0, xp.zeros_like(codes), codes)
+    empty = largest == 0
+    return d, xp.where(empty, xp.zeros_like(codes), codes), empty

@@ -1,8 +1,8 @@
 """IQ1_M: 256 weights in 56 bytes, 1.75 bits a weight; sixteen sub-blocks of 16.
 
  0  qs      u8[32]  the points of groups of 8, low 8 bits
-32  qh      u8[16]  a nibble a group: the point's high 3 bits, and a bit that is set where its values
-                    are lower
+32  qh      u8[16]  a nibble a group: the point's high 3 bits, and a bit that is set where its
+                    values are lower
 48  scales  u16[4]  from low to high the scales of four sub-blocks, 3 bits each, and 4 bits of the
                     float16 d; weight = d * (2 * scale + 1) * (-1, 0 or 1, plus or minus 0.125)
 """
@@ -91,8 +91,7 @@ def quantize(x: Array, importance: Array | None = None) -> Array:
     xp = namespace(x)
     w = weights(x, importance)
     found = quantize_sub_blocks(x, w, 16, 2, EPSILON, _split)
-    d, codes = codes_of(found.scale)
-    empty = d == 0
+    d, codes, empty = codes_of(found.scale)
     shifts = xp.where(empty, xp.zeros_like(found.shifts), found.shifts)
     lower = xp.reshape(xp.stack([shifts >> 1, shifts & 1], axis=2), (-1, 32))
 

@@ -63,8 +63,8 @@ def quantize(x: Array, importance: Array) -> Array:
     """float32 `[blocks, 256]` -> uint8 `[blocks, 50]` (ggml `quantize_row_iq1_s_impl`)."""
     xp = namespace(x)
     found = quantize_sub_blocks(x, weights(x, importance), 32, 1, EPSILON, _split)
-    d, codes = codes_of(found.scale)
-    lower = xp.where(d == 0, xp.zeros_like(found.shifts), found.shifts)
+    d, codes, empty = codes_of(found.scale)
+    lower = xp.where(empty, xp.zeros_like(found.shifts), found.shifts)
     high = xp.reshape(found.points >> 8, (-1, 8, 4))
     qh = codes << 12 | lower << 15
     for k in range(4):

@@ -1,9 +1,9 @@
 """IQ2_S: 256 weights in 82 bytes, 2.5625 bits a weight; sixteen sub-blocks of 16.
 
- 0  d       f16     weight = d * (0.5 + scale) / 4 * a value of the grid, 8, 25 or 43, or its negative
+ 0  d       f16     weight = d * (0.5 + scale) / 4 * (8, 25 or 43, or its negative)
  2  qs      u8[32]  the points of groups of 8, low 8 bits
 34  signs   u8[32]  bit i is set where weight i of the group is negative
-66  qh      u8[8]   the points' high 2 bits: byte j holds groups 4 * j to 4 * j + 3, from low to high
+66  qh      u8[8]   the points' high 2 bits: byte j holds groups 4 * j to 4 * j + 3, low to high
 74  scales  u8[8]   4 bits each: byte j holds sub-blocks 2 * j and, above, 2 * j + 1
 """
 

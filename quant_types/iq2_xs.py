@@ -1,6 +1,6 @@
 """IQ2_XS: 256 weights in 74 bytes, 2.3125 bits a weight; sixteen sub-blocks of 16.
 
- 0  d       f16      weight = d * (0.5 + scale) / 4 * a value of the grid, 8, 25 or 43, or its negative
+ 0  d       f16      weight = d * (0.5 + scale) / 4 * (8, 25 or 43, or its negative)
  2  qs      u16[32]  a group of 8: its point in the low 9 bits, above them 7 of its signs
 66  scales  u8[8]    4 bits each: byte j holds sub-blocks 2 * j and, above, 2 * j + 1
 """

@@ -1,8 +1,8 @@
 """IQ2_XXS: 256 weights in 66 bytes, 2.0625 bits a weight; eight sub-blocks of 32.
 
-0  d   f16        weight = d * (0.5 + scale) / 4 * a value of the grid, 8, 25 or 43, or its negative
-2  qs  u32[2][8]  a sub-block: points of four groups of 8, a byte each; then their signs, 7 bits each
-                  (`iq_search.pack_signs`), and in the high 4 bits the scale
+0  d   f16        weight = d * (0.5 + scale) / 4 * (8, 25 or 43, or its negative)
+2  qs  u32[2][8]  a sub-block: points of four groups of 8, a byte each; then their signs, 7 bits
+                  each (`iq_search.pack_signs`), and in the high 4 bits the scale
 """
 
 from __future__ import annotations

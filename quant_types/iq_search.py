@@ -60,9 +60,7 @@ class Search(NamedTuple):
     def numerators(self, base: int) -> list[float]:
         """The inverse scales that are tried, times the largest magnitude."""
         top, step = np.float32(2 * base - 1), np.float32(self.step)
-        return [
-            float(top + np.float32(k) * step) for k in range(-self.tries, self.tries + 1)
-        ]
+        return [float(top + np.float32(k) * step) for k in range(-self.tries, self.tries + 1)]
 
 
 class SubBlocks(NamedTuple):
@@ -82,9 +80,7 @@ def table(values: np.ndarray, like: Array) -> Array:
     return namespace(like).asarray(values.copy(), device=like.device)
 
 
-def quantize_sub_blocks(
-    x: Array, importance: Array | None, grid: Grid, how: Search
-) -> SubBlocks:
+def quantize_sub_blocks(x: Array, importance: Array | None, grid: Grid, how: Search) -> SubBlocks:
     """Scales, points and signs of whole blocks.
 
     Args:
@@ -302,9 +298,7 @@ def pack_signs(signs: Array) -> Array:
     """Signs of four eights in 7 bits each, int32 `[blocks, 32]` -> `[blocks, 8]`."""
     xp = namespace(signs)
     signs = xp.reshape(signs, (-1, 8, 4))
-    return (
-        signs[:, :, 0] | (signs[:, :, 1] << 7) | (signs[:, :, 2] << 14) | (signs[:, :, 3] << 21)
-    )
+    return signs[:, :, 0] | (signs[:, :, 1] << 7) | (signs[:, :, 2] << 14) | (signs[:, :, 3] << 21)
 
 
 def unpack_signs(packed: Array) -> Array:

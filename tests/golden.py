@@ -52,7 +52,7 @@ def assert_same(
     """Every key (order, type, value) and every tensor (order, shape, type, bytes) agree.
 
     `either` names keys that llama.cpp writes otherwise, or not (None), depending on how it loads
-    the config; keys that begin with `skip`, and those that end in one of `added`, are not looked at.
+    the config; keys that begin with `skip`, and those that end in one of `added`, are left aside.
     """
     header = read_header(path)
     ours = {

@@ -10,7 +10,7 @@ from quant_types import grids
 from quant_types.iq_search import Search
 from quant_types.kernels import OVERFLOW
 from quant_types.lanes.compile import inner, make_records, take_floats, take_ints
-from quant_types.lanes.grid_search import LANES, make_points, make_search, make_work, point_of
+from quant_types.lanes.grid_search import make_search, point_of
 from quant_types.lanes.grid_tile import (
     BLOCKS,
     make_columns,
@@ -19,6 +19,7 @@ from quant_types.lanes.grid_tile import (
     make_unweighted,
     weigh,
 )
+from quant_types.lanes.grid_work import LANES, make_points, make_work
 from quant_types.lanes.k_blocks import load_importance
 from quant_types.lanes.scalars import ONE, ZERO, clamped, half_bits, load
 

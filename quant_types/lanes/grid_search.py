@@ -10,26 +10,17 @@ waits for what it computes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from quant_types import grids
 from quant_types.grids import LIST
 from quant_types.iq_search import Search
 from quant_types.lanes import positive_search
-from quant_types.lanes.compile import (
-    inner,
-    start_of,
-    take_bytes,
-    take_floats,
-    take_halfs,
-    take_ints,
-)
+from quant_types.lanes.compile import inner, start_of
+from quant_types.lanes.grid_work import LANES
 from quant_types.lanes.nearest import WINDOW, make_nearest, make_survey, trailing_zeros
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 
-LANES = 16
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _OFF = np.int32(1 << 14)  # set in a cell whose point was not rounded to
@@ -39,124 +30,8 @@ _TOLERANCE = np.float32(64 * 2.0**-24)
 # A weight is between two levels where rounding decides which it is nearer to.
 _BORDER = np.float32(0.5 - 2.0**-15)
 _WIDE = np.float32(1e6)  # levels: beyond, rounding may go wrong
-_TINY = np.float32(1e-36)  # the least error that is still rounded like that
-
-
-class Queue(NamedTuple):
-    """Runs of a group that are off the grid, in windows of at most `WINDOW` tries."""
-
-    lane: np.ndarray  # int32 [LANES * tries]
-    first: np.ndarray  # int32 [LANES * tries]: try
-    count: np.ndarray  # int32 [LANES * tries]
-    code: np.ndarray  # int32 [LANES * tries]
-    masks: np.ndarray  # int32 [LANES * tries]: what `survey` returns
-    places: np.ndarray  # int32 [LANES * tries, WINDOW]
-
-
-class Work(NamedTuple):
-    """What the search works in: `[length, LANES]`, `[groups, LANES]` and `[LANES]` arrays, flat.
-
-    A cell is a point as `Grid.packed` has it, plus `_OFF`.
-    """
-
-    x: np.ndarray  # float32 [length, LANES]: magnitudes
-    w: np.ndarray  # float32 [length, LANES]: weight of each error
-    root: np.ndarray  # float32 [length, LANES]: its square root
-    cells: np.ndarray  # int32 [tries, groups, LANES]: codes, then the cells where runs begin
-    starts: np.ndarray  # int32 [groups, LANES]: a bit for each try at which a run begins
-    last: np.ndarray  # int32 [groups, LANES]: the code, then the cell of the try before
-    best_cell: np.ndarray  # int32 [groups, LANES]
-    tolerance: np.ndarray  # float32 [groups, LANES]: as for `survey`
-    empty: np.ndarray  # int32 [LANES]: not zero for what counts as zero
-    divisor: np.ndarray  # float32 [LANES]
-    trials: np.ndarray  # float32 [LANES, tries + WINDOW]: scales
-    scale: np.ndarray  # float32 [LANES]: the result
-    best: np.ndarray  # float32 [LANES]
-    sum_qx: np.ndarray  # float32 [LANES]
-    sum_q2: np.ndarray  # float32 [LANES]
-    refit: np.ndarray  # int32 [LANES]
-    scratch: np.ndarray  # float32 [length + 6, LANES]
-    sums: np.ndarray  # float32: as for `survey`
-    border: np.ndarray  # int32 [groups, LANES]: a bit for each try with a weight between two levels
-    queue: Queue
-
-
-class Points(NamedTuple):
-    """A grid in memory, as `quant_types.grids.Grid`, flat."""
-
-    place: np.ndarray
-    sizes: np.ndarray
-    short: np.ndarray
-    short_sizes: np.ndarray
-    packed: np.ndarray
-    odd: np.ndarray
-    points: np.ndarray
-    near: np.ndarray
-
-
-def make_points(name: str):
-    """`points(address)`: the arrays of a grid."""
-    grid = grids.grid(name)
-    codes, on_grid, odd = grid.place.size, grid.packed.size, grid.odd.size
-    listed, near = grid.points.size, grid.near.size
-
-    @inner
-    def points(address):
-        place, address = take_ints(address, codes)
-        sizes, address = take_ints(address, codes)
-        short, address = take_ints(address, codes)
-        short_sizes, address = take_ints(address, codes)
-        packed, address = take_ints(address, on_grid)
-        odd_values, address = take_bytes(address, odd)
-        candidates, address = take_halfs(address, listed)
-        values, address = take_bytes(address, near)
-        return Points(
-            place, sizes, short, short_sizes, packed, odd_values, candidates, values
-        )
-
-    return points
-
-
-def make_work(name: str, how: Search):
-    """`work(memory)`: the arrays, and what is behind them."""
-    grid, length, tries = grids.grid(name), how.length, 2 * how.tries + 1
-    size, groups = length * LANES, length // grid.dim * LANES
-
-    @inner
-    def work(memory):
-        x, memory = take_floats(memory, size)
-        w, memory = take_floats(memory, size)
-        root, memory = take_floats(memory, size)
-        cells, memory = take_ints(memory, tries * groups)
-        starts, memory = take_ints(memory, groups)
-        last, memory = take_ints(memory, groups)
-        best_cell, memory = take_ints(memory, groups)
-        tolerance, memory = take_floats(memory, groups)
-        empty, memory = take_ints(memory, LANES)
-        divisor, memory = take_floats(memory, LANES)
-        trials, memory = take_floats(memory, (tries + WINDOW) * LANES)
-        scale, memory = take_floats(memory, LANES)
-        best, memory = take_floats(memory, LANES)
-        sum_qx, memory = take_floats(memory, LANES)
-        sum_q2, memory = take_floats(memory, LANES)
-        refit, memory = take_ints(memory, LANES)
-        scratch, memory = take_floats(memory, (length + 6) * LANES)
-        sums, memory = take_floats(memory, 4 * WINDOW)
-        border, memory = take_ints(memory, groups)
-        lane, memory = take_ints(memory, LANES * tries)
-        first, memory = take_ints(memory, LANES * tries)
-        count, memory = take_ints(memory, LANES * tries)
-        code, memory = take_ints(memory, LANES * tries)
-        masks, memory = take_ints(memory, LANES * tries)
-        places, memory = take_ints(memory, LANES * tries * WINDOW)
-        queue = Queue(lane, first, count, code, masks, places)
-        found = Work(
-            x, w, root, cells, starts, last, best_cell, tolerance, empty, divisor, trials, scale,
-            best, sum_qx, sum_q2, refit, scratch, sums, border, queue,
-        )  # fmt: skip
-        return found, memory
-
-    return work
+_TINY = np.float32(1e-36)  # of errors below it, of weights up to `_GREAT`, more may be lost
+_GREAT = np.float32(1e4)
 
 
 def make_search(name: str, how: Search):
@@ -222,6 +97,11 @@ def make_search(name: str, how: Search):
     @inner
     def add_codes(ws):
         """Scales and codes of all tries, and where runs of equal codes begin."""
+        for j in range(LANES):
+            for t in range(
+                tries, stride
+            ):  # not compared, but denormal numbers would take their time
+                ws.trials[j * stride + t] = ONE
         for t in range(tries):
             for j in range(LANES):
                 inverse = numerators[t] / ws.divisor[j]
@@ -256,7 +136,8 @@ def make_search(name: str, how: Search):
                     farthest = x if x > farthest else farthest
                 tolerance = (squares * _TOLERANCE + _TINY) / narrowest
                 fine = (tolerance < _LARGEST) & (weights < _LARGEST) & (magnitudes < _LARGEST)
-                fine = fine & (farthest < narrowest * _WIDE)
+                fine = fine & (farthest < narrowest * _WIDE) & (farthest < _GREAT)
+                fine = fine & (widest * top_float < _GREAT)
                 fine = fine & (weights * narrowest < _LARGEST) & (weights * widest < _LARGEST)
                 ws.tolerance[k * LANES + j] = tolerance if fine else -ONE
 
@@ -265,16 +146,18 @@ def make_search(name: str, how: Search):
         return np.int32(points.packed[points.points[first * LIST + place]] | _OFF)
 
     @inner
-    def look_up(ws, points, k, j, code, scale):
-        """The cell of a group under a scale; negative if errors overflow."""
+    def look_up(ws, points, k, j, code, scale, short):
+        """The cell of a group under a scale, by its short list or the whole one; negative if errors
+        overflow."""
         found = points.place[code]
         if found >= 0:
             return points.packed[found]
-        first = -1 - found
+        first = np.int64(points.short[code]) if short else np.int64(-1 - found)
+        size = points.short_sizes[code] if short else points.sizes[code]
         at = k * dim * LANES + j
         place = nearest(
             start_of(ws.x[at:]), start_of(ws.root[at:]), scale,
-            start_of(points.near[first * (dim * LIST) :]), points.sizes[code],
+            start_of(points.near[first * (dim * LIST) :]), size,
         )  # fmt: skip
         return cell_of(points, first, place) if place >= 0 else np.int32(-1)
 
@@ -298,14 +181,14 @@ def make_search(name: str, how: Search):
                 ws.cells[at] = points.packed[np.int32(0) if off else found]
                 queue.lane[n] = j
                 queue.first[n] = t
-                queue.count[n] = min(np.int32(end - t), np.int32(WINDOW))
+                queue.tries[n] = min(np.int32(end - t), np.int32(WINDOW))
                 queue.code[n] = code
                 n += 1 if off else 0
                 if off:
                     for first in range(t + WINDOW, end, WINDOW):
                         queue.lane[n] = j
                         queue.first[n] = first
-                        queue.count[n] = min(np.int32(end - first), np.int32(WINDOW))
+                        queue.tries[n] = min(np.int32(end - first), np.int32(WINDOW))
                         queue.code[n] = code
                         n += 1
         return n
@@ -339,7 +222,7 @@ def make_search(name: str, how: Search):
         for e in range(n):
             j, t, code = np.int64(queue.lane[e]), np.int64(queue.first[e]), queue.code[e]
             g = k * LANES + j
-            window = np.int32((1 << queue.count[e]) - 1)
+            window = np.int32((1 << queue.tries[e]) - 1)
             masks = queue.masks[e]
             unsure = np.int32(np.int32(masks | np.int32(ws.border[g] >> t)) & window)
             changed = np.int32(np.int32(masks >> WINDOW) | np.int32(1))
@@ -354,7 +237,7 @@ def make_search(name: str, how: Search):
                 u = np.int64(trailing_zeros(changed))
                 changed = np.int32(changed & np.int32(changed - 1))
                 if np.int32(unsure >> u) & 1 != 0:
-                    cell = look_up(ws, points, k, j, code, ws.trials[j * stride + t + u])
+                    cell = look_up(ws, points, k, j, code, ws.trials[j * stride + t + u], False)
                     if cell < 0:
                         return False
                 else:
@@ -415,14 +298,22 @@ def make_search(name: str, how: Search):
             ws.scratch[j] = ONE / ws.scale[j]
         for k in range(groups):
             for j in range(LANES):
-                ws.last[k * LANES + j], _ = code_of(ws, k, j, ws.scratch[j])
+                code, moved = code_of(ws, k, j, ws.scratch[j])
+                farthest = ZERO
+                for i in range(dim):
+                    x = abs(ws.x[(k * dim + i) * LANES + j])
+                    farthest = x if x > farthest else farthest
+                clear = (moved <= _BORDER) & (farthest < ws.scale[j] * _WIDE)
+                ws.last[k * LANES + j] = code
+                ws.border[k * LANES + j] = np.int32(0) if clear else np.int32(1)
         for k in range(groups):
             for j in range(LANES):
                 g = k * LANES + j
                 if ws.empty[j] != 0:
                     ws.best_cell[g] = points.packed[0]
                 elif ws.refit[j] != 0 and (redo_all or redo_off or ws.best_cell[g] & _OFF != 0):
-                    cell = look_up(ws, points, k, j, ws.last[g], ws.scale[j])
+                    clear = ws.border[g] == 0
+                    cell = look_up(ws, points, k, j, ws.last[g], ws.scale[j], clear)
                     if cell < 0:
                         return False
                     ws.best_cell[g] = cell

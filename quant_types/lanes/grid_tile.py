@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from quant_types.lanes.compile import inner
-from quant_types.lanes.grid_search import LANES
+from quant_types.lanes.grid_work import LANES
 from quant_types.lanes.scalars import ZERO
 
 BLOCKS = 8  # in a tile
@@ -63,7 +63,7 @@ def make_unweighted(floor: float):
 def make_magnitudes(parity: bool):
     """`magnitudes(x, w, signs)`: weights become magnitudes, their signs a byte of each eight.
 
-    With parity, of an eight with an odd number of negative ones the first of least weight is turned.
+    With parity, where an odd number of the eight is negative, the first of least weight is turned.
     """
 
     @inner

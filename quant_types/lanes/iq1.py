@@ -10,7 +10,6 @@ from quant_types import iq1_m, iq1_s
 from quant_types.iq1 import DELTA, GRID
 from quant_types.kernels import OVERFLOW
 from quant_types.lanes.compile import inner, make_records, take_floats, take_ints
-from quant_types.lanes.grid_search import LANES, make_points
 from quant_types.lanes.grid_tile import (
     BLOCKS,
     make_columns,
@@ -18,6 +17,7 @@ from quant_types.lanes.grid_tile import (
     make_unweighted,
     weigh,
 )
+from quant_types.lanes.grid_work import LANES, make_points
 from quant_types.lanes.iq1_search import make_search
 from quant_types.lanes.k_blocks import load_importance, put_half
 from quant_types.lanes.scalars import ONE, ZERO, clamped, half_bits, load
@@ -39,6 +39,7 @@ class Tile(NamedTuple):
     terms: np.ndarray  # float32 [weights]
     sigma2: np.ndarray  # float32 [blocks]
     d: np.ndarray  # float32 [blocks]
+    largest: np.ndarray  # float32 [blocks]: scale
     codes: np.ndarray  # int32 [blocks, n]
     shifts: np.ndarray  # int32 [blocks, n]: as in `iq1_search.Work`
     scale: np.ndarray  # float32 [blocks, n]
@@ -52,11 +53,12 @@ def _new_tile(memory):
     terms, memory = take_floats(memory, WEIGHTS)
     sigma2, memory = take_floats(memory, BLOCKS)
     d, memory = take_floats(memory, BLOCKS)
+    largest, memory = take_floats(memory, BLOCKS)
     codes, memory = take_ints(memory, WEIGHTS // 16)
     shifts, memory = take_ints(memory, WEIGHTS // 16)
     scale, memory = take_floats(memory, WEIGHTS // 16)
     points, memory = take_ints(memory, WEIGHTS // 8)
-    return Tile(x, w, terms, sigma2, d, codes, shifts, scale, points), memory
+    return Tile(x, w, terms, sigma2, d, largest, codes, shifts, scale, points), memory
 
 
 @inner
@@ -64,13 +66,12 @@ def _store_s(tile, points, count, records, first):
     """Blocks of IQ1_S from a tile that has been searched."""
     for b in range(count):
         record = records[first + b]
-        d = tile.d[b]
-        put_half(record, 0, half_bits(d * _FUDGE_S))
+        put_half(record, 0, half_bits(tile.d[b] * _FUDGE_S))
         for k in range(32):
             record[2 + k] = np.uint8(tile.points[b * 32 + k])
         for j in range(8):
             word = tile.codes[b * 8 + j] << 12
-            word |= (tile.shifts[b * 8 + j] << 15) if d > ZERO else 0
+            word |= (tile.shifts[b * 8 + j] << 15) if tile.largest[b] > ZERO else 0
             for k in range(4):
                 word |= (tile.points[b * 32 + 4 * j + k] >> 8) << (3 * k)
             record[34 + 2 * j] = np.uint8(word)
@@ -108,7 +109,7 @@ def _sum_terms(tile, sums):
 def _store_m(tile, points, count, records, first):
     """Blocks of IQ1_M from a tile that has been searched."""
     for s in range(WEIGHTS // 16):
-        tile.shifts[s] = tile.shifts[s] if tile.d[s // 16] > ZERO else np.int32(0)
+        tile.shifts[s] = tile.shifts[s] if tile.largest[s // 16] > ZERO else np.int32(0)
     _add_terms(tile, False, points)
     _sum_terms(tile, tile.sigma2)
     _add_terms(tile, True, points)
@@ -117,7 +118,7 @@ def _store_m(tile, points, count, records, first):
         record = records[first + b]
         d, sum_qx, sum_q2 = tile.d[b], tile.sigma2[b], tile.scale[b]
         best = sum_qx / sum_q2 if sum_q2 > ZERO else d
-        bits = half_bits(best * _FUDGE_M) if d > ZERO else np.int32(0)
+        bits = half_bits(best * _FUDGE_M) if tile.largest[b] > ZERO else np.int32(0)
         for k in range(32):
             record[k] = np.uint8(tile.points[b * 32 + k])
         for s in range(16):
@@ -165,7 +166,7 @@ def _make_kernels(length: int, halves: int, epsilon: float, type_size: int, stor
                 v = tile.scale[b * per_block + j]
                 largest = v if v > largest else largest
             d = largest / _15
-            tile.d[b] = d
+            tile.d[b], tile.largest[b] = d, largest
             inverse = ONE / d
             for j in range(b * per_block, b * per_block + per_block):
                 code = clamped(_HALF * (inverse * tile.scale[j] - ONE), np.int32(0), np.int32(7))

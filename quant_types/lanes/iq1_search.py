@@ -9,7 +9,7 @@ import numpy as np
 from quant_types.grids import LIST
 from quant_types.iq1 import DELTA
 from quant_types.lanes.compile import inner, start_of, take_floats, take_ints
-from quant_types.lanes.grid_search import LANES
+from quant_types.lanes.grid_work import LANES
 from quant_types.lanes.nearest import make_nearest_of_three
 from quant_types.lanes.scalars import ONE, ZERO
 from quant_types.lanes.splits import best_of_halves, best_of_thirds, make_places

@@ -43,7 +43,5 @@ def _store_s(tile, b, record):
         record[106 + j] = np.uint8(codes)
 
 
-iq3_xxs, iq3_xxs_importance = make_kernels(
-    xxs.NAME, xxs.SEARCH, xxs.RECORD.itemsize, _store_xxs
-)
+iq3_xxs, iq3_xxs_importance = make_kernels(xxs.NAME, xxs.SEARCH, xxs.RECORD.itemsize, _store_xxs)
 iq3_s, iq3_s_importance = make_kernels(s.NAME, s.SEARCH, s.RECORD.itemsize, _store_s)

@@ -337,12 +337,31 @@ def make_survey(dim: int, stride: int):
             builder.store(found, builder.bitcast(masks, _I32.as_pointer()))
         return context.get_dummy_value()
 
-    one = (
-        *(types.voidptr,) * 3, types.float32, types.int32, types.int32, types.voidptr, types.voidptr,
-    )  # fmt: skip
+    address, number = types.voidptr, types.int32
+    one = (address, address, address, types.float32, number, number, address, address)
 
     @intrinsic
-    def survey(typing, near, sums, x, w, scales, tolerance, chunk, size, places, masks, x2, w2, scales2, tolerance2, chunk2, size2, places2, masks2):
+    def survey(
+        typing,
+        near,
+        sums,
+        x,
+        w,
+        scales,
+        tolerance,
+        chunk,
+        size,
+        places,
+        masks,
+        x2,
+        w2,
+        scales2,
+        tolerance2,
+        chunk2,
+        size2,
+        places2,
+        masks2,
+    ):
         return types.void(types.voidptr, types.voidptr, *one, *one), code
 
     return survey

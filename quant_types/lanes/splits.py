@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from quant_types.iq1 import DELTA
-from quant_types.lanes.grid_search import LANES
+from quant_types.lanes.grid_work import LANES
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
@@ -216,7 +216,7 @@ def _make_best(length: int, kind: Any):
         second = builder.phi(_I64)
         state_inner = [builder.phi(v.type) for v in state]
         offered = ways.sums(at_first, rows(second))
-        flags = [better(*one, state_inner[1]) for one in offered]
+        flags = [better(qx, q2, state_inner[1]) for qx, q2 in offered]
         some = flags[0]
         for flag in flags[1:]:
             some = builder.or_(some, flag)
@@ -244,9 +244,7 @@ def _make_best(length: int, kind: Any):
             phi.add_incoming(old, inner)
             phi.add_incoming(one, found)
         following = builder.add(second, _I64(1))
-        builder.cbranch(
-            builder.icmp_signed("<=", following, _I64(length)), inner, next_outer
-        )
+        builder.cbranch(builder.icmp_signed("<=", following, _I64(length)), inner, next_outer)
         second.add_incoming(first, outer)
         second.add_incoming(following, next_inner)
         for phi, old, one in zip(state_inner, state_outer, merged, strict=True):

@@ -328,21 +328,21 @@ GATE_UP_DOWN = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 def experts(
     base: str = f"{L}.mlp.experts", names: tuple[str, str, str] = PROJ, layers: str = "",
-    fused: str | None = None, like: bool = True,
+    fused: str | None = None, like: bool = True, hidden: str = "hidden",
 ) -> tuple[Map, ...]:  # fmt: skip
     """Routed experts in both spellings: one tensor an expert (gate, up, down), and fused, as
     transformers 5 keeps them below `fused` (default: `base`). `like`: llama.cpp's converter only
-    knows the former, so the latter takes its order."""
+    knows the former, so the latter takes its order. `hidden`: the width that they work on."""
     gate, up, down = (f"{base}.{{xid}}.{name}.weight" for name in names)
     fused = fused or base
     return (
-        Map(gate, ("expert_ffn", "hidden"), stack("ffn_gate_exps.weight"), layers),
-        Map(up, ("expert_ffn", "hidden"), stack("ffn_up_exps.weight"), layers),
-        Map(down, ("hidden", "expert_ffn"), stack("ffn_down_exps.weight"), layers),
-        Map(f"{fused}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
+        Map(gate, ("expert_ffn", hidden), stack("ffn_gate_exps.weight"), layers),
+        Map(up, ("expert_ffn", hidden), stack("ffn_up_exps.weight"), layers),
+        Map(down, (hidden, "expert_ffn"), stack("ffn_down_exps.weight"), layers),
+        Map(f"{fused}.gate_up_proj", ("experts", "2expert_ffn", hidden),
             halves("ffn_gate_exps.weight", "ffn_up_exps.weight"), layers,
             like=up if like else ""),
-        Map(f"{fused}.down_proj", ("experts", "hidden", "expert_ffn"),
+        Map(f"{fused}.down_proj", ("experts", hidden, "expert_ffn"),
             whole("ffn_down_exps.weight"), layers, like=down if like else ""),
     )  # fmt: skip
 
@@ -388,7 +388,14 @@ def nextn_layers(config: Config) -> int:
     return n
 
 
-NEXTN_KEY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
+def _nextn(config: Config) -> int | None:
+    """As many as are converted; 0 is written where config.json says it."""
+    declared = config.find("num_nextn_predict_layers")
+    return config.mtp if config.mtp or declared == 0 else None
+
+
+NEXTN_KEY = Key("{arch}.nextn_predict_layers", _nextn)
+NEXTN_KEY_IF_ANY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
 NEXTN_MAPS = (
     Map(f"{L}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
     vector(f"{L}.enorm", "nextn.enorm", layers="mtp"),

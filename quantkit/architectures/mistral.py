@@ -18,6 +18,7 @@ from quantkit.architectures.common import (
     with_head_dim,
 )
 from quantkit.architectures.llama import LLAMA
+from quantkit.architectures.mistral4 import MISTRAL4
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -50,6 +51,7 @@ def _ministral(name: str) -> Any:
 MISTRAL3 = replace(
     LLAMA,
     hf_names=("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"),
+    variant=lambda c: MISTRAL4 if c.find("model_type") == "mistral4" else None,
     gguf_arch="mistral3",
     keys=with_head_dim(TEXT_KEYS),
     late_keys=(

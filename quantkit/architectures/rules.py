@@ -214,7 +214,10 @@ class Map:
     must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
     if empty. `like` is the older spelling of the same tensor: llama.cpp orders tensors by name, so
     a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
-    weights count as rows of one.
+    weights count as rows of one. `integers`: a table of integers, kept as int32. `by_rank`: the
+    dimensions of the matrices of which each tensor-parallel rank has its rows, one rank after
+    another, where the weights are FP8 in blocks. `times`: another tensor of as many weights, whose
+    product with this one is wanted.
     """
 
     source: str
@@ -225,6 +228,9 @@ class Map:
     like: str = ""
     flat: bool = False
     experts: str = "experts"
+    integers: bool = False
+    by_rank: tuple[str, ...] = ()
+    times: str = ""
 
     @property
     def template(self) -> str:
@@ -307,6 +313,10 @@ class Architecture:
     fuses: tuple[str, ...] = ()
     # roles that llama.cpp's converter leaves in float32 elsewhere, and not here
     rounds: frozenset[str] = frozenset()
+    # roles that it leaves in float32 here, and not elsewhere
+    exact: frozenset[str] = frozenset()
+    # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)
+    keeps_types: bool = False
 
     def plain(self, name: str) -> str:
         """The name of a source tensor as the maps spell it."""

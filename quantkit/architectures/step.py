@@ -13,7 +13,7 @@ from quantkit.architectures.common import (
     EMBEDDINGS,
     EXPERT_FFN,
     MTP_LAYERS,
-    NEXTN_KEY,
+    NEXTN_KEY_IF_ANY,
     NEXTN_MAPS,
     RMS_NORM,
     TEXT_KEYS,
@@ -146,7 +146,7 @@ STEP35 = Architecture(
         Key("{arch}.moe_every_n_layers", "moe_every_n_layer"),
         Key("{arch}.swiglu_clamp_exp", _clamps("swiglu_limits"), "FLOAT32"),
         Key("{arch}.swiglu_clamp_shexp", _clamps("swiglu_limits_shared"), "FLOAT32"),
-        NEXTN_KEY,
+        NEXTN_KEY_IF_ANY,
     ),
     expects=(
         RMS_NORM,

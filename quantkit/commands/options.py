@@ -84,7 +84,7 @@ ImatrixFile = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="moe: in no more bytes, fewer for experts, more for the rest."),
+    typer.Option("--recipe", help="moe: fewer bytes for experts, more for the rest; or FILE.gguf."),
 ]
 MaxSize = Annotated[
     str | None, typer.Option("--split-max-size", help="Begin a new file at this size: 300M, 4G.")

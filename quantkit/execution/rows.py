@@ -10,7 +10,7 @@ import numpy as np
 
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk
-from quantkit.source.packed import read
+from quantkit.source.codings import read
 from quantkit.source.tensors import Files, SourceTensor
 
 Rows = np.ndarray[Any, Any]

@@ -13,17 +13,23 @@ from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorSh
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
-from quantkit.model.placement import place, predicting_layers
+from quantkit.model.nvfp4 import precision_keys, with_scales
+from quantkit.model.placement import Placed, place, predicting_layers
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.source.packed import decoded, read
+from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.tokenizer.mistral import FORMAT
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
-MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
+
+
+# general.file_type where weights are kept in the blocks that they are released in
+MXFP4_FILE, NVFP4_FILE = 38, 39
+KEPT = {MXFP4_FILE: "MXFP4", NVFP4_FILE: "NVFP4"}
+KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
 
 # where a model of several modes keeps the config of its text part; the last that is there counts
 # (llama.cpp `load_hparams`)
@@ -55,19 +61,19 @@ def from_checkpoint(
 
     name = _config_file(files, options)
     arch, config = _read_config(files, name)
-    prefix = "model" if name == "config.json" else "consolidated"
-    stored = {t.name: t for t in decoded(tuple(read_tensors(files, prefix)), config.values)}
-    config = _with_scalars(arch, config, stored)
-    stored |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
-    shapes = {arch.plain(name): t.shape for name, t in stored.items()}
+    stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
+    settings = _settings(files, config)
+    by_name = {t.name: t for t in decoded(stored, settings)}
+    config = _with_scalars(arch, config, by_name)
+    by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
+    shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
-    outtype = _chosen(outtype, stored.values())
-    config = replace(config, mtp=predicting_layers(arch, config, stored, options))
-    placed, sources = place(arch, config, stored, options)
-    for name, compute in reversed(list(arch.computed.items())):
-        if (data := compute(config)) is not None:
-            sources[name] = source = _computed(name, data, files)
-            placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
+    outtype = _chosen(outtype, stored, by_name.values())
+    config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
+    placed, sources = place(arch, config, by_name, options)
+    precision = precision_keys(placed, sources, settings)
+    placed = with_scales(placed, sources)
+    placed = _with_computed(placed, sources, arch, config, files)
     tensors = tuple(
         ModelTensor(
             name,
@@ -77,11 +83,17 @@ def from_checkpoint(
         )
         for name, (shape, segments) in placed.items()
     )
-    file_type = OUTTYPES[outtype][0]
-    if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
-        file_type = MXFP4_FILE
+    file_type = _file_type(outtype, tensors, sources)
     kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
-    notes = (*filter(None, (e.differs(config) for e in arch.assumes)), *notes)
+    if precision:
+        after = [item.key for item in kv].index("general.quantization_version") + 1
+        kv = (*kv[:after], *precision, *kv[after:])
+    said = (
+        settings_note(stored, settings),
+        _dequantized_note(arch, outtype, sources),
+        *(e.differs(config) for e in arch.assumes),
+    )
+    notes = (*filter(None, said), *notes)
     return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
@@ -154,12 +166,62 @@ def _with_scalars(
     return replace(config, values=values)
 
 
-def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
-    dtypes = [t.ggml.name for t in sources if len(t.shape) >= 2]
+def _settings(files: CheckpointFiles, config: Config) -> Settings:
+    """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
+    CorruptFile."""
+    return read_settings(config.values, files.optional("hf_quant_config.json"), config.where)
+
+
+def _with_computed(
+    placed: Placed, sources: dict[str, SourceTensor], arch: Architecture, config: Config,
+    files: CheckpointFiles,
+) -> Placed:  # fmt: skip
+    """The tensors with those that are computed from the config, which stand after what is kept in
+    NVFP4 and before all else. Adds them to `sources`."""
+    computed: Placed = {}
+    for name, compute in arch.computed.items():
+        if (data := compute(config)) is not None:
+            sources[name] = source = _computed(name, data, files)
+            computed[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
+    kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}
+    return {**kept, **computed, **placed}
+
+
+def _file_type(
+    outtype: str, tensors: Iterable[ModelTensor], sources: Mapping[str, SourceTensor]
+) -> int:
+    """`general.file_type`, as llama.cpp's converter labels files with weights in blocks."""
+    stored = {t.stored for t in tensors}
+    if any(t.coding == "mxfp4_pairs" for t in sources.values()):
+        return MXFP4_FILE
+    if outtype != "q8_0" and stored & {"NVFP4", "MXFP4"}:
+        return NVFP4_FILE if "NVFP4" in stored else MXFP4_FILE
+    return OUTTYPES[outtype][0]
+
+
+def _dequantized_note(
+    arch: Architecture, outtype: str, sources: Mapping[str, SourceTensor]
+) -> str | None:
+    """A line for people where NVFP4 is not kept."""
+    n = sum(t.coding == "nvfp4_floats" for t in sources.values())
+    if not n:
+        return None
+    return (
+        f"{n} matrices in NVFP4 are written in {OUTTYPES[outtype][1]}: llama.cpp computes without "
+        f"their scales in {arch.gguf_arch}, or cannot hold their rows"
+    )
+
+
+def _chosen(
+    outtype: str | None, stored: Iterable[SourceTensor], sources: Iterable[SourceTensor]
+) -> str:
+    """The outtype. "auto" looks at the tensors as they are stored, scales and all."""
     if outtype is None:
+        dtypes = {t.ggml.name for t in sources if len(t.shape) >= 2}
         return next((d.lower() for d in ("F32", "BF16", "F16") if d in dtypes), "f16")
     if outtype == "auto":
-        return next((d.lower() for d in dtypes if d in ("BF16", "F16")), "f16")
+        found = (t.ggml.name for t in stored if len(t.shape) >= 2)
+        return next((d.lower() for d in found if d in ("BF16", "F16")), "f16")
     return outtype
 
 
@@ -170,8 +232,14 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
-    if options.fp8_as_q8 and source.coding == "fp8":
+    fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
+    if fp8 and (options.fp8_as_q8 or arch.keeps_types):
         wanted = type_by_name("Q8_0")
-    if role.role not in arch.rounds and tensor_names.stays_f32(role, len(shape)):
+    elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
+        wanted = source.ggml
+    exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
+    if arch.keeps_types and len(shape) > 1:
+        exact = False
+    if exact and role.role not in arch.rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from typing import NamedTuple
@@ -30,7 +30,8 @@ class Overrides:
 
     `tensor_types` are (regular expression, format) pairs: the first that is found in a tensor's
     name decides, in place of the rules. It does not touch files of a float type, nor
-    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY.
+    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY. `formats`
+    are those of single tensors, by name, as another file has them.
     """
 
     pure: bool = False
@@ -38,6 +39,7 @@ class Overrides:
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
     tensor_types: tuple[tuple[str, str], ...] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -117,6 +119,8 @@ def choose(
         elif forced := _forced(overrides, name, kind):
             _check_fits(name, shape[-1], forced)
             out.append(Choice(forced, overridden=True))
+        elif exact := overrides.formats.get(name):
+            out.append(_fitting(exact, shape[-1], overridden=True))
         elif ends and kind in ("output", "token_embd"):
             out.append(_fitting(ends, shape[-1]))
         elif type_by_name(recipe.base).is_float:
@@ -140,7 +144,7 @@ def choose(
         if not facts.has_imatrix and needs_importance(recipe, name, out[-1].format):
             raise RecipeError(
                 f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
-                f"give one with --imatrix, or choose {'Q2_K' if recipe.file_type != 22 else 'Q3_K_S'}"
+                f"give one with --imatrix, or choose {'Q3_K_S' if 'IQ3' in recipe.name else 'Q2_K'}"
             )
     return out
 

@@ -17,8 +17,9 @@ INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json
 
 # safetensors dtype -> the ggml type that is read, for weights and for what they are made of
 _WEIGHTS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-_RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8", "I32": "I32",
-        "I64": "I64"}  # fmt: skip
+_RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8", "BOOL": "I8",
+        "I16": "I16", "U16": "I16", "I32": "I32", "U32": "I32", "I64": "I64", "U64": "I64",
+        "F64": "F64"}  # fmt: skip
 
 
 def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTensor]:

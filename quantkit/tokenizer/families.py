@@ -90,7 +90,8 @@ def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
 
 
 _GLM = VocabRules(
-    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM"),
+    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM",
+           "Glm5NextForConditionalGeneration"),
     pre="glm4",
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"),
          ("eom", "<|observation|>")),
@@ -152,6 +153,8 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", "<|bos|>"),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
+    VocabRules(names=("KimiK3ForConditionalGeneration",),
+               late_ids=(("eos", "{config.json:eos_token_id}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
     VocabRules(names=("BailingMoeV2ForCausalLM",), pre="bailingmoe2"),

@@ -15,6 +15,7 @@ import pytest
 import quant_types
 from quant_types import kernels
 from quant_types.engines import kernel_name
+from quant_types.grids import grid
 
 PACKAGE = Path(quant_types.__file__).parent
 PROGRAM = """
@@ -111,6 +112,7 @@ ALL = [
     (fmt, importance)
     for fmt in quant_types.FORMATS
     for importance in ([False, True] if fmt.takes_importance else [False])
+    if importance or not fmt.needs_importance
 ]
 
 
@@ -122,6 +124,7 @@ def test_a_kernel_stays_within_its_memory(fmt: quant_types.BlockFormat, importan
     memory = np.full(kernels.MEMORY + 2 * 64 + (1 << 16), 0xA5, np.uint8)
     start = -memory.ctypes.data % 64 + 64
     given = [x.ctypes.data, x.size, 0, out.ctypes.data, out.size, memory.ctypes.data + start]
+    given.append(grid(fmt.grid).table.ctypes.data if fmt.grid else None)
     if importance:
         table, rows = np.ones((1, 512), np.float32), np.zeros(17, np.int64)
         given += [table.ctypes.data, 1, 512, rows.ctypes.data, 17]
