@@ -75,11 +75,10 @@ class Oracle:
         self.model.restype, self.model.argtypes = c_void_p, (c_void_p,)
         self.state = llama._Z16llama_quant_initPK11llama_modelPK27llama_model_quantize_params
         self.state.restype, self.state.argtypes = c_void_p, (c_void_p, c_void_p)
-        self.types = getattr(
-            llama,
+        self.types = llama[
             "_Z25llama_quant_compute_typesP19quantize_state_impl11llama_ftypePP11ggml_tensor"
-            "P9ggml_typem",
-        )
+            "P9ggml_typem"
+        ]
         self.types.argtypes = (c_void_p, c_int, c_void_p, c_void_p, c_size_t)
         self.defaults = llama.llama_model_quantize_default_params
         self.defaults.restype = _Parameters
