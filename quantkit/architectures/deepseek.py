@@ -18,7 +18,7 @@ from quantkit.architectures.common import (
     EXPERT_FFN,
     LEADING_DENSE,
     MTP_LAYERS,
-    NEXTN_KEY,
+    NEXTN_KEY_IF_ANY,
     NEXTN_MAPS,
     NORMS,
     NOT_NORMALIZED,
@@ -37,6 +37,7 @@ from quantkit.architectures.common import (
     optional_key,
     router,
     router_bias,
+    tied_head_dropped,
 )
 from quantkit.architectures.rules import (
     Architecture,
@@ -141,7 +142,9 @@ LENGTHS = (
 )  # fmt: skip
 
 
-def _early(key: Key) -> Key:
+def early(key: Key) -> Key:
+    """A length that the converter writes twice, where it is written early."""
+
     def read(config: Config) -> int | None:
         known = config.values.get("model_type") in ("deepseek_v2", "deepseek_v3")
         known = known and not config.wrapper
@@ -155,7 +158,7 @@ DEEPSEEK_V2 = replace(
     hf_names=("DeepseekV2ForCausalLM",),
     gguf_arch="deepseek2",
     assumes=(),
-    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(_early, LENGTHS)),
+    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(early, LENGTHS)),
     late_keys=(
         Key("{arch}.attention.head_count_kv", lambda c: 1),
         LEADING_DENSE,
@@ -222,11 +225,11 @@ KIMI = replace(
 GLM4_MOE_LITE = replace(
     DEEPSEEK_V2,
     hf_names=("Glm4MoeLiteForCausalLM",),
-    late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY),
+    late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY_IF_ANY),
     maps=(*DEEPSEEK_V2.maps, *NEXTN_MAPS),
     layers={**DEEPSEEK_V2.layers, **MTP_LAYERS},
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
     keeps_mtp=True,
 )
 
-FAMILY = (DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)
+FAMILY = (DEEPSEEK, *map(tied_head_dropped, (DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)))

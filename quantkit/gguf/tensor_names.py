@@ -15,6 +15,8 @@ _NAME = re.compile(r"(?:blk\.(?P<bid>\d+)\.)?(?P<role>.+?)(?P<suffix>\.weight|\.
 ALWAYS_F32 = frozenset({
     "ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "ssm_conv1d_q", "ssm_conv1d_k",
     "ssm_conv1d_v", "shortconv.conv", "position_embd", "token_types", "indexer.proj",
+    "indexer.q_proj", "indexer.k_proj",
+    "altup_correct_coef", "altup_predict_coef",
 })  # fmt: skip
 
 

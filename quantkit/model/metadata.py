@@ -167,22 +167,23 @@ def _check(metadata: Metadata, files: CheckpointFiles) -> None:
 
 # keys that llama.cpp reads one value a layer of, where it is given a list
 _PER_LAYER = (
-    "attention.head_count", "attention.head_count_kv", "attention.compress_ratios",
+    "attention.head_count", "attention.head_count_kv",
     "attention.indexer.types", "attention.recurrent_layers", "attention.sliding_window_pattern",
     "activation_sparsity_scale", "expert_feed_forward_length", "expert_used_count",
     "feed_forward_length", "swiglu_clamp_exp", "swiglu_clamp_shexp", "xielu.alpha_n",
     "xielu.alpha_p", "xielu.beta", "xielu.eps",
 )  # fmt: skip
-_OTHER_LISTS = ("rope.dimension_sections", "classifier.output_labels")
+_OTHER_LISTS = (
+    "attention.compress_ratios", "classifier.output_labels", "rope.dimension_sections",
+)  # fmt: skip
 
 
 def _check_list(name: str, value: list[Any], config: Config) -> None:
     """A list stands where llama.cpp reads one, and is as long as it wants it. Raises
     ConfigError."""
-    key = name.partition(".")[2]
-    if key in _OTHER_LISTS or key.startswith("ple."):
+    if name.endswith(_OTHER_LISTS) or ".ple." in name or name.startswith("tokenizer."):
         return
-    if key not in _PER_LAYER:
+    if not name.endswith(_PER_LAYER):
         raise ConfigError(f"{config.where}: {name} is one number, not {value!r}")
     if len(value) not in (config.layers, config.blocks):
         raise ConfigError(
@@ -200,7 +201,9 @@ def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> No
         if value is None:
             continue
         with malformed(ConfigError, f"{config.where}: {name} cannot be {value!r}"):
-            if isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
+            if key.kind == "UINT64":
+                writer.add_key_value(name, value, GGUFValueType.ARRAY, GGUFValueType.UINT64)
+            elif isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
                 _check_list(name, value, config)
                 writer.add_array(name, value)
             else:

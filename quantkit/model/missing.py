@@ -49,7 +49,7 @@ def _missing(
         ):
             xids = range(layout.dims[bid or 0][m.experts] if "xid" in m.fields else 1)
             mid = (bid or 0) - layout.config.layers
-            names = [m.source.format(bid=bid, mid=mid, xid=x) for x in xids]
+            names = [m.source.format(bid=bid, mid=mid, xid=x, any=0) for x in xids]
             missing = [name for name in names if name not in present]
             unused = m.template not in templates
             spellings.append((unused, len(missing) / len(names), len(spellings), missing))

@@ -8,29 +8,30 @@ llama.cpp's converter knows `language_model.`, `model.mtp.` and, for a few class
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
-# what torch.compile, DataParallel, FSDP and checkpointed activations put into names
-_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|^module\.")
 # tensors that only layers have which predict further tokens
 _PREDICTING = re.compile(r"mtp\..*|.*\.(eh_proj|enorm|hnorm|shared_head)\..*")
 
 
-def known_names(names: Iterable[str], templates: Iterable[str]) -> Mapping[str, str]:
+def known_names(
+    names: Iterable[str], templates: Iterable[str], plain: Callable[[str], str]
+) -> Mapping[str, str]:
     """Name in the checkpoint -> name as one of the `templates` has it (numbers are stars there); a
-    name that none has only loses its wrappers."""
+    name that none has is only `plain`: without its wrappers."""
     known = {*templates}
-    return {name: _known(name, known) for name in names}
+    return {name: _known(name, known, plain) for name in names}
 
 
-def _known(name: str, templates: set[str]) -> str:
-    bare = _WRAPPERS.sub("", name).replace("language_model.", "")
+def _known(name: str, templates: set[str], plain: Callable[[str], str]) -> str:
+    bare = plain(name)
     inner = bare.removeprefix("model.")
     for candidate in (bare, f"model.{bare}", inner, f"model.{inner}"):
-        if NUMBER.sub("*", candidate) in templates:
-            return candidate
+        spelled = plain(candidate)
+        if NUMBER.sub("*", spelled) in templates:
+            return spelled
     return inner if inner.startswith("mtp.") else bare
 
 

@@ -30,8 +30,14 @@ from quantkit.errors import (
     UnsupportedSource,
 )
 from quantkit.gguf.tensor_names import in_block, parse
+from quantkit.model.blocks import BLOCKS, leaving
 from quantkit.model.missing import check_nothing_missing
 from quantkit.model.names import NUMBER, known_names, predicts
+from quantkit.model.order import Order, order_of
+from quantkit.model.products import multiplied
+from quantkit.source.codings import widened
+from quantkit.source.codings.plain import INTEGERS, int32
+from quantkit.source.codings.scaled import by_rank, check_order
 from quantkit.source.mistaken import stranger
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
@@ -61,8 +67,15 @@ def place(
     used: dict[str, SourceTensor] = {}
     waiting: dict[str, _Waiting] = {}
     kin: dict[tuple[str, ...], dict[str, None]] = {}
-    for m in sorted(_matches(layout, sources), key=lambda m: m.order):
+    matches = _in_blocks(list(_matches(layout, sources)), layout)
+    # NVFP4 experts whose count llama.cpp does not find in the config follow all else in NVFP4
+    counted = any(config.find(name) for name in ("num_local_experts", "num_experts"))
+    late: dict[str, None] = {}
+    for m in sorted(matches, key=lambda m: m.order):
         _check(m, layout)
+        if late and m.tensor.coding != "nvfp4":
+            _finish(late, waiting, placed)
+            late.clear()
         source = replace(m.tensor, flat=True) if m.map.flat else m.tensor
         used[source.name] = source
         names: dict[str, None] = {}
@@ -72,21 +85,32 @@ def place(
             if name in placed or not target.take(piece, source):
                 raise TensorUnknown(f"tensor {source.name} is a second spelling of rows of {name}")
             names[name] = None
-        # one tensor an expert: the stacks of a block come together
-        if "{xid}" in (m.map.like or m.map.source):
+        # one tensor an expert: the stacks of a block come together, those of blocks one by one
+        if not m.tensor.ggml.is_float:
+            if m.tensor.coding == "nvfp4" and not counted and "xid" in m.map.fields:
+                late |= names
+                continue
+        elif "{xid}" in (m.map.like or m.map.source):
             kinds = tuple(names)
             if kinds not in kin:
                 kin[kinds] = dict.fromkeys(_kin(names, m.bid, layout)) or names
             names = kin[kinds]
-        if all(name in waiting and waiting[name].left == 0 for name in names):
-            for name in names:
-                done = waiting.pop(name)
-                segments = sorted(done.rows.values(), key=lambda s: s.first_row)
-                placed[name] = (done.shape, tuple(segments))
+        _finish(names, waiting, placed)
+    _finish(late, waiting, placed)
     check_nothing_missing(layout, sources, placed)
     if waiting:
         raise TensorMissing(f"{config.where}: only part of {min(waiting)} is in the checkpoint")
     return placed, used
+
+
+def _finish(names: Iterable[str], waiting: dict[str, _Waiting], placed: Placed) -> None:
+    """Place tensors, if all rows of all of them have arrived."""
+    names = list(names)
+    if all(name in waiting and waiting[name].left == 0 for name in names):
+        for name in names:
+            done = waiting.pop(name)
+            segments = sorted(done.rows.values(), key=lambda s: s.first_row)
+            placed[name] = (done.shape, tuple(segments))
 
 
 def predicting_layers(
@@ -109,6 +133,11 @@ def predicting_layers(
         if not found or (ahead and len(found) > declared):
             declared = len(found)
     if options.mtp == "only" and not declared:
+        if arch.mtp(config) and not arch.keeps_mtp:
+            raise ConfigError(
+                f"{config.where}: the layers of {arch.gguf_arch} that predict further tokens are "
+                "not converted"
+            )
         raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
     return declared
 
@@ -139,7 +168,11 @@ class _Match:
     map: Map
     bid: int | None
     xid: int
-    order: tuple[int, str, str]
+    number: int  # of the tensor in the checkpoint
+
+    @property
+    def order(self) -> Order:
+        return order_of(self.tensor, self.map, self.bid or 0, self.xid, self.number)
 
 
 @dataclass(frozen=True)
@@ -175,7 +208,7 @@ class _Layout:
     @cached_property
     def names(self) -> Mapping[str, str]:
         """The sources' names as the architecture knows them."""
-        return known_names(self.sources, self.maps)
+        return known_names(self.sources, self.maps, self.arch.plain)
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
@@ -214,7 +247,8 @@ class _Layout:
     @cached_property
     def own_names(self) -> bool:
         """Whether layers that predict further tokens are counted by themselves."""
-        return any("mid" in m.fields for m in self.arch.maps)
+        ahead = ["bid" in m.fields for m in self.arch.maps if m.layers == "mtp"]
+        return bool(ahead) and not any(ahead)
 
     def joined(self, role: str) -> str:
         return self.renamed[role][0] if role in self.renamed else role
@@ -230,16 +264,16 @@ class _Layout:
         elif m.layers == "mtp":
             found = range(layers, min(layers + 1, blocks))
         else:
-            return (None,)
+            return (None,) if self.has(m, None) else ()
         return [bid for bid in found if self.has(m, bid)]
 
     def has(self, m: Map, bid: int | None) -> bool:
         """Whether layer `bid` is of the kind that has the tensor."""
-        if bid is None or not m.layers:
+        if not m.layers:
             return True
-        kind = (m.layers, bid)
+        kind = (m.layers, bid or 0)
         if kind not in self.kinds:
-            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid)
+            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid or 0)
         return self.kinds[kind]
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
@@ -249,11 +283,13 @@ class _Layout:
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):
             ids = dict(zip(m.fields, numbers, strict=True))
+            if any(field.isdecimal() and int(field) != n for field, n in ids.items()):
+                continue
             bid = ids.get("bid")
             if "mid" in ids or (bid is None and m.layers == "mtp"):
                 bid = self.config.layers + ids.get("mid", 0)
             best = (m, bid, ids.get("xid", 0))
-            if self.has(m, bid):
+            if (bid or 0) >= self.blocks or self.has(m, bid):
                 break
         return best
 
@@ -322,13 +358,15 @@ class _Layout:
 
 
 def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
-    """All stacked experts of a block that are of one kind with `names`, in the family's order."""
+    """All stacked experts of a block that are of one kind with `names`, in the family's order;
+    none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
-    return [
+    found = [
         in_block(layout.joined(f"{role}.weight"), bid)
         for role in layout.arch.expert_order
         if role.rpartition("_")[2] in kinds
     ]
+    return found if {*names} <= {*found} else []
 
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
@@ -336,7 +374,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
     ahead = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
     if not ahead:  # those that are left out may lack what tells them
         ahead.update(range(blocks, blocks + max(arch.mtp(config) - config.mtp, 0)))
-    for i, t in enumerate(sources.values()):
+    for i, t in enumerate(multiplied(arch.maps, sources).values()):
         m, bid, xid = layout.find(t)
         if bid is not None and bid >= blocks and bid in ahead:
             continue
@@ -353,12 +391,25 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
                 f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
                 f"{stranger(t.name, sources)}"
             )
-        # a fused tensor stands where the last of its experts would
-        name = m.like.format(bid=bid, xid=9) if m.like else t.name
-        in_file = name if t.path.suffix == ".safetensors" else f"{i:09}"
-        # repacked weights come first, those that are rebuilt from parts of other names last
-        turn = 0 if not t.ggml.is_float else 2 if t.coding in ("gptq", "awq", "packed") else 1
-        yield _Match(t, m, bid, xid, (turn, t.path.name, in_file))
+        if m.integers and t.raw in INTEGERS:
+            t = int32(t)
+        if m.by_rank and t.coding == "scaled":
+            t = by_rank(t, [layout.dims[bid or 0][dim] for dim in m.by_rank])
+        check_order(t)
+        yield _Match(t, m, bid, xid, i)
+
+
+def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
+    """The matches, with sources in blocks as float32 where they cannot stay as they are."""
+    if not any(m.tensor.coding in BLOCKS for m in matches):
+        return matches
+    fused = layout.options.fuse_qkv or layout.options.fuse_gate_up_exps
+    uses = [
+        (m.tensor, {in_block(p.role, m.bid): p.rows for p in layout.pieces(m.map, m.bid, m.xid)})
+        for m in matches
+    ]
+    wide = leaving(uses, layout.arch.gguf_arch, layout.config.layers, fused)
+    return [replace(m, tensor=widened(m.tensor)) if m.tensor.name in wide else m for m in matches]
 
 
 def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
@@ -379,8 +430,9 @@ def _check(m: _Match, layout: _Layout) -> None:
         )
     if m.tensor.raw:
         raise UnsupportedSource(
-            f"{m.tensor.path}: tensor {m.tensor.name} is {m.tensor.raw}, and no "
-            f"quantization_config of {config.where} says how it is read"
+            f"{m.tensor.path}: tensor {m.tensor.name} is {m.tensor.raw}, and neither scales beside "
+            f"it nor quantization_config of {config.where} say how it is read; get them, or the "
+            "16-bit release"
         )
     expected = layout.shape(m.map, m.bid)
     if m.tensor.shape != expected:

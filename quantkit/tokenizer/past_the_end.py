@@ -7,7 +7,7 @@ is written, and a model keeps an end token that it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from quantkit.errors import TokenizerError
@@ -17,14 +17,20 @@ from quantkit.tokenizer.special_tokens import SpecialTokens, content, tokenizer_
 _WORDS = {"bos": "begin token", "eos": "end token"}
 
 
-def left_out(special: SpecialTokens, tokens: Sequence[str], files: CheckpointFiles) -> list[str]:
-    """Take ids past the `tokens` out of `special`, another end token if need be into it; lines for
-    people on what was done. Raises TokenizerError: no end token is left."""
+def left_out(
+    special: SpecialTokens, tokens: Sequence[str], files: CheckpointFiles,
+    fixed: Container[str] = (),
+) -> list[str]:  # fmt: skip
+    """Take ids past the `tokens` out of `special`, but for kinds that are `fixed`, and another end
+    token if need be into it; lines for people on what was done. Raises TokenizerError: no end token
+    is left."""
     n_vocab = len(tokens)
-    for kind in [k for k, i in special.ids.items() if i >= n_vocab]:
+    for kind in [k for k, i in special.ids.items() if i >= n_vocab and k not in fixed]:
         special.past.setdefault(kind, special.ids.pop(kind))
     config, notes = tokenizer_config(files), []
     for kind, token_id in special.past.items():
+        if kind in fixed and kind in special.ids:
+            continue
         text = content(config.get(f"{kind}_token"))
         name = f"the {_WORDS.get(kind, f'{kind} token')} {text or 'of the config'} ({token_id})"
         why = f"{name} is past the model's {n_vocab} tokens"
@@ -45,11 +51,11 @@ def left_out(special: SpecialTokens, tokens: Sequence[str], files: CheckpointFil
         else:
             notes.append(f"{why} and left out")
     if "eos" not in special.ids:
-        found = next((i for i in _end_tokens(files) if 0 <= i < n_vocab), None)
-        if found is not None:
-            special.ids["eos"] = found
-        else:
-            notes.append("no file names an end token: llama.cpp takes its default")
+        listed = ", ".join(str(i) for i in dict.fromkeys(_end_tokens(files)))
+        notes.append(
+            f"no file names one end token{f' (listed: {listed})' if listed else ''}: none is "
+            "written, as by llama.cpp's converter, and llama.cpp takes its default"
+        )
     return notes
 
 

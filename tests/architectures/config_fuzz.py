@@ -177,6 +177,8 @@ def smallest() -> list[str]:
     """A case for each architecture of config.json: the one with the fewest tensors."""
     best: dict[Any, tuple[int, str]] = {}
     for name, data in architectures().items():
+        if "config.json" not in data["recipe"]["files"]:  # Mistral's own format
+            continue
         config = json.loads(data["recipe"]["files"]["config.json"])
         size = sum(len(f["tensors"]) for f in data["recipe"]["weights"].values())
         names = tuple(config.get("architectures") or ())
