@@ -23,6 +23,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    nextn_layers,
 )
 from quantkit.architectures.deepseek_sparse import INDEXER_DIMS, INDEXER_KEYS
 from quantkit.architectures.glm5_next import CLAMP_KEYS, HYPER_DIMS, HYPER_KEYS, hyper_connections
@@ -157,6 +158,7 @@ DEEPSEEK_V4 = Architecture(
     },
     expert_order=GATE_DOWN_UP,
     drops=(r"(mtp|aligner)\..*", r"image_.*", r"layers\.\d+\.ffn\.gate\.bias"),
+    mtp=nextn_layers,
     keeps_types=True,
 )  # fmt: skip
 

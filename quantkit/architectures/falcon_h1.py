@@ -145,7 +145,6 @@ FALCON_H1 = Architecture(
     },
     defaults={"rope_theta": 100000.0, "rms_norm_eps": 1e-5},
     variant=_scaled,
-    fuses=("qkv",),
 )  # fmt: skip
 
 FAMILY = (FALCON_H1,)

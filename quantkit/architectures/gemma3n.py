@@ -161,6 +161,7 @@ GEMMA3N = Architecture(
         "sliding_window": 512, "final_logit_softcapping": 30.0, "altup_active_idx": 0,
         "altup_num_inputs": 4, "tie_word_embeddings": True,
     },
+    fuses=("qkv",),
 )  # fmt: skip
 
 FAMILY = (GEMMA3N,)

@@ -17,6 +17,7 @@ from quantkit.architectures.common import (
     RMS_NORM,
     TEXT_KEYS,
     L,
+    experts,
     gated_mlp,
     optional_key,
     router,
@@ -121,6 +122,16 @@ def _keys(layers: str, optional: bool) -> tuple[Map, ...]:
     )
 
 
+def _has_experts(config: Config, bid: int) -> bool:
+    found: bool = config.get("enable_moe_block", kind="BOOL", default=False)
+    return found
+
+
+def _splits(config: Config) -> bool:
+    """Whether experts are in tensors of their own: in NVFP4 they are."""
+    return "nvfp4" in str(config.find("quantization_config")).lower()
+
+
 SUPPRESSED = Key("tokenizer.ggml.suppress_tokens", "generation_config.suppress_tokens", "INT32",
                  default=None)  # fmt: skip
 
@@ -185,15 +196,18 @@ GEMMA4 = Architecture(
         Map(f"{L}.router.scale", ("hidden",), whole("ffn_gate_inp.scale"), "experts"),
         Map(f"{L}.router.per_expert_scale", ("experts",), whole("ffn_down_exps.scale"), "experts"),
         Map(f"{X}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
-            whole("ffn_gate_up_exps.weight"), "experts"),
+            whole("ffn_gate_up_exps.weight"), "fused experts"),
         Map(f"{X}.down_proj", ("experts", "hidden", "expert_ffn"),
-            whole("ffn_down_exps.weight"), "experts"),
+            whole("ffn_down_exps.weight"), "fused experts"),
+        *experts(X, layers="split experts")[:3],
     ),
     layers={
         "keys": lambda c, bid: not _shares(c, bid),
         "values": _has_values,
         "shared keys": _shares,
-        "experts": lambda c, bid: c.get("enable_moe_block", kind="BOOL", default=False),
+        "experts": _has_experts,
+        "fused experts": lambda c, bid: _has_experts(c, bid) and not _splits(c),
+        "split experts": lambda c, bid: _has_experts(c, bid) and _splits(c),
     },
     drops=(*DROPS, r"lm_head\.weight"),
     defaults={

@@ -1,5 +1,5 @@
 """Llama, Mistral and Mixtral: one GGUF architecture (`llama`), dense or with experts; Llama 4; and
-Arcee, SmolLM3 and Apertus, which are made of the same parts.
+Arcee, SmolLM3, Nanbeige and Apertus, which are made of the same parts.
 
 llama.cpp: `conversion/llama.py`.
 """
@@ -124,6 +124,22 @@ SMOLLM3 = replace(
     defaults={"rope_theta": 2e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
 )
 
+# the layers are run through several times
+NANBEIGE = replace(
+    LLAMA,
+    hf_names=("NanbeigeForCausalLM",),
+    gguf_arch="nanbeige",
+    keys=TEXT_KEYS,
+    late_keys=(
+        *LLAMA.late_keys,
+        Key("{arch}.num_loops", lambda c: c.get("num_loops", default=1) or 1),
+        Key("{arch}.skip_loop_final_norm", "skip_loop_final_norm", "BOOL", default=False),
+    ),
+    maps=(*EMBEDDINGS, *NORMS, *attention(rotated=True), *gated_mlp()),
+    renames=(),
+    fuses=(),
+)
+
 ACTIVATION = f"{L}.mlp.act_fn"
 
 # the numbers of the activation function are keys
@@ -224,4 +240,4 @@ LLAMA4 = replace(
     defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
 )
 
-FAMILY = (LLAMA, MIXTRAL, LLAMA4, ARCEE, SMOLLM3, APERTUS)
+FAMILY = (LLAMA, MIXTRAL, LLAMA4, ARCEE, SMOLLM3, NANBEIGE, APERTUS)

@@ -95,6 +95,7 @@ PHI2 = Architecture(
         *plain_mlp(names=("fc1", "fc2"), bias=True),
     ),
     defaults={"layer_norm_eps": 1e-5},
+    fuses=("qkv",),
 )  # fmt: skip
 
 PHIMOE = Architecture(

@@ -54,7 +54,12 @@ SHARED_EXPERT = (
 SHARED_FFN = Key("{arch}.expert_shared_feed_forward_length", "shared_expert_intermediate_size")
 
 QWEN2 = Architecture(
-    hf_names=("Qwen2ForCausalLM",),
+    # the text parts of dots.ocr and Audio Flamingo 3, too
+    hf_names=(
+        "Qwen2ForCausalLM",
+        "DotsOCRForCausalLM",
+        "AudioFlamingo3ForConditionalGeneration",
+    ),
     gguf_arch="qwen2",
     keys=TEXT_KEYS,
     late_keys=(),
@@ -83,6 +88,14 @@ QWEN3 = replace(
     gguf_arch="qwen3",
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), *gated_mlp()),
     defaults={**QWEN2.defaults, "head_dim": 128},
+)
+
+MAINCODER = replace(
+    QWEN3,
+    hf_names=("MaincoderForCausalLM",),
+    gguf_arch="maincoder",
+    late_keys=(Key("{arch}.rope.dimension_count", "head_dim", default=None),),
+    defaults={},
 )
 
 QWEN2_MOE = replace(
@@ -231,7 +244,6 @@ GROVE_MOE = replace(
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, QWEN2_VL, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI, RND1,
-    LLADA_MOE,
-    GROVE_MOE,
+    QWEN2, QWEN2_VL, QWEN3, MAINCODER, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI,
+    RND1, LLADA_MOE, GROVE_MOE,
 )  # fmt: skip

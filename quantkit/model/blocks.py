@@ -30,7 +30,7 @@ SCALED: dict[str, tuple[str, ...]] = {
     "cohere2moe": (*_QKV, *_SPARSE, *_NEXT),
     "deepseek32": (*_SPARSE, *_NEXT),
     "dots3note": _SPARSE,
-    "gemma4": (*_ATTENTION, *_DENSE, "output"),
+    "gemma4": (*_ATTENTION, *_DENSE, *_EXPERTS, "output"),
     "glm-dsa": (*_SPARSE, *_NEXT),
     "hy_v3": (*_QKV, *_SPARSE, "nextn.shared_head_head", "output"),
     "llama": (*_ATTENTION, *_DENSE, *_EXPERTS, "output"),

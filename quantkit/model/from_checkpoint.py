@@ -63,6 +63,7 @@ def from_checkpoint(
     arch, config = _read_config(files, name)
     stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
     settings = _settings(files, config)
+    config = replace(config, values={**config.values, "quantization_config": settings.values})
     by_name = {t.name: t for t in decoded(stored, settings)}
     config = _with_scalars(arch, config, by_name)
     by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}

@@ -18,7 +18,8 @@ _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 def with_scales(placed: Placed, sources: dict[str, SourceTensor]) -> Placed:
     """The tensors with `.scale` and `.input_scale` after each of NVFP4: one value, or one an
-    expert. Scales that are all 1 are left out, as llama.cpp's converter does.
+    expert. Scales that are all 1 are left out, as llama.cpp's converter does; a `.scale` that the
+    model has of its own (Gemma 4) is multiplied in.
 
     Adds the scales to `sources`. Raises SourceError.
     """
@@ -26,13 +27,20 @@ def with_scales(placed: Placed, sources: dict[str, SourceTensor]) -> Placed:
     if not any(kept.values()):
         return placed
     out: Placed = {}
-    with Files(part.path for parts in kept.values() for t in parts for part in t.parts) as files:
+    own = {n: sources[t[1][0].source] for n, t in placed.items() if n.endswith(".scale")}
+    read = [part for parts in kept.values() for t in parts for part in t.parts]
+    with Files(t.path for t in (*read, *own.values())) as files:
         for name, found in placed.items():
+            if name in out:
+                continue
             out[name] = found
             for ending in (".scale", ".input_scale") if kept[name] else ():
                 beside = name.removesuffix(".weight") + ending
-                t = scales(beside, kept[name], inputs=ending == ".input_scale")
-                if not all_ones(files, t):
+                times = own.get(beside)
+                t = scales(beside, kept[name], ending == ".input_scale", times)
+                if times is not None:
+                    del sources[times.name]
+                if times is not None or not all_ones(files, t):
                     sources[beside] = t
                     out[beside] = (t.shape, (Segment(beside, 0, 0, t.n_rows),))
     return out

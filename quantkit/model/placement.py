@@ -129,6 +129,11 @@ def predicting_layers(
         if not any(bid is not None and bid >= config.layers for bid in found):
             declared = 0
     if options.mtp == "only" and not declared:
+        if arch.mtp(config) and not arch.keeps_mtp:
+            raise ConfigError(
+                f"{config.where}: the layers of {arch.gguf_arch} that predict further tokens are "
+                "not converted"
+            )
         raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
     return declared
 

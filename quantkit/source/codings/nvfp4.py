@@ -102,9 +102,11 @@ def read_floats(
     return out
 
 
-def scales(name: str, of: Sequence[SourceTensor], inputs: bool = False) -> SourceTensor:
+def scales(
+    name: str, of: Sequence[SourceTensor], inputs: bool = False, times: SourceTensor | None = None
+) -> SourceTensor:
     """The tensor `name` of the scales of matrices, or of their inputs: one value a matrix, 1 where
-    it has none."""
+    it has none, times those of a tensor `times` if there is one."""
     which = _INPUT if inputs else _SECOND
     one = np.ones(1, np.float32)
     parts = [
@@ -112,22 +114,28 @@ def scales(name: str, of: Sequence[SourceTensor], inputs: bool = False) -> Sourc
         else SourceTensor(t.name, type_by_name("F32"), (1,), t.path, 0, one)
         for t in of
     ]  # fmt: skip
-    return joined(name, "F32", (len(of),), "scales", *parts, settings=(of[0].settings[_DIVIDES],))
+    if times is not None:
+        parts.append(times)
+    return joined(name, "F32", (len(of),), "scales", *parts,
+                  settings=(of[0].settings[_DIVIDES], int(times is not None)))  # fmt: skip
 
 
 def read_scales(
     files: Files, t: SourceTensor, first: int, count: int, column: int = 0, width: int = 1
 ) -> Rows:
     """Float32 `[count, 1]`, to be multiplied with."""
+    divides, multiplied = t.settings
     found = [scale_values(files, p, 0, 1) for p in t.parts[first : first + count]]
     values = np.concatenate(found)
-    with np.errstate(divide="ignore"):  # an infinite scale is found where it is written, and named
-        return np.float32(1) / values if t.settings[0] else values
+    if divides:
+        with np.errstate(divide="ignore"):  # infinity is found where it is written, and named
+            values = np.float32(1) / values
+    return values * scale_values(files, t.parts[-1], first, count) if multiplied else values
 
 
 def all_ones(files: Files, t: SourceTensor) -> bool:
     """Whether llama.cpp's converter leaves the scales out: all of them are 1, or nearly."""
-    tolerance = 1e-6 if len(t.parts) == 1 else 1.1e-5  # numpy's allclose adds its relative 1e-5
+    tolerance = 1e-6 if t.n_rows == 1 else 1.1e-5  # numpy's allclose adds its relative 1e-5
     return all(
-        abs(float(read_scales(files, t, i, 1)[0, 0]) - 1) <= tolerance for i in range(len(t.parts))
+        abs(float(read_scales(files, t, i, 1)[0, 0]) - 1) <= tolerance for i in range(t.n_rows)
     )

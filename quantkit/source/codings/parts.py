@@ -46,6 +46,8 @@ def part(found: Found, name: str, of: tuple[str, ...], *shape: int) -> SourceTen
         )
     if shape and t.shape != shape:
         raise wrong_shape(t, shape)
+    if 0 in t.shape:
+        raise TensorShape(f"{t.path}: tensor {name} is empty; download the checkpoint again")
     return t
 
 

@@ -48,8 +48,11 @@ def join(found: Found, name: str, scale_name: str, settings: Settings) -> Source
             f"({scale_name}), which only F8_E4M3, F8_E5M2 and I8 are read with; delete the scales "
             "if they are left over"
         )
-    if len(weight.shape) < 2:
-        raise TensorShape(f"{weight.path}: tensor {name} has scales, and {weight.shape} weights")
+    if len(weight.shape) < 2 or 0 in weight.shape:
+        raise TensorShape(
+            f"{weight.path}: tensor {name}: shape {list(weight.shape)} found, and scales beside "
+            "it, which matrices have; download the checkpoint again"
+        )
     height, width, rows = _geometry(weight, scale, settings.block(name))
     per_row = -(-weight.shape[-1] // width)
     parts = [weight, flat(scale, per_row)]
