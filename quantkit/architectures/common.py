@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.rules import (
-    Architecture,
     Config,
     Dim,
     Expect,
@@ -370,22 +369,6 @@ OTHER_MODES = (
 DROPS = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
 
 
-def tied_head_dropped(arch: Architecture) -> Architecture:
-    """`arch` without the output matrix where config.json says that the embeddings serve as one;
-    what is in the checkpoint all the same is left out."""
-    return replace(
-        arch,
-        maps=tuple(
-            replace(m, layers="own head") if m.source == "lm_head.weight" else m for m in arch.maps
-        ),
-        layers={
-            **arch.layers,
-            "own head": lambda c, bid: not c.get("tie_word_embeddings", kind="BOOL", default=False),
-        },
-        drops=(*arch.drops, r"lm_head\.weight"),
-    )
-
-
 def after_dense(config: Config, bid: int) -> bool:
     """Whether a layer has experts, in models whose first few have none."""
     first: int = config.get("first_k_dense_replace")
@@ -424,16 +407,3 @@ NEXTN_MAPS = (
         whole("nextn.embed_tokens.weight"), "mtp", optional=True),
 )  # fmt: skip
 MTP_LAYERS: dict[str, Callable[[Config, int], bool]] = {"mtp": lambda c, bid: bid >= c.layers}
-
-# heads that predict further tokens under names of their own, `mtp.*`
-MTP_AROUND = (
-    Map("mtp.fc.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
-    vector("mtp.pre_fc_norm_embedding", "nextn.enorm", layers="mtp"),
-    vector("mtp.pre_fc_norm_hidden", "nextn.hnorm", layers="mtp"),
-    vector("mtp.norm", "nextn.shared_head_norm", layers="mtp"),
-)
-
-
-def in_mtp_head(*maps: Map, base: str = "mtp.layers.{mid}") -> tuple[Map, ...]:
-    """The rows of a layer, in the head that predicts further tokens."""
-    return tuple(replace(m, source=m.source.replace(L, base)) for m in maps)

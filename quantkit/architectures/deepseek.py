@@ -37,7 +37,6 @@ from quantkit.architectures.common import (
     optional_key,
     router,
     router_bias,
-    tied_head_dropped,
 )
 from quantkit.architectures.rules import (
     Architecture,
@@ -50,6 +49,7 @@ from quantkit.architectures.rules import (
     Shape,
     linear,
     piece,
+    tied_head_dropped,
     vector,
 )
 

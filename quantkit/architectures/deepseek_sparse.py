@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantkit.architectures.common import MTP_LAYERS, NEXTN_KEY, NEXTN_MAPS, tied_head_dropped
+from quantkit.architectures.common import MTP_LAYERS, NEXTN_KEY, NEXTN_MAPS
 from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V3
-from quantkit.architectures.rules import Config, Dim, Key, Map, linear, vector, whole
+from quantkit.architectures.rules import (
+    Config,
+    Dim,
+    Key,
+    Map,
+    linear,
+    tied_head_dropped,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 INDEXER_KEYS = (

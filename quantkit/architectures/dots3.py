@@ -16,7 +16,6 @@ from quantkit.architectures.common import (
     NORMS,
     TEXT_KEYS,
     no_key,
-    tied_head_dropped,
 )
 from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V3, LATENT
 from quantkit.architectures.deepseek_sparse import INDEXER_DIMS, INDEXER_KEYS, indexer
@@ -30,6 +29,7 @@ from quantkit.architectures.rules import (
     RowMap,
     Shape,
     edited,
+    tied_head_dropped,
     vector,
     whole,
 )

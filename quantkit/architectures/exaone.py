@@ -11,7 +11,6 @@ from quantkit.architectures.common import (
     EMBEDDINGS,
     EXPERT_FFN,
     LEADING_DENSE,
-    MTP_AROUND,
     MTP_LAYERS,
     NORMS,
     RMS_NORM,
@@ -25,7 +24,6 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
-    in_mtp_head,
     nextn_layers,
     optional_key,
     qk_norms,
@@ -34,6 +32,7 @@ from quantkit.architectures.common import (
     slides,
 )
 from quantkit.architectures.llama import rope_freqs
+from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head
 from quantkit.architectures.olmo import NORMS_AFTER
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
 

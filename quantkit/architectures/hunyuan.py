@@ -20,9 +20,8 @@ from quantkit.architectures.common import (
     gated_mlp,
     no_key,
     router,
-    tied_head_dropped,
 )
-from quantkit.architectures.rules import Architecture, Config, Key, vector
+from quantkit.architectures.rules import Architecture, Config, Key, tied_head_dropped, vector
 from quantkit.errors import ConfigError
 
 LENGTH = 256 * 1024  # what the scaling of the rotary base is for, whatever config.json says

@@ -30,11 +30,19 @@ from quantkit.architectures.common import (
     qk_norms,
     router,
     router_bias,
-    tied_head_dropped,
 )
 from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2, LATENT
 from quantkit.architectures.deepseek_sparse import INDEXER_DIMS, INDEXER_KEYS, indexer
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    tied_head_dropped,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 SIGMOID = Key("{arch}.expert_gating_func", lambda c: GATING["sigmoid"])

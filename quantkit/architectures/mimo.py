@@ -15,11 +15,11 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
-    in_mtp_head,
     optional_key,
     router,
     router_bias,
 )
+from quantkit.architectures.mtp_head import in_mtp_head
 from quantkit.architectures.rules import (
     Architecture,
     Config,

@@ -48,10 +48,19 @@ def _ministral(name: str) -> Any:
     return read
 
 
+def _by_text_part(config: Config) -> Architecture | None:
+    """Mistral 4 has the name of Mistral 3. Raises ConfigError for a text part that is neither."""
+    kind = config.find("model_type")
+    if kind not in (None, "mistral", "ministral", "mistral3", "ministral3", "mistral4"):
+        name = "Mistral3ForConditionalGeneration"
+        raise ConfigError(f"{config.where}: {name} around {kind!r} is not supported")
+    return MISTRAL4 if kind == "mistral4" else None
+
+
 MISTRAL3 = replace(
     LLAMA,
     hf_names=("Mistral3ForConditionalGeneration", "Ministral3ForCausalLM"),
-    variant=lambda c: MISTRAL4 if c.find("model_type") == "mistral4" else None,
+    variant=_by_text_part,
     gguf_arch="mistral3",
     keys=with_head_dim(TEXT_KEYS),
     late_keys=(

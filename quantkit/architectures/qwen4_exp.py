@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quantkit.architectures.common import EMBEDDINGS, L, in_mtp_head, shifted
+from quantkit.architectures.common import EMBEDDINGS, L, shifted
 from quantkit.architectures.deepseek_sparse import INDEXER_DIMS
+from quantkit.architectures.mtp_head import in_mtp_head
 from quantkit.architectures.qwen_next import (
     FULL_ATTENTION,
     QWEN35_MOE,

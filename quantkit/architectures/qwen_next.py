@@ -13,7 +13,6 @@ from dataclasses import replace
 from quantkit.architectures.common import (
     DIMS,
     EMBEDDINGS,
-    MTP_AROUND,
     NORMALIZED,
     RMS_NORM,
     SILU,
@@ -22,13 +21,13 @@ from quantkit.architectures.common import (
     attention,
     experts,
     gated_mlp,
-    in_mtp_head,
     optional_key,
     partial_rope,
     qk_norms,
     router,
     shifted,
 )
+from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head
 from quantkit.architectures.qwen import ALL_SPARSE, QWEN2_MOE, SHARED_EXPERT
 from quantkit.architectures.rules import (
     Architecture,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,7 +40,8 @@ from quantkit.source.tensors import SourceTensor
 __all__ = [
     "DEFAULTS", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
     "Map", "Piece", "RowMap", "Shape", "edited", "halved", "halves", "interleaved", "linear",
-    "padded", "parts", "piece", "rotary", "rotary_order", "stack", "transposed", "vector",
+    "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
+    "transposed", "vector",
     "whole",
 ]  # fmt: skip
 
@@ -361,3 +362,19 @@ class Architecture:
     def __post_init__(self) -> None:
         if unknown := {m.layers for m in self.maps} - {"", *self.layers}:
             raise ValueError(f"{self.hf_names[0]}: unknown kind of layers {unknown}")
+
+
+def tied_head_dropped(arch: Architecture) -> Architecture:
+    """`arch` without the output matrix where config.json says that the embeddings serve as one;
+    what is in the checkpoint all the same is left out."""
+    return replace(
+        arch,
+        maps=tuple(
+            replace(m, layers="own head") if m.source == "lm_head.weight" else m for m in arch.maps
+        ),
+        layers={
+            **arch.layers,
+            "own head": lambda c, bid: not c.get("tie_word_embeddings", kind="BOOL", default=False),
+        },
+        drops=(*arch.drops, r"lm_head\.weight"),
+    )

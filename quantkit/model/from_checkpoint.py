@@ -16,8 +16,9 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
-from quantkit.model.placement import Placed, place, predicting_layers
+from quantkit.model.placement import Placed, place
 from quantkit.model.pooling import is_reranker, with_head
+from quantkit.model.predicting import predicting_layers
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note

@@ -11,11 +11,11 @@ from quantkit.model.names import NUMBER
 from quantkit.source.tensors import SourceTensor
 
 if TYPE_CHECKING:
-    from quantkit.model.placement import _Layout
+    from quantkit.model.placement import Layout
 
 
 def check_nothing_missing(
-    layout: _Layout, sources: Mapping[str, SourceTensor], placed: Container[str]
+    layout: Layout, sources: Mapping[str, SourceTensor], placed: Container[str]
 ) -> None:
     """Every tensor that the architecture has is placed. Raises TensorMissing."""
     config = layout.config
@@ -36,7 +36,7 @@ def check_nothing_missing(
 
 
 def _missing(
-    layout: _Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
+    layout: Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
 ) -> list[str]:
     """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
     elsewhere or else misses the smallest part of."""

@@ -61,7 +61,7 @@ def place(
 
     Raises ConfigError, TensorUnknown, TensorShape, TensorMissing.
     """
-    layout = _Layout(arch, config, options, sources)
+    layout = Layout(arch, config, options, sources)
     layout.check_dims()
     placed: Placed = {}
     used: dict[str, SourceTensor] = {}
@@ -113,35 +113,6 @@ def _finish(names: Iterable[str], waiting: dict[str, _Waiting], placed: Placed) 
             placed[name] = (done.shape, tuple(segments))
 
 
-def predicting_layers(
-    arch: Architecture,
-    config: Config,
-    sources: Mapping[str, SourceTensor],
-    options: ConversionOptions,
-) -> int:
-    """How many layers that predict further tokens will be converted.
-
-    Fine-tunes leave them out, or leave them out of config.json: as many as there are count, unless
-    it promises more. Raises ConfigError if only they are wanted and there are none.
-    """
-    declared = 0
-    if arch.keeps_mtp and options.mtp != "without":
-        declared = arch.mtp(config)
-        layout = _Layout(arch, replace(config, mtp=max(declared, 1)), options, sources)
-        found = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
-        ahead = found == set(range(config.layers, config.layers + len(found)))
-        if not found or (ahead and len(found) > declared):
-            declared = len(found)
-    if options.mtp == "only" and not declared:
-        if arch.mtp(config) and not arch.keeps_mtp:
-            raise ConfigError(
-                f"{config.where}: the layers of {arch.gguf_arch} that predict further tokens are "
-                "not converted"
-            )
-        raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
-    return declared
-
-
 @dataclass
 class _Waiting:
     """A tensor of which not all rows have arrived."""
@@ -176,7 +147,7 @@ class _Match:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """The architecture with the config's numbers put in."""
 
     arch: Architecture
@@ -357,7 +328,7 @@ class _Layout:
             raise ConfigError(f"{self.config.where}: {per_token} experts are used of {experts}")
 
 
-def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
+def _kin(names: Iterable[str], bid: int | None, layout: Layout) -> list[str]:
     """All stacked experts of a block that are of one kind with `names`, in the family's order;
     none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
@@ -369,7 +340,7 @@ def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
     return found if {*names} <= {*found} else []
 
 
-def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
+def _matches(layout: Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
     ahead = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
     if not ahead:  # those that are left out may lack what tells them
@@ -399,7 +370,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
         yield _Match(t, m, bid, xid, i)
 
 
-def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
+def _in_blocks(matches: list[_Match], layout: Layout) -> list[_Match]:
     """The matches, with sources in blocks as float32 where they cannot stay as they are."""
     if not any(m.tensor.coding in BLOCKS for m in matches):
         return matches
@@ -412,7 +383,7 @@ def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
     return [replace(m, tensor=widened(m.tensor)) if m.tensor.name in wide else m for m in matches]
 
 
-def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
+def _check_block(t: SourceTensor, bid: int | None, layout: Layout) -> None:
     if bid is not None and bid >= layout.blocks:
         raise TensorUnknown(
             f"tensor {t.name} is of layer {bid}; "
@@ -420,7 +391,7 @@ def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
         )
 
 
-def _check(m: _Match, layout: _Layout) -> None:
+def _check(m: _Match, layout: Layout) -> None:
     config = layout.config
     _check_block(m.tensor, m.bid, layout)
     experts = layout.dims[m.bid or 0].get(m.map.experts, 0)

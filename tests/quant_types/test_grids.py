@@ -107,11 +107,11 @@ def test_who_needs_importance() -> None:
         assert bool(ask(fmt.ggml_type) & 1) == fmt.needs_importance, fmt.name
 
 
-@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", *list(GRIDS)[1:]])
+@pytest.mark.parametrize("name", list(GRIDS)[1:])
 def test_out_of_range(name: str) -> None:
     """Errors that overflow float32: said by both engines."""
     rng = np.random.default_rng(5)
-    x = (rng.standard_normal((4, 256)) * 1e25).astype(np.float32)
+    x = (rng.standard_normal((4, 256)) * 1e16).astype(np.float32)
     for engine in ("lanes", "array"):
         with pytest.raises(quant_types.OutOfRange, match="ggml aborts"):
             quant_types.quantize(x, name, np.ones(256, np.float32), engine)
@@ -126,7 +126,7 @@ def test_ggml_aborts() -> None:
             command, cwd=Path(__file__).parents[2], capture_output=True, check=False
         ).returncode
 
-    assert run("1e25") < 0
+    assert run("1e16") < 0
     assert run("1e9") == 0
 
 

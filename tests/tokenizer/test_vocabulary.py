@@ -282,7 +282,7 @@ def test_hunyuans_tiktoken(tmp_path: Path) -> None:
     assert vocab.tokens[500:506] == [
         "<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>", "<|extra_0|>"
     ]  # fmt: skip
-    assert keys(vocab)["tokenizer.ggml.bos_token_id"]["value"] == 502
+    assert keys(vocab)["tokenizer.ggml.bos_token_id"]["value"] == 127959
 
 
 def test_gemma_4_joins_by_merges_and_shows_its_channels(tmp_path: Path) -> None:
