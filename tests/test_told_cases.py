@@ -143,6 +143,7 @@ def test_one_near_name_and_a_list_of_all() -> None:
 def test_tekken_alone(broken: Broken) -> None:
     source = broken("qwen3moe")
     (source / "tokenizer.json").rename(source / "tekken.json")
+    (source / "vocab.json").unlink(missing_ok=True)
     says(errors.TokenizerError, "tekken.json alone & tokenizer.json", source)
 
 
