@@ -12,98 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import prod
 from typing import Any
 
+from quantkit.architectures.config import REQUIRED, brief
+from quantkit.architectures.config import Config as Config
 from quantkit.errors import ConfigError
 from quantkit.source.segments import Edit, Segment
-
-_REQUIRED: Any = object()
-_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
-_KINDS: dict[str, tuple[type, ...]] = {
-    "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config:
-    """config.json, read strictly: what is asked for is there and of its kind, or it is an error.
-
-    `mtp` is the number of layers after the last that predict further tokens and are converted.
-    """
-
-    values: Mapping[str, Any]
-    where: str = "config.json"
-    mtp: int = 0
-
-    def get(self, *names: str, kind: str = "UINT32", default: Any = _REQUIRED) -> Any:
-        """The first of `names` that is there and not null; `default` if none is.
-
-        `a.b` is key b of table a. Raises ConfigError if none is there and no default is given, or
-        the value is not `kind`.
-        """
-        for name in names:
-            if (value := self.find(name)) is not None:
-                return self.typed(name, value, kind)
-        if default is _REQUIRED:
-            raise ConfigError(f"{self.where}: '{names[0]}' is missing")
-        return default
-
-    def find(self, name: str) -> Any:
-        """Whatever stands under `name`, or None."""
-        value: Any = self.values
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
-
-    def typed(self, name: str, value: Any, kind: str) -> Any:
-        """`value`, if it is of the GGUF type `kind`, or a list of such. Raises ConfigError."""
-        if isinstance(value, list) and kind != "STRING":
-            return [self.typed(name, item, kind) for item in value]
-        allowed = _KINDS[kind]
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise ConfigError(f"{self.where}: '{name}' must be {kind.lower()}, not {value!r}")
-        low, high = _RANGES.get(kind, (None, None))
-        if low is not None and not low <= value <= high:
-            raise ConfigError(f"{self.where}: '{name}' is {value}, which no model has")
-        return value
-
-    @property
-    def layers(self) -> int:
-        """Layers of the model itself."""
-        n: int = self.get("num_hidden_layers", "n_layers", "num_layers")
-        return n
-
-    @property
-    def blocks(self) -> int:
-        """Layers that are converted: the model's, and those that predict further tokens."""
-        return self.layers + self.mtp
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of an attention head."""
-        n: int = self.get("head_dim", default=0)
-        return n or self.get("hidden_size") // max(self.get("num_attention_heads"), 1)
-
-    @cached_property
-    def rope(self) -> dict[str, Any]:
-        """The rotary settings in one table, as transformers 5 writes them (`rope_parameters`)."""
-        found = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
-        if not isinstance(found, dict):
-            raise ConfigError(f"{self.where}: 'rope_scaling' must be a table, not {found!r}")
-        rope = dict(found)
-        if "full_attention" in rope or "sliding_attention" in rope:
-            return rope
-        for name in ("swa_rope_theta", "rope_local_base_freq", "local_rope_theta"):
-            if self.values.get(name) is not None:
-                rope["sliding_attention"] = {"rope_theta": self.values[name]}
-        if "type" in rope:
-            rope.setdefault("rope_type", rope["type"])
-        for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-            if self.values.get(name) is not None:
-                rope.setdefault(name, self.values[name])
-        return rope
 
 
 @dataclass(frozen=True)
@@ -134,7 +49,7 @@ class Key:
     name: str
     config: str | tuple[str, ...] | Callable[[Config], Any]
     kind: str = "UINT32"
-    default: Any = _REQUIRED
+    default: Any = REQUIRED
 
     def read(self, config: Config) -> Any:
         """The value, or None for a key that is left out."""
@@ -162,7 +77,8 @@ class Expect:
         if value is not None and self.values and value not in self.values:
             allowed = " or ".join(repr(v) for v in self.values)
             raise ConfigError(
-                f"{config.where}: '{self.config}' is {value!r}; this architecture needs {allowed}"
+                f"{config.where}: '{self.config}' is {brief(value)}; this architecture needs "
+                f"{allowed}"
             )
 
     def differs(self, config: Config) -> str | None:

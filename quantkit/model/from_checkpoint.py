@@ -21,6 +21,7 @@ from quantkit.source.tensors import SourceTensor
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
+MAX_LAYERS = 100_000
 MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
 
 
@@ -39,6 +40,7 @@ def from_checkpoint(
 
     arch, config = _read_config(files)
     stored = {t.name: t for t in decoded(tuple(read_tensors(files)), config.values)}
+    _check_layers(config, stored)
     outtype = _chosen(outtype, stored.values())
     config = replace(config, mtp=predicting_layers(arch, config, stored, options))
     placed, sources = place(arch, config, stored, options)
@@ -76,10 +78,21 @@ def _read_config(files: CheckpointFiles) -> tuple[Architecture, Config]:
         if (value := Config(values).find(theirs)) is not None:
             values[ours] = value
     config = Config(values, label)
+    if config.layers > MAX_LAYERS:  # before anything is asked of each
+        raise ConfigError(f"{label}: {config.layers} layers; {MAX_LAYERS} are read")
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
     return arch, config
+
+
+def _check_layers(config: Config, stored: Mapping[str, SourceTensor]) -> None:
+    """A layer has a tensor at least. Raises ConfigError."""
+    if config.layers > len(stored):
+        raise ConfigError(
+            f"{config.where}: num_hidden_layers is {config.layers}, and there are {len(stored)} "
+            "tensors in all"
+        )
 
 
 def _architecture_name(raw: Mapping[str, object], label: str) -> str:

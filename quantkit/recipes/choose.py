@@ -7,6 +7,7 @@ Pure: names, shapes and facts in, formats out. The rule itself is the table of `
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -97,6 +98,7 @@ def choose(
         return _moe(recipe, facts, tensors, overrides)
     _check_patterns(overrides, [name for name, _, _ in tensors])
     categories = [category(name) for name, _, _ in tensors]
+    alike = Counter(categories)
     ranks: dict[str, int] = {}
     out = []
     for (name, shape, stored), kind in zip(tensors, categories, strict=True):
@@ -119,7 +121,7 @@ def choose(
             layer = rank if facts.n_experts < 2 or block is None else block
             stacked = len(shape) > 2 and shape[-3] > 1
             seen_as = "output" if tied else kind
-            t = Subject(name, seen_as, layer, rank, categories.count(kind), stacked)
+            t = Subject(name, seen_as, layer, rank, alike[kind], stacked)
             by_person = overrides.output_tensor_type if tied else None
             wanted = by_person or by_rule(recipe.name, facts, t) or recipe.base
             out.append(_fitting(wanted, shape[-1], overridden=by_person is not None))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from quant_types import isolated
 from quantkit.errors import LlamaError, TokenizerError
+from quantkit.storage.parse import parse_json
+from quantkit.tokenizer import trial
 from quantkit.tokenizer.vocabulary import malformed
 from quantkit.verification.llama_cpp import Llama, library
 
@@ -34,12 +36,9 @@ def reference(directory: Path) -> Tokenize | None:
     model, fast = directory / "tokenizer.model", directory / "tokenizer.json"
     with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
         if fast.is_file():
-            from tokenizers import Tokenizer
-
-            tokenizer = Tokenizer.from_file(str(fast))
-            return lambda texts: [
-                list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts
-            ]
+            if not trial.is_known_to_end(parse_json(fast.read_bytes(), str(fast))):
+                return lambda texts: trial.encoded(directory, texts)
+            return trial.tokenize(directory)
         if model.is_file():
             from sentencepiece import SentencePieceProcessor
 
@@ -56,12 +55,9 @@ def splitting(file: Path) -> Tokenize:
     library()
 
     def split(texts: Sequence[str]) -> list[list[int]]:
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         found = subprocess.run(
-            [sys.executable, "-m", "quantkit.verification.tokenization", str(file)],
-            input=json.dumps(texts), capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            isolated.command("quantkit.verification.tokenization", str(file.absolute())),
+            input=json.dumps(texts), capture_output=True, text=True, cwd=isolated.DIRECTORY,
         )  # fmt: skip
         if found.returncode != 0:
             said = (found.stderr.strip().splitlines() or ["no reason is given"])[-1].strip()

@@ -1,0 +1,131 @@
+"""config.json, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from quantkit.errors import ConfigError
+
+REQUIRED: Any = object()
+_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
+_KINDS: dict[str, tuple[type, ...]] = {
+    "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
+}  # fmt: skip
+
+
+def brief(value: Any) -> str:
+    """A value of a config as messages have it: a table or list by its kind alone."""
+    if isinstance(value, dict | list):
+        return f"a {'table' if isinstance(value, dict) else 'list'} of {len(value)}"
+    return repr(value)
+
+
+def _check_rope(rope: Mapping[Any, Any], where: str, depth: int = 0) -> None:
+    """What stands in the rotary settings: texts, numbers, and lists and tables of such, one in
+    another twice. Raises ConfigError."""
+    for name, value in rope.items():
+        if isinstance(value, dict) and depth == 0:
+            _check_rope(value, where, 1)
+        elif name in ("type", "rope_type"):
+            if not isinstance(value, str | None):
+                raise ConfigError(f"{where}: '{name}' of the rotary settings is {brief(value)}")
+        elif isinstance(value, list):
+            if not all(_is_finite(n) for n in value):
+                raise ConfigError(f"{where}: '{name}' is not a list of numbers")
+        elif not isinstance(value, str | None) and not _is_finite(value):
+            raise ConfigError(f"{where}: '{name}' of the rotary settings is {brief(value)}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= 3e38
+
+
+@dataclass(frozen=True)
+class Config:
+    """config.json, read strictly: what is asked for is there and of its kind, or it is an error.
+
+    `mtp` is the number of layers after the last that predict further tokens and are converted.
+    """
+
+    values: Mapping[str, Any]
+    where: str = "config.json"
+    mtp: int = 0
+
+    def get(self, *names: str, kind: str = "UINT32", default: Any = REQUIRED) -> Any:
+        """The first of `names` that is there and not null; `default` if none is.
+
+        `a.b` is key b of table a. Raises ConfigError if none is there and no default is given, or
+        the value is not `kind`.
+        """
+        for name in names:
+            if (value := self.find(name)) is not None:
+                return self.typed(name, value, kind)
+        if default is REQUIRED:
+            raise ConfigError(f"{self.where}: '{names[0]}' is missing")
+        return default
+
+    def find(self, name: str) -> Any:
+        """Whatever stands under `name`, or None."""
+        value: Any = self.values
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def one(self, *names: str, default: Any = REQUIRED) -> int:
+        """As `get`, for a whole number that is one for the whole model. Raises ConfigError."""
+        value = self.get(*names, default=default)
+        if isinstance(value, list):
+            raise ConfigError(f"{self.where}: '{names[0]}' must be one number, not {brief(value)}")
+        found: int = value
+        return found
+
+    def typed(self, name: str, value: Any, kind: str) -> Any:
+        """`value`, if it is of the GGUF type `kind`, or a list of such. Raises ConfigError."""
+        if isinstance(value, list) and kind != "STRING":
+            return [self.typed(name, item, kind) for item in value]
+        allowed = _KINDS[kind]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise ConfigError(f"{self.where}: '{name}' must be {kind.lower()}, not {brief(value)}")
+        low, high = _RANGES.get(kind, (None, None))
+        if low is not None and not low <= value <= high:
+            raise ConfigError(f"{self.where}: '{name}' is {value}, which no model has")
+        return value
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model itself."""
+        return self.one("num_hidden_layers", "n_layers", "num_layers")
+
+    @property
+    def blocks(self) -> int:
+        """Layers that are converted: the model's, and those that predict further tokens."""
+        return self.layers + self.mtp
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of an attention head."""
+        n = self.one("head_dim", default=0)
+        return n or self.one("hidden_size") // max(self.one("num_attention_heads"), 1)
+
+    @cached_property
+    def rope(self) -> dict[str, Any]:
+        """The rotary settings in one table, as transformers 5 writes them (`rope_parameters`)."""
+        found = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self.where}: 'rope_scaling' must be a table, not {brief(found)}")
+        _check_rope(found, self.where)
+        rope = dict(found)
+        if "full_attention" in rope or "sliding_attention" in rope:
+            return rope
+        for name in ("swa_rope_theta", "rope_local_base_freq", "local_rope_theta"):
+            if self.values.get(name) is not None:
+                rope["sliding_attention"] = {"rope_theta": self.values[name]}
+        if "type" in rope:
+            rope.setdefault("rope_type", rope["type"])
+        for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+            if self.values.get(name) is not None:
+                rope.setdefault(name, self.values[name])
+        return rope
