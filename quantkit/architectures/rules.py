@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from quantkit.architectures.config import REQUIRED, brief
+from quantkit.architectures.config import REQUIRED
 from quantkit.architectures.config import Config as Config
 from quantkit.errors import ConfigError
 from quantkit.source.segments import Edit, Segment
@@ -77,8 +77,7 @@ class Expect:
         if value is not None and self.values and value not in self.values:
             allowed = " or ".join(repr(v) for v in self.values)
             raise ConfigError(
-                f"{config.where}: '{self.config}' is {brief(value)}; this architecture needs "
-                f"{allowed}"
+                f"{config.where}: '{self.config}' is {value!r}; this architecture needs {allowed}"
             )
 
     def differs(self, config: Config) -> str | None:

@@ -257,6 +257,8 @@ def _open(f: PlannedFile, identity: Identity, force: bool) -> OutputFile | None:
             output.journal.close()
         output = None
         raise
+    except OSError as e:  # of the journal
+        raise output_error(e, f.path) from None
     finally:
         if output is None:
             if os.fstat(fd).st_size == 0:

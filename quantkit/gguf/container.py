@@ -7,6 +7,7 @@ from one file to another is copied exactly; `KeyValue.value` decodes them when s
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -38,6 +39,8 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_INFOS = {n: struct.Struct(f"<{n}QIQ") for n in range(1, 5)}  # dimensions, type, offset
 _LENGTH = struct.Struct("<Q").pack
 _STRING, _ARRAY = 8, 9
 _UINT32 = 4
@@ -324,9 +327,9 @@ class _Reader:
 
     def tensor(self) -> TensorInfo:
         name, n_dims = self.text(), self.unpack("I")
-        if not name or any(c < " " or c == "\x7f" for c in name):
+        if not name or _CONTROL.search(name):
             raise CorruptFile(f"{self.where}: a tensor's name is {name!r}")
         if not 1 <= n_dims <= 4:
             raise CorruptFile(f"{self.where}: tensor {name} has {n_dims} dimensions")
-        dims = tuple(self.unpack("Q") for _ in range(n_dims))
-        return TensorInfo(name, dims[::-1], self.unpack("I"), self.unpack("Q"))
+        *dims, kind, offset = _INFOS[n_dims].unpack(self.take(_INFOS[n_dims].size))
+        return TensorInfo(name, tuple(dims[::-1]), kind, offset)

@@ -39,8 +39,11 @@ class _At(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.source.size)[whence]
-        return self.at
+        at = offset + (0, self.at, self.source.size)[whence]
+        if at < 0:
+            raise ValueError("an offset before the file")
+        self.at = at
+        return at
 
     def tell(self) -> int:
         return self.at
