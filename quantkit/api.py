@@ -17,11 +17,11 @@ from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.errors import UsageError
 from quantkit.gguf.splits import NO_SPLITS, Splits, parse_size
 from quantkit.hub.push import HubTarget
-from quantkit.model.open import AS_IT_IS, Reading
+from quantkit.model.open import AS_IT_IS, Reading, open_gguf
 from quantkit.planning.build import Request
 from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import NO_OVERRIDES, Overrides
-from quantkit.recipes.file_types import release_types, with_mixture
+from quantkit.recipes.file_types import named_types, release_types, with_mixture
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
 from quantkit.source.location import Source, SourceLike
@@ -68,9 +68,13 @@ def quantize(
     """Quantize a checkpoint directory, a GGUF file or `hf://...`: every type from one read.
 
     `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
-    `<name>-<TYPE>.gguf` for each. `override_kv` are texts KEY=TYPE:VALUE; `recipe` "moe" divides
-    the bytes of each type anew for mixtures of experts.
+    `<name>-<TYPE>.gguf` for each. `override_kv` are texts KEY=TYPE:VALUE. `recipe` "moe" divides
+    the bytes of each type anew for mixtures of experts; a GGUF file (here or `hf://...`) gives each
+    tensor the format that the tensor of its name has there.
     """
+    if recipe is not None and recipe.lower().endswith(".gguf"):
+        formats = {t.name: t.stored for t in open_gguf(recipe).tensors}
+        recipe, overrides = None, replace(overrides, formats=formats)
     request = Request(
         overrides, splits=splits, only_splits=tuple(only_splits), keep_split=keep_split,
         allow_requantize=allow_requantize, strict=strict,
@@ -231,7 +235,7 @@ def _path(path: StrPath | None) -> Path | None:
 
 
 def _types(types: str | Iterable[str]) -> list[str]:
-    return [types] if isinstance(types, str) else list(types)
+    return named_types([types] if isinstance(types, str) else types)
 
 
 def _size(size: Size | None) -> int | None:

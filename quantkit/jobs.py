@@ -16,14 +16,14 @@ from quantkit.execution.stages import default_threads
 from quantkit.gguf.splits import NO_SPLITS, Splits
 from quantkit.hub.repository import RemoteFile
 from quantkit.model import edits
-from quantkit.model.from_checkpoint import OUTTYPES
+from quantkit.model.from_checkpoint import KEPT, OUTTYPES
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_gguf, open_whole
 from quantkit.planning.build import PLAIN, Request, plan_conversion, plan_copy, plan_quantization
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import schedule
 from quantkit.progress import SILENT, Progress
-from quantkit.recipes.choose import needs_importance
+from quantkit.recipes.choose import Overrides, needs_importance
 from quantkit.recipes.file_types import find_recipe
 from quantkit.source.location import Source, SourceLike
 
@@ -132,12 +132,29 @@ def prepare(
     request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
+    model = replace(model, notes=(*model.notes, *_recipe_notes(plan, request.overrides)))
     importance: Importance = {}
     if imatrix:
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
         model = replace(model, notes=(*model.notes, *notes))
         importance = imatrix.for_tensors(model.tensors, old_names)
     return Job(model, plan, importance)
+
+
+def _recipe_notes(plan: Plan, overrides: Overrides) -> list[str]:
+    """What of the tensors has no counterpart in the file that gives their formats."""
+    if not overrides.formats:
+        return []
+    names = plan.outputs[0].by_name
+    lone = [name for name in names if name not in overrides.formats]
+    unused = [name for name in overrides.formats if name not in names]
+    return [
+        f"{len(some)} tensors are only in the {which}{end}: {some[0]}{' ...' if some[1:] else ''}"
+        for some, which, end in (
+            (lone, "model", ", and follow the type"), (unused, "file of the recipe", "")
+        )
+        if some
+    ]  # fmt: skip
 
 
 def make_split(call: dict[str, Any], kind: str, number: int, threads: int) -> None:
@@ -207,8 +224,8 @@ def _tell_notes(job: Job, run: Run) -> None:
 
 def _label(model: Model) -> str:
     file_type = next(item.value for item in model.kv if item.key == "general.file_type")
-    labels = dict(OUTTYPES.values())
-    return labels.get(file_type, "MXFP4")  # the one other: experts that are MXFP4 in the source
+    labels = {**dict(OUTTYPES.values()), **KEPT}
+    return labels[file_type]
 
 
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,9 +10,23 @@ from typing import Any
 from quantkit.errors import ConfigError
 
 REQUIRED: Any = object()
-_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
+_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38),
+                                      "UINT64": (0, (1 << 64) - 1)}  # fmt: skip
 _KINDS: dict[str, tuple[type, ...]] = {
-    "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
+    "UINT32": (int,), "UINT64": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,),
+    "STRING": (str,), "NUMBER": (float, int),  # NUMBER: of an array that may hold infinity
+}  # fmt: skip
+
+# names of rotary settings outside their table, the first that is there counts
+_LOCAL_THETA = (
+    "local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta",
+    "rope_local_base_freq",
+)  # fmt: skip
+_ROPE_SPELLINGS = {
+    "rope_theta": ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta",
+                   "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rope_pct", "rope_percent"),
+    "original_max_position_embeddings": ("original_max_position_embeddings",),
 }  # fmt: skip
 
 
@@ -48,11 +62,14 @@ class Config:
     """config.json, read strictly: what is asked for is there and of its kind, or it is an error.
 
     `mtp` is the number of layers after the last that predict further tokens and are converted.
+    `wrapper` is the architecture of the whole, where the values are those of its text part and that
+    has a name of its own.
     """
 
     values: Mapping[str, Any]
     where: str = "config.json"
     mtp: int = 0
+    wrapper: str = ""
 
     def get(self, *names: str, kind: str = "UINT32", default: Any = REQUIRED) -> Any:
         """The first of `names` that is there and not null; `default` if none is.
@@ -120,12 +137,15 @@ class Config:
         rope = dict(found)
         if "full_attention" in rope or "sliding_attention" in rope:
             return rope
-        for name in ("swa_rope_theta", "rope_local_base_freq", "local_rope_theta"):
-            if self.values.get(name) is not None:
-                rope["sliding_attention"] = {"rope_theta": self.values[name]}
+        if (local := self.first(_LOCAL_THETA)) is not None:
+            rope["sliding_attention"] = {"rope_theta": local}
         if "type" in rope:
             rope.setdefault("rope_type", rope["type"])
-        for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-            if self.values.get(name) is not None:
-                rope.setdefault(name, self.values[name])
+        for name, spellings in _ROPE_SPELLINGS.items():
+            if (value := self.first(spellings)) is not None:
+                rope.setdefault(name, value)
         return rope
+
+    def first(self, names: Sequence[str]) -> Any:
+        """What stands under the first of `names` that is there and not null, or None."""
+        return next((v for n in names if (v := self.values.get(n)) is not None), None)

@@ -78,27 +78,27 @@ def fit(
         say("\n".join(map(one_line, _lines(fit, recipe_file, files))))
 
 
-def _lines(found: Fit, recipe: Path, files: list[Path]) -> list[str]:
+def _lines(fit: Fit, recipe: Path, files: list[Path]) -> list[str]:
     from quantkit.fitting.fit import HEADINGS
 
     lines = [
         f"{size:>10} {bits:>6} {error:>8}   {note}"
-        for size, bits, error, note in (HEADINGS, *found.lines())
+        for size, bits, error, note in (HEADINGS, *fit.lines())
     ]
-    lines.append(f"{recipe}: {len(found.formats)} tensors, for --tensor-type-file with "
-                 f"--type {found.base}")  # fmt: skip
+    lines.append(f"{recipe}: {len(fit.formats)} tensors, for --tensor-type-file with "
+                 f"--type {fit.base}")  # fmt: skip
     return [*lines, *map(str, files)]
 
 
-def _json(found: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:
+def _json(fit: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:
     from dataclasses import asdict
 
     from quantkit.recipes.sensitivity import use_case
 
     return {
-        "chosen": asdict(found.chosen) | {"use_case": use_case(found.chosen.error)},
-        "base": found.base, "recipe_file": str(recipe), "files": list(map(str, files)),
-        "formats": dict(found.formats), "errors": {n: dict(e) for n, e in found.errors.items()},
-        "types": [asdict(m) | {"best": asdict(found.best[m.label])} for m in found.types],
-        "frontier": [asdict(m) for m in found.frontier], "seconds": round(seconds, 3),
+        "chosen": asdict(fit.chosen) | {"use_case": use_case(fit.chosen.error)},
+        "base": fit.base, "recipe_file": str(recipe), "files": list(map(str, files)),
+        "formats": dict(fit.formats), "errors": {n: dict(e) for n, e in fit.errors.items()},
+        "types": [asdict(m) | {"best": asdict(fit.best[m.label])} for m in fit.types],
+        "frontier": [asdict(m) for m in fit.frontier], "seconds": round(seconds, 3),
     }  # fmt: skip

@@ -129,9 +129,9 @@ def fit(
         Option(fmt, size, sensitivity(t.name, facts) * errors[t.name][fmt])
         for fmt, size in zip(wanted[t.name], sizes_of, strict=True)
     ] for t, sizes_of in zip(free, sizes, strict=True)]  # fmt: skip
-    found = allocate(items, room)
+    allocation = allocate(items, room)
     mark = _Marker(job.plan.outputs[0], facts, free)
-    chosen = mark(found.nbytes, found.error)
+    chosen = mark(allocation.nbytes, allocation.error)
     types = _types(facts, job.plan, free, items)
     rivals = {label: allocate(items, nbytes) for label, (nbytes, _) in types.items()}
     marks = tuple(mark(*total, label) for label, total in types.items())
@@ -139,7 +139,7 @@ def fit(
         name=job.model.name,
         formats={t.name: t.format for t in tensors} | {
             t.name: options[j].format
-            for t, options, j in zip(free, items, found.chosen, strict=True)
+            for t, options, j in zip(free, items, allocation.chosen, strict=True)
         },
         chosen=chosen,
         base=[TYPES[0], *(m.label for m in marks if m.nbytes <= chosen.nbytes)][-1],
@@ -151,32 +151,32 @@ def fit(
 
 
 def make(
-    source: SourceLike, found: Fit, output: Path, *, imatrix: Imatrix | None = None,
+    source: SourceLike, fit: Fit, output: Path, *, imatrix: Imatrix | None = None,
     reading: Reading = AS_IT_IS, run: Run = ONCE,
 ) -> Plan:  # fmt: skip
     """Write the file that was chosen: to a `.gguf` path, or to `<name>-<base>-fit.gguf` in a
     directory. Raises QuantkitError."""
     if output.suffix != ".gguf" or output.is_dir():
-        output /= f"{found.name}-{found.base}-fit.gguf"
-    request = Request(found.overrides)
-    job = prepare(source, [found.base], output, request=request, imatrix=imatrix, reading=reading)
+        output /= f"{fit.name}-{fit.base}-fit.gguf"
+    request = Request(fit.overrides)
+    job = prepare(source, [fit.base], output, request=request, imatrix=imatrix, reading=reading)
     return carry_out(job, run)
 
 
-def picture(found: Fit) -> str:
+def picture(fit: Fit) -> str:
     """Size against error, as SVG: the frontier, llama.cpp's types, and what was chosen."""
     from quantkit.charts.plots import Point, scatter
     from quantkit.charts.svg import Axis
 
-    ends = found.types[0].nbytes, found.types[-1].nbytes
-    step = max(len(found.frontier) // 40, 1)
+    ends = fit.types[0].nbytes, fit.types[-1].nbytes
+    step = max(len(fit.frontier) // 40, 1)
     points = [Point("", m.nbytes, 100 * m.error, "best of its size")
-              for m in found.frontier[::step] if ends[0] <= m.nbytes <= ends[1]]  # fmt: skip
-    points += [Point(m.label, m.nbytes, 100 * m.error, "llama.cpp") for m in found.types]
-    points.append(Point("chosen", found.chosen.nbytes, 100 * found.chosen.error, "fit"))
+              for m in fit.frontier[::step] if ends[0] <= m.nbytes <= ends[1]]  # fmt: skip
+    points += [Point(m.label, m.nbytes, 100 * m.error, "llama.cpp") for m in fit.types]
+    points.append(Point("chosen", fit.chosen.nbytes, 100 * fit.chosen.error, "fit"))
     size = Axis("size", lambda n: gigabytes(round(n)))
     error = Axis("error", "{:.2g}%".format, log=True)
-    return scatter(found.name, points, size, error, front=True)
+    return scatter(fit.name, points, size, error, front=True)
 
 
 def _room(
@@ -235,11 +235,11 @@ def _types(
     are among those that were measured."""
     tensors = [(t.name, t.shape, t.format) for t in plan.outputs[0].by_name.values()]
     options = {t.name: {o.format: o for o in item} for t, item in zip(free, items, strict=True)}
-    found = {}
+    totals = {}
     for label in TYPES:
         choices = choose(find_recipe(label), facts, tensors)
         formats = {t[0]: c.format for t, c in zip(tensors, choices, strict=True)}
         if all(formats[name] in known for name, known in options.items()):
             made = [known[formats[name]] for name, known in options.items()]
-            found[label] = sum(o.nbytes for o in made), sum(o.error for o in made)
-    return dict(sorted(found.items(), key=lambda entry: entry[1][0]))
+            totals[label] = sum(o.nbytes for o in made), sum(o.error for o in made)
+    return dict(sorted(totals.items(), key=lambda entry: entry[1][0]))

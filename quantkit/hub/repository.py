@@ -32,6 +32,7 @@ from quantkit.hub.http import SCHEME, Again, Answer
 SMALL = (
     "*config*.json", "*token*.json", "*.index.json", "chat_template.*", "vocab*.json",
     "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
+    "params.json", "tekken.json", "tokenizer.model.v*",
 )  # fmt: skip
 
 MOST_SMALL = 256  # of them

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from typing import NamedTuple
@@ -30,7 +30,8 @@ class Overrides:
 
     `tensor_types` are (regular expression, format) pairs: the first that is found in a tensor's
     name decides, in place of the rules. It does not touch files of a float type, nor
-    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY.
+    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY. `formats`
+    are those of single tensors, by name, as another file has them.
     """
 
     pure: bool = False
@@ -38,6 +39,7 @@ class Overrides:
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
     tensor_types: tuple[tuple[str, str], ...] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -76,10 +78,18 @@ def tensor_type(text: str) -> tuple[str, str]:
     return pattern.lower(), find_format(name)
 
 
+# formats that llama-quantize refuses to make without importances, but of embedding and output
+_WANT_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+
+
 def needs_importance(recipe: Recipe, name: str, fmt: str) -> bool:
-    """Whether llama-quantize refuses to give the tensor this format without importances."""
-    ends = ("output", "token_embd")
-    return recipe.name == "Q2_K_S" and fmt == "Q2_K" and category(name) not in ends
+    """Whether the tensor cannot get this format without importances: llama-quantize refuses it, or
+    ggml has no way to make it."""
+    import quant_types
+
+    if category(name) in ("output", "token_embd"):
+        return quant_types.get_format(fmt).needs_importance
+    return fmt in _WANT_IMPORTANCE or (recipe.rules == "Q2_K_S" and fmt == "Q2_K")
 
 
 def choose(
@@ -97,6 +107,7 @@ def choose(
     if recipe.mixture == "moe":
         return _moe(recipe, facts, tensors, overrides)
     _check_patterns(overrides, [name for name, _, _ in tensors])
+    ends = recipe.ends if not overrides.pure else ""
     categories = [category(name) for name, _, _ in tensors]
     alike = Counter(categories)
     ranks: dict[str, int] = {}
@@ -108,6 +119,10 @@ def choose(
         elif forced := _forced(overrides, name, kind):
             _check_fits(name, shape[-1], forced)
             out.append(Choice(forced, overridden=True))
+        elif exact := overrides.formats.get(name):
+            out.append(_fitting(exact, shape[-1], overridden=True))
+        elif ends and kind in ("output", "token_embd"):
+            out.append(_fitting(ends, shape[-1]))
         elif type_by_name(recipe.base).is_float:
             out.append(Choice(recipe.base))
         elif named := overrides.named(name):
@@ -121,14 +136,15 @@ def choose(
             layer = rank if facts.n_experts < 2 or block is None else block
             stacked = len(shape) > 2 and shape[-3] > 1
             seen_as = "output" if tied else kind
-            t = Subject(name, seen_as, layer, rank, alike[kind], stacked)
+            fits = shape[-1] % type_by_name(recipe.base).block_size == 0
+            t = Subject(name, seen_as, layer, rank, alike[kind], stacked, fits)
             by_person = overrides.output_tensor_type if tied else None
-            wanted = by_person or by_rule(recipe.name, facts, t) or recipe.base
+            wanted = by_person or by_rule(recipe.rules, facts, t) or recipe.base
             out.append(_fitting(wanted, shape[-1], overridden=by_person is not None))
         if not facts.has_imatrix and needs_importance(recipe, name, out[-1].format):
             raise RecipeError(
                 f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
-                "give one with --imatrix, or choose Q2_K"
+                f"give one with --imatrix, or choose {'Q3_K_S' if 'IQ3' in recipe.name else 'Q2_K'}"
             )
     return out
 
@@ -183,7 +199,14 @@ def _forced(overrides: Overrides, name: str, kind: str) -> str | None:
 
 
 def _fitting(wanted: str, n_per_row: int, overridden: bool = False) -> Choice:
-    """`wanted`, or what llama.cpp falls back to where a row does not divide into its blocks."""
+    """`wanted`, or what llama.cpp falls back to where a row does not divide into its blocks. Raises
+    RecipeError where it has nothing to fall back to."""
+    block = type_by_name(wanted).block_size
+    if n_per_row % block and block > 32 and wanted not in FALLBACKS:
+        raise RecipeError(
+            f"rows of {n_per_row} weights do not divide into {wanted}'s blocks of {block}, and "
+            "llama.cpp has no other format for them; choose another type"
+        )
     for name in (wanted, FALLBACKS.get(wanted), "F16"):
         if name and n_per_row % type_by_name(name).block_size == 0:
             return Choice(name, wanted if name != wanted else None, overridden)

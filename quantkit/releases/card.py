@@ -92,13 +92,19 @@ def usual(rows: Sequence[Row]) -> Row:
     return min(rows, key=distance)
 
 
+def best_within(rows: Sequence[Row], memory: int) -> Row | None:
+    """The best file that runs in so many bytes of main memory; a legacy type only if there is no
+    other."""
+    good = [row for row in rows if row.type.partition("-")[0] not in LEGACY] or rows
+    fitting = [row for row in good if row.max_ram_bytes <= memory]
+    return max(fitting, key=lambda row: row.bits_per_weight, default=None)
+
+
 def choices(rows: Sequence[Row]) -> list[tuple[int, Row]]:
     """(GB of memory, the best file that fits), where more memory allows a better one."""
     best_files: list[tuple[int, Row]] = []
-    good = [row for row in rows if row.type.partition("-")[0] not in LEGACY] or list(rows)
     for memory in MEMORIES:
-        fit = [row for row in good if row.max_ram_bytes <= memory * 10**9]
-        best = max(fit, key=lambda row: row.bits_per_weight, default=None)
+        best = best_within(rows, memory * 10**9)
         if best and (not best_files or best_files[-1][1] is not best):
             best_files.append((memory, best))
     return best_files

@@ -111,7 +111,7 @@ def render(
         entries=entries,
         usual=usual,
         numbers=_numbers(manifest, description),
-        best={n: _best(rows, n * 10**9) for n in memories},
+        best={n: card.best_within(rows, n * 10**9) for n in memories},
         figures=[*_figures(entries), *more],
         layers=[(entry.row, _by_layer(entry)) for entry in entries],
         drawn=drawn,
@@ -173,13 +173,6 @@ def _memories(rows: Sequence[Row]) -> Sequence[int]:
     most = max(row.max_ram_bytes for row in rows)
     end = next((i for i, n in enumerate(MEMORIES, 1) if n * 10**9 >= most), len(MEMORIES))
     return MEMORIES[max(end, 9) - 9 : max(end, 9)]
-
-
-def _best(rows: Sequence[Row], memory: int) -> Row | None:
-    """The best that runs in so many bytes."""
-    good = [row for row in rows if row.type not in card.LEGACY] or rows
-    fit = [row for row in good if row.max_ram_bytes <= memory]
-    return max(fit, key=lambda row: row.bits_per_weight, default=None)
 
 
 def _model(name: str) -> tuple[str, str | None]:

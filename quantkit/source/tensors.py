@@ -37,7 +37,7 @@ class SourceTensor:
 
     `data` holds the values of the few tensors that are computed from the config instead of read.
     `raw` is the stored dtype of what is not weights by itself; with a `coding`, the weights are
-    made of such `parts` (`codings.py`).
+    made of such `parts` (`codings/`).
     """
 
     name: str
@@ -190,5 +190,6 @@ def numpy_dtype(ggml: GGMLType) -> Any:
         import ml_dtypes
 
         return ml_dtypes.bfloat16
-    types = {"F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64}
+    types = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I16": np.int16,
+             "I32": np.int32, "I64": np.int64}  # fmt: skip
     return types.get(ggml.name, np.uint8)

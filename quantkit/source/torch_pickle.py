@@ -14,7 +14,8 @@ from quantkit.errors import UnsupportedSource
 
 _STORAGES = {"FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2),
              "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "CharStorage": ("I8", 1),
-             "ByteStorage": ("U8", 1), "BoolStorage": ("U8", 1)}  # fmt: skip
+             "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1), "DoubleStorage": ("F64", 8),
+             "ShortStorage": ("I16", 2)}  # fmt: skip
 MAX_OPCODES = 1 << 22  # a tensor takes some forty
 MAX_DEPTH = 20
 _MAX_NAME = 1 << 12  # characters of a name that a pickle gives

@@ -42,7 +42,8 @@ def parse_yaml(text: str | bytes, label: str) -> Any:
         raise CorruptFile(f"{label}: not YAML that is read (nested too deep)") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, LookupError) as e:
         # PyYAML passes on what dates, numbers and keys of strange kinds raise
-        raise CorruptFile(f"{label}: not YAML that is read ({e})") from None
+        reason = " ".join(str(e).split())
+        raise CorruptFile(f"{label}: malformed YAML ({reason})") from None
 
 
 def _loader() -> type:

@@ -40,7 +40,8 @@ _TENSOR = (
 _KV = [
     small.ARCH, (b"llama.block_count", small.number(1)), (b"llama.context_length", small.number(8)),
     (b"llama.embedding_length", small.number(32)), (b"split.count", small.number(1)),
-    (b"llama.attention.head_count", small.number(2)), (b"tokenizer.ggml.model", small.text(b"gpt2")),
+    (b"llama.attention.head_count", small.number(2)),
+    (b"tokenizer.ggml.model", small.text(b"gpt2")),
     (b"tokenizer.ggml.tokens", small.texts(b"a", b"b")), (b"general.file_type", small.number(1)),
 ]  # fmt: skip
 _WORDS = (
