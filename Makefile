@@ -1,5 +1,6 @@
 # make demo        the whole way on a small model: convert, quantize, report, release
 # make test        everything that needs no torch; sets itself up on a fresh machine
+# make fuzz        mutated files for every reader, for hours; FUZZ_SECONDS says how long
 # make check       formatting, lint and types; make format mends what can be mended
 # make docs        the docs as a site, in site/
 # make test-all    make test with its slow tests; make test-torch and make test-ray are the others
@@ -9,7 +10,9 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-all test-torch test-ray check format docs dist bench clean
+FUZZ_SECONDS ?= 14400
+
+.PHONY: fuzz demo test test-all test-torch test-ray check format docs dist bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +54,9 @@ test-torch: $(VENV)/.torch
 
 test-ray: $(VENV)/.ray
 	$(BIN)/python -m pytest -m ray
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.attacks.fuzz $(FUZZ_SECONDS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

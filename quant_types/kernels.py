@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quant_types import isolated
 from quant_types.errors import KernelError
 
 SYMBOL = "kernel"  # of the function in its object file
@@ -92,9 +94,13 @@ def _object(name: str) -> bytes:
 
 
 def _kept(path: Path) -> bytes | None:
-    """The object code in a file, if it is there and whole."""
+    """The object code in a file, if it is there, ours and whole."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
-        data = path.read_bytes()
+        with open(os.open(path, flags | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            if not _is_ours(os.fstat(file.fileno())):
+                return None
+            data = file.read()
     except OSError:
         return None
     code = data[_SUM:]
@@ -117,11 +123,9 @@ def _compile(name: str, path: Path) -> None:
     """Have a process of its own compile a kernel into the cache."""
     if not sys.executable:
         raise KernelError(f"there is no Python to compile with; {_WITHOUT}")
-    known = (os.path.abspath(p) for p in (str(_PACKAGE.parent), *sys.path) if p)
     done = subprocess.run(
-        [sys.executable, "-m", "quant_types.lanes", name, str(path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(known)},
-        cwd=path.parent,  # where nobody else's modules are
+        isolated.command("quant_types.lanes", name, str(path)),
+        cwd=isolated.DIRECTORY,
         capture_output=True,
         text=True,
     )
@@ -198,16 +202,43 @@ def source_digest(package: Path) -> str:
 
 @functools.cache
 def cache_dir() -> Path:
-    """Where this source's kernels are kept: `$QUANTKIT_CACHE_DIR`, else the user's cache."""
+    """Where this source's kernels are kept: `$QUANTKIT_CACHE_DIR`, else the user's cache.
+
+    What lies there is run, so the directory has to be this user's and nobody else may write to it;
+    else kernels are compiled for this process alone, and that is said.
+    """
     given = os.environ.get("QUANTKIT_CACHE_DIR")
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         folder = (Path(given) if given else Path(user).expanduser() / "quantkit").absolute()
         folder /= f"kernels-{source_digest(_PACKAGE)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # not writable, or no home: for this process alone
-        folder = Path(tempfile.mkdtemp(prefix="quantkit-kernels-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if (reason := _unsafe(folder)) is None:
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        print(
+            f"note: the kernel cache {ascii(str(folder))[1:-1]} is not used ({reason}); "
+            "kernels are compiled for this run alone",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    except (OSError, RuntimeError):  # not writable, or no home
+        pass
+    folder = Path(tempfile.mkdtemp(prefix="quantkit-kernels-"))  # made 0700
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    """Whether a file or directory is this user's, and no other may write to it."""
+    if not hasattr(os, "geteuid"):  # Windows: what a profile holds is its user's
+        return True
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+
+
+def _unsafe(folder: Path) -> str | None:
+    """Why others could put code into `folder`; None if they cannot."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is a link"
+    return None if _is_ours(found) else "others may write to it"

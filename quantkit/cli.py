@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from quantkit.commands import (
     split,
     verify,
 )
+from quantkit.plain_text import one_line
 
 ISSUES = "https://github.com/quantkit/quantkit/issues"
 COMMANDS = (
@@ -74,10 +76,21 @@ def _app(commands: Sequence[Callable[..., None]]) -> typer.Typer:
 app = _app(COMMANDS)
 
 
+def _open_all_three() -> None:
+    """A standard stream that was closed is nowhere: else a file that is opened would be it."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
     from quantkit.errors import PlanError, QuantkitError
 
+    _open_all_three()
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
     try:
@@ -90,7 +103,9 @@ def main() -> None:
         typer.echo(f"error: {e}", err=True)
         sys.exit(1)
     except OSError as e:
-        typer.echo(f"error: {e.filename or 'input or output'}: {e.strerror}", err=True)
+        typer.echo(
+            f"error: {one_line(str(e.filename or 'input or output'))}: {e.strerror}", err=True
+        )
         sys.exit(1)
     except ValueError as e:
         from quant_types import KernelError

@@ -39,9 +39,15 @@ QuantkitError
     └── PlanError              the plan contradicts itself (a bug in quantkit, never the user's)
 """
 
+from quantkit.plain_text import LONGEST, one_line
+
 
 class QuantkitError(Exception):
-    """Root of all errors that quantkit raises on purpose."""
+    """Root of all errors that quantkit raises on purpose. Names from outside stand in their texts:
+    each is one line of bounded length, with nothing in it that a terminal obeys."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), LONGEST)
 
 
 class UsageError(QuantkitError):

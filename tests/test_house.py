@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # each layer of packages may import those before it
 LAYERS = (
-    {"errors", "progress", "charts"},
+    {"plain_text", "errors", "progress", "charts"},
     {"hub"},
     {"storage"},
     {"gguf"},

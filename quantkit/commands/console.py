@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from quantkit import plain_text
+from quantkit.plain_text import one_line
 from quantkit.progress import Progress
 
 if TYPE_CHECKING:
     from quantkit.planning.plan import Output
     from quantkit.reporting.table import Column, Row
     from quantkit.reporting.written import Written
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print text in which words from outside may stand: nothing in it is obeyed by a terminal."""
+    typer.echo(plain_text.lines(text), err=err)
 
 
 class TerminalProgress(Progress):
@@ -39,7 +46,7 @@ class TerminalProgress(Progress):
             sys.exit(130)
 
     def note(self, text: str) -> None:
-        typer.echo(f"note: {text}", err=True)
+        say(f"note: {one_line(text)}", err=True)
 
     def update(self, step: str, done: int, total: int) -> None:
         if not sys.stderr.isatty():
@@ -78,10 +85,10 @@ def print_table(
     elif style == "json":
         typer.echo(json.dumps(table.as_json(rows, shown or ()), indent=2))
     elif style == "csv":
-        typer.echo(table.as_csv(rows, shown or ()))
+        say(table.as_csv(rows, shown or ()))
     else:
         text = table.as_html if style == "html" else table.as_markdown
-        typer.echo(text(rows, shown or table.CARD))
+        say(text(rows, shown or table.CARD))
 
 
 def show_written(written: Written, as_json: bool, dry: bool, seconds: float) -> None:
@@ -95,10 +102,10 @@ def show_written(written: Written, as_json: bool, dry: bool, seconds: float) -> 
     for output in written.plan.outputs:
         for f in output.files:
             line = f"{f.path}  {output.type}  {gigabytes(f.size)}"
-            typer.echo(f"{line}  {output.bits_per_weight:.2f} bpw{label_differences(output)}")
+            say(f"{line}  {output.bits_per_weight:.2f} bpw{label_differences(output)}")
         if dry:
             for t in output.by_name.values():
-                typer.echo(f"  {t.name}  {list(t.shape[::-1])}  {t.format}  {t.nbytes}")
+                say(f"  {one_line(t.name)}  {list(t.shape[::-1])}  {t.format}  {t.nbytes}")
 
 
 def label_differences(output: Output) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress
+from quantkit.commands.console import TerminalProgress, say
+from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
     from quantkit.fitting.fit import Fit
@@ -74,7 +75,7 @@ def fit(
     if as_json:
         typer.echo(json.dumps(_json(fit, recipe_file, files, progress.seconds), indent=2))
     else:
-        typer.echo("\n".join(_lines(fit, recipe_file, files)))
+        say("\n".join(map(one_line, _lines(fit, recipe_file, files))))
 
 
 def _lines(fit: Fit, recipe: Path, files: list[Path]) -> list[str]:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from quantkit.commands.console import TerminalProgress
+from quantkit.commands.console import TerminalProgress, say
 from quantkit.commands.options import Json
+from quantkit.plain_text import one_line
 
 
 def inspect(
@@ -38,4 +39,4 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(inspection.as_data(), indent=2))
     else:
-        typer.echo("\n".join(lines(inspection)))
+        say("\n".join(map(one_line, lines(inspection))))

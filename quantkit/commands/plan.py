@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import print_table
+from quantkit.commands.console import print_table, say
+from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
     from quantkit.model.open import Reading
@@ -47,7 +48,7 @@ def plan(
         reading=reading,
     )  # fmt: skip
     for note in _refusals(survey.refused):
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {one_line(note)}", err=True)
     space = parse_size(disk) if disk else None
     columns, style = shown
     if style is options.TableFormat.json and columns is None:
@@ -55,7 +56,7 @@ def plan(
         return
     print_table(survey.rows, columns or survey.columns, style)
     if style in (None, options.TableFormat.table, options.TableFormat.markdown):
-        typer.echo("\n" + "\n".join(_below(survey, space)))
+        say("\n" + "\n".join(map(one_line, _below(survey, space))))
 
 
 def _below(survey: Survey, disk: int | None) -> list[str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress
+from quantkit.commands.console import TerminalProgress, say
+from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
     from quantkit.gguf.splits import Splits
@@ -82,7 +83,7 @@ def release(
             splits=splits, reading=reading, progress=progress, **run,
         )  # fmt: skip
     for note in made.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {one_line(note)}", err=True)
     if as_json:
         typer.echo(json.dumps({**_summary(made), "seconds": round(progress.seconds, 3)}, indent=2))
         return
@@ -90,10 +91,10 @@ def release(
 
     for f in made.manifest.files:
         path, state = made.directory / f.name, made.states[f.name]
-        typer.echo(f"{path}  {f.type}  {gigabytes(f.nbytes)}  {state}")
+        say(f"{path}  {f.type}  {gigabytes(f.nbytes)}  {state}")
     state = "to be pushed" if run["dry_run"] else "pushed"
     for name in made.pushed:
-        typer.echo(f"{push}/{name}  {state}")
+        say(f"{push}/{name}  {state}")
 
 
 def _summary(made: Release) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress
+from quantkit.commands.console import TerminalProgress, say
+from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
     from quantkit.model.open import Reading
@@ -67,7 +68,7 @@ def verify(
     if as_json:
         typer.echo(json.dumps(verdict.as_data(), indent=2))
     else:
-        typer.echo("\n".join(_lines(verdict)))
+        say("\n".join(map(one_line, _lines(verdict))))
     if not verdict.good:
         raise typer.Exit(1)
 

@@ -49,16 +49,22 @@ _DIFFERENCES = {
 
 def identities(plan: Plan, importance: Mapping[str, Any]) -> dict[Path, Identity]:
     """The identity of each file of a plan, by its path."""
-    source = hashlib.sha256()
-    for file in sorted(plan.inputs, key=str):
-        source.update(f"{file.name}\0{fingerprint(file)}\0".encode())
+    source = source_digest(plan)
     weights = hashlib.sha256()
     for name in sorted(importance):
         weights.update(name.encode() + importance[name].tobytes())
     return {
-        f.path: Identity(__version__, plan_digest(plan, f), source.hexdigest(), weights.hexdigest())
+        f.path: Identity(__version__, plan_digest(plan, f), source, weights.hexdigest())
         for f in plan.files
     }
+
+
+def source_digest(plan: Plan) -> str:
+    """SHA-256 of the fingerprints of the source's files, as they are now."""
+    source = hashlib.sha256()
+    for file in sorted(plan.inputs, key=str):
+        source.update(f"{file.name}\0{fingerprint(file)}\0".encode("utf-8", "surrogateescape"))
+    return source.hexdigest()
 
 
 def plan_digest(plan: Plan, f: PlannedFile) -> str:
@@ -118,7 +124,8 @@ class Journal:
             lines = path.read_bytes().split(b"\n")[:-1]
             begun = json.loads(lines[0])
             plan = str(begun["plan"])
-        except (OSError, LookupError, ValueError, TypeError):
+            begun.items()
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
             return None
         name = path.name.removesuffix(".journal")
         if version := other_version(plan):
@@ -138,7 +145,8 @@ class Journal:
         for line in lines[1:]:
             with contextlib.suppress(ValueError):
                 tensor, row, count = map(int, line.split())
-                done.append((tensor, row, count))
+                if min(tensor, row, count) >= 0:
+                    done.append((tensor, row, count))
         fd = os_files.open_append(path)
         return cls(path, fd, done, complete=_COMPLETE.encode() in lines)
 

@@ -10,8 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import DiskFull, ModelError, OutputError, OutputExists, OutputInUse
-from quantkit.execution.journal import Identity, Journal, RowRange, identities
+from quantkit.errors import (
+    DiskFull,
+    ModelError,
+    OutputError,
+    OutputExists,
+    OutputInUse,
+    SourceChanged,
+)
+from quantkit.execution.journal import Identity, Journal, RowRange, identities, source_digest
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.storage import direct_io, os_files
 
@@ -126,6 +133,8 @@ class OutputFile:
 
 def output_error(e: OSError, path: Path) -> OutputError:
     """What the system says of a write, as an error with a name."""
+    if e.errno == errno.ELOOP:
+        return OutputError(f"{e.filename or path} is a link to another file; remove it")
     if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskFull(f"{path}: the disk is full ({e.strerror}); make room and run it again")
     return OutputError(f"{path}: cannot be written ({e.strerror}); then run it again")
@@ -171,15 +180,20 @@ def open_outputs(
     ends well.
 
     If it does not, what is on disk stays for the next run, but for a model that is wrong (nothing
-    could ever come of it). Raises OutputInUse, OutputExists, JournalMismatch, DiskFull and
-    OutputError.
+    could ever come of it). Raises SourceChanged, OutputInUse, OutputExists, JournalMismatch,
+    DiskFull and OutputError.
     """
+    source = source_digest(plan)
     begun = _open_all(plan, identities(plan, importance), force, ready)
     try:
         with _syncing(begun):
             yield begun
         for output in begun:
             output.sync()
+        if source_digest(plan) != source:
+            for output in begun:
+                output.discard()  # it is of both
+            raise SourceChanged("the source changed while it was read; run it again")
         for output in begun:
             output.journal.finish()
         for output in begun:
@@ -250,6 +264,8 @@ def _open(f: PlannedFile, identity: Identity, force: bool) -> OutputFile | None:
             output.journal.close()
         output = None
         raise
+    except OSError as e:  # of the journal
+        raise output_error(e, f.path) from None
     finally:
         if output is None:
             if os.fstat(fd).st_size == 0:

@@ -7,6 +7,7 @@ from one file to another is copied exactly; `KeyValue.value` decodes them when s
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -22,6 +23,8 @@ MAGIC = b"GGUF"
 VERSION = 3
 ALIGNMENT = 32
 MAX_HEADER = 1 << 30  # bytes; the largest vocabularies need some 20 MB
+MAX_ITEMS = 1 << 22  # of a list; the largest vocabularies have some million merges
+_KEY_BYTES, _TENSOR_BYTES = 13, 32  # the least that one takes in a header
 
 # GGUF value type -> struct code; 8 is a string, 9 an array
 _SCALARS = {
@@ -37,6 +40,8 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_INFOS = {n: struct.Struct(f"<{n}QIQ") for n in range(1, 5)}  # dimensions, type, offset
 _LENGTH = struct.Struct("<Q").pack
 _STRING, _ARRAY = 8, 9
 _UINT32 = 4
@@ -172,14 +177,14 @@ def read_header(path: File) -> Header:
             while True:  # the header's size is nowhere written: read until it parses
                 data += f.pread(size - len(data), len(data))
                 try:
-                    header = _Reader(data, str(path)).header()
+                    header = _Reader(data, str(path)).header(file_size)
                     break
                 except CorruptFile:
                     if what := pointer(data) or piece(path.name):
                         raise UnsupportedSource(f"{path}: {what}") from None
                     raise
-                except _Short:
-                    if len(data) >= min(file_size, MAX_HEADER):
+                except _Short as e:
+                    if len(data) >= min(file_size, MAX_HEADER) or e.end > file_size:
                         raise CorruptFile(
                             f"{path}: the header does not end within {len(data)} bytes; "
                             "the file is truncated or damaged"
@@ -226,7 +231,10 @@ def _counted(data: bytes) -> bytes:
 
 
 class _Short(Exception):
-    """The bytes at hand end before the structure does."""
+    """The bytes at hand end before the structure does, which is at `end` at the earliest."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
 
 
 class _Reader:
@@ -237,7 +245,7 @@ class _Reader:
 
     def take(self, n: int) -> bytes:
         if n > len(self.data) - self.at:
-            raise _Short
+            raise _Short(self.at + n)
         self.at += n
         return self.data[self.at - n : self.at]
 
@@ -260,37 +268,49 @@ class _Reader:
             return self.text()
         if tag != _ARRAY:
             raise CorruptFile(f"{self.where}: unknown metadata type {tag}")
+        element, count = self.array()
+        if element == _STRING:
+            return [self.text() for _ in range(count)]
+        code = f"<{count}{_SCALARS[element]}"
+        return list(struct.unpack(code, self.take(struct.calcsize(code))))
+
+    def array(self) -> tuple[int, int]:
+        """The type of an array's elements, and how many there are."""
         element, count = self.unpack("I"), self.unpack("Q")
-        if element in _SCALARS:
-            size = struct.calcsize("<" + _SCALARS[element])
-            if count > (len(self.data) - self.at) // size:
-                raise _Short
-            return list(struct.unpack(f"<{count}{_SCALARS[element]}", self.take(count * size)))
-        if element != _STRING:
+        if element not in _SCALARS and element != _STRING:
             raise CorruptFile(f"{self.where}: metadata arrays of type {element} are not read")
-        if count > (len(self.data) - self.at) // 8:
-            raise _Short
-        return [self.text() for _ in range(count)]
+        if count > MAX_ITEMS:
+            raise CorruptFile(f"{self.where}: a metadata array of {count}; {MAX_ITEMS} are read")
+        return element, count
 
     def skip(self) -> None:
-        """Pass over a value: as `value` does, but texts are not decoded."""
-        start, tag = self.at, self.unpack("I")
-        if tag != _ARRAY or self.unpack("I") != _STRING:
-            self.at = start
-            self.value()
+        """Pass over a value without making it."""
+        tag = self.unpack("I")
+        if tag in _SCALARS:
+            self.take(struct.calcsize("<" + _SCALARS[tag]))
             return
-        data, at, size = self.data, self.at + 8, len(self.data)
-        count = self.unpack("Q")
+        if tag == _STRING:
+            self.take(self.unpack("Q"))
+            return
+        if tag != _ARRAY:
+            raise CorruptFile(f"{self.where}: unknown metadata type {tag}")
+        element, count = self.array()
+        if element != _STRING:
+            self.take(count * struct.calcsize("<" + _SCALARS[element]))
+            return
+        data, at, size = self.data, self.at, len(self.data)
+        if at + 8 * count > size:
+            raise _Short(at + 8 * count)
         length = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at + 8 > size:
-                raise _Short
+                raise _Short(at + 8)
             at += 8 + length(data, at)[0]
         if at > size:
-            raise _Short
+            raise _Short(at)
         self.at = at
 
-    def header(self) -> Header:
+    def header(self, file_size: int) -> Header:
         if self.take(4) != MAGIC:
             raise CorruptFile(f"{self.where}: not a GGUF file (it does not start with 'GGUF')")
         version = self.unpack("I")
@@ -304,7 +324,7 @@ class _Reader:
                 f"{self.where}: GGUF version {version}; versions 2 and 3, little-endian, are read"
             )
         n_tensors, n_kv = self.unpack("Q"), self.unpack("Q")
-        if n_tensors > 1 << 24 or n_kv > 1 << 20:
+        if n_tensors * _TENSOR_BYTES + n_kv * _KEY_BYTES > file_size or n_kv > 1 << 20:
             raise CorruptFile(f"{self.where}: {n_tensors} tensors and {n_kv} keys cannot be right")
         kv = tuple(self.key_value() for _ in range(n_kv))
         tensors = tuple(self.tensor() for _ in range(n_tensors))
@@ -322,7 +342,9 @@ class _Reader:
 
     def tensor(self) -> TensorInfo:
         name, n_dims = self.text(), self.unpack("I")
+        if not name or _CONTROL.search(name):
+            raise CorruptFile(f"{self.where}: a tensor's name is {name!r}")
         if not 1 <= n_dims <= 4:
             raise CorruptFile(f"{self.where}: tensor {name} has {n_dims} dimensions")
-        dims = tuple(self.unpack("Q") for _ in range(n_dims))
-        return TensorInfo(name, dims[::-1], self.unpack("I"), self.unpack("Q"))
+        *dims, kind, offset = _INFOS[n_dims].unpack(self.take(_INFOS[n_dims].size))
+        return TensorInfo(name, tuple(dims[::-1]), kind, offset)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_NAME = re.compile(r"(?:blk\.(?P<bid>\d+)\.)?(?P<role>.+?)(?P<suffix>\.weight|\.bias)?")
+# numbers of more digits count nothing: such a name is a role
+_NAME = re.compile(
+    r"(?:blk\.(?P<bid>[0-9]{1,6})\.)?(?P<role>.*?)(?P<suffix>\.weight|\.bias)?", re.DOTALL
+)
 
 # 2-D, and float32 in every file all the same (llama.cpp `conversion/base.py`, prepare_tensors)
 ALWAYS_F32 = frozenset({
@@ -35,7 +38,7 @@ class Name(NamedTuple):
 def parse(name: str) -> Name:
     """Take a GGUF tensor name apart."""
     m = _NAME.fullmatch(name)
-    assert m is not None  # the pattern takes every non-empty string
+    assert m is not None  # the pattern takes every string
     bid = m["bid"]
     return Name(m["role"], None if bid is None else int(bid), m["suffix"] or "")
 

@@ -179,6 +179,8 @@ def answers(where: str) -> Iterator[None]:
     except ValueError:  # requests' JSONDecodeError is an OSError as well
         raise strange(where) from None
     except (OSError, *root) as e:
+        if type(e).__name__ == "TooManyRedirects":  # of either library; waiting does not help
+            raise SourceUnreachable(f"{where}: its server sends us round in a circle") from None
         raise Again(f"no answer ({type(e).__name__})") from None
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -18,7 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from quantkit.errors import SourceChanged, SourceNotFound, SourceUnreachable
+from quantkit.errors import (
+    SourceChanged,
+    SourceNotFound,
+    SourceUnreachable,
+    UnsupportedSource,
+)
 from quantkit.hub import http
 from quantkit.hub.http import SCHEME, Again, Answer
 
@@ -28,6 +34,10 @@ SMALL = (
     "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
     "params.json", "tekken.json", "tokenizer.model.v*",
 )  # fmt: skip
+
+MOST_SMALL = 256  # of them
+LARGEST_SMALL = 1 << 28  # bytes of one
+AT_ONCE = 8
 
 _NAME = r"[\w-][\w.-]*"
 _SOURCE = re.compile(
@@ -137,18 +147,38 @@ def snapshot(source: Address) -> Iterator[Snapshot]:
     with TemporaryDirectory(prefix="quantkit-") as parent:
         directory = Path(parent).resolve() / repo.partition("/")[2]
         directory.mkdir()
-        for f in files if file is None else ():
-            if _is_small(f.path):
-                (directory / f.path).parent.mkdir(exist_ok=True)
-                (directory / f.path).write_bytes(Reader(f).pread(f.size, 0))
+        _fetch([f for f in files if _is_small(f.path)] if file is None else [], directory)
         yield Snapshot(f"{SCHEME}{repo}", directory, beside, file)
+
+
+def _fetch(files: Sequence[RemoteFile], directory: Path) -> None:
+    """Small files into a directory, several at once. Raises UnsupportedSource, SourceError."""
+    if len(files) > MOST_SMALL:
+        raise UnsupportedSource(
+            f"{files[0].parent}: {len(files)} small files; {MOST_SMALL} are read"
+        )
+
+    def fetch(f: RemoteFile) -> None:
+        data = _whole(f)
+        (directory / f.path).parent.mkdir(exist_ok=True)
+        (directory / f.path).write_bytes(data)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(fetch, files))
+
+
+def _whole(f: RemoteFile) -> bytes:
+    """The bytes of a small file. Raises UnsupportedSource, SourceError."""
+    if f.size > LARGEST_SMALL:
+        raise UnsupportedSource(f"{f}: {f.size} bytes; {LARGEST_SMALL} of such a file are read")
+    return bytes(Reader(f).pread(f.size, 0))
 
 
 def read_small(source: Address, name: str) -> bytes | None:
     """A small file of the model at an address, or None if it has no such file. Raises
     SourceError."""
     file = next((f for f in source.listing() if f.path == name), None)
-    return None if file is None else bytes(Reader(file).pread(file.size, 0))
+    return None if file is None else _whole(file)
 
 
 def _same_server(a: str, b: str) -> bool:
@@ -180,10 +210,22 @@ def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
         raise http.strange(where) from None
     if info.sha is None or any(s.size is None for s in info.siblings or ()):
         raise SourceUnreachable(f"{where}: the server does not tell the sizes of its files")
-    return [
-        RemoteFile(repo, info.sha, s.rfilename, s.size, s.lfs.sha256 if s.lfs else s.blob_id or "")
-        for s in info.siblings or ()
-    ]
+    try:
+        files = [
+            RemoteFile(
+                repo, info.sha, s.rfilename, s.size, s.lfs.sha256 if s.lfs else s.blob_id or ""
+            )
+            for s in info.siblings or ()
+        ]
+    except (TypeError, KeyError, AttributeError):
+        raise http.strange(where) from None
+    for f in files:
+        texts = (f.commit, f.path, f.etag)
+        if not all(isinstance(text, str) for text in texts) or type(f.size) is not int:
+            raise http.strange(where)
+        if not f.path or "\0" in f.path or f.size < 0:
+            raise http.strange(where)
+    return files
 
 
 class Reader:

@@ -30,7 +30,7 @@ from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
-
+MAX_LAYERS = 100_000
 
 # general.file_type where weights are kept in the blocks that they are released in
 MXFP4_FILE, NVFP4_FILE = 38, 39
@@ -94,6 +94,7 @@ def _converted(
     settings = _settings(files, config)
     config = replace(config, values={**config.values, "quantization_config": settings.values})
     by_name = {t.name: t for t in decoded(stored, settings)}
+    _check_layers(config, by_name)
     config = _with_scalars(arch, config, by_name)
     by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
@@ -171,10 +172,21 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Confi
     if used in HEADLESS or files.has("modules.json"):
         values["tie_word_embeddings"] = True
     config = Config(values, label, wrapper="" if whole == used else whole)
+    if config.layers > MAX_LAYERS:  # before anything is asked of each
+        raise ConfigError(f"{label}: {config.layers} layers; {MAX_LAYERS} are read")
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
     return arch, config
+
+
+def _check_layers(config: Config, stored: Mapping[str, SourceTensor]) -> None:
+    """A layer has a tensor at least. Raises ConfigError."""
+    if config.layers > len(stored):
+        raise ConfigError(
+            f"{config.where}: num_hidden_layers is {config.layers}, and there are {len(stored)} "
+            "tensors in all"
+        )
 
 
 def _architecture(values: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ def from_gguf(path: File, files: Mapping[str, File] | None = None) -> Model:
 
 
 # as llama.cpp wrote experts before April 2024: `blk.0.ffn_gate.3.weight`
-_ONE_EXPERT = re.compile(r"(?P<stem>blk\.\d+\.ffn_(gate|down|up))\.(?P<xid>\d+)\.weight")
+_ONE_EXPERT = re.compile(r"(?P<stem>blk\.\d+\.ffn_(gate|down|up))\.(?P<xid>[0-9]{1,6})\.weight")
 
 
 def _with_stacked_experts(tensors: Iterable[SourceTensor]) -> tuple[ModelTensor, ...]:
@@ -49,8 +49,9 @@ def _with_stacked_experts(tensors: Iterable[SourceTensor]) -> tuple[ModelTensor,
             out.append(ModelTensor(name, t.shape, t.ggml.name, segments))
             continue
         n = max(experts) + 1
-        if lost := [x for x in range(n) if x not in experts]:
-            raise TensorMissing(f"expert {lost[0]} of {n} is not there for {name}")
+        if n != len(experts):
+            lost = next(x for x in range(n) if x not in experts)
+            raise TensorMissing(f"expert {lost} of {n} is not there for {name}")
         first = experts[0]
         for t in experts.values():
             if (t.shape, t.ggml) != (first.shape, first.ggml):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -15,6 +15,7 @@ from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
 from quantkit.model.pooling import add_pooling
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.storage.parse import parse_yaml
 from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.vocabulary import malformed, read_vocabulary
 
@@ -117,6 +118,8 @@ def add_general(
         malformed(CorruptFile, f"{files.where}: malformed README.md or generation_config.json"),
         _named(files) as directory,
     ):
+        _check_card(files)
+        _check_names(files.optional("config.json") or {}, files.label("config.json"))
         metadata = Metadata.load(None, directory, None, total)
         generation = files.optional("generation_config.json")
         if generation is not None and metadata.sampling_penalty_repeat is None:
@@ -143,6 +146,40 @@ def _named(files: CheckpointFiles) -> Iterator[Path]:
             if files.has(name):
                 (named / name).write_bytes(files.data(name))
         yield named
+
+
+def _check_card(files: CheckpointFiles) -> None:
+    """The front matter of the model card, which gguf reads without limits. Raises CorruptFile."""
+    if not files.has("README.md"):
+        return
+    first, *lines = files.text("README.md").splitlines() or [""]
+    if first != "---":
+        return
+    end = lines.index("---") if "---" in lines else len(lines)
+    label = files.label("README.md")
+    front = parse_yaml("\n".join(lines[:end]).replace("\t", "  ") + "\n", label)
+    if isinstance(front, dict):
+        for name, value in front.items():
+            if not isinstance(name, str):
+                raise CorruptFile(f"{label}: {name!r} is not the name of an entry")
+            _check_plain(f"{label}: {name}", value, 0 if name == "model-index" else 3)
+
+
+def _check_plain(label: str, value: Any, deep: int) -> None:
+    """A value of a card is text or number, or lists and tables of such, so many in one another (0:
+    it is not read). Raises CorruptFile."""
+    if deep and isinstance(value, list | dict):
+        if deep == 1:
+            raise CorruptFile(f"{label} is a list in lists")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_plain(label, inner, deep - 1)
+
+
+def _check_names(config: Mapping[str, Any], label: str) -> None:
+    """What gguf takes a model's name from. Raises CorruptFile."""
+    name = config.get("_name_or_path")
+    if not isinstance(name, str | None) or len(name or "") > 4096:
+        raise CorruptFile(f"{label}: _name_or_path is no name")
 
 
 def _check(metadata: Metadata, files: CheckpointFiles) -> None:

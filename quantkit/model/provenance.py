@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantkit.errors import CorruptFile
 from quantkit.hub.repository import read_small
 from quantkit.source.location import Source
+from quantkit.storage.parse import parse_yaml
 
 MERGE = "mergekit_moe_config.yml"
 HUB = "https://huggingface.co/"
@@ -30,8 +32,6 @@ class Merge:
 
 def read_merge(source: Source) -> Merge | None:
     """The merge that a source is, or None where mergekit left no word of one."""
-    import yaml
-
     if source.address:
         data = None if source.address.file else read_small(source.address, MERGE)
     else:
@@ -40,14 +40,21 @@ def read_merge(source: Source) -> Merge | None:
     if data is None:
         return None
     try:
-        config = yaml.safe_load(data)
-        return Merge(
-            str(config.get("base_model")),
-            str(config.get("gate_mode", "hidden")),
-            tuple(str(expert["source_model"]) for expert in config["experts"]),
-        )
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        config = parse_yaml(data, MERGE)
+    except CorruptFile:
         return None
+    if not isinstance(config, dict) or not isinstance(config.get("experts"), list):
+        return None
+    named = [expert.get("source_model") for expert in config["experts"] if isinstance(expert, dict)]
+    words = [config.get("base_model"), config.get("gate_mode", "hidden"), *named]
+    if len(named) != len(config["experts"]) or not all(map(_is_plain, words)):
+        return None
+    base, gate_mode, *experts = map(str, words)
+    return Merge(base, gate_mode, tuple(experts))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | None)
 
 
 def hub_name(text: str) -> str | None:
@@ -58,8 +65,8 @@ def hub_name(text: str) -> str | None:
 
 def base_models(values: Mapping[str, Any]) -> list[str]:
     """The models on the Hub that the source says it was made of, from its metadata."""
-    count = values.get("general.base_model.count", 0)
-    urls = (values.get(f"general.base_model.{i}.repo_url", "") for i in range(int(count)))
+    count = min(int(values.get("general.base_model.count", 0)), len(values))  # a key each
+    urls = (values.get(f"general.base_model.{i}.repo_url", "") for i in range(count))
     return [name for url in urls if (name := hub_name(str(url)))]
 
 

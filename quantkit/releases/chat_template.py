@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from quantkit.storage import child
+
+SECONDS, MEMORY = 5, 1 << 29  # of the process in which a template is rendered
+LONGEST = 1 << 20  # characters of a template; and, a tenth of them, of what it writes around words
 Message = Mapping[str, str]
 Render = Callable[[Sequence[Message]], str]
 _GENERATION = re.compile(
@@ -74,6 +78,31 @@ def take_apart(render: Render) -> Turns | None:
     return turns
 
 
+def read_turns(template: str, tokens: Mapping[str, str]) -> Turns | None:
+    """The turns that a template of a stranger's writes; None if it writes something else, fails, or
+    takes too long or too much memory. It is rendered in a process of its own."""
+    if len(template) > LONGEST:
+        return None
+    question = {"template": template, "tokens": dict(tokens)}
+    try:
+        found = child.ask(__name__, question, SECONDS, MEMORY)
+    except child.ChildFailed:
+        return None
+    return None if found is None else Turns(**found)
+
+
+def _answer(question: Any) -> dict[str, Any] | None:
+    try:
+        turns = take_apart(renderer(question["template"], question["tokens"]))
+    except Exception:  # the template does not compile
+        return None
+    words = asdict(turns) if turns else {}
+    text = "".join(word for word in words.values() if word)
+    if not turns or 10 * len(text) > LONGEST or any("\ud800" <= c <= "\udfff" for c in text):
+        return None
+    return words
+
+
 def _between(render: Render, messages: Sequence[Message]) -> list[str] | None:
     """What a template writes before, between and after the contents of messages."""
     try:
@@ -117,3 +146,7 @@ def renderer(template: str, tokens: Mapping[str, str]) -> Render:
         return compiled.render(messages=[dict(m) for m in messages], **tokens, **settings)
 
     return render
+
+
+if __name__ == "__main__":
+    child.answer(_answer)

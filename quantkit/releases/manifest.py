@@ -18,6 +18,7 @@ from typing import Any
 from quantkit.errors import CorruptFile
 from quantkit.reporting.inspection import Experts, Parameters
 from quantkit.storage import os_files
+from quantkit.storage.parse import parse_json
 
 NAME, CHECKSUMS = "manifest.json", "SHA256SUMS"
 _INNERMOST = re.compile(r"\{[^{}]*\}")
@@ -191,7 +192,7 @@ def _get(data: Any, key: str, *kinds: type) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"an object is expected, not {type(data).__name__}")
     value = data.get(key)
-    if not isinstance(value, kinds):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ValueError(f"{key!r} is {'missing' if value is None else type(value).__name__}")
     return value
 
@@ -212,7 +213,7 @@ def partial_path(directory: Path) -> Path:
 def read(path: Path) -> Manifest | None:
     """A manifest, or None if there is none. Raises CorruptFile."""
     try:
-        return Manifest.of_data(json.loads(path.read_bytes()))
+        return Manifest.of_data(parse_json(path.read_bytes(), str(path)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, RecursionError) as e:

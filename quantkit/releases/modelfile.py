@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from quantkit.releases.chat_template import Turns, renderer, take_apart
+from quantkit.releases.chat_template import Turns, read_turns
 
 SPECIAL = (3, 4)  # token types of llama.cpp that are matched in text: control, user-defined
 
@@ -45,10 +45,7 @@ def turns_of(values: Mapping[str, Any]) -> Turns | None:
     """The turns of a model's chat template, without the token that llama.cpp adds at the start;
     None if it does not write turns."""
     tokens = {f"{name}_token": _token(values, name) for name in ("bos", "eos", "unk", "pad")}
-    try:
-        turns = take_apart(renderer(values["tokenizer.chat_template"], tokens))
-    except Exception:  # the template does not compile
-        return None
+    turns = read_turns(values["tokenizer.chat_template"], tokens)
     if turns is None or not values.get("tokenizer.ggml.add_bos_token", True):
         return turns
     bos = tokens["bos_token"]

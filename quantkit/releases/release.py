@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit import __version__
+from quantkit import __version__, plain_text
 from quantkit.errors import UsageError
 from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
@@ -308,5 +308,5 @@ def _write_beside(
         manifest.NAME: manifest.as_json(this),
     }
     for name, text in texts.items():
-        manifest.write(directory / name, text)
+        manifest.write(directory / name, plain_text.lines(text))
     manifest.remove(manifest.partial_path(directory))

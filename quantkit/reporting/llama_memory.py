@@ -250,7 +250,10 @@ def _compute(facts: Hyperparameters, tensors: Sequence[Weights], context: int) -
     widest = max(
         attention, 3 * dense, 3 * experts + given, 2 * mixer + 2 * n("ssm.inner_size") - width
     )
-    windows = [facts.cells(bid, context) for bid in range(facts.layers) if facts.window(bid)]
+    bids = {bid for t in tensors if (bid := tensor_names.parse(t.name).bid) is not None}
+    windows = [
+        facts.cells(bid, context) for bid in bids if bid < facts.layers and facts.window(bid)
+    ]
     seen = UBATCH if facts.arch in _UNCACHED else context + max(windows, default=0)
     scores = heads * context + seen / 2 if facts.arch in _UNFUSED else 0
     floats = widest + (5 + n("n_deepstack_layers")) * width + seen / 2 + scores

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from quantkit.errors import CorruptFile, SourceError, SourceNotFound
 from quantkit.source.hub_cache import cached_model
 from quantkit.storage.inputs import File
+from quantkit.storage.parse import parse_json
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,7 @@ class CheckpointFiles:
         return self.json(name) if self.has(name) else None
 
     def _parsed(self, name: str) -> dict[str, Any]:
-        try:
-            value = json.loads(self.data(name).decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-            raise CorruptFile(f"{self.label(name)}: not JSON ({e})") from None
+        value = parse_json(self.data(name), self.label(name))
         if not isinstance(value, dict):
             kind = type(value).__name__
             raise CorruptFile(f"{self.label(name)}: a JSON object is expected, not {kind}")

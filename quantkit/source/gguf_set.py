@@ -10,6 +10,7 @@ from quantkit.errors import (
     ShardMissing,
 )
 from quantkit.gguf.container import Header, read_header
+from quantkit.gguf.schema import check
 from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import type_by_id
 from quantkit.source.checkpoint import _unique
@@ -18,8 +19,10 @@ from quantkit.storage.inputs import File, map_files
 
 
 def open_gguf(path: File) -> tuple[Header, list[SourceTensor]]:
-    """The header of a GGUF file and its tensors in file order."""
+    """The header of a GGUF file, its metadata of the kinds that are expected, and its tensors in
+    file order. Raises CorruptFile beside `read_header`'s."""
     header = read_header(path)
+    check(header.kv, path)
     tensors = []
     for t in header.tensors:
         ggml = type_by_id(t.ggml_type)

@@ -19,6 +19,7 @@ from quantkit.storage.inputs import File, open_input
 from quantkit.storage.substitutes import pointer
 
 MAX_HEADER = 100_000_000  # bytes, as in the library
+MAX_AXES = 8  # of a tensor
 GUESS = 1 << 18  # bytes of the first read: most headers whole
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
@@ -103,6 +104,8 @@ def _entry(name: str, entry: Any, begin: int) -> Entry:
     ends: Any = entry.get("data_offsets")
     if not _counts(shape) or not _counts(ends) or len(ends) != 2:
         raise ValueError(f"tensor {name} has no shape or no offsets")
+    if len(shape) > MAX_AXES:
+        raise ValueError(f"tensor {name} has {len(shape)} axes; {MAX_AXES} are read")
     return Entry(name, entry["dtype"], tuple(shape), begin + ends[0], begin + ends[1])
 
 

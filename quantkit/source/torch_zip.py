@@ -1,47 +1,29 @@
 """Headers of `.bin` and `.pth` checkpoints, without torch and without running what is in them.
 
 `torch.save` writes a zip: `data.pkl`, which says how tensors are put together, and the bytes of
-each storage, not compressed. The pickle is read with the few names that such a file needs; any
-other would be code, and is refused.
+each storage, not compressed. What the pickle puts together is in `torch_pickle.py`.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
+import zlib
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from quantkit.errors import CorruptFile, UnsupportedSource
-from quantkit.source.safetensors import Entry
+from quantkit.source.safetensors import MAX_AXES, Entry
+from quantkit.source.torch_pickle import Code, Malformed, Tensor, read_pickle
 from quantkit.storage.inputs import File, Input, open_input
 
-_STORAGES = {"FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2),
-             "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "CharStorage": ("I8", 1),
-             "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1), "DoubleStorage": ("F64", 8),
-             "ShortStorage": ("I16", 2)}  # fmt: skip
 _MALFORMED = (
-    pickle.UnpicklingError, struct.error, KeyError, IndexError, TypeError, ValueError,
-    AttributeError, EOFError, OverflowError, MemoryError, NotImplementedError,
+    Malformed, struct.error, KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError,
+    OverflowError, MemoryError, NotImplementedError, RuntimeError, zlib.error,
 )  # fmt: skip
-_MAX_PICKLE = 1 << 28  # bytes
-
-
-class _Storage(NamedTuple):
-    key: str
-    dtype: str
-    size: int  # bytes of a weight
-
-
-class _Tensor(NamedTuple):
-    storage: _Storage
-    offset: int  # weights
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+_MAX_PICKLE = 1 << 26  # bytes; a hundred thousand tensors have some 15 MB
+_MAX_RECORDS = 1 << 20
 
 
 class _At(io.RawIOBase):
@@ -57,8 +39,11 @@ class _At(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.source.size)[whence]
-        return self.at
+        at = offset + (0, self.at, self.source.size)[whence]
+        if at < 0:
+            raise ValueError("an offset before the file")
+        self.at = at
+        return at
 
     def tell(self) -> int:
         return self.at
@@ -68,40 +53,6 @@ class _At(io.RawIOBase):
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)
-
-
-class _Code(Exception):
-    """The pickle names something that is no part of a state dict."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads the pickle of a state dict; every name that it may use is here."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _STORAGES:
-            return name
-        allowed = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-        }
-        if (module, name) not in allowed:
-            if module == "torch" and name.endswith("Storage"):
-                raise UnsupportedSource(f"weights in a {name} are not read")
-            raise _Code(f"{module}.{name}")
-        return allowed[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage, key, *_ = pid
-        if kind != "storage" or storage not in _STORAGES:
-            raise _Code(f"{kind} {storage}")
-        return _Storage(str(key), *_STORAGES[storage])
-
-
-def _rebuild_tensor(
-    storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *rest: Any
-) -> _Tensor:
-    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
 
 
 def read_torch_entries(path: File) -> list[Entry]:
@@ -120,10 +71,12 @@ def read_torch_entries(path: File) -> list[Entry]:
                 f"{path}: written by an old torch; load it and save it again as safetensors"
             ) from None
         raise CorruptFile(f"{path}: not a whole torch file; download it again") from None
-    except _Code as e:
+    except Code as e:
         raise CorruptFile(
             f"{path}: holds {e}, which is code and not weights; it is not run"
         ) from None
+    except UnsupportedSource as e:
+        raise UnsupportedSource(f"{path}: {e}" if str(path) not in str(e) else str(e)) from None
     except _MALFORMED as e:
         reason = " ".join(str(e).split())
         raise CorruptFile(f"{path}: malformed torch file ({type(e).__name__}: {reason})") from None
@@ -132,33 +85,49 @@ def read_torch_entries(path: File) -> list[Entry]:
 
 
 def _entries(path: File, source: Input, archive: zipfile.ZipFile) -> list[Entry]:
+    if len(archive.infolist()) > _MAX_RECORDS:
+        raise CorruptFile(f"{path}: {len(archive.infolist())} records; {_MAX_RECORDS} are read")
     records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-    if records["data.pkl"].file_size > _MAX_PICKLE:
-        raise CorruptFile(f"{path}: {records['data.pkl'].file_size} bytes say what is in it")
-    if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
+    if "byteorder" in records and _small(path, archive, records["byteorder"], 16) != b"little":
         raise UnsupportedSource(f"{path}: big-endian; little-endian files are read")
-    state = _Unpickler(io.BytesIO(archive.read(records["data.pkl"]))).load()
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+    state = read_pickle(_small(path, archive, records["data.pkl"], _MAX_PICKLE))
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, Mapping):
+    if not isinstance(state, dict):
         raise CorruptFile(f"{path}: a table of tensors is expected, not {type(state).__name__}")
-    out = []
-    for name, t in state.items():
-        if not isinstance(name, str) or not isinstance(t, _Tensor):
-            raise CorruptFile(f"{path}: {name!r} is not a tensor")
-        rows_first = tuple(prod(t.shape[i + 1 :]) for i in range(len(t.shape)))
-        if any(
-            a != b and n > 1 for a, b, n in zip(t.stride, rows_first, t.shape, strict=True)
-        ) or min(t.offset, *t.shape, 0):
-            raise UnsupportedSource(f"{path}: tensor {name} is a view; save it as safetensors")
-        info, at = records[f"data/{t.storage.key}"], t.offset * t.storage.size
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise CorruptFile(f"{path}: tensor {name} is compressed, which torch never does")
-        if at + prod(t.shape) * t.storage.size > info.file_size:
-            raise CorruptFile(f"{path}: tensor {name} is longer than its bytes")
-        local = source.pread(30, info.header_offset)  # its name and extra field may differ in size
-        lengths = struct.unpack("<HH", local[26:30])
-        start = info.header_offset + 30 + sum(lengths) + at
-        end = start + prod(t.shape) * t.storage.size
-        out.append(Entry(name, t.storage.dtype, t.shape, start, end))
-    return out
+    return [_entry(path, source, records, name, t) for name, t in state.items()]
+
+
+def _small(path: File, archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
+    """A record of at most so many bytes. Raises CorruptFile."""
+    if info.file_size > most or info.compress_size > most:
+        raise CorruptFile(f"{path}: {info.file_size} bytes in {info.filename[-40:]!r}")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CorruptFile(f"{path}: {info.filename[-40:]!r} is compressed as torch never does")
+    return archive.read(info)
+
+
+def _entry(
+    path: File, source: Input, records: dict[str, zipfile.ZipInfo], name: Any, t: Any
+) -> Entry:
+    if not isinstance(name, str) or not isinstance(t, Tensor):
+        raise CorruptFile(f"{path}: {name!r} is not a tensor")
+    if len(t.shape) > MAX_AXES or len(t.stride) != len(t.shape):
+        raise CorruptFile(f"{path}: tensor {name} has {len(t.shape)} axes; {MAX_AXES} are read")
+    rows_first = tuple(prod(t.shape[i + 1 :]) for i in range(len(t.shape)))
+    if any(a != b and n > 1 for a, b, n in zip(t.stride, rows_first, t.shape, strict=True)) or min(
+        t.offset, *t.shape, 0
+    ):
+        raise UnsupportedSource(f"{path}: tensor {name} is a view; save it as safetensors")
+    info, at = records[f"data/{t.storage.key}"], t.offset * t.storage.size
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise CorruptFile(f"{path}: tensor {name} is compressed, which torch never does")
+    if at + prod(t.shape) * t.storage.size > info.file_size:
+        raise CorruptFile(f"{path}: tensor {name} is longer than its bytes")
+    local = source.pread(30, info.header_offset)  # its name and extra field may differ in size
+    lengths = struct.unpack("<HH", local[26:30])
+    start = info.header_offset + 30 + sum(lengths) + at
+    end = start + prod(t.shape) * t.storage.size
+    if end > source.size:
+        raise CorruptFile(f"{path}: tensor {name} is longer than its file")
+    return Entry(name, t.storage.dtype, t.shape, start, end)

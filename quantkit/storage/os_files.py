@@ -7,11 +7,14 @@ import errno
 import functools
 import os
 import shutil
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+# what is written is never somebody's link to another file
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _seek_lock = threading.Lock()
 
 
@@ -52,26 +55,32 @@ def _pwrite_once(fd: int, data: memoryview, offset: int) -> int:
 
 
 def open_read(path: Path) -> int:
-    """A descriptor for reading bytes."""
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    """A descriptor for reading bytes. Raises OSError; EINVAL where they come from a pipe or a
+    device, which may never end."""
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(mode := os.fstat(fd).st_mode) and not stat.S_ISDIR(mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return fd
 
 
 def open_new(path: Path) -> int:
     """A descriptor for a new, empty file."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | NO_LINK
     return os.open(path, flags, 0o644)
 
 
 def open_append(path: Path) -> int:
     """A descriptor whose writes go to the end of a file that exists."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+    return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | NO_LINK)
 
 
 def open_locked(path: Path) -> int:
     """A descriptor for a file, made if need be, that no other process can open so until it is
     closed. Raises BlockingIOError if one has."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | NO_LINK
+        fd = os.open(path, flags, 0o644)
         try:
             _lock(fd)
             if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):

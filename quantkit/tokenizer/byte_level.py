@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.tokenizer import trial
 from quantkit.tokenizer.pre_tokenizer import find_pre, known_pre
 from quantkit.tokenizer.pre_tokenizer_patterns import SPLITS
 from quantkit.tokenizer.special_tokens import TYPES, read_merges, tokenizer_config
@@ -57,6 +58,16 @@ def from_json(
     is recognised otherwise; `family` is the one that llama.cpp knows for the `architecture`.
     Raises TokenizerError.
     """
+    if trial.is_known_to_end(tokenizer):
+        return read(files, tokenizer, size, pre, family, architecture)
+    return ByteLevel(**trial.in_child(files, tokenizer, size, pre, family, architecture))
+
+
+def read(
+    files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, pre: str | None,
+    family: str, architecture: str,
+) -> ByteLevel:  # fmt: skip
+    """The same in this process, whatever the tokenizer does to it."""
     from tokenizers import Tokenizer
 
     label = files.label("tokenizer.json")
@@ -72,7 +83,9 @@ def from_json(
         _add_configured(hf, files)
     except TokenizerError as e:
         raise TokenizerError(f"{files.where}: {e}") from None
-    except Exception as e:  # the library raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as e:  # the library raises bare Exception, and panics that are not even it
         raise TokenizerError(f"{label}: {' '.join(str(e).split())}") from None
 
     base = max(tokenizer["model"]["vocab"].values(), default=-1) + 1

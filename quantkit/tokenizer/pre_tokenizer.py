@@ -78,8 +78,9 @@ def _by_hash(tokenizer: Tokenizer) -> str | None:
     library or transformers (`add_bos_token`, `add_eos_token`) put them."""
     plain = tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids
     special = [i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special]
-    ids = [tokenizer.encode(CHECK_TEXT).ids, *([i, *plain] for i in special), plain]
-    hashes = (sha256(str(i).encode()).hexdigest() for i in ids)
+    ids, rest = tokenizer.encode(CHECK_TEXT).ids, f", {str(plain)[1:]}"  # special ones may be many
+    texts = (str(ids), *(f"[{i}{rest}" for i in special), str(plain)) if plain else (str(ids),)
+    hashes = (sha256(text.encode()).hexdigest() for text in texts)
     return next((HASHES[h] for h in hashes if h in HASHES), None)
 
 

@@ -21,6 +21,7 @@ from quantkit.tokenizer.pre_tokenizer import known_pre
 from quantkit.tokenizer.special_tokens import tokenizer_config
 from quantkit.tokenizer.token_types import TokenType, byte_text
 
+MAX_TOKEN = 4096  # characters in base64; the longest known are of some hundred spaces
 Config = Mapping[str, Any]  # tokenizer_config.json
 
 
@@ -90,10 +91,12 @@ def _read_ranks(data: bytes, label: str) -> dict[bytes, int]:
             continue
         try:
             token, rank = line.split()
+            if len(token) > MAX_TOKEN or len(rank) > 9:
+                raise ValueError
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
             raise TokenizerError(
-                f"{label}: line {n} is not a token in base64 and its rank"
+                f"{label}: line {n} is not a token in base64 and its rank, or a long one"
             ) from None
     return ranks
 

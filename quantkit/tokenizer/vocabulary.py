@@ -150,9 +150,9 @@ def malformed(error: type[QuantkitError], what: str) -> Iterator[None]:
     """
     try:
         yield
-    except QuantkitError:
+    except (QuantkitError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as e:
+    except BaseException as e:  # a panic of a library in Rust is no Exception
         reason = " ".join(str(e).split())
         raise error(f"{what} ({type(e).__name__}: {reason})") from e
 

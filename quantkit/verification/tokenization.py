@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import subprocess
@@ -13,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quant_types import isolated
 from quantkit.errors import LlamaError, TokenizerError
+from quantkit.storage.parse import parse_json
+from quantkit.tokenizer import trial
 from quantkit.tokenizer.vocabulary import malformed
 from quantkit.verification.llama_cpp import Llama, library
 
@@ -54,6 +56,8 @@ def reference(directory: Path) -> Reference | None:
     model, fast = directory / "tokenizer.model", directory / "tokenizer.json"
     with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
         if fast.is_file():
+            if not trial.is_known_to_end(parse_json(fast.read_bytes(), str(fast))):
+                return Reference(lambda texts: trial.encoded(directory, texts))
             from tokenizers import Tokenizer
 
             return _of_tokenizer_json(Tokenizer.from_file(str(fast)))
@@ -91,12 +95,9 @@ def splitting(file: Path) -> Tokenize:
     library()
 
     def split(texts: Sequence[str]) -> list[list[int]]:
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         found = subprocess.run(
-            [sys.executable, "-m", "quantkit.verification.tokenization", str(file)],
-            input=json.dumps(texts), capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            isolated.command("quantkit.verification.tokenization", str(file.absolute())),
+            input=json.dumps(texts), capture_output=True, text=True, cwd=isolated.DIRECTORY,
         )  # fmt: skip
         if found.returncode != 0:
             said = reason_of(found.stderr)

@@ -155,7 +155,7 @@ def test_errors_of_small_files_name_the_model(
         ("generation_config.json", "{", errors.CorruptFile, "/generation_config.json: not JSON"),
         ("generation_config.json", '{"top_k": "x"}', errors.CorruptFile,
          "/generation_config.json: sampling_top_k is 'x'"),
-        ("README.md", "---\nname: [\n---\n", errors.CorruptFile, ": malformed README.md"),
+        ("README.md", "---\nname: [\n---\n", errors.CorruptFile, "/README.md: malformed YAML"),
         ("README.md", "---\nversion: [1]\n---\n", errors.CorruptFile, "/README.md: version is"),
     ],
 )  # fmt: skip
