@@ -34,7 +34,7 @@ demo: $(BIN)/quantkit
 	$(BIN)/quantkit release demo/Demo-4x1M -o demo/release --types Q4_K_M,Q8_0
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not torch and not ray"
+	$(BIN)/python -m pytest -m "not torch and not ray and not slow"
 
 test-torch: $(VENV)/.torch
 	$(BIN)/python -m pytest -m torch

@@ -16,10 +16,12 @@ from quantkit.errors import ModelError
 from quantkit.execution.rows import fetch
 from quantkit.execution.stages import default_threads, in_threads
 from quantkit.gguf import tensor_names
+from quantkit.gguf.types import GGMLType
+from quantkit.loading.model import Info, faults
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.open import open_source
 from quantkit.model.provenance import merged_from
-from quantkit.planning.build import plan_conversion
+from quantkit.planning.build import laid_out
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.progress import SILENT, Progress
@@ -49,7 +51,8 @@ def inspect(source: str | Path, weights: bool = True, progress: Progress = SILEN
         out.problems.append(str(e))
         return out
     out.facts = {**describe(model), **merged_from(source)}
-    out.problems += _of_the_vocabulary(model)
+    infos = [Info(t.name, t.shape, t.stored) for t in model.tensors]
+    out.problems += faults(model.kv, infos)
     if weights:
         out.problems += _of_the_weights(model, progress)
     return out
@@ -111,19 +114,9 @@ def _source_bytes(model: Model, t: ModelTensor) -> Iterable[int]:
     return (s.source_bytes(model.sources[s.source], s.count) for s in t.segments)
 
 
-def _of_the_vocabulary(model: Model) -> list[str]:
-    tokens = next((i.value for i in model.kv if i.key == "tokenizer.ggml.tokens"), None)
-    rows = next((t.shape[0] for t in model.tensors if t.name == "token_embd.weight"), None)
-    if tokens is None:
-        return ["there is no vocabulary"]
-    if rows is not None and rows != len(tokens):
-        return [f"the vocabulary has {len(tokens)} tokens, the embedding {rows} rows"]
-    return []
-
-
 def _of_the_weights(model: Model, progress: Progress) -> list[str]:
     """Read everything once and say what is not as it should be."""
-    plan = plan_conversion(model, "", Path("unwritten"))
+    plan = laid_out(model, "", Path("unwritten"))
     bad: dict[str, int] = {}
     parts: dict[str, dict[int, bytes]] = defaultdict(dict)
     routers: dict[str, dict[int, bytes]] = defaultdict(dict)
@@ -132,7 +125,7 @@ def _of_the_weights(model: Model, progress: Progress) -> list[str]:
 
         def look(chunk: Chunk) -> int:
             rows = fetch(chunk, plan, files)
-            if not _finite(rows):
+            if not _finite(rows, plan.sources[chunk.segment.source].ggml):
                 bad.setdefault(chunk.tensor, chunk.row)
             role = tensor_names.parse(chunk.tensor).role
             if "_exps" in role:
@@ -152,11 +145,12 @@ def _of_the_weights(model: Model, progress: Progress) -> list[str]:
     return [*problems, *_same_experts(plan, parts), *_routers(routers)]
 
 
-def _finite(rows: np.ndarray[Any, Any]) -> bool:
+def _finite(rows: np.ndarray[Any, Any], ggml: GGMLType) -> bool:
     import quant_types
 
-    if rows.dtype == np.uint8:
-        return True  # blocks of a quantized source
+    if not ggml.is_float:
+        blocks = rows.view(np.uint8).reshape(-1, ggml.type_size)
+        return quant_types.invalid_block(blocks, ggml.name) < 0
     try:
         quant_types.check_finite(rows)
     except quant_types.NotFinite:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
 from quantkit.gguf.types import type_by_name
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.packed import as_float32
 from quantkit.source.safetensors import read_entries
 from quantkit.source.tensors import SourceTensor
 from quantkit.source.torch_zip import read_torch_entries
@@ -18,7 +19,7 @@ INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json
 # safetensors dtype -> the ggml type that is read, for weights and for what they are made of
 _WEIGHTS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 _RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8", "I32": "I32",
-        "I64": "I64"}  # fmt: skip
+        "I64": "I64", "F64": "F64"}  # fmt: skip
 
 
 def read_tensors(files: CheckpointFiles) -> list[SourceTensor]:
@@ -93,10 +94,11 @@ def read_weights(path: File) -> list[SourceTensor]:
         ggml = _WEIGHTS.get(e.dtype) or _RAW.get(e.dtype)
         if ggml is None:
             raise UnsupportedSource(
-                f"{path}: tensor {e.name} is {e.dtype}; F32, F16 and BF16 are read"
+                f"{path}: tensor {e.name} is {e.dtype}; F64, F32, F16 and BF16 are read"
             )
         # a scalar is a row of one weight
         raw = "" if e.dtype in _WEIGHTS else e.dtype
         shape = e.shape or (1,)
-        tensors.append(SourceTensor(e.name, type_by_name(ggml), shape, path, e.start, raw=raw))
+        t = SourceTensor(e.name, type_by_name(ggml), shape, path, e.start, raw=raw)
+        tensors.append(as_float32(t) if e.dtype == "F64" else t)
     return tensors

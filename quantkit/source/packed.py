@@ -71,6 +71,22 @@ def read(
     return files.read_columns(t, first, count, column, width)
 
 
+def as_float32(t: SourceTensor) -> SourceTensor:
+    """A tensor of F64 as llama.cpp's converter takes it, rounded to float32 before all else."""
+    flat = len(t.shape) == 1
+    return replace(
+        _virtual(t.name, "F32", t.shape, "f64", replace(t, raw="", flat=flat)), flat=flat
+    )
+
+
+def _read_f64(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
+) -> Rows:
+    rows = files.read_rows(t.parts[0], first, count)[:, column : column + width]
+    with np.errstate(over="ignore"):  # infinity is found later, and named
+        return rows.astype(np.float32)
+
+
 def _part(found: Found, name: str, *shape: int) -> SourceTensor:
     if name not in found:
         raise TensorMissing(f"tensor {name} is not in the checkpoint; its weights need it")
@@ -304,6 +320,7 @@ _METHODS: dict[Any, tuple[str, Join]] = {
     "pack-quantized": ("_packed", _join_packed),
 }
 _DECODERS: dict[str, Callable[[Files, SourceTensor, int, int, int, int], Rows]] = {
+    "f64": _read_f64,
     "mxfp4": _read_mxfp4,
     "fp8": _read_fp8,
     "gptq": _read_gptq,

@@ -12,6 +12,7 @@ Looked for in the order of llama.cpp's converter (`conversion/llama.py`, set_voc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,6 +155,7 @@ def _read(
         )
         vocab.special = read_special_tokens(files, None, rules.template_file_wins)
     _apply(rules, vocab, tokenizer_config(files))
+    _rename_padding(vocab)
     return vocab
 
 
@@ -176,6 +178,24 @@ def _read_tokens(
     else:
         raise TokenizerError(f"{files.where}: neither tokenizer.model nor tokenizer.json is there")
     return byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
+
+
+def _rename_padding(vocab: Vocabulary) -> None:
+    """llama.cpp names padding `[PAD<id>]`, and ends at one text for two tokens: another name where
+    a token has that one."""
+    padding = [i for i, kind in enumerate(vocab.types)
+               if kind == TokenType.UNUSED and vocab.tokens[i] == f"[PAD{i}]"]  # fmt: skip
+    if not padding:
+        return
+    count = Counter(vocab.tokens)
+    for i in padding:
+        name = vocab.tokens[i]
+        while count[name] > (name == vocab.tokens[i]):
+            name = f"[{name}]"
+        if name != vocab.tokens[i]:
+            vocab.notes.append(f"padding {i} is called {name}: another token is [PAD{i}]")
+            count[name] += 1
+            vocab.tokens[i] = name
 
 
 def _holds_ranks(model: bytes) -> bool:

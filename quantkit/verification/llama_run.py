@@ -14,10 +14,9 @@ from quantkit.jobs import Run
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
+from quantkit.verification import apart
 from quantkit.verification.divergence import Divergence, divergences
-from quantkit.verification.llama_cpp import Llama, complete
 from quantkit.verification.structure import first_split
-from quantkit.verification.tokenization import splitting
 from quantkit.verification.verify import Verdict
 
 TOKENS = 48  # of a completion
@@ -31,14 +30,13 @@ def completion(
     path, text = first_split(file), ""
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
     try:
-        splitting(path)([])  # a vocabulary that ends the process ends another one
-        with Llama(path, context, threads=threads) as model:
-            text = complete(model, prompt, TOKENS)
+        asked = {"prompt": prompt, "count": TOKENS, "context": context}
+        text = apart.ask(path, {**asked, "threads": threads})
         found.proven.append("llama.cpp runs it")
     except LlamaMissing:
         raise
     except LlamaError as e:
-        found.findings.append(str(e))
+        found.findings.append(_told(path, e))
     return {"prompt": prompt, "text": text}
 
 
@@ -48,10 +46,20 @@ def divergence(
 ) -> list[Divergence]:  # fmt: skip
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
     checkpoint what converting it raises."""
-    splitting(first_split(file))([])  # as above
+    path = first_split(file)
+    try:  # a file that ends the process ends another one
+        apart.ask(path, {"context": 64, "threads": threads})
+    except LlamaMissing:
+        raise
+    except LlamaError as e:
+        raise LlamaError(_told(path, e)) from None
     with as_gguf(against, reading, threads, file.parent) as base:
-        (found,) = divergences([first_split(file)], base, texts, context, threads, progress)
+        (found,) = divergences([path], base, texts, context, threads, progress)
     return found
+
+
+def _told(file: Path, e: LlamaError) -> str:
+    return str(e) if str(file) in str(e) else f"{file}: llama.cpp ends as it runs it: {e}"
 
 
 @contextmanager

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quantkit.errors import LlamaError, TokenizerError
+from quantkit.errors import LlamaError, LlamaMissing, TokenizerError
 from quantkit.tokenizer.vocabulary import malformed
-from quantkit.verification.llama_cpp import Llama, library
+from quantkit.verification import apart
+from quantkit.verification.llama_cpp import library
 
 Tokenize = Callable[[Sequence[str]], list[list[int]]]  # texts -> the token ids of each
 
@@ -56,27 +53,15 @@ def splitting(file: Path) -> Tokenize:
     library()
 
     def split(texts: Sequence[str]) -> list[list[int]]:
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        found = subprocess.run(
-            [sys.executable, "-m", "quantkit.verification.tokenization", str(file)],
-            input=json.dumps(texts), capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-        if found.returncode != 0:
-            said = (found.stderr.strip().splitlines() or ["no reason is given"])[-1].strip()
-            raise LlamaError(f"{file}: llama.cpp does not read its vocabulary: {said}")
-        ids: list[list[int]] = json.loads(found.stdout)
+        try:
+            ids: list[list[int]] = apart.ask(file, {"texts": texts})
+        except LlamaMissing:
+            raise
+        except LlamaError as e:
+            raise LlamaError(f"{file}: llama.cpp does not read its vocabulary: {e}") from None
         return ids
 
     return split
-
-
-def main() -> None:
-    """Split the texts on stdin, a JSON list, with the vocabulary of the file that is named."""
-    with Llama(Path(sys.argv[1]), 0) as model:
-        ids = [model.tokenize(text.encode()).tolist() for text in json.load(sys.stdin)]
-    print(json.dumps(ids))
 
 
 def differences(ours: Tokenize, theirs: Tokenize) -> list[str]:
@@ -90,7 +75,3 @@ def differences(ours: Tokenize, theirs: Tokenize) -> list[str]:
                 f"source's tokenizer; token {at} is the first that differs"
             )
     return out
-
-
-if __name__ == "__main__":
-    main()

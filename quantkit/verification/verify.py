@@ -1,7 +1,7 @@
 """Whether a GGUF file is what it should be: proof where it can be had, a judgement where not.
 
 1. Its bytes, where a release's `manifest.json` lies beside it: any change is found and named.
-2. Its structure, by itself.
+2. Its structure, and whether its blocks are finite, by itself.
 3. Its metadata, vocabulary and weights, against the source that it was made from.
 """
 
@@ -20,16 +20,24 @@ from quantkit.execution.stages import default_threads
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
+from quantkit.loading.model import listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
-from quantkit.planning.build import plan_conversion
+from quantkit.planning.build import laid_out
 from quantkit.planning.plan import Plan
 from quantkit.progress import SILENT, Progress
 from quantkit.releases import manifest
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.tensors import SourceTensor
 from quantkit.tokenizer.vocabulary import malformed
-from quantkit.verification import metadata_check, misplaced, structure, tokenization, weights
+from quantkit.verification import (
+    blocks,
+    metadata_check,
+    misplaced,
+    structure,
+    tokenization,
+    weights,
+)
 from quantkit.verification.divergence import Divergence
 from quantkit.verification.weights import Place, Sums
 
@@ -93,6 +101,8 @@ def verify(
     out.sound = not out.findings
     if not faults:
         out.proven.append(f"the structure of {len(tensors)} tensors is sound")
+        if against is None:  # its weights are looked at beside the source's
+            out.findings += blocks.faults(tensors, threads, progress)
     if against is not None:
         model = reading.changed(open_source(against, reading))
         _metadata(header, model, out)
@@ -141,7 +151,7 @@ def _changed(path: Path, record: Mapping[str, Any], advance: Callable[[int], Non
     size = path.stat().st_size
     if size != record["bytes"]:
         cut = [t["name"] for t, (_, end) in zip(tensors, spans, strict=True) if end > size]
-        lost = f"; it ends before {structure.listed(cut)}" if cut else ""
+        lost = f"; it ends before {listed(cut)}" if cut else ""
         return [f"{path.name}: {size} bytes, {manifest.NAME} says {record['bytes']}{lost}"]
     changed = [
         f"{path.name}: the bytes of {t['name']} were changed"
@@ -190,7 +200,7 @@ def _weights(
     threads: int, out: Verdict, progress: Progress,
 ) -> None:  # fmt: skip
     """Every tensor is there, and holds what it should."""
-    plan = plan_conversion(model, "", Path("unwritten"))
+    plan = laid_out(model, "", Path("unwritten"))
     held, faults = weights.missing(plan, tensors)
     out.findings += faults
     importance = imatrix.for_tensors(model.tensors) if imatrix else {}
@@ -234,10 +244,10 @@ def judged(
         before = at[1] * shape[-2] if len(shape) > 2 else 0  # rows of the experts before it
         most = 2 * sum(proven[kind]) > len(proven[kind])
         error, usual = sums.relative_error, sums.expected_error
-        if sums.same:
-            continue
         if not sums.finite:
             bad[at] = f"{where} has NaN or infinity"
+        elif sums.same:
+            continue
         elif _is_another(sums):
             gives = "" if usual is None else f" where {kind} gives {usual:.4f}"
             bad[at] = f"{where} is not what the source has: relative error {error:.4f}{gives}"

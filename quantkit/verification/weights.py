@@ -176,7 +176,7 @@ def in_file(chunk: Chunk, plan: Plan, files: Files, held: SourceTensor) -> np.nd
 
 def floats(rows: np.ndarray[Any, Any], t: SourceTensor) -> Floats:
     """Rows of a tensor, as they are stored, in float32."""
-    if not t.ggml.is_float:
+    if not (t.ggml.is_float or t.ggml.is_number):
         return dequantize(rows, t)
     if rows.dtype == np.uint8:
         rows = rows.view(numpy_dtype(t.ggml))
@@ -191,7 +191,7 @@ def _made(
 
     ggml = held.ggml
     if ggml == source.ggml and not ggml.is_float:
-        return rows
+        return rows.view(np.uint8)
     if not any(f.name == ggml.name for f in quant_types.FORMATS):
         return None
     if not quant_types.get_format(ggml.name).takes_importance:

@@ -1,0 +1,71 @@
+"""llama.cpp in a process of its own: it ends the one that it is in where it asserts something.
+
+`python -m quantkit.verification.apart FILE` takes a question on stdin, as JSON, and answers it so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import LlamaError
+from quantkit.verification.llama_cpp import Llama, complete, library
+
+_CAUSES = ("GGML_ASSERT", "GGML_ABORT", "what():")  # lines that say why it ended
+_SITE = "llama.cpp/"  # what its own path ends with in such a line
+
+
+def ask(file: Path, question: dict[str, Any]) -> Any:
+    """`{"texts": [...]}` split into token ids; or what follows `{"prompt": ..., "count": tokens,
+    "context": tokens, "threads": n}`, of which the first two may be left out: it is loaded, then.
+    Raises LlamaMissing, LlamaError."""
+    library()
+    package = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    found = subprocess.run(
+        [sys.executable, "-m", "quantkit.verification.apart", str(file)],
+        input=json.dumps(question), capture_output=True, text=True, errors="replace",
+        env={**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"},
+    )  # fmt: skip
+    if found.returncode != 0:
+        raise LlamaError(_reason(found.returncode, found.stderr))
+    answer = json.loads(found.stdout)
+    if "error" in answer:
+        raise LlamaError(answer["error"])
+    return answer["answer"]
+
+
+def _reason(code: int, said: str) -> str:
+    """Why the process ended, in a line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    cause = next((line for line in lines if any(word in line for word in _CAUSES)), None)
+    if cause is not None:
+        return cause.rpartition(_SITE)[2].removeprefix("what():").strip()
+    if code < 0:
+        return f"it was ended by {signal.Signals(-code).name}"
+    return lines[-1] if lines else "no reason is given"
+
+
+def main() -> None:
+    """Answer the question on stdin about the file that is named."""
+    file, question = Path(sys.argv[1]), json.load(sys.stdin)
+    try:
+        if "texts" in question:
+            with Llama(file, 0) as model:
+                answer: Any = [model.tokenize(t.encode()).tolist() for t in question["texts"]]
+        else:
+            with Llama(file, question["context"], threads=question["threads"]) as model:
+                prompt = question.get("prompt")
+                answer = complete(model, prompt, question["count"]) if prompt else ""
+        print(json.dumps({"answer": answer}))
+    except LlamaError as e:
+        print(json.dumps({"error": str(e)}))
+
+
+if __name__ == "__main__":
+    main()
