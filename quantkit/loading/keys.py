@@ -79,6 +79,14 @@ _LAYERS_ALONE = """
 """
 
 
+# arrays of a length of their own
+ARRAYS = frozenset({
+    "adapters.token_ids_activate", "adapters.token_ids_substitute", "classifier.output_labels",
+    "ple.head_offsets", "ple.head_vocab_sizes", "ple.layer_multipliers", "ple.layers",
+    "rope.dimension_sections", "target_layers",
+})  # fmt: skip
+
+
 class Key(NamedTuple):
     """`type`: the GGUF type of a scalar, or of an array's elements. `layers`: an array may stand
     there, of one value a layer; `counted`: llama.cpp checks its length. `of_tensors`: it says what

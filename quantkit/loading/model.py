@@ -16,6 +16,7 @@ from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.loading import vocabulary
 from quantkit.loading.keys import (
+    ARRAYS,
     ELEMENTS,
     FACTOR,
     GENERAL,
@@ -27,7 +28,7 @@ from quantkit.loading.keys import (
     Key,
 )
 from quantkit.loading.needs import needs
-from quantkit.loading.patterns import ALWAYS_SLIDE, PATTERNS, Pattern
+from quantkit.loading.patterns import ALWAYS_SLIDE, PATTERNS, RECURRENT_WITHOUT_KV, Pattern
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 # architectures of which llama.cpp runs something else than a language model, or half of one
@@ -62,7 +63,8 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     }
     return [
         *found, *_types(arch, by_key, values), *_counts(arch, values), *_layers(arch, values),
-        *_windows(arch, values, tensors), *_lite(arch, values, by_key.get("tokenizer.ggml.tokens")),
+        *_windows(arch, values, tensors), *_recurrent(arch, values),
+        *_lite(arch, values, by_key.get("tokenizer.ggml.tokens")),
         *_blocks(arch, values, tensors), *_experts(arch, values, tensors),
         *vocabulary.faults(by_key, tensors),
     ]  # fmt: skip
@@ -110,7 +112,9 @@ def _types(arch: str, by_key: Mapping[str, KeyValue], values: Values) -> Iterato
         if wanted is not None and item.type != wanted:
             yield f"{name} is {_kind(item)} where llama.cpp reads {wanted}"
     for name, item in values.items():
-        if (key := KEYS.get(name)) is not None:
+        if name in ARRAYS and item.type != "ARRAY":
+            yield f"{arch}.{name} is {item.type} where llama.cpp reads an array"
+        elif (key := KEYS.get(name)) is not None:
             yield from _value(f"{arch}.{name}", name, key, item)
 
 
@@ -211,9 +215,45 @@ def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str
         sliding = [period < 1 or pattern.of_layer(i, period) for i in range(trunk)]
     if not any(sliding) and sliding:
         yield f"{arch}: no layer of {trunk} has the sliding window that it is run with"
+    if arch == "llama4" and all(sliding):  # the others scale attention, by an input of the graph
+        yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
     # the others share the factors that their rotary positions are divided by
     if arch == "gemma4" and all(sliding) and any(t.name == "rope_freqs.weight" for t in tensors):
         yield f"{arch}: all {trunk} layers have a sliding window, rope_freqs.weight is for others"
+
+
+def _recurrent(arch: str, values: Values) -> Iterator[str]:
+    """Memory of two kinds is made, and both are used (llama_memory_hybrid)."""
+    trunk = _number(values, "block_count") - _number(values, "nextn_predict_layers")
+    pattern = PATTERNS.get(arch)
+    if arch in RECURRENT_WITHOUT_KV:
+        heads, widths = (
+            _of_layers(values, name, trunk)
+            for name in ("attention.head_count_kv", "feed_forward_length")
+        )
+        mlp = [arch.startswith("nemotron") and width > 0 for width in widths]  # neither of the two
+        kinds = [n == 0 for n, neither in zip(heads, mlp, strict=True) if n or not neither]
+    elif pattern is not None and pattern.key == "attention.recurrent_layers":
+        item = values.get(pattern.key)
+        period = _number(values, pattern.period_key, pattern.period)
+        if item is not None:
+            kinds = [bool(n) for n in _of_layers(values, pattern.key, trunk)]
+        else:
+            kinds = [period > 0 and pattern.of_layer(i, period) for i in range(trunk)]
+    else:
+        return
+    if trunk > 0 and len(set(kinds)) < 2:
+        kind = "recurrent" if all(kinds) else "of attention"
+        yield f"{arch}: all {trunk} layers are {kind}, and llama.cpp wants one of either kind"
+
+
+def _of_layers(values: Values, name: str, count: int) -> list[int]:
+    """One value a layer, whether they are given as one or as an array."""
+    item = values.get(name)
+    if item is None:
+        return [0] * count
+    found = item.value if item.type == "ARRAY" else [item.value] * count
+    return [int(n) for n in [*found, *[0] * count][:count]]
 
 
 def _lite(arch: str, values: Values, tokens: KeyValue | None) -> Iterator[str]:

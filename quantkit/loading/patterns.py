@@ -48,6 +48,9 @@ PATTERNS = {
 }  # fmt: skip
 
 
+# architectures of two kinds of layers whose recurrent ones have no key-value heads
+RECURRENT_WITHOUT_KV = {"granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "nemotron_h",
+                        "nemotron_h_moe"}  # fmt: skip
 ALWAYS_SLIDE = {"afmoe"}  # whose graph is built for a window whatever its width
 
 
