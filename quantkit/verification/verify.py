@@ -207,7 +207,7 @@ def _weights(
     found = weights.compare(plan, held, threads, importance, progress)
     unknown = header.get("quantize.imatrix.file") is not None and imatrix is None
     bad = judged(found, held, unknown)
-    instead = misplaced.mistaken(plan, held, found, list(bad))
+    instead = misplaced.mistaken(plan, held, found, [at for at in bad if found[at].finite])
     named = list(misplaced.said(instead, plan))
     out.findings += named + [text for at, text in bad.items() if at not in instead]
     out.tensors = as_data(found, held, plan)

@@ -40,7 +40,7 @@ def with_weight(source: Path, value: float) -> Path:
 
 @pytest.fixture
 def huge(broken: Callable[..., Path]) -> Path:
-    return with_weight(broken("llama-dense"), 1e12)
+    return with_weight(broken("llama-dense"), 2.0**40)
 
 
 @pytest.mark.parametrize("fmt", REFUSE_IT)
@@ -48,12 +48,14 @@ def test_every_format_with_a_float16(fmt: str, huge: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     out.mkdir()
     recipe = "F16" if fmt == "F16" else "Q8_0"
-    request = Request() if fmt == "F16" else Request(overrides=Overrides((("attn_q", fmt),)))
+    request = (
+        Request() if fmt == "F16" else Request(overrides=Overrides(tensor_types=(("attn_q", fmt),)))
+    )
     with pytest.raises(errors.WeightTooLarge) as caught:
         quantize(huge, [recipe], out, request=request)
     line = str(caught.value)
     assert f"tensor {OURS}, row " in line
-    assert f"1e+12 is past what {fmt} holds; choose BF16 or F32" in line
+    assert f"1.09951e+12 is past what {fmt} holds; choose BF16 or F32" in line
     assert "\n" not in line
     assert list(out.iterdir()) == []
 
@@ -79,7 +81,7 @@ def test_the_row_is_named(huge: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fmt", ["BF16", "F32", "MXFP4"])
 def test_formats_that_hold_it(fmt: str, huge: Path, tmp_path: Path) -> None:
-    request = Request(overrides=Overrides((("attn_q", fmt),)))
+    request = Request(overrides=Overrides(tensor_types=(("attn_q", fmt),)))
     recipe = "Q8_0" if fmt == "MXFP4" else fmt
     path = quantize(huge, [recipe], tmp_path, request=request).files[0].path
     assert verify(path).good
