@@ -51,12 +51,17 @@ class Judge:
 def _run(path: Path) -> str:
     from quantkit.errors import LlamaError
     from quantkit.gguf.container import read_header
-    from quantkit.verification.llama_cpp import Llama
+    from quantkit.verification.llama_cpp import Llama, library
 
     try:
+        if not any(t.name.startswith("blk.0.") for t in read_header(path).tensors):
+            # layers that predict alone: they are run beside the model that they are of
+            lib = library()
+            model = lib.llama_model_load_from_file(
+                str(path).encode(), lib.llama_model_default_params()
+            )
+            return "" if model else "llama.cpp does not load it"
         with Llama(path, 64, threads=1) as model:
-            if not any(t.name.startswith("blk.0.") for t in read_header(path).tensors):
-                return ""  # layers that predict alone: run beside the model that they are of
             ids = np.arange(1, TOKENS + 1, dtype=np.int32) % model.n_vocab
             for position in (0, TOKENS):  # a prompt, and what follows it
                 logits = model.decode(ids[None], 0, None, position)

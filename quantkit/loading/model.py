@@ -28,7 +28,13 @@ from quantkit.loading.keys import (
     Key,
 )
 from quantkit.loading.needs import needs
-from quantkit.loading.patterns import ALWAYS_SLIDE, PATTERNS, RECURRENT_WITHOUT_KV, Pattern
+from quantkit.loading.patterns import (
+    ALWAYS_SLIDE,
+    PATTERNS,
+    PREDICT_ALONE,
+    RECURRENT_WITHOUT_KV,
+    Pattern,
+)
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 # architectures of which llama.cpp runs something else than a language model, or half of one
@@ -296,6 +302,8 @@ def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]
     trunk = range(max(count - ahead, 0))
     if ahead and there and min(there) >= len(trunk):  # a file of the layers that predict alone
         trunk = range(0)
+        if arch not in PREDICT_ALONE:
+            yield f"{arch}: layers that predict further tokens cannot be a file of their own"
     elif lost := [bid for bid in trunk if bid not in there]:
         if there or asked.in_blocks:
             yield f"{arch}.block_count is {count}, and layer {lost[0]} has no tensors"
