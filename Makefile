@@ -1,20 +1,27 @@
-# make demo    the whole way on a small model: convert, quantize, report, release
-# make test    everything that needs no torch; sets itself up on a fresh machine
-# make check   formatting, lint, types, then the tests
+# make demo        the whole way on a small model: convert, quantize, report, release
+# make test        everything that needs no torch; sets itself up on a fresh machine
+# make check       formatting, lint and types; make format mends what can be mended
+# make docs        the docs as a site, in site/
+# make test-all    make test with its slow tests; make test-torch and make test-ray are the others
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test test-torch test-ray check bench clean
+.PHONY: demo test test-all test-torch test-ray check format docs dist bench clean
 
-$(BIN)/quantkit: pyproject.toml
+$(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/quantkit constraints-dev.txt
+$(VENV)/.dev: $(VENV)/.installed constraints-dev.txt
 	$(PIP) --editable ".[dev]" --constraint constraints-dev.txt
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) --editable ".[dev,docs]" --constraint constraints-dev.txt
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
@@ -25,7 +32,7 @@ $(VENV)/.ray: $(VENV)/.dev
 	$(PIP) --editable ".[dev,ray]" --constraint constraints-dev.txt
 	@touch $@
 
-demo: $(BIN)/quantkit
+demo: $(VENV)/.installed
 	@rm -rf demo && mkdir demo
 	$(BIN)/python examples/demo_checkpoint.py demo/Demo-4x1M
 	$(BIN)/quantkit convert demo/Demo-4x1M -o demo
@@ -34,7 +41,10 @@ demo: $(BIN)/quantkit
 	$(BIN)/quantkit release demo/Demo-4x1M -o demo/release --types Q4_K_M,Q8_0
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not torch and not ray and not slow"
+	$(PYTEST) -m "not torch and not ray and not slow"
+
+test-all: $(VENV)/.dev
+	$(PYTEST) -m "not torch and not ray"
 
 test-torch: $(VENV)/.torch
 	$(BIN)/python -m pytest -m torch
@@ -46,10 +56,21 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(MAKE) test
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(PIP) build
+	$(BIN)/python -m build
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.formats --write docs/benchmarks.md
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site dist

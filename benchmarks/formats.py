@@ -3,11 +3,14 @@
 Each figure is the median of runs that take turns, so that a busy machine slows all alike. Weights
 are float32 and normal; ratios are to `ggml_quantize_chunk` on one thread. Two threads are compared
 with one by the best run of each, since they show what they gain only while a second core is free.
+
+`--features avx2` compiles the kernels, in this process, for a processor without AVX-512.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -19,11 +22,30 @@ import numpy as np
 
 import quant_types
 from benchmarks.measure import write_section
-from quant_types import BlockFormat
+from quant_types import BlockFormat, kernels
+from quant_types.engines import kernel_name
 from tests import oracle
 
 ROWS, N = 256, 4096
 RUNS = 9
+NARROW = "haswell"  # the processor that stands for all with AVX2 alone
+
+
+def compile_for_avx2(formats: list[BlockFormat]) -> None:
+    """Have the lanes engine use kernels for a processor with AVX2 and no more."""
+    known = kernels._llvm().get_host_cpu_features()
+    wide = ("avx512", "avx10", "amx")
+    features = ",".join(
+        f"{'-' if name.startswith(wide) or not there else '+'}{name}"
+        for name, there in sorted(known.items())
+    )
+    kernels.target = lambda: (NARROW, features)
+    os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = NARROW, features
+    from quant_types.lanes.compile import object_code
+
+    names = {kernel_name(fmt, importance) for fmt in formats for importance in (False, True)}
+    for name in sorted(names):
+        kernels.use(name, object_code(name))
 
 
 def measure(calls: list[Callable[[], object]]) -> list[list[float]]:
@@ -89,14 +111,15 @@ def table(formats: list[BlockFormat]) -> str:
     x = (rng.standard_normal((ROWS, N)) * 0.02).astype(np.float32)
     importance = np.square(rng.standard_normal(N)).astype(np.float32)
     lines = [
-        f"Measured on {cpu()}, {oracle.stamp()}, "
+        f"Measured on {cpu()}, for {kernels.target()[0]}, {oracle.stamp()}, "
         f"numba {version('numba')}, numpy {version('numpy')}; millions of weights a second.",
         "",
         "| format | ggml | lanes | times ggml | two threads | array | times ggml |",
         "|---|---|---|---|---|---|---|",
     ]
     for fmt in formats:
-        lines.append(row(fmt, x, None))
+        if not fmt.needs_importance:
+            lines.append(row(fmt, x, None))
         if fmt.takes_importance:
             lines.append(row(fmt, x, importance))
     return "\n".join(lines)
@@ -105,10 +128,14 @@ def table(formats: list[BlockFormat]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="formats, all of them by default")
+    parser.add_argument("--features", choices=["host", "avx2"], default="host")
     parser.add_argument("--write", type=Path, help="a page with the markers to write between")
     options = parser.parse_args()
     names = options.names or [fmt.name for fmt in quant_types.FORMATS]
-    text = table([quant_types.get_format(name) for name in names])
+    formats = [quant_types.get_format(name) for name in names]
+    if options.features == "avx2":
+        compile_for_avx2(formats)
+    text = table(formats)
     print(text)
     if options.write:
         write_section(options.write, "formats", text)

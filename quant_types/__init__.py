@@ -19,9 +19,19 @@ import numpy as np
 
 from quant_types import (
     floats,
+    iq1_m,
+    iq1_s,
+    iq2_s,
+    iq2_xs,
+    iq2_xxs,
+    iq3_s,
+    iq3_xxs,
     iq4_nl,
     iq4_xs,
     mxfp4,
+    nvfp4,
+    q1_0,
+    q2_0,
     q2_k,
     q3_k,
     q4_0,
@@ -53,11 +63,14 @@ from quant_types.errors import (
     BadImportance,
     BadShape,
     KernelError,
+    NeedsImportance,
     NotFinite,
+    OutOfRange,
     QuantTypesError,
     UnknownFormat,
 )
 from quant_types.format import BlockFormat
+from quant_types.grids import grid
 from quant_types.validity import invalid_block
 
 __all__ = [
@@ -67,7 +80,9 @@ __all__ = [
     "BadShape",
     "BlockFormat",
     "KernelError",
+    "NeedsImportance",
     "NotFinite",
+    "OutOfRange",
     "QuantTypesError",
     "UnknownFormat",
     "check_finite",
@@ -77,12 +92,15 @@ __all__ = [
     "prepare",
     "quantize",
     "quantize_into",
+    "table_bytes",
 ]
 
 FORMATS: tuple[BlockFormat, ...] = (
     floats.F32,
     floats.F16,
     floats.BF16,
+    q1_0.FORMAT,
+    q2_0.FORMAT,
     q4_0.FORMAT,
     q4_1.FORMAT,
     q5_0.FORMAT,
@@ -93,11 +111,19 @@ FORMATS: tuple[BlockFormat, ...] = (
     q4_k.FORMAT,
     q5_k.FORMAT,
     q6_k.FORMAT,
+    iq1_s.FORMAT,
+    iq1_m.FORMAT,
+    iq2_xxs.FORMAT,
+    iq2_xs.FORMAT,
+    iq2_s.FORMAT,
+    iq3_xxs.FORMAT,
+    iq3_s.FORMAT,
     iq4_nl.FORMAT,
     iq4_xs.FORMAT,
     tq1_0.FORMAT,
     tq2_0.FORMAT,
     mxfp4.FORMAT,
+    nvfp4.FORMAT,
 )
 
 _BY_NAME = {fmt.name: fmt for fmt in FORMATS}
@@ -149,7 +175,9 @@ def quantize(
         BadDtype: `x`, or `out`, is of another dtype.
         BadShape: `n` does not divide into blocks, or `out` is of another size.
         BadImportance: importance of another shape, or with NaN, infinite or negative values.
+        NeedsImportance: the format cannot be made without importance, and there is none.
         NotFinite: NaN or infinity in `x`; `.row` is the first row with one.
+        OutOfRange: errors of IQ1, IQ2 or IQ3 overflow float32 (weights past about 1e12).
         KernelError: the lanes engine could not be compiled on this machine.
     """
     fmt = get_format(fmt)
@@ -180,7 +208,7 @@ def quantize_into(
         False where no weight is past the range of float16, so that every block is finite.
 
     Raises:
-        What `quantize` raises, before a byte is written unless it is NotFinite.
+        What `quantize` raises, before a byte is written unless it is NotFinite or OutOfRange.
     """
     x, chosen = _weights(x, "auto")
     rows, n = prod(x.shape[:-1]), x.shape[-1]
@@ -202,6 +230,9 @@ def _weights(x: Any, engine: str) -> tuple[Any, str]:
 
 
 def _run(x: Any, engine: str, wanted: Wanted, importance: Any) -> bool:
+    for fmt, _ in wanted:
+        if fmt.needs_importance and importance is None:
+            raise NeedsImportance(fmt.name)
     if importance is not None:
         importance = check_importance(np.asarray(importance), tuple(x.shape))
     if not prod(x.shape):
@@ -224,6 +255,17 @@ def prepare(wanted: Iterable[tuple[str | BlockFormat, bool]], threads: int = 1) 
     found = [(get_format(fmt), importance) for fmt, importance in wanted]
     if pick_engine("auto", is_numpy=True) == "lanes":
         load_kernels(found, threads)
+
+
+def table_bytes(formats: Iterable[str | BlockFormat]) -> int:
+    """Bytes of the tables that formats' searches look up: made once a process, when a format is
+    first wanted, and shared by threads and by formats of the same grid.
+
+    Raises:
+        UnknownFormat: no such format.
+    """
+    names = {get_format(fmt).grid for fmt in formats}
+    return sum(grid(name).table.nbytes for name in names if name)
 
 
 def check_finite(x: np.ndarray[Any, Any]) -> None:

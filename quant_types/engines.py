@@ -16,14 +16,18 @@ from quant_types.errors import (
     BadImportance,
     BadShape,
     NotFinite,
+    OutOfRange,
     UnknownFormat,
 )
 from quant_types.format import BlockFormat
+from quant_types.grids import grid
+from quant_types.kernels import OVERFLOW
 
 ENGINES = ("auto", "array", "lanes")
 Wanted = Sequence[tuple[BlockFormat, np.ndarray]]  # formats, and flat uint8 for the bytes of each
 _KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
 _TILE_WEIGHTS = 1 << 17  # weights that the array engine holds at once: less than 8 MiB of work
+_GRID_TILE_WEIGHTS = 1 << 16  # where a format has a grid, which takes more work a weight
 _FINITE_TILE = 1 << 16
 # dtype -> an integer of its width, and the bits that are all set in NaN and infinity
 _EXPONENTS = {
@@ -139,7 +143,8 @@ def first_bad_row(x: np.ndarray, n: int) -> int:
 
 def kernel_name(fmt: BlockFormat, importance: bool) -> str:
     """The kernel of a format, as `kernels.load` takes it."""
-    return fmt.lanes + ("_importance" if importance and fmt.takes_importance else "")
+    weighted = fmt.needs_importance or (importance and fmt.takes_importance)
+    return fmt.lanes + ("_importance" if weighted else "")
 
 
 def load_kernels(wanted: Iterable[tuple[BlockFormat, bool]], threads: int) -> None:
@@ -167,18 +172,19 @@ def quantize_lanes(x: np.ndarray, wanted: Wanted, importance: np.ndarray | None)
     for fmt, out in wanted:
         kernel = kernels.load(kernel_name(fmt, importance is not None))
         rest = weighed if fmt.takes_importance else ()
-        calls.append((kernel, (*given, out.ctypes.data, out.size, memory.ctypes.data, *rest)))
-    stopped = []
-    for i, (kernel, arguments) in enumerate(
-        calls
-    ):  # nothing between, where others wait for the GIL
-        if kernel(*arguments) >= 0:
-            stopped.append(i)
+        points = grid(fmt.grid).table.ctypes.data if fmt.grid else None
+        work = (out.ctypes.data, out.size, memory.ctypes.data, points)
+        calls.append((kernel, (*given, *work, *rest)))
+    # nothing between the calls, where other threads wait for the GIL
+    failed = [kernel(*arguments) for kernel, arguments in calls]
+    if OVERFLOW in failed:
+        raise OutOfRange
+    stopped = [one for one, place in zip(wanted, failed, strict=True) if place >= 0]
     if not stopped:
         return False
     if (row := first_bad_row(x.reshape(-1), x.shape[-1])) >= 0:
         raise NotFinite(row)
-    return quantize_array(x, [wanted[i] for i in stopped], importance)
+    return quantize_array(x, stopped, importance)
 
 
 def quantize_array(x: Array, wanted: Wanted, importance: Array | None) -> bool:
@@ -196,7 +202,7 @@ def _quantize_tiles(x: Array, fmt: BlockFormat, importance: Array | None, out: A
     blocks_per_row = n // fmt.block_size
     blocks = xp.reshape(x, (-1, fmt.block_size))
     result = xp.reshape(out, (-1, fmt.type_size))
-    step = max(1, _TILE_WEIGHTS // fmt.block_size)
+    step = max(1, (_GRID_TILE_WEIGHTS if fmt.grid else _TILE_WEIGHTS) // fmt.block_size)
     table: Any = None
     rows = np.empty(0, np.int64)
     if importance is not None:

@@ -5,7 +5,9 @@ QuantTypesError (a ValueError)
 ├── BadShape         a row that does not divide into blocks, a buffer of another size
 ├── BadDtype         data that is not float32, float16 or bfloat16; bytes that are not uint8
 ├── BadImportance    importance of another length, or with NaN, infinite or negative values
+├── NeedsImportance  a format that cannot be made without importance
 ├── NotFinite        NaN or infinity among the weights; `.row` says where
+├── OutOfRange       finite weights too large for a search: their errors overflow float32
 └── KernelError      a kernel that cannot be compiled on this machine
 """
 
@@ -30,6 +32,21 @@ class BadImportance(QuantTypesError):
     """Importance values that cannot weigh this array."""
 
 
+class NeedsImportance(QuantTypesError):
+    """No importance for a format that cannot be made without.
+
+    Attributes:
+        format: its name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.format = name
+        super().__init__(
+            f"{name} expects importance, found none; give the importance of each input channel, "
+            "or choose a format that does without"
+        )
+
+
 class NotFinite(QuantTypesError):
     """NaN or infinity in the weights.
 
@@ -42,6 +59,16 @@ class NotFinite(QuantTypesError):
         super().__init__(
             f"expected finite weights, found NaN or infinity first in row {row}; "
             "repair or leave out that tensor"
+        )
+
+
+class OutOfRange(QuantTypesError):
+    """Weights and importance whose errors overflow float32: ggml aborts on them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "expected weights whose weighted squares fit in float32, found greater ones, on which "
+            "ggml aborts; choose another format for that tensor"
         )
 
 

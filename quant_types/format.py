@@ -27,8 +27,10 @@ class BlockFormat:
         lanes: where the lanes engine has its kernel, "module.function" in `quant_types.lanes`;
             the kernel for importance is called "function_importance".
         takes_importance: False where ggml ignores an importance matrix.
+        needs_importance: True where ggml makes the format with an importance matrix only.
         weighs_rows: True where the weight of an error is `importance * sqrt(mean + x * x)`, mean
             over the squares of the whole row: `quantize` gets these weights for the importance.
+        grid: the name of the grid that its points are of (`quant_types.grids`), if they are.
     """
 
     name: str
@@ -39,7 +41,9 @@ class BlockFormat:
     dequantize: Callable[[Array], Array] = field(repr=False)
     lanes: str = field(repr=False)
     takes_importance: bool = True
+    needs_importance: bool = False
     weighs_rows: bool = False
+    grid: str | None = None
 
     @property
     def type_size(self) -> int:

@@ -26,19 +26,21 @@ from quant_types.errors import KernelError
 
 SYMBOL = "kernel"  # of the function in its object file
 MEMORY = 1 << 17  # bytes that a kernel is given to work in
+OVERFLOW = -2  # what a kernel returns where errors overflow float32
 LINE = 64  # bytes of a cache line, on which they begin
 _PACKAGE = Path(__file__).parent
 _SUM = 32  # bytes of SHA-256 before the object code
 _WITHOUT = 'NumPy does the same, slower: engine="array", or no numba installed'
 
 _I, _P = ctypes.c_int64, ctypes.c_void_p
-# (x, weights, kind, out, bytes, memory): x float32, or the bits of bfloat16 or float16; memory
-# `MEMORY` bytes, on a cache line. Returns -1, or the index of a tile with NaN, infinity or a
-# weight past the range of float16.
-PLAIN = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P)
+# (x, weights, kind, out, bytes, memory, grid): x float32, or the bits of bfloat16 or float16;
+# memory `MEMORY` bytes, on a cache line; grid a table of `quant_types.grids`, or nothing. Returns
+# -1, or the index of a tile with NaN, infinity or a weight past the range of float16, or
+# `OVERFLOW`.
+PLAIN = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P, _P)
 # and (table, its rows, its columns, rows, count): importance float32, and the row of it that each
 # row of x uses, int64
-WEIGHTED = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P, _P, _I, _I, _P, _I)
+WEIGHTED = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P, _P, _P, _I, _I, _P, _I)
 
 Kernel = Callable[..., int]
 _loading: dict[str, threading.Lock] = {}

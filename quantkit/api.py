@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +17,28 @@ from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.errors import UsageError
 from quantkit.gguf.splits import NO_SPLITS, Splits, parse_size
 from quantkit.hub.push import HubTarget
-from quantkit.model.open import AS_IT_IS, Reading
+from quantkit.model.open import AS_IT_IS, Reading, open_gguf
 from quantkit.planning.build import Request
 from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import NO_OVERRIDES, Overrides
-from quantkit.recipes.file_types import release_types, with_mixture
+from quantkit.recipes.file_types import named_types, release_types, with_mixture
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
+from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
     from quantkit.fitting.fit import Fit
     from quantkit.releases.release import Release
     from quantkit.reporting.inspection import Inspection
     from quantkit.reporting.survey import Survey
-    from quantkit.verification.verify import Verdict
+    from quantkit.verification.verdict import Verdict
 
 StrPath = str | os.PathLike[str]
 Size = int | str  # bytes, or text such as "512MB"
 
 
 def convert(
-    source: StrPath, output: StrPath | None = None, *, outtype: str = "auto",
+    source: SourceLike, output: StrPath | None = None, *, outtype: str = "auto",
     reading: Reading = AS_IT_IS, splits: Splits = NO_SPLITS, dry_run: bool = False,
     threads: int | None = None, memory: Size | None = None, force: bool = False,
     progress: Progress = SILENT,
@@ -48,13 +50,13 @@ def convert(
     """
     run = _run(dry_run, threads, memory, force, progress)
     plan = jobs.convert(
-        _source(source), _path(output), outtype.lower(), reading=reading, splits=splits, run=run
+        source, _path(output), outtype.lower(), reading=reading, splits=splits, run=run
     )
     return Written(plan)
 
 
 def quantize(
-    source: StrPath, types: str | Iterable[str], output: StrPath | None = None, *,
+    source: SourceLike, types: str | Iterable[str], output: StrPath | None = None, *,
     recipe: str | None = None, overrides: Overrides = NO_OVERRIDES,
     imatrix: StrPath | Imatrix | None = None, imatrix_strict: bool = False,
     prune_layers: Sequence[int] = (), override_kv: Sequence[str] = (),
@@ -66,15 +68,19 @@ def quantize(
     """Quantize a checkpoint directory, a GGUF file or `hf://...`: every type from one read.
 
     `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
-    `<name>-<TYPE>.gguf` for each. `override_kv` are texts KEY=TYPE:VALUE; `recipe` "moe" divides
-    the bytes of each type anew for mixtures of experts.
+    `<name>-<TYPE>.gguf` for each. `override_kv` are texts KEY=TYPE:VALUE. `recipe` "moe" divides
+    the bytes of each type anew for mixtures of experts; a GGUF file (here or `hf://...`) gives each
+    tensor the format that the tensor of its name has there.
     """
+    if recipe is not None and recipe.lower().endswith(".gguf"):
+        formats = {t.name: t.stored for t in open_gguf(recipe).tensors}
+        recipe, overrides = None, replace(overrides, formats=formats)
     request = Request(
         overrides, splits=splits, only_splits=tuple(only_splits), keep_split=keep_split,
         allow_requantize=allow_requantize, strict=strict,
     )  # fmt: skip
     plan = jobs.quantize(
-        _source(source), with_mixture(_types(types), recipe), _path(output), request=request,
+        source, with_mixture(_types(types), recipe), _path(output), request=request,
         imatrix=_imatrix(imatrix), imatrix_strict=imatrix_strict, prune=prune_layers,
         override_kv=override_kv, reading=reading,
         run=_run(dry_run, threads, memory, force, progress, cluster),
@@ -83,27 +89,27 @@ def quantize(
 
 
 def split(
-    source: StrPath, output: StrPath | None = None, *, splits: Splits, dry_run: bool = False,
+    source: SourceLike, output: StrPath | None = None, *, splits: Splits, dry_run: bool = False,
     threads: int | None = None, memory: Size | None = None, force: bool = False,
     progress: Progress = SILENT,
 ) -> Written:  # fmt: skip
     """Cut a GGUF file into splits, its bytes as they are. `output` names them without
     `-00001-of-` (default: the name of the source, in the current directory)."""
     run = _run(dry_run, threads, memory, force, progress)
-    return Written(jobs.split(_source(source), _path(output), splits, run))
+    return Written(jobs.split(source, _path(output), splits, run))
 
 
 def merge(
-    first: StrPath, output: StrPath, *, dry_run: bool = False, threads: int | None = None,
+    first: SourceLike, output: StrPath, *, dry_run: bool = False, threads: int | None = None,
     memory: Size | None = None, force: bool = False, progress: Progress = SILENT,
 ) -> Written:  # fmt: skip
     """Join a set of splits, of which `first` is any, into the file `output`."""
     run = _run(dry_run, threads, memory, force, progress)
-    return Written(jobs.merge(_source(first), Path(output), run))
+    return Written(jobs.merge(first, Path(output), run))
 
 
 def plan(
-    source: StrPath, types: str | Iterable[str] = (), *, context: int | None = None,
+    source: SourceLike, types: str | Iterable[str] = (), *, context: int | None = None,
     ram: Size | None = None, disk: Size | None = None, allow_requantize: bool = False,
     splits: Splits = NO_SPLITS, reading: Reading = AS_IT_IS,
 ) -> Survey:  # fmt: skip
@@ -112,16 +118,16 @@ def plan(
     from quantkit.reporting.survey import survey
 
     return survey(
-        _source(source), _types(types), context, ram=_size(ram), disk=_size(disk),
+        source, _types(types), context, ram=_size(ram), disk=_size(disk),
         reading=reading, request=Request(splits=splits, allow_requantize=allow_requantize),
     )  # fmt: skip
 
 
-def inspect(source: StrPath, *, weights: bool = True, progress: Progress = SILENT) -> Inspection:
+def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SILENT) -> Inspection:
     """What a model is, and what is wrong with it. With `weights`, every weight is read once."""
     from quantkit.reporting import inspection
 
-    return inspection.inspect(_source(source), weights=weights, progress=progress)
+    return inspection.inspect(source, weights=weights, progress=progress)
 
 
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
@@ -132,7 +138,7 @@ def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) ->
 
 
 def fit(
-    source: StrPath, *, size: Size | None = None, ram: Size | None = None,
+    source: SourceLike, *, size: Size | None = None, ram: Size | None = None,
     bits_per_weight: float | None = None, context: int | None = None,
     formats: Sequence[str] | None = None, imatrix: StrPath | Imatrix | None = None,
     reading: Reading = AS_IT_IS, threads: int | None = None, progress: Progress = SILENT,
@@ -148,13 +154,13 @@ def fit(
         raise UsageError("give one of --size 12GB, --ram 16GB and --bpw 4.5")
     budget = fitting.Budget(_size(size), _size(ram), bits_per_weight, context)
     return fitting.fit(
-        _source(source), budget, formats or fitting.FORMATS, imatrix=_imatrix(imatrix),
+        source, budget, formats or fitting.FORMATS, imatrix=_imatrix(imatrix),
         reading=reading, threads=threads, progress=progress,
     )  # fmt: skip
 
 
 def release(
-    source: StrPath, output: StrPath, types: str | Iterable[str] | None = None, *,
+    source: SourceLike, output: StrPath, types: str | Iterable[str] | None = None, *,
     recipe: str | None = None, push: str | HubTarget | None = None, discard: bool = False,
     base_model: str | None = None, share: tuple[int, int] | None = None,
     join: Sequence[StrPath] = (), context: int | None = None,
@@ -187,15 +193,13 @@ def release(
     }
     directory = Path(output)
     if target and discard:
-        return release_in_parts(_source(source), directory, wanted, target=target, **options)
+        return release_in_parts(source, directory, wanted, target=target, **options)
     shares = [Path(path) for path in join]
-    return make(
-        _source(source), directory, wanted, target=target, share=share, join=shares, **options
-    )
+    return make(source, directory, wanted, target=target, share=share, join=shares, **options)
 
 
 def verify(
-    file: StrPath, against: StrPath | None = None, *, imatrix: StrPath | Imatrix | None = None,
+    file: StrPath, against: SourceLike | None = None, *, imatrix: StrPath | Imatrix | None = None,
     run: bool = False, prompt: str = "Once upon a time", kl: Sequence[StrPath] = (),
     context: int = 256, reading: Reading = AS_IT_IS, threads: int | None = None,
     progress: Progress = SILENT,
@@ -206,27 +210,24 @@ def verify(
     `run` completes a prompt in llama.cpp; `kl` are texts over which the KL divergence from the
     source is taken, with `context` tokens (both need the `llama` extra).
     """
-    from quantkit.verification.llama_run import completion, divergence
+    from quantkit.verification.llama_run import divergence
+    from quantkit.verification.llama_run import run as run_in_llama
     from quantkit.verification.verify import verify as judge
 
     if against is None and (kl or imatrix):
         raise UsageError("--kl and --imatrix need --against SOURCE")
-    path, source = Path(file), None if against is None else _source(against)
+    path, source = Path(file), None if against is None else Source.parse(against)
     verdict = judge(
         path, source, reading=reading, imatrix=_imatrix(imatrix), threads=threads,
         progress=progress,
     )  # fmt: skip
     if run and verdict.sound:
-        verdict.completion = completion(path, prompt, verdict, threads)
+        verdict = run_in_llama(verdict, path, prompt, threads)
     if kl and source is not None and verdict.sound:
         texts = [Path(text) for text in kl]
-        verdict.divergences = divergence(path, source, texts, context, reading, threads, progress)
+        rows = divergence(path, source, texts, context, reading, threads, progress)
+        verdict = replace(verdict, divergences=rows)
     return verdict
-
-
-def _source(source: StrPath) -> Path | str:
-    """A source of the Hub stays text."""
-    return source if isinstance(source, str) else Path(source)
 
 
 def _path(path: StrPath | None) -> Path | None:
@@ -234,7 +235,7 @@ def _path(path: StrPath | None) -> Path | None:
 
 
 def _types(types: str | Iterable[str]) -> list[str]:
-    return [types] if isinstance(types, str) else list(types)
+    return named_types([types] if isinstance(types, str) else types)
 
 
 def _size(size: Size | None) -> int | None:

@@ -14,17 +14,18 @@ from quantkit.execution.outputs import check_outputs
 from quantkit.execution.ray_cluster import quantize_on
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.splits import NO_SPLITS, Splits
-from quantkit.hub import repository
+from quantkit.hub.repository import RemoteFile
 from quantkit.model import edits, pruning
-from quantkit.model.from_checkpoint import OUTTYPES
+from quantkit.model.from_checkpoint import KEPT, OUTTYPES
 from quantkit.model.model import Model
-from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_gguf_model, open_source
+from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_gguf, open_whole
 from quantkit.planning.build import PLAIN, Request, plan_conversion, plan_copy, plan_quantization
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import schedule
 from quantkit.progress import SILENT, Progress
-from quantkit.recipes.choose import needs_importance
+from quantkit.recipes.choose import Overrides, needs_importance
 from quantkit.recipes.file_types import find_recipe
+from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
@@ -57,7 +58,7 @@ class Job:
 
 
 def convert(
-    directory: Path | str, output: Path | None = None, outtype: str = "auto", *,
+    source: SourceLike, output: Path | None = None, outtype: str = "auto", *,
     reading: Reading = AS_IT_IS, splits: Splits = NO_SPLITS, run: Run = ONCE,
 ) -> Plan:  # fmt: skip
     """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
@@ -67,14 +68,14 @@ def convert(
     """
     if outtype not in ("auto", *OUTTYPES):
         raise UsageError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
-    model = reading.changed(open_checkpoint(directory, outtype, reading))
+    model = open_checkpoint(source, outtype, reading)
     label = _label(model)
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
     return carry_out(Job(model, plan, {}), run)
 
 
 def quantize(
-    source: Path | str, types: Sequence[str], output: Path | None = None, *,
+    source: SourceLike, types: Sequence[str], output: Path | None = None, *,
     request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
     prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
     run: Run = ONCE,
@@ -92,7 +93,11 @@ def quantize(
     job = prepare(source, types, output, **call)
     if run.cluster and not run.dry:
         whole = (output or Path()).resolve()
-        call |= {"source": _anywhere(source, job.model), "output": whole, "force": run.force}
+        call |= {
+            "source": _anywhere(Source.parse(source), job.model),
+            "output": whole,
+            "force": run.force,
+        }
         check_outputs(job.plan, run.force)
         _tell_notes(job, run)
         quantize_on(run.cluster, job.plan, make_split, call, run.threads or 1, run.progress)
@@ -101,7 +106,7 @@ def quantize(
 
 
 def prepare(
-    source: Path | str, types: Sequence[str], output: Path | None = None, *,
+    source: SourceLike, types: Sequence[str], output: Path | None = None, *,
     request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
     prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
     name: Callable[[Model], str] = lambda model: model.name,
@@ -113,7 +118,7 @@ def prepare(
     recipes = list(dict.fromkeys(find_recipe(kind) for kind in types))
     if not recipes:
         raise UsageError("no type given; for instance --type Q4_K_M")
-    whole = open_source(source, reading)
+    whole = open_whole(source, reading)
     model = reading.changed(whole)
     model = replace(model, name=name(model))
     if imatrix and reading.keep_experts:
@@ -127,12 +132,29 @@ def prepare(
     request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
+    model = replace(model, notes=(*model.notes, *_recipe_notes(plan, request.overrides)))
     importance: Importance = {}
     if imatrix:
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
         model = replace(model, notes=(*model.notes, *notes))
         importance = imatrix.for_tensors(model.tensors, old_names)
     return Job(model, plan, importance)
+
+
+def _recipe_notes(plan: Plan, overrides: Overrides) -> list[str]:
+    """What of the tensors has no counterpart in the file that gives their formats."""
+    if not overrides.formats:
+        return []
+    names = plan.outputs[0].by_name
+    lone = [name for name in names if name not in overrides.formats]
+    unused = [name for name in overrides.formats if name not in names]
+    return [
+        f"{len(some)} tensors are only in the {which}{end}: {some[0]}{' ...' if some[1:] else ''}"
+        for some, which, end in (
+            (lone, "model", ", and follow the type"), (unused, "file of the recipe", "")
+        )
+        if some
+    ]  # fmt: skip
 
 
 def make_split(call: dict[str, Any], kind: str, number: int, threads: int) -> None:
@@ -159,28 +181,29 @@ def check_importance(
     return found.lines()
 
 
-def split(source: Path | str, output: Path | None, splits: Splits, run: Run = ONCE) -> Plan:
+def split(source: SourceLike, output: Path | None, splits: Splits, run: Run = ONCE) -> Plan:
     """Cut a GGUF file into splits, its bytes as they are. `output` names them without `-00001-of-`
     (default: the name of the source, in the current directory)."""
     if not splits:
         raise UsageError("say where to split: --split-max-size 4G or --split-max-tensors 128")
-    model = open_gguf_model(source)
-    output = output or Path(f"{Path(source).stem}.gguf")
+    source = Source.parse(source)
+    model = open_gguf(source)
+    output = output or Path(f"{Path(str(source)).stem}.gguf")
     return carry_out(Job(model, plan_copy(model, output, splits), {}), run)
 
 
-def merge(first: Path | str, output: Path, run: Run = ONCE) -> Plan:
+def merge(first: SourceLike, output: Path, run: Run = ONCE) -> Plan:
     """Join a set of splits, of which `first` is any, into one file."""
-    model = open_gguf_model(first)
+    model = open_gguf(first)
     return carry_out(Job(model, plan_copy(model, output), {}), run)
 
 
-def _anywhere(source: Path | str, model: Model) -> Path | str:
+def _anywhere(source: Source, model: Model) -> Source:
     """The source as another machine finds it: by its whole path, or at the commit that was read."""
-    if not repository.is_remote(source):
-        return Path(source).resolve()
-    file = next(t.path for t in model.sources.values() if isinstance(t.path, repository.RemoteFile))
-    return repository.pinned(source, file)
+    if source.address is None:
+        return Source(source.local().resolve())
+    file = next(t.path for t in model.sources.values() if isinstance(t.path, RemoteFile))
+    return Source(address=source.address.at(file.commit))
 
 
 def carry_out(job: Job, run: Run) -> Plan:
@@ -201,8 +224,8 @@ def _tell_notes(job: Job, run: Run) -> None:
 
 def _label(model: Model) -> str:
     file_type = next(item.value for item in model.kv if item.key == "general.file_type")
-    labels = dict(OUTTYPES.values())
-    return labels.get(file_type, "MXFP4")  # the one other: experts that are MXFP4 in the source
+    labels = {**dict(OUTTYPES.values()), **KEPT}
+    return labels[file_type]
 
 
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:

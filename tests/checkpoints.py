@@ -24,7 +24,8 @@ GOLDEN = DATA / "golden"
 FRANKENMOE = DATA / "frankenmoe-mergekit"  # as mergekit writes it: fused experts, tokenizer.json
 DTYPES: dict[str, Any] = {
     "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E8M0": np.uint8, "U8": np.uint8, "I8": np.int8,
+    "F64": np.float64, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "F8_E8M0": np.uint8, "U8": np.uint8, "I8": np.int8,
     "I32": np.int32, "I64": np.int64,
 }  # fmt: skip
 

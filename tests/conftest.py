@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,15 @@ from tests import checkpoints
 
 if TYPE_CHECKING:
     from tests.fake_hub import Hub
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several workers find every kernel compiled, rather than compile the same ones at once."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        import quant_types
+
+        wanted = [(fmt, weighted) for fmt in quant_types.FORMATS for weighted in (False, True)]
+        quant_types.prepare(wanted, threads=os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

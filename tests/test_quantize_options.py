@@ -376,3 +376,37 @@ def test_a_row_that_does_not_divide_falls_back_and_says_so(
         quantize(source, ["Q4_K_M"], tmp_path, request=Request(strict=True), run=Run(force=True))
     result = run(app, ["quantize", str(source), "-t", "Q4_K_M", "-o", str(tmp_path), "--force"])
     assert "of the weights fell back" in result.stdout
+
+
+# --- a recipe from a file -------------------------------------------------------------------------
+
+
+def test_a_file_is_a_recipe(checkpoint: Get, tmp_path: Path) -> None:
+    """Each tensor gets the format that it has in the file; what is not there follows the type."""
+    source = checkpoint("mixtral-4x")
+    tuned = tmp_path / "tuned.gguf"
+    own = (("attn_v", "Q5_K"), ("blk.1.ffn_down_exps", "Q8_0"))
+    quantize(source, ["Q4_K_M"], tuned, request=Request(Overrides(tensor_types=own)))
+    again = tmp_path / "again.gguf"
+    result = run(app, ["quantize", str(source), "-t", "Q2_K", "--recipe", str(tuned),
+                       "-o", str(again)], catch_exceptions=False)  # fmt: skip
+    assert "note: " not in result.stderr.replace("note: pre-tokenizer", "")
+    assert by_name(again) == by_name(tuned)
+    fewer = tmp_path / "fewer.gguf"
+    quantize(source, ["Q4_K_M"], fewer, prune=[1])
+    result = run(app, ["quantize", str(source), "-t", "Q8_0", "--recipe", str(fewer), "--dry-run",
+                       "-o", str(tmp_path)], catch_exceptions=False)  # fmt: skip
+    assert "tensors are only in the model, and follow the type: blk.1." in result.stderr
+    missing = run(app, ["quantize", str(source), "-t", "Q8_0", "--recipe", "none.gguf"])
+    assert isinstance(missing.exception, errors.SourceNotFound)
+
+
+def test_types_with_embedding_and_output_in_q8_0(checkpoint: Get, tmp_path: Path) -> None:
+    """Q4_K_L is Q4_K_M with llama-quantize's two options."""
+    source, request = checkpoint("mixtral-4x"), Request(
+        Overrides(output_tensor_type="Q8_0", token_embedding_type="Q8_0")
+    )  # fmt: skip
+    large = quantize(source, ["Q4_K_L"], tmp_path / "large.gguf")
+    quantize(source, ["Q4_K_M"], tmp_path / "options.gguf", request=request)
+    assert by_name(tmp_path / "large.gguf") == by_name(tmp_path / "options.gguf")
+    assert large.outputs[0].overridden_weights == 0

@@ -58,7 +58,7 @@ def _behind(typing, address, offset):
 
 
 @intrinsic
-def _start(typing, array):
+def start_of(typing, array):
     """The address of an array's first value."""
 
     def code(context, builder, signature, arguments):
@@ -101,7 +101,7 @@ def make_records(dtype, columns):
     @inner
     def records(array):
         rows = array.size * array.itemsize // size
-        return carray(_start(array), (rows, columns), dtype)
+        return carray(start_of(array), (rows, columns), dtype)
 
     return records
 
@@ -113,7 +113,7 @@ def make_as(dtype):
     @inner
     def values(array):
         n = array.size * array.itemsize // size
-        return carray(_start(array), (n,), dtype)
+        return carray(start_of(array), (n,), dtype)
 
     return values
 
@@ -121,23 +121,28 @@ def make_as(dtype):
 as_longs, as_halfs, as_floats = make_as(np.uint64), make_as(np.uint16), make_as(np.float32)
 
 _P, _I = types.voidptr, types.int64
-_PLAIN = _I(_P, _I, _I, _P, _I, _P)
-_WEIGHTED = _I(_P, _I, _I, _P, _I, _P, _P, _I, _I, _P, _I)
+_PLAIN = _I(_P, _I, _I, _P, _I, _P, _P)
+_WEIGHTED = _I(_P, _I, _I, _P, _I, _P, _P, _P, _I, _I, _P, _I)
 
 
 def _entry(kernel: Any, weighted: bool) -> Any:
     """The C function of a kernel, as `kernels.PLAIN` or `kernels.WEIGHTED` declare it."""
+    with_grid = "grid" in kernel.py_func.__code__.co_varnames[: kernel.py_func.__code__.co_argcount]
 
-    def plain(x, n, kind, out, size, memory):
+    @inner
+    def call(*arguments):
+        return kernel(*arguments) if with_grid else kernel(*arguments[:-1])
+
+    def plain(x, n, kind, out, size, memory, grid):
         floats, words = carray(x, (n,), np.float32), carray(x, (n,), np.uint16)
-        return kernel(floats, words, kind, carray(out, (size,), np.uint8), memory)
+        return call(floats, words, kind, carray(out, (size,), np.uint8), memory, grid)
 
-    def by_importance(x, n, kind, out, size, memory, table, height, width, rows, count):
+    def by_importance(x, n, kind, out, size, memory, grid, table, height, width, rows, count):
         floats, words = carray(x, (n,), np.float32), carray(x, (n,), np.uint16)
         importance = carray(table, (height, width), np.float32)
         index = carray(rows, (count,), np.int64)
         blocks = carray(out, (size,), np.uint8)
-        return kernel(floats, words, kind, importance, index, blocks, memory)
+        return call(floats, words, kind, importance, index, blocks, memory, grid)
 
     function, signature = (by_importance, _WEIGHTED) if weighted else (plain, _PLAIN)
     return numba.cfunc(signature, **OPTIONS)(function)

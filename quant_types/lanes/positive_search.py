@@ -9,15 +9,15 @@ from quant_types.lanes.k_blocks import TILE
 from quant_types.lanes.scalars import ONE, ZERO, nearest_int
 from quant_types.search import GROUP_MAX_EPS
 
-LANES = 2 * TILE  # the scales of a tile, then the minimums
+_SCALES = 2 * TILE  # of a tile, then the minimums
 _EPS = np.float32(GROUP_MAX_EPS)
 
 
-def make_search(n: int, top: int):
+def make_search(n: int, top: int, lanes: int = _SCALES):
     """The search for `n` values a lane with quants from 0 to `top`.
 
-    `search(x, w, q, scale, t)`: values and weights `[n, LANES]` flat -> quants `[n, LANES]` as
-    float32, wrapped as in a uint8, and scale `[LANES]`; `t` is scratch of `6 * LANES`.
+    `search(x, w, q, scale, t)`: values and weights `[n, lanes]` flat -> quants `[n, lanes]` as
+    float32, wrapped as in a uint8, and scale `[lanes]`; `t` is scratch of `6 * lanes`.
     """
     top_int, top_float = np.int32(top), np.float32(top)
     steps = [step for step in range(-4, 5) if step]
@@ -25,7 +25,7 @@ def make_search(n: int, top: int):
         [np.float32(0.1) * np.float32(step) + top_float for step in steps], np.float32
     )
     trials = len(steps)
-    MAX, INVERSE, TRIAL, ERROR, BEST = (k * LANES for k in range(5))
+    MAX, INVERSE, TRIAL, ERROR, BEST = (k * lanes for k in range(5))
     LX, L2 = TRIAL, ERROR
 
     @inner
@@ -39,45 +39,45 @@ def make_search(n: int, top: int):
 
     @inner
     def search(x, w, q, scale, t):
-        for b in range(LANES):
+        for b in range(lanes):
             t[MAX + b] = ZERO
         for j in range(n):
-            for b in range(LANES):
-                v = x[j * LANES + b]
+            for b in range(lanes):
+                v = x[j * lanes + b]
                 largest = t[MAX + b]
                 t[MAX + b] = largest if largest > v else v  # lets go of a NaN, as C's MAX
-        for b in range(LANES):
+        for b in range(lanes):
             t[INVERSE + b] = top_float / t[MAX + b]
             t[BEST + b] = ZERO
         for j in range(n):
-            for b in range(LANES):
-                k = j * LANES + b
+            for b in range(lanes):
+                k = j * lanes + b
                 level = wrapped(nearest_int(t[INVERSE + b] * x[k]))
                 rest = x[k] - ONE / t[INVERSE + b] * level
                 t[BEST + b] += w[k] * rest * rest
         for step in range(trials):
-            for b in range(LANES):
+            for b in range(lanes):
                 t[TRIAL + b] = numerators[step] / t[MAX + b]
                 t[ERROR + b] = ZERO
             for j in range(n):
-                for b in range(LANES):
-                    k = j * LANES + b
+                for b in range(lanes):
+                    k = j * lanes + b
                     level = np.float32(bounded(t[TRIAL + b] * x[k]))
                     rest = x[k] - ONE / t[TRIAL + b] * level
                     t[ERROR + b] += w[k] * rest * rest
-            for b in range(LANES):
+            for b in range(lanes):
                 error, best = t[ERROR + b], t[BEST + b]
                 trial, inverse = t[TRIAL + b], t[INVERSE + b]
                 better = error < best
                 t[BEST + b] = error if better else best
                 t[INVERSE + b] = trial if better else inverse
 
-        for b in range(LANES):
+        for b in range(lanes):
             t[LX + b] = ZERO
             t[L2 + b] = ZERO
         for j in range(n):
-            for b in range(LANES):
-                k = j * LANES + b
+            for b in range(lanes):
+                k = j * lanes + b
                 i = bounded(t[INVERSE + b] * x[k])
                 level = np.float32(i)
                 t[LX + b] += w[k] * x[k] * level
@@ -85,8 +85,8 @@ def make_search(n: int, top: int):
                 q[k] = wrapped(i)
         for _ in range(5):
             for j in range(n):
-                for b in range(LANES):
-                    k = j * LANES + b
+                for b in range(lanes):
+                    k = j * lanes + b
                     lx = t[LX + b]
                     l2 = t[L2 + b]
                     wk = w[k]
@@ -104,16 +104,16 @@ def make_search(n: int, top: int):
                     q[k] = level if better else old
                     t[LX + b] = new_lx if better else lx
                     t[L2 + b] = new_l2 if better else l2
-        for b in range(LANES):
+        for b in range(lanes):
             zero = t[MAX + b] < _EPS
             value = t[LX + b] / t[L2 + b]
             value = value if t[L2 + b] > ZERO else ZERO
             scale[b] = ZERO if zero else value
             t[MAX + b] = ZERO if zero else ONE
         for j in range(n):
-            for b in range(LANES):
-                level = q[j * LANES + b]
+            for b in range(lanes):
+                level = q[j * lanes + b]
                 found = t[MAX + b] > ZERO
-                q[j * LANES + b] = level if found else ZERO
+                q[j * lanes + b] = level if found else ZERO
 
     return search

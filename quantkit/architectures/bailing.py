@@ -53,7 +53,7 @@ def _head(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
     return (edited(rows, ("unit_columns",)) if dims["norm_head"] else rows)(dims, source, xid)
 
 
-_AROUND = (
+AROUND = (
     Map("model.word_embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
     vector("model.norm", "output_norm"),
     *NORMS,
@@ -68,8 +68,8 @@ _SPARSE = (
 
 
 def _shared_ffn(config: Config) -> int:
-    width = config.get("moe_shared_expert_intermediate_size", "moe_intermediate_size")
-    n: int = config.get("num_shared_experts") * width
+    """The width of a shared expert: llama.cpp's loader multiplies it by their number."""
+    n: int = config.get("moe_shared_expert_intermediate_size", "moe_intermediate_size")
     return n
 
 
@@ -96,7 +96,7 @@ BAILING = Architecture(
         * (c.get("num_attention_heads") + 2 * c.get("num_key_value_heads")),
     },
     maps=(
-        *_AROUND,
+        *AROUND,
         Map("lm_head.weight", ("vocab", "hidden"), _head),
         Map(f"{L}.attention.query_key_value.weight", ("qkv", "hidden"),
             parts(("attn_q.weight", "q", "heads"), ("attn_k.weight", "kv", "kv_heads"),
@@ -125,9 +125,9 @@ BAILING_V2 = replace(
             lambda c: None if c.find("num_nextn_predict_layers") is None else c.mtp),
     ),
     expects=(*BAILING.expects, Expect("use_qk_norm", (True,))),
-    dims={**BAILING.dims, "shared_ffn": _shared_ffn},
+    dims={**BAILING.dims, "shared_ffn": lambda c: c.get("num_shared_experts") * _shared_ffn(c)},
     maps=(
-        *_AROUND,
+        *AROUND,
         Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
         Map(f"{L}.attention.query_key_value.weight", ("qkv", "hidden"), whole("attn_qkv.weight")),
         vector(f"{L}.attention.query_layernorm", "attn_q_norm", "head"),
@@ -143,4 +143,15 @@ BAILING_V2 = replace(
     fuses=(),
 )  # fmt: skip
 
-FAMILY = (BAILING, BAILING_V2)
+# all channels are rotated, and the experts' biases are brought to a mean of zero
+SARVAM = replace(
+    BAILING_V2,
+    hf_names=("SarvamMoEForCausalLM", "modeling_sarvam_moe.SarvamMoEForCausalLM"),
+    late_keys=(ROPE_DIMENSION, *BAILING_V2.late_keys[1:]),
+    maps=tuple(
+        replace(m, rows=edited(m.rows, ("centered",))) if m.source.endswith(".expert_bias") else m
+        for m in BAILING_V2.maps
+    ),
+)
+
+FAMILY = (BAILING, BAILING_V2, SARVAM)

@@ -1,11 +1,17 @@
-"""Command with experts (Cohere2-MoE). llama.cpp: `conversion/command_r.py`, Cohere2MoeModel."""
+"""Command R (Cohere, Cohere2), and with experts. llama.cpp: `conversion/command_r.py`."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
     DOWN_GATE_UP,
+    DROPS,
     EMBEDDINGS,
+    MTP_LAYERS,
+    NEXTN_KEY_IF_ANY,
+    NEXTN_MAPS,
     SILU,
     TEXT_KEYS,
     VOCAB_SIZE,
@@ -14,9 +20,12 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    nextn_layers,
     router,
+    slides,
+    with_head_dim,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
 from quantkit.errors import ConfigError
 
 
@@ -42,26 +51,91 @@ def _shared_ffn(config: Config) -> int:
     return n
 
 
-def _windows(config: Config) -> list[bool]:
-    return [kind == "sliding_attention" for kind in config.find("layer_types")]
+NOT_SCALED = Key("{arch}.rope.scaling.type", lambda c: "none", "STRING")
+LOGIT_SCALE = Key("{arch}.logit_scale", "logit_scale", "FLOAT32")
+TRUNK = (*EMBEDDINGS, vector(f"{L}.input_layernorm", "attn_norm"), *attention(), *gated_mlp())
 
+COHERE = Architecture(
+    hf_names=("CohereForCausalLM",),
+    gguf_arch="command-r",
+    # the models were trained on more than max_position_embeddings says
+    keys=tuple(
+        replace(key, config=("model_max_length", "max_position_embeddings"))
+        if key.name.endswith("context_length") and "rope" not in key.name else key
+        for key in TEXT_KEYS
+    ),
+    late_keys=(LOGIT_SCALE, NOT_SCALED),
+    expects=(SILU, Expect("attention_bias", (False,))),
+    dims=DIMS,
+    maps=(
+        *TRUNK,
+        *(
+            Map(f"{L}.self_attn.{part}_norm.weight", (heads, "head"),
+                whole(f"attn_{part}_norm.weight"), "query and key norms")
+            for part, heads in (("q", "heads"), ("k", "kv_heads"))
+        ),
+    ),
+    layers={
+        "query and key norms": lambda c, bid: c.get("use_qk_norm", kind="BOOL", default=False),
+    },
+    defaults={
+        "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "logit_scale": 0.0625,
+        "tie_word_embeddings": True,
+    },
+    fuses=("qkv",),
+)  # fmt: skip
+
+
+def _rotated(config: Config) -> int:
+    """Channels of a head that are rotated."""
+    share = config.get("rotary_pct", kind="FLOAT32", default=1.0)
+    return int(share * (config.get("hidden_size") // config.get("num_attention_heads")))
+
+
+def _window(config: Config) -> int:
+    """Every fourth layer of llama.cpp's sees all. Raises ConfigError if the model's do not."""
+    found = slides(config, 4) or []
+    if found != [(bid + 1) % 4 != 0 for bid in range(len(found))]:
+        raise ConfigError(f"{config.where}: all but every fourth layer must have a sliding window")
+    n: int = config.get("sliding_window")
+    return n
+
+
+COHERE2 = replace(
+    COHERE,
+    hf_names=("Cohere2ForCausalLM",),
+    gguf_arch="cohere2",
+    keys=with_head_dim(TEXT_KEYS),
+    late_keys=(
+        LOGIT_SCALE,
+        Key("{arch}.attention.sliding_window", _window),
+        VOCAB_SIZE,
+        Key("{arch}.rope.dimension_count", _rotated),
+        NOT_SCALED,
+    ),
+    maps=TRUNK,
+    layers={},
+    drops=(*DROPS, r".*_proj\.bias"),  # of no effect without attention_bias
+    defaults={**COHERE.defaults, "sliding_window": 4096},
+)
 
 COHERE2_MOE = Architecture(
     hf_names=("Cohere2MoeForCausalLM",),
     gguf_arch="cohere2moe",
     keys=TEXT_KEYS,
     late_keys=(
-        Key("{arch}.logit_scale", "logit_scale", "FLOAT32"),
+        LOGIT_SCALE,
         Key("{arch}.attention.sliding_window", "sliding_window"),
-        Key("{arch}.attention.sliding_window_pattern", _windows, "BOOL"),
+        Key("{arch}.attention.sliding_window_pattern", slides, "BOOL"),
         VOCAB_SIZE,
         Key("{arch}.expert_feed_forward_length", "intermediate_size"),
         Key("{arch}.leading_dense_block_count", _dense),
         Key("{arch}.expert_weights_norm", "norm_topk_prob", "BOOL"),
         Key("{arch}.expert_shared_count", lambda c: _shared(c) or None),
         Key("{arch}.expert_shared_feed_forward_length", lambda c: _shared_ffn(c) or None),
+        NEXTN_KEY_IF_ANY,
         Key("{arch}.rope.dimension_count", "head_dim"),
-        Key("{arch}.rope.scaling.type", lambda c: "none", "STRING"),
+        NOT_SCALED,
     ),
     expects=(
         SILU,
@@ -83,17 +157,21 @@ COHERE2_MOE = Architecture(
         router(layers="experts"),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "shared experts"),
+        *(replace(m, optional="shared_head" in m.source or m.optional) for m in NEXTN_MAPS),
     ),
     layers={
+        **MTP_LAYERS,
         "experts": lambda c, bid: bid >= _dense(c),
         "shared experts": lambda c, bid: bool(_shared(c)) and bid >= _dense(c),
         "dense MLP": lambda c, bid: bid < _dense(c),
     },
     expert_order=DOWN_GATE_UP,
+    mtp=nextn_layers,
+    keeps_mtp=True,
     defaults={
         "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "norm_topk_prob": True,
         "expert_selection_fn": "softmax", "tie_word_embeddings": True,
     },
 )  # fmt: skip
 
-FAMILY = (COHERE2_MOE,)
+FAMILY = (COHERE, COHERE2, COHERE2_MOE)

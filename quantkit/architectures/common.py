@@ -28,7 +28,7 @@ from quantkit.errors import ConfigError
 L = "model.layers.{bid}"
 
 _SCALING = {"linear": "linear", "yarn": "yarn", "su": "longrope", "longrope": "longrope"}
-_UNSCALED = (None, "default", "llama3", "dynamic")
+_UNSCALED = (None, "default", "llama3", "dynamic", "mrope", "xdrope")
 
 
 def rope_of(config: Config) -> dict[str, Any]:
@@ -61,6 +61,18 @@ def _scaled(name: str, *kinds: str) -> Callable[[Config], Any]:
     return read
 
 
+def rope_factors(config: Config, name: str, channels: int) -> Any:
+    """`short_factor` or `long_factor` of the rotary settings, float32 `[channels / 2]`."""
+    import numpy as np
+
+    values = rope_of(config).get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != channels // 2:
+        raise ConfigError(f"{config.where}: '{name}' must hold {channels // 2} numbers")
+    return np.array(values, np.float32)
+
+
 def _sections(config: Config) -> list[int] | None:
     """Channels of multi-axis rotary embedding: time, height, width, and one more."""
     found = config.rope.get("mrope_section")
@@ -70,7 +82,7 @@ def _sections(config: Config) -> list[int] | None:
 GATING = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}  # llama.cpp `ExpertGatingFuncType`
 _GATING_NAMES = (
     "score_function", "scoring_func", "score_func", "moe_router_activation",
-    "moe_router_activation_func", "expert_selection_fn",
+    "moe_router_activation_func", "expert_selection_fn", "router_score_func",
 )  # fmt: skip
 
 
@@ -81,6 +93,7 @@ def _gating(config: Config) -> int | None:
     return GATING.get(name)
 
 
+DENSE_FFN = ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size")
 EXPERT_COUNT = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERT_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 
@@ -107,8 +120,7 @@ TEXT_KEYS = (
         default=None),
     Key("{arch}.embedding_length", "hidden_size"),
     Key("{arch}.feed_forward_length",
-        ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size"),
-        default=None),
+        DENSE_FFN, default=None),
     Key("{arch}.attention.head_count", "num_attention_heads"),
     Key("{arch}.attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
     *ROPE_KEYS,
@@ -132,6 +144,20 @@ SILU = Expect("hidden_act", ("silu", "swish"))
 def no_key(keys: tuple[Key, ...], *names: str) -> tuple[Key, ...]:
     """`keys` without those whose name ends in one of `names`."""
     return tuple(key for key in keys if not key.name.endswith(names))
+
+
+def with_head_dim(keys: tuple[Key, ...], *classes: str) -> tuple[Key, ...]:
+    """`keys` with the length of a head also where config.json is silent: transformers' class
+    computes it, if the model_type is one of `classes` (any, if none are named)."""
+
+    def read(config: Config) -> Any:
+        known = not classes or config.values.get("model_type") in classes
+        return config.head_dim if known else config.get("head_dim", default=None)
+
+    return tuple(
+        replace(key, config=read) if key.name.endswith((".key_length", ".value_length")) else key
+        for key in keys
+    )
 
 
 def optional_key(name: str, *config: str, kind: str = "UINT32") -> Key:
@@ -171,10 +197,22 @@ def kv_heads(config: Config) -> int:
     return n
 
 
+def slides(config: Config, every: int | None = None) -> list[bool] | None:
+    """Whether each layer sees a sliding window only: by `layer_types`, by a pattern ("LLLG", or 4:
+    every fourth sees all), or else every `every`th sees all."""
+    types, pattern = config.find("layer_types"), config.find("sliding_window_pattern")
+    if types is not None:
+        return [kind == "sliding_attention" for kind in types]
+    if isinstance(pattern, str):
+        return [pattern[bid % len(pattern)] == "L" for bid in range(config.layers)]
+    step = pattern if isinstance(pattern, int) else every
+    return [(bid + 1) % step != 0 for bid in range(config.layers)] if step else None
+
+
 DIMS: dict[str, Dim] = {
     "vocab": lambda c: c.get("vocab_size"),
     "hidden": lambda c: c.get("hidden_size"),
-    "ffn": lambda c: c.get("intermediate_size"),
+    "ffn": lambda c: c.get(*DENSE_FFN, default=0),  # none where every layer has experts
     "heads": lambda c: c.get("num_attention_heads"),
     "kv_heads": kv_heads,
     "head": lambda c: c.head_dim,
@@ -213,10 +251,10 @@ NORMS = (
 
 def attention(
     base: str = f"{L}.self_attn", rotated: bool = False, bias: bool | None = False,
-    out_bias: bool | None = False, layers: str = "",
+    out_bias: bool | None = False, layers: str = "", out: str = "o_proj",
 ) -> tuple[Map, ...]:  # fmt: skip
-    """Query, key, value and output. `rotated`: queries and keys change to the original Llama's
-    order of channels. `bias`: as in `linear`."""
+    """Query, key, value and output, which is called `out`. `rotated`: queries and keys change to
+    the original Llama's order of channels. `bias`: as in `linear`."""
     turn: Callable[..., RowMap] = rotary if rotated else whole
     q, k = (("heads",), ("kv_heads",)) if rotated else ((), ())
     more: dict[str, Any] = {"layers": layers, "bias": bias}
@@ -224,7 +262,7 @@ def attention(
         *linear(f"{base}.q_proj", ("q", "hidden"), "attn_q", turn, *q, **more),
         *linear(f"{base}.k_proj", ("kv", "hidden"), "attn_k", turn, *k, **more),
         *linear(f"{base}.v_proj", ("kv", "hidden"), "attn_v", **more),
-        *linear(f"{base}.o_proj", ("hidden", "q"), "attn_output", layers=layers, bias=out_bias),
+        *linear(f"{base}.{out}", ("hidden", "q"), "attn_output", layers=layers, bias=out_bias),
     )
 
 
@@ -262,6 +300,25 @@ def router_bias(source: str = f"{L}.mlp.gate.e_score_correction_bias", layers: s
     return Map(source, ("experts",), whole("exp_probs_b.bias"), layers, **more)
 
 
+def plain_mlp(
+    base: str = f"{L}.mlp", names: tuple[str, str] = ("up_proj", "down_proj"),
+    bias: bool | None = False,
+) -> tuple[Map, ...]:  # fmt: skip
+    """A feed-forward network without a gate."""
+    up, down = names
+    return (
+        *linear(f"{base}.{up}", ("ffn", "hidden"), "ffn_up", bias=bias),
+        *linear(f"{base}.{down}", ("hidden", "ffn"), "ffn_down", bias=bias),
+    )
+
+
+def layer_norm(
+    source: str, role: str, dim: str = "hidden", bias: bool | None = True
+) -> tuple[Map, ...]:  # fmt: skip
+    """The weight and the bias of a norm; `bias` as in `linear`."""
+    return linear(source, (dim,), role, bias=bias)
+
+
 PROJ = ("gate_proj", "up_proj", "down_proj")
 W123 = ("w1", "w3", "w2")
 DOWN_GATE_UP = ("ffn_down_exps", "ffn_gate_exps", "ffn_up_exps")
@@ -271,21 +328,21 @@ GATE_UP_DOWN = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 
 def experts(
     base: str = f"{L}.mlp.experts", names: tuple[str, str, str] = PROJ, layers: str = "",
-    fused: str | None = None, like: bool = True,
+    fused: str | None = None, like: bool = True, hidden: str = "hidden",
 ) -> tuple[Map, ...]:  # fmt: skip
     """Routed experts in both spellings: one tensor an expert (gate, up, down), and fused, as
     transformers 5 keeps them below `fused` (default: `base`). `like`: llama.cpp's converter only
-    knows the former, so the latter takes its order."""
+    knows the former, so the latter takes its order. `hidden`: the width that they work on."""
     gate, up, down = (f"{base}.{{xid}}.{name}.weight" for name in names)
     fused = fused or base
     return (
-        Map(gate, ("expert_ffn", "hidden"), stack("ffn_gate_exps.weight"), layers),
-        Map(up, ("expert_ffn", "hidden"), stack("ffn_up_exps.weight"), layers),
-        Map(down, ("hidden", "expert_ffn"), stack("ffn_down_exps.weight"), layers),
-        Map(f"{fused}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
+        Map(gate, ("expert_ffn", hidden), stack("ffn_gate_exps.weight"), layers),
+        Map(up, ("expert_ffn", hidden), stack("ffn_up_exps.weight"), layers),
+        Map(down, (hidden, "expert_ffn"), stack("ffn_down_exps.weight"), layers),
+        Map(f"{fused}.gate_up_proj", ("experts", "2expert_ffn", hidden),
             halves("ffn_gate_exps.weight", "ffn_up_exps.weight"), layers,
             like=up if like else ""),
-        Map(f"{fused}.down_proj", ("experts", "hidden", "expert_ffn"),
+        Map(f"{fused}.down_proj", ("experts", hidden, "expert_ffn"),
             whole("ffn_down_exps.weight"), layers, like=down if like else ""),
     )  # fmt: skip
 
@@ -300,10 +357,14 @@ def transposed_experts(base: str = f"{L}.mlp.experts", layers: str = "") -> tupl
     )  # fmt: skip
 
 
-# vision and audio parts of models whose text part is converted (`TextModel.filter_tensors`)
+# parts of a model of several modes that are not its text (llama.cpp `TextModel.filter_tensors`)
 OTHER_MODES = (
-    r"(model\.)?(visual|vision_tower|vision_model|audio_tower|multi_modal_projector|"
-    r"vision_projector|connector|embed_vision|embed_audio)\..*",
+    r"(mlp|(vit|vpm|siglip2|conformer|merger|resampler|sound_encoder|sound_projection|"
+    r"speech_embeddings)\.).*",
+    r".*((visual|vision|audio|talker|token2wav|code2wav|projector|patch_merger|patch_merge_mlp|"
+    r"model\.connector)\.|vision_|audio_|pre_mm_projector_norm|image_newline|view_seperator|"
+    r"patch_embed).*",
+    r"(model\.)?connector\..*",
 )
 DROPS = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
 
@@ -327,7 +388,14 @@ def nextn_layers(config: Config) -> int:
     return n
 
 
-NEXTN_KEY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
+def _nextn(config: Config) -> int | None:
+    """As many as are converted; 0 is written where config.json says it."""
+    declared = config.find("num_nextn_predict_layers")
+    return config.mtp if config.mtp or declared == 0 else None
+
+
+NEXTN_KEY = Key("{arch}.nextn_predict_layers", _nextn)
+NEXTN_KEY_IF_ANY = Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)
 NEXTN_MAPS = (
     Map(f"{L}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
     vector(f"{L}.enorm", "nextn.enorm", layers="mtp"),

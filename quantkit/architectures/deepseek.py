@@ -18,7 +18,7 @@ from quantkit.architectures.common import (
     EXPERT_FFN,
     LEADING_DENSE,
     MTP_LAYERS,
-    NEXTN_KEY,
+    NEXTN_KEY_IF_ANY,
     NEXTN_MAPS,
     NORMS,
     NOT_NORMALIZED,
@@ -49,6 +49,7 @@ from quantkit.architectures.rules import (
     Shape,
     linear,
     piece,
+    tied_head_dropped,
     vector,
 )
 
@@ -141,9 +142,12 @@ LENGTHS = (
 )  # fmt: skip
 
 
-def _early(key: Key) -> Key:
+def early(key: Key) -> Key:
+    """A length that the converter writes twice, where it is written early."""
+
     def read(config: Config) -> int | None:
         known = config.values.get("model_type") in ("deepseek_v2", "deepseek_v3")
+        known = known and not config.wrapper
         return key.read(config) if known or config.values.get("head_dim") else None
 
     return replace(key, config=read)
@@ -154,7 +158,7 @@ DEEPSEEK_V2 = replace(
     hf_names=("DeepseekV2ForCausalLM",),
     gguf_arch="deepseek2",
     assumes=(),
-    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(_early, LENGTHS)),
+    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(early, LENGTHS)),
     late_keys=(
         Key("{arch}.attention.head_count_kv", lambda c: 1),
         LEADING_DENSE,
@@ -210,14 +214,22 @@ DEEPSEEK_V3 = replace(
     },
 )  # fmt: skip
 
+# Kimi-VL; Kimi-K2.5 goes by the name of its text part, which is DeepSeek-V3's
+KIMI = replace(
+    DEEPSEEK_V3,
+    hf_names=("KimiVLForConditionalGeneration", "KimiK25ForConditionalGeneration"),
+    keys=no_key(TEXT_KEYS, ".key_length", ".value_length"),
+    defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "scoring_func": "sigmoid"},
+)
+
 GLM4_MOE_LITE = replace(
     DEEPSEEK_V2,
     hf_names=("Glm4MoeLiteForCausalLM",),
-    late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY),
+    late_keys=(*DEEPSEEK_V2.late_keys, NEXTN_KEY_IF_ANY),
     maps=(*DEEPSEEK_V2.maps, *NEXTN_MAPS),
     layers={**DEEPSEEK_V2.layers, **MTP_LAYERS},
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
     keeps_mtp=True,
 )
 
-FAMILY = (DEEPSEEK, DEEPSEEK_V2, DEEPSEEK_V3, GLM4_MOE_LITE)
+FAMILY = (DEEPSEEK, *map(tied_head_dropped, (DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)))

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 with experts. llama.cpp: `conversion/ernie.py`, Ernie4_5MoeModel."""
+"""ERNIE 4.5, dense and with experts. llama.cpp: `conversion/ernie.py`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,28 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    kv_heads,
     no_key,
     router,
     text_keys,
+    with_head_dim,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    halves,
+    parts,
+    whole,
+)
 
 BIAS = f"{L}.mlp.moe_statics.e_score_correction_bias"
 
 
 def _sparse(config: Config, bid: int) -> bool:
-    last = config.get("moe_layer_end_index", default=config.layers - 1)
+    last = config.get("moe_layer_end_index", kind="INT32", default=-1) % config.layers  # -1: all
     first, step = config.get("moe_layer_start_index"), config.get("moe_layer_interval")
     return bool(first <= bid <= last and (bid + 1) % step == 0)
 
@@ -43,6 +54,34 @@ def _shared_ffn(config: Config) -> int:
     n: int = _shared(config) * config.get("moe_intermediate_size")
     return n
 
+
+ERNIE4_5 = Architecture(
+    hf_names=("Ernie4_5_ForCausalLM", "Ernie4_5ForCausalLM"),
+    gguf_arch="ernie4_5",
+    keys=with_head_dim(TEXT_KEYS),
+    late_keys=(),
+    expects=(SILU,),
+    dims={
+        **DIMS,
+        "qkv": lambda c: c.head_dim * (c.get("num_attention_heads") + 2 * kv_heads(c)),
+        "2ffn": lambda c: 2 * c.get("intermediate_size"),
+    },
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(bias=None, out_bias=None),
+        *gated_mlp(),
+        Map(f"{L}.self_attn.qkv_proj.weight", ("qkv", "hidden"),
+            parts(("attn_q.weight", "q"), ("attn_k.weight", "kv"), ("attn_v.weight", "kv"))),
+        Map(f"{L}.mlp.up_gate_proj.weight", ("2ffn", "hidden"),
+            halves("ffn_gate.weight", "ffn_up.weight")),
+    ),
+    renames=((r"ernie\.", "model."),),
+    defaults={
+        "rope_theta": 500000.0, "rms_norm_eps": 1e-5, "head_dim": 128, "tie_word_embeddings": True,
+    },
+    fuses=("qkv",),
+)  # fmt: skip
 
 ERNIE4_5_MOE = Architecture(
     hf_names=("Ernie4_5_MoeForCausalLM",),
@@ -87,4 +126,4 @@ ERNIE4_5_MOE = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
-FAMILY = (ERNIE4_5_MOE,)
+FAMILY = (ERNIE4_5, ERNIE4_5_MOE)

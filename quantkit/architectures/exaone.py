@@ -1,6 +1,8 @@
-"""K-EXAONE with experts. llama.cpp: `conversion/exaone.py`, ExaoneMoEModel."""
+"""EXAONE 3.5 and 4, and K-EXAONE with experts. llama.cpp: `conversion/exaone.py`."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from quantkit.architectures.common import (
     DENSE_FIRST,
@@ -9,6 +11,7 @@ from quantkit.architectures.common import (
     EMBEDDINGS,
     EXPERT_FFN,
     LEADING_DENSE,
+    MTP_LAYERS,
     NORMS,
     RMS_NORM,
     SILU,
@@ -21,26 +24,19 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    nextn_layers,
     optional_key,
     qk_norms,
     router,
     router_bias,
+    slides,
 )
-from quantkit.architectures.rules import Architecture, Config, Key
+from quantkit.architectures.llama import rope_freqs
+from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head
+from quantkit.architectures.olmo import NORMS_AFTER
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
 
 BIAS = f"{L}.mlp.e_score_correction_bias"
-
-
-def _windows(config: Config) -> list[bool] | None:
-    """Whether each layer sees a sliding window only."""
-    types, pattern = config.find("layer_types"), config.find("sliding_window_pattern")
-    if types is not None:
-        return [kind == "sliding_attention" for kind in types]
-    if isinstance(pattern, str):  # LLLG: three local layers, a global one
-        return [pattern[bid % len(pattern)] == "L" for bid in range(config.layers)]
-    if isinstance(pattern, int):
-        return [(bid + 1) % pattern != 0 for bid in range(config.layers)]
-    return None
 
 
 def _shared_ffn(config: Config) -> int:
@@ -55,7 +51,11 @@ EXAONE_MOE = Architecture(
     late_keys=(
         VOCAB_SIZE,
         optional_key("attention.sliding_window", "sliding_window"),
-        Key("{arch}.attention.sliding_window_pattern", _windows, "BOOL"),
+        Key(
+            "{arch}.attention.sliding_window_pattern",
+            lambda c: None if c.find("sliding_window") is None else slides(c),
+            "BOOL",
+        ),
         EXPERT_FFN,
         Key("{arch}.expert_shared_count", "num_shared_experts"),
         Key("{arch}.expert_shared_feed_forward_length", _shared_ffn),
@@ -65,7 +65,8 @@ EXAONE_MOE = Architecture(
         Key("{arch}.nextn_predict_layers", lambda c: c.mtp),
         Key("{arch}.rope.scaling.type", lambda c: "none", "STRING"),
     ),
-    expects=(RMS_NORM, SILU),
+    # one head of further tokens: what is around it would be shared by several
+    expects=(RMS_NORM, SILU, Expect("num_nextn_predict_layers", (0, 1))),
     aliases={"first_k_dense_replace": "first_last_k_dense_replace"},
     dims={**DIMS, **expert_dims(), "shared_ffn": _shared_ffn},
     maps=(
@@ -79,12 +80,66 @@ EXAONE_MOE = Architecture(
         router_bias(layers="experts", like=BIAS),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
+        *MTP_AROUND,
+        *in_mtp_head(*NORMS, *attention(), *qk_norms(), *gated_mlp()),
     ),
-    layers=DENSE_FIRST,
+    layers={**DENSE_FIRST, **MTP_LAYERS},
+    mtp=nextn_layers,
+    keeps_mtp=True,
     expert_order=DOWN_GATE_UP,
     # llama.cpp does not load the model without a scoring function
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
+    computed={"rope_freqs.weight": rope_freqs},
     fuses=("qkv",),
 )
 
-FAMILY = (EXAONE_MOE,)
+H = "transformer.h.{bid}"
+
+EXAONE = Architecture(
+    hf_names=("ExaoneForCausalLM",),
+    gguf_arch="exaone",
+    keys=(
+        *TEXT_KEYS,
+        # what config.json calls layer_norm_epsilon; llama.cpp's loader wants it by this name
+        Key("{arch}.attention.layer_norm_rms_epsilon", "layer_norm_epsilon", "FLOAT32"),
+    ),
+    late_keys=(
+        Key("{arch}.rope.dimension_count",
+            lambda c: int(c.rope.get("partial_rotary_factor", 1.0)
+                          * (c.get("hidden_size") // c.get("num_attention_heads")))),
+    ),
+    expects=(Expect("activation_function", ("silu",), required=True),),
+    dims=DIMS,
+    maps=(
+        Map("transformer.wte.weight", ("vocab", "hidden"), whole("token_embd.weight")),
+        vector("transformer.ln_f", "output_norm"),
+        EMBEDDINGS[2],
+        vector(f"{H}.ln_1", "attn_norm"),
+        vector(f"{H}.ln_2", "ffn_norm"),
+        *attention(f"{H}.attn.attention", out="out_proj"),
+        *gated_mlp(f"{H}.mlp", names=("c_fc_0", "c_fc_1", "c_proj")),
+    ),
+    computed={"rope_freqs.weight": rope_freqs},
+    fuses=("qkv",),
+)  # fmt: skip
+
+EXAONE4 = replace(
+    EXAONE,
+    hf_names=("Exaone4ForCausalLM",),
+    gguf_arch="exaone4",
+    keys=TEXT_KEYS,
+    late_keys=(
+        VOCAB_SIZE,
+        optional_key("attention.sliding_window", "sliding_window"),
+        Key("{arch}.attention.sliding_window_pattern",
+            lambda c: slides(c) if c.find("sliding_window") is not None else None, "BOOL"),
+    ),
+    expects=(RMS_NORM, SILU),
+    maps=(*EMBEDDINGS, *NORMS_AFTER, *attention(), *qk_norms(), *gated_mlp()),
+    defaults={
+        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+    },
+)  # fmt: skip
+
+FAMILY = (EXAONE, EXAONE4, EXAONE_MOE)

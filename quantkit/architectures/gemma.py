@@ -1,4 +1,4 @@
-"""Gemma 2 and 3, dense: norms are kept as their distance from one. llama.cpp:
+"""Gemma 1, 2 and 3, dense: norms are kept as their distance from one. llama.cpp:
 `conversion/gemma.py`."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from quantkit.architectures.common import (
     DIMS,
     DROPS,
     EMBEDDINGS,
-    OTHER_MODES,
+    NORMS,
     RMS_NORM,
     TEXT_KEYS,
     L,
@@ -52,6 +52,16 @@ GEMMA2 = Architecture(
 )  # fmt: skip
 
 
+GEMMA = replace(
+    GEMMA2,
+    hf_names=("GemmaForCausalLM",),
+    gguf_arch="gemma",
+    late_keys=(),
+    maps=(EMBEDDINGS[0], *shifted(EMBEDDINGS[1], *NORMS), *attention(), *gated_mlp()),
+    defaults={"rms_norm_eps": 1e-6, "head_dim": 256, "tie_word_embeddings": True},
+)
+
+
 def _window(config: Config) -> int | None:
     if config.values.get("sliding_window_pattern") == 1:
         return None
@@ -70,7 +80,6 @@ GEMMA3 = replace(
     ),
     expects=(*GEMMA2.expects, Expect("attn_logit_softcapping", (None,))),
     maps=(EMBEDDINGS[0], *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp()),
-    drops=(*GEMMA2.drops, *OTHER_MODES),
     # what transformers assumes: multimodal releases leave most of it out
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
@@ -79,4 +88,4 @@ GEMMA3 = replace(
     },
 )  # fmt: skip
 
-FAMILY = (GEMMA2, GEMMA3)
+FAMILY = (GEMMA, GEMMA2, GEMMA3)

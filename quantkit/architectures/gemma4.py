@@ -14,10 +14,10 @@ from quantkit.architectures.common import (
     DIMS,
     DROPS,
     EMBEDDINGS,
-    OTHER_MODES,
     RMS_NORM,
     TEXT_KEYS,
     L,
+    experts,
     gated_mlp,
     optional_key,
     router,
@@ -122,6 +122,19 @@ def _keys(layers: str, optional: bool) -> tuple[Map, ...]:
     )
 
 
+def _has_experts(config: Config, bid: int) -> bool:
+    found: bool = config.get("enable_moe_block", kind="BOOL", default=False)
+    return found
+
+
+def _splits(config: Config) -> bool:
+    """Whether experts are in tensors of their own: in NVFP4 they are."""
+    return "nvfp4" in str(config.find("quantization_config")).lower()
+
+
+SUPPRESSED = Key("tokenizer.ggml.suppress_tokens", "generation_config.suppress_tokens", "INT32",
+                 default=None)  # fmt: skip
+
 GEMMA4 = Architecture(
     hf_names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"),
     gguf_arch="gemma4",
@@ -183,17 +196,20 @@ GEMMA4 = Architecture(
         Map(f"{L}.router.scale", ("hidden",), whole("ffn_gate_inp.scale"), "experts"),
         Map(f"{L}.router.per_expert_scale", ("experts",), whole("ffn_down_exps.scale"), "experts"),
         Map(f"{X}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),
-            whole("ffn_gate_up_exps.weight"), "experts"),
+            whole("ffn_gate_up_exps.weight"), "fused experts"),
         Map(f"{X}.down_proj", ("experts", "hidden", "expert_ffn"),
-            whole("ffn_down_exps.weight"), "experts"),
+            whole("ffn_down_exps.weight"), "fused experts"),
+        *experts(X, layers="split experts")[:3],
     ),
     layers={
         "keys": lambda c, bid: not _shares(c, bid),
         "values": _has_values,
         "shared keys": _shares,
-        "experts": lambda c, bid: c.get("enable_moe_block", kind="BOOL", default=False),
+        "experts": _has_experts,
+        "fused experts": lambda c, bid: _has_experts(c, bid) and not _splits(c),
+        "split experts": lambda c, bid: _has_experts(c, bid) and _splits(c),
     },
-    drops=(*DROPS, *OTHER_MODES, r"lm_head\.weight"),
+    drops=(*DROPS, r"lm_head\.weight"),
     defaults={
         "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "num_kv_shared_layers": 0,
         "hidden_size_per_layer_input": 0,
@@ -224,4 +240,11 @@ GEMMA4_INPUTS = replace(
     variant=lambda config: None,
 )  # fmt: skip
 
-FAMILY = (GEMMA4,)
+# encoder-free: what it sees and hears is embedded by matrices of its own
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    hf_names=("Gemma4UnifiedForConditionalGeneration",),
+    late_keys=(*GEMMA4.late_keys, SUPPRESSED),
+)
+
+FAMILY = (GEMMA4, GEMMA4_UNIFIED)

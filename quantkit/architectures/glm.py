@@ -1,10 +1,11 @@
-"""GLM-4.5 and later with experts, and Solar-Open, which is made like them.
+"""GLM-4, dense; GLM-4.5 and later with experts, and Solar-Open, which is made like them.
 
 llama.cpp: `conversion/glm.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.architectures.common import (
@@ -18,6 +19,7 @@ from quantkit.architectures.common import (
     MTP_LAYERS,
     NEXTN_KEY,
     NEXTN_MAPS,
+    NORMS,
     RMS_NORM,
     SHARED_COUNT,
     SILU,
@@ -34,11 +36,77 @@ from quantkit.architectures.common import (
     qk_norms,
     router,
     router_bias,
+    with_head_dim,
 )
-from quantkit.architectures.rules import Architecture, Key, vector
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Dims,
+    Key,
+    Map,
+    Piece,
+    RowMap,
+    Shape,
+    linear,
+    piece,
+    vector,
+    whole,
+)
+
+
+def _multi_axis(config: Config) -> Architecture | None:
+    """llama.cpp rotates by several axes only in the order of two halves."""
+    if config.rope.get("mrope_section") is None:
+        return None
+    maps = tuple(m for m in GLM4.maps if m not in GLM4_ATTENTION)
+    base = f"{L}.self_attn"
+    turned = (
+        *linear(f"{base}.q_proj", ("q", "hidden"), "attn_q", _halves_of_heads, "heads"),
+        *linear(f"{base}.k_proj", ("kv", "hidden"), "attn_k", _halves_of_heads, "kv_heads"),
+    )
+    return replace(GLM4, maps=(*maps, *turned, *GLM4_ATTENTION[4:]), variant=lambda c: None)
+
+
+def _halves_of_heads(role: str, heads: str) -> RowMap:
+    """In each head, the even ones of the rotated channels, the odd ones, and then the rest."""
+
+    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+        n, rotated = source[0] // dims[heads], dims["rotated"]
+        order = (*range(0, rotated, 2), *range(1, rotated, 2), *range(rotated, n))
+        return (piece(role, source, source[0], order=order),)
+
+    return pieces
+
+
+GLM4_ATTENTION = attention(bias=None)
+
+GLM4 = Architecture(
+    hf_names=("Glm4ForCausalLM", "Glm4vForConditionalGeneration"),
+    gguf_arch="glm4",
+    keys=with_head_dim(TEXT_KEYS),
+    late_keys=(partial_rope(0.5),),
+    expects=(SILU,),
+    dims={
+        **DIMS,
+        "2ffn": lambda c: 2 * c.get("intermediate_size"),
+        "rotated": partial_rope(0.5).read,
+    },
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        vector(f"{L}.post_self_attn_layernorm", "post_attention_norm"),
+        vector(f"{L}.post_mlp_layernorm", "post_ffw_norm"),
+        *GLM4_ATTENTION,
+        Map(f"{L}.mlp.gate_up_proj.weight", ("2ffn", "hidden"), whole("ffn_up.weight")),
+        Map(f"{L}.mlp.down_proj.weight", ("hidden", "ffn"), whole("ffn_down.weight")),
+    ),
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1.5625e-07, "head_dim": 128},
+    variant=_multi_axis,
+    fuses=("qkv",),
+)
 
 GLM4_MOE = Architecture(
-    hf_names=("Glm4MoeForCausalLM",),
+    hf_names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration"),
     gguf_arch="glm4moe",
     keys=TEXT_KEYS,
     late_keys=(
@@ -89,4 +157,4 @@ SOLAR_OPEN = replace(
     keeps_mtp=False,
 )
 
-FAMILY = (GLM4_MOE, SOLAR_OPEN)
+FAMILY = (GLM4, GLM4_MOE, SOLAR_OPEN)

@@ -26,7 +26,7 @@ from quantkit.architectures.common import (
     router,
 )
 from quantkit.architectures.mamba import mamba2, mamba2_dims, per_layer, ssm_keys
-from quantkit.architectures.rules import Architecture, Config, Key, Map, halves, whole
+from quantkit.architectures.rules import Architecture, Config, Key, Map, halves, vector, whole
 from quantkit.errors import ConfigError
 
 MOE = f"{L}.block_sparse_moe"
@@ -80,9 +80,19 @@ GRANITE_MOE = replace(
     hf_names=("GraniteMoeForCausalLM",),
     gguf_arch="granitemoe",
     dims={**GRANITE.dims, **expert_dims("intermediate_size")},
-    maps=(*EMBEDDINGS, *NORMS, *attention(rotated=True), *GRANITE_EXPERTS),
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(rotated=True, bias=None, out_bias=None),
+        *GRANITE_EXPERTS,
+    ),
     expert_order=GATE_UP_DOWN,
 )
+
+
+def _shared_ffn(config: Config) -> int:
+    n: int = config.get("shared_intermediate_size", default=0)
+    return n
 
 
 def _shared_mlp(suffix: str, layers: str) -> tuple[Map, ...]:
@@ -99,24 +109,40 @@ GRANITE_MOE_SHARED = replace(
     hf_names=("GraniteMoeSharedForCausalLM",),
     late_keys=(
         *GRANITE.late_keys,
-        Key("{arch}.expert_shared_feed_forward_length", "shared_intermediate_size"),
+        Key("{arch}.expert_shared_feed_forward_length", lambda c: _shared_ffn(c) or None),
     ),
     dims={
         **GRANITE_MOE.dims,
-        "shared_ffn": lambda c: c.get("shared_intermediate_size"),
-        "2shared_ffn": lambda c: 2 * c.get("shared_intermediate_size"),
+        "shared_ffn": _shared_ffn,
+        "2shared_ffn": lambda c: 2 * _shared_ffn(c),
     },
-    maps=(*GRANITE_MOE.maps, *_shared_mlp("_shexp", "")),
+    maps=(*GRANITE_MOE.maps, *_shared_mlp("_shexp", "shared expert")),
+    layers={"shared expert": lambda c, bid: bool(_shared_ffn(c))},
 )
 
 _SIZES = ("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv")
 
 
 def _is_mamba(config: Config, bid: int) -> bool:
-    types = config.find("layer_types")
-    if not isinstance(types, list) or len(types) != config.layers:
-        raise ConfigError(f"{config.where}: 'layer_types' must name each of {config.layers} layers")
-    return bool(types[bid] != "attention")
+    """By the kinds of layers, or the numbers of those with attention, or where they recur."""
+    types, attending = config.find("layer_types"), config.find("attn_layer_indices")
+    if types:
+        if not isinstance(types, list) or len(types) != config.layers:
+            raise ConfigError(
+                f"{config.where}: 'layer_types' must name each of {config.layers} layers"
+            )
+        return bool(types[bid] != "attention")
+    if attending:
+        return bool(bid not in attending)
+    return bool(bid % config.get("attn_layer_period") != config.get("attn_layer_offset"))
+
+
+def _mamba_head(config: Config) -> int | None:
+    """Channels of a head, where config.json leaves it to the others."""
+    if config.find("mamba_d_head") != "auto":
+        return None
+    n: int = config.get("mamba_expand") * config.get("hidden_size") // config.get("mamba_n_heads")
+    return n
 
 
 def _has_mamba(config: Config) -> bool:
@@ -151,20 +177,51 @@ GRANITE_HYBRID = replace(
     dims={**GRANITE_MOE_SHARED.dims, **mamba2_dims(*_SIZES)},
     maps=(
         *EMBEDDINGS, *NORMS,
-        *attention(rotated=True, layers="attention"),
+        *attention(rotated=True, bias=None, out_bias=None, layers="attention"),
         *mamba2(f"{L}.mamba", "Mamba"),
         *(replace(m, layers="experts") for m in GRANITE_EXPERTS),
-        *_shared_mlp("_shexp", "experts"),
+        *_shared_mlp("_shexp", "shared expert"),
         *_shared_mlp("", "one MLP"),
     ),
     layers={
         "Mamba": _is_mamba,
         "attention": lambda c, bid: not _is_mamba(c, bid),
         "experts": _has_experts,
+        "shared expert": lambda c, bid: _has_experts(c) and bool(_shared_ffn(c)),
         "one MLP": lambda c, bid: not _has_experts(c),
     },
+    aliases={"mamba_d_head": _mamba_head},
     defaults={"rms_norm_eps": 1e-6},
     variant=_without_mamba,
 )  # fmt: skip
 
-FAMILY = (GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID)
+# no experts and no multipliers, but positions are encoded
+BAMBA = replace(
+    GRANITE_HYBRID,
+    hf_names=("BambaForCausalLM",),
+    dims={**GRANITE.dims, **mamba2_dims(*_SIZES)},
+    late_keys=(
+        *(
+            key
+            for key in GRANITE_HYBRID.late_keys
+            if not key.name.endswith((".finetuned", ".context_length", ".head_count_kv"))
+        ),
+        optional_key("rope.dimension_count", "attn_rotary_emb"),
+        *(key for key in GRANITE_HYBRID.late_keys if key.name.endswith(".head_count_kv")),
+        Key("{arch}.rope.scaling.finetuned", lambda c: True, "BOOL"),
+    ),
+    maps=(
+        EMBEDDINGS[0],
+        vector("model.final_layernorm", "output_norm"),
+        EMBEDDINGS[2],
+        vector(f"{L}.input_layernorm", "attn_norm"),
+        vector(f"{L}.pre_ff_layernorm", "ffn_norm"),
+        *attention(rotated=True, bias=None, out_bias=None, layers="attention"),
+        *mamba2(f"{L}.mamba", "Mamba"),
+        *gated_mlp(f"{L}.feed_forward"),
+    ),
+    expert_order=(),
+    variant=lambda config: None,
+)
+
+FAMILY = (GRANITE, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_HYBRID, BAMBA)

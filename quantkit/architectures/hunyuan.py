@@ -1,7 +1,8 @@
-"""HunYuan with experts (A13B). llama.cpp: `conversion/hunyuan.py`, HunYuanMoEModel."""
+"""HunYuan, dense and with experts (A13B). llama.cpp: `conversion/hunyuan.py`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.common import (
@@ -20,7 +21,7 @@ from quantkit.architectures.common import (
     no_key,
     router,
 )
-from quantkit.architectures.rules import Architecture, Config, Key, vector
+from quantkit.architectures.rules import Architecture, Config, Key, tied_head_dropped, vector
 from quantkit.errors import ConfigError
 
 LENGTH = 256 * 1024  # what the scaling of the rotary base is for, whatever config.json says
@@ -50,7 +51,7 @@ def _scaled(config: Config, value: Any) -> Any:
     return value
 
 
-HUNYUAN_MOE = Architecture(
+HUNYUAN_MOE = tied_head_dropped(Architecture(
     hf_names=("HunYuanMoEV1ForCausalLM",),
     gguf_arch="hunyuan-moe",
     keys=no_key(TEXT_KEYS, ".expert_used_count"),
@@ -89,6 +90,66 @@ HUNYUAN_MOE = Architecture(
     expert_order=DOWN_GATE_UP,
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
     fuses=("qkv",),
-)  # fmt: skip
+))  # fmt: skip
 
-FAMILY = (HUNYUAN_MOE,)
+
+def _ntk(config: Config, value: Any) -> Any:
+    """`value` where the rotary base is scaled by alpha."""
+    return value if config.rope.get("rope_type") in ("dynamic", "xdrope") else None
+
+
+def _longest(config: Config) -> int | None:
+    """llama.cpp's context length, whatever config.json says."""
+    if config.rope.get("rope_type") != "dynamic":
+        return None
+    base, length = config.rope.get("rope_theta", 10000.0), config.get("max_position_embeddings")
+    if base != 10000.0 or length not in (LENGTH, 32 * 1024):
+        raise ConfigError(
+            f"{config.where}: rope_theta {base} and max_position_embeddings {length}; llama.cpp "
+            f"scales 10000 and {32 * 1024} or {LENGTH}"
+        )
+    return LENGTH
+
+
+def _scaled_base(config: Config) -> float | None:
+    """The base times alpha to the power of n / (n - 2)."""
+    rope, n = config.rope, config.head_dim
+    base, alpha = rope.get("rope_theta", 10000.0), rope.get("alpha", 50)
+    return None if _ntk(config, 1) is None else base * alpha ** (n / (n - 2))
+
+
+def _tied(config: Config) -> Architecture | None:
+    """An output that is tied is left out, though a checkpoint may have it."""
+    if not config.get("tie_word_embeddings", kind="BOOL", default=False):
+        return None
+    maps = tuple(m for m in HUNYUAN_DENSE.maps if m.source != "lm_head.weight")
+    drops = (*HUNYUAN_DENSE.drops, r"lm_head\.weight")
+    return replace(HUNYUAN_DENSE, maps=maps, drops=drops, variant=lambda c: None)
+
+
+HUNYUAN_DENSE = replace(
+    HUNYUAN_MOE,
+    hf_names=("HunYuanDenseV1ForCausalLM",),
+    gguf_arch="hunyuan-dense",
+    keys=no_key(TEXT_KEYS, ".expert_count"),
+    late_keys=(
+        Key("{arch}.rope.freq_base", _scaled_base, "FLOAT32"),
+        Key("{arch}.rope.scaling.type", lambda c: _ntk(c, "none"), "STRING"),
+        Key("{arch}.rope.scaling.factor", lambda c: _ntk(c, 1.0), "FLOAT32"),
+        Key("{arch}.rope.scaling.original_context_length", _longest),
+        Key("{arch}.context_length", _longest),
+    ),
+    dims=DIMS,
+    maps=(
+        *EMBEDDINGS,
+        *NORMS,
+        *attention(bias=None, out_bias=None),
+        vector(f"{L}.self_attn.query_layernorm", "attn_q_norm", "head", optional=True),
+        vector(f"{L}.self_attn.key_layernorm", "attn_k_norm", "head", optional=True),
+        *gated_mlp(),
+    ),
+    expert_order=(),
+    variant=_tied,
+)
+
+FAMILY = (HUNYUAN_DENSE, HUNYUAN_MOE)

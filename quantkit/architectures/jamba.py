@@ -5,6 +5,7 @@ from __future__ import annotations
 from quantkit.architectures.common import (
     DIMS,
     DOWN_GATE_UP,
+    EXPERT_COUNT,
     RMS_NORM,
     SILU,
     L,
@@ -37,6 +38,8 @@ def _attends(config: Config, bid: int) -> bool:
 
 
 def _sparse(config: Config, bid: int) -> bool:
+    if config.get(*EXPERT_COUNT) == 1:
+        return False
     period, offset = config.get("expert_layer_period"), config.get("expert_layer_offset")
     return bool(bid >= offset and (bid - offset) % max(period, 1) == 0)
 

@@ -5,6 +5,7 @@ llama.cpp: `conversion/kimi_linear.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from quantkit.architectures.common import (
@@ -24,13 +25,15 @@ from quantkit.architectures.common import (
     experts,
     gated_mlp,
     no_key,
+    optional_key,
     router,
     router_bias,
 )
-from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2, LATENT, LENGTHS
+from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2, LATENT, LENGTHS, early
 from quantkit.architectures.rules import (
     Architecture,
     Config,
+    Dim,
     Expect,
     Key,
     Map,
@@ -42,6 +45,7 @@ from quantkit.architectures.rules import (
 
 MOE = f"{L}.block_sparse_moe"
 DELTA = "delta attention"
+Kind = Callable[[Config, int], bool]
 
 
 def _is_full(config: Config, bid: int) -> bool:
@@ -59,8 +63,58 @@ def _conv(name: str) -> Map:
     return Map(f"{ATTN}.{name}_conv1d.weight", ("delta", "one", "kernel"), rows, DELTA)
 
 
-def _delta(source: str, role: str, shape: tuple[str, str]) -> tuple[Map, ...]:
+def delta(source: str, role: str, shape: tuple[str, str]) -> tuple[Map, ...]:
+    """A matrix of the layers with delta attention."""
     return linear(f"{ATTN}.{source}", shape, role, layers=DELTA, bias=False)
+
+
+def decay(*shape: str) -> Map:
+    """How fast each head forgets: llama.cpp wants `-exp` of what is stored."""
+    return Map(f"{ATTN}.A_log", shape, edited(whole("ssm_a"), ("minus_exp",)), DELTA)
+
+
+# delta attention, but for its output gate and the decay
+DELTA_MAPS = (
+    *delta("q_proj", "attn_q", ("delta", "hidden")),
+    *delta("k_proj", "attn_k", ("delta", "hidden")),
+    *delta("v_proj", "attn_v", ("delta", "hidden")),
+    *delta("o_proj", "attn_output", ("hidden", "delta")),
+    *map(_conv, "qkv"),
+    *delta("f_a_proj", "ssm_f_a", ("d_head", "hidden")),
+    *delta("f_b_proj", "ssm_f_b", ("delta", "d_head")),
+    *delta("b_proj", "ssm_beta", ("d_heads", "hidden")),
+    vector(f"{ATTN}.o_norm", "ssm_norm", "d_head", DELTA),
+    Map(f"{ATTN}.dt_bias", ("delta",), whole("ssm_dt.bias"), DELTA),
+)
+GATE_MAPS = (
+    *delta("g_a_proj", "ssm_g_a", ("d_head", "hidden")),
+    *delta("g_b_proj", "ssm_g_b", ("delta", "d_head")),
+)
+DELTA_DIMS: dict[str, Dim] = {
+    "kernel": lambda c: c.get("linear_attn_config.short_conv_kernel_size"),
+    "d_heads": lambda c: c.get("linear_attn_config.num_heads"),
+    "d_head": lambda c: c.get("linear_attn_config.head_dim"),
+    "delta": lambda c: c.get("linear_attn_config.num_heads") * c.get("linear_attn_config.head_dim"),
+}
+DELTA_KEYS = (
+    Key("{arch}.ssm.conv_kernel", "linear_attn_config.short_conv_kernel_size"),
+    Key("{arch}.kda.head_dim", "linear_attn_config.head_dim"),
+)
+LOWER_BOUND = Key("{arch}.kda.gate_lower_bound", "linear_attn_config.gate_lower_bound", "FLOAT32",
+                  default=None)  # fmt: skip
+
+
+def latent_layers(is_latent: Kind) -> dict[str, Kind]:
+    """The kinds of layers where some have latent attention and the others delta attention."""
+    return {
+        "latent attention": is_latent,
+        "one query matrix": lambda c, bid: is_latent(c, bid) and not c.find("q_lora_rank"),
+        "two": lambda c, bid: is_latent(c, bid) and bool(c.find("q_lora_rank")),
+        DELTA: lambda c, bid: not is_latent(c, bid),
+    }
+
+
+LATENT_MAPS = tuple(replace(m, layers=m.layers or "latent attention") for m in LATENT)
 
 
 KIMI_LINEAR = Architecture(
@@ -68,51 +122,44 @@ KIMI_LINEAR = Architecture(
     gguf_arch="kimi-linear",
     keys=(
         *no_key(TEXT_KEYS, ".key_length", ".value_length"),
-        LENGTHS[0],
-        Key("{arch}.attention.value_length", "head_dim"),
+        early(LENGTHS[0]),
+        optional_key("attention.value_length", "head_dim"),
     ),
     late_keys=(
         VOCAB_SIZE,
         Key("{arch}.attention.head_count_kv", _kv_heads),
-        Key("{arch}.ssm.conv_kernel", "linear_attn_config.short_conv_kernel_size"),
-        Key("{arch}.kda.head_dim", "linear_attn_config.head_dim"),
+        *DELTA_KEYS,
         *(key for key in DEEPSEEK_V2.late_keys if key.name.endswith("_lora_rank")),
         Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
+        LENGTHS[0],
         *(key for key in DEEPSEEK_V2.late_keys if key.name.endswith("_mla")),
         EXPERT_FFN,
         Key("{arch}.expert_shared_count", "num_shared_experts"),
         LEADING_DENSE,
         WEIGHTS_SCALE,
     ),
-    expects=(RMS_NORM, SILU, Expect("linear_attn_config", required=True)),
+    expects=(
+        RMS_NORM,
+        SILU,
+        Expect("linear_attn_config", required=True),
+        Expect("moe_layer_freq", (1,)),
+        Expect("num_expert_group", (1,)),
+        Expect("moe_renormalize", (True,)),
+        Expect("tie_word_embeddings", (False,)),
+    ),
     dims={
         **DEEPSEEK_V2.dims,
         "used": lambda c: c.get("num_experts_per_token"),
         "shared_ffn": lambda c: c.get("num_shared_experts") * c.get("moe_intermediate_size"),
-        "kernel": lambda c: c.get("linear_attn_config.short_conv_kernel_size"),
-        "d_heads": lambda c: c.get("linear_attn_config.num_heads"),
-        "d_head": lambda c: c.get("linear_attn_config.head_dim"),
-        "delta": lambda c: c.get("linear_attn_config.num_heads")
-        * c.get("linear_attn_config.head_dim"),
+        **DELTA_DIMS,
     },
     maps=(
         *EMBEDDINGS,
         *NORMS,
-        *(replace(m, layers=m.layers or "latent attention") for m in LATENT),
-        *_delta("q_proj", "attn_q", ("delta", "hidden")),
-        *_delta("k_proj", "attn_k", ("delta", "hidden")),
-        *_delta("v_proj", "attn_v", ("delta", "hidden")),
-        *_delta("o_proj", "attn_output", ("hidden", "delta")),
-        *map(_conv, "qkv"),
-        *_delta("f_a_proj", "ssm_f_a", ("d_head", "hidden")),
-        *_delta("f_b_proj", "ssm_f_b", ("delta", "d_head")),
-        *_delta("g_a_proj", "ssm_g_a", ("d_head", "hidden")),
-        *_delta("g_b_proj", "ssm_g_b", ("delta", "d_head")),
-        *_delta("b_proj", "ssm_beta", ("d_heads", "hidden")),
-        vector(f"{ATTN}.o_norm", "ssm_norm", "d_head", DELTA),
-        Map(f"{ATTN}.A_log", ("one", "one", "d_heads", "one"),
-            edited(whole("ssm_a"), ("minus_exp",)), DELTA),
-        Map(f"{ATTN}.dt_bias", ("delta",), whole("ssm_dt.bias"), DELTA),
+        *LATENT_MAPS,
+        *DELTA_MAPS,
+        *GATE_MAPS,
+        decay("one", "one", "d_heads", "one"),
         *gated_mlp(layers="dense MLP"),
         router(f"{MOE}.gate", "experts"),
         router_bias(f"{MOE}.gate.e_score_correction_bias", "experts"),
@@ -121,13 +168,10 @@ KIMI_LINEAR = Architecture(
     ),
     layers={
         **DENSE_FIRST,
-        "latent attention": _is_full,
-        "one query matrix": lambda c, bid: _is_full(c, bid) and not c.find("q_lora_rank"),
-        "two": lambda c, bid: _is_full(c, bid) and bool(c.find("q_lora_rank")),
-        DELTA: lambda c, bid: not _is_full(c, bid),
+        **latent_layers(_is_full),
     },
     expert_order=GATE_DOWN_UP,
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
+    defaults={"rms_norm_eps": 1e-5},
 )  # fmt: skip
 
 FAMILY = (KIMI_LINEAR,)

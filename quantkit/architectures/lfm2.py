@@ -1,7 +1,9 @@
-"""LFM2 with experts: short convolutions in most layers. llama.cpp: `conversion/lfm2.py`."""
+"""LFM2, dense and with experts: short convolutions in most layers. llama.cpp:
+`conversion/lfm2.py`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.common import (
@@ -102,4 +104,57 @@ LFM2_MOE = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
-FAMILY = (LFM2_MOE,)
+
+def _attending(config: Config) -> list[bool]:
+    """Whether each layer attends: by its type, or by its number in an older list."""
+    types, numbers = config.find("layer_types"), config.find("full_attn_idxs")
+    if types is not None:
+        return [kind != "conv" for kind in types]
+    return [numbers is None or bid in numbers for bid in range(config.layers)]
+
+
+def _ffn(config: Config) -> int:
+    """The width of the network: two thirds of what config.json says, rounded up."""
+    n: int = config.get("block_ff_dim", "intermediate_size")
+    if not config.get("block_auto_adjust_ff_dim", kind="BOOL"):
+        return n
+    share = config.get("block_ffn_dim_multiplier", kind="FLOAT32", default=1.0)
+    multiple: int = config.get("block_multiple_of")
+    return -(-int(share * int(2 * n / 3)) // multiple) * multiple
+
+
+LFM2 = replace(
+    LFM2_MOE,
+    hf_names=("Lfm2ForCausalLM", "LFM2ForCausalLM", "Lfm2VlForConditionalGeneration"),
+    gguf_arch="lfm2",
+    late_keys=(
+        per_layer("attention.head_count_kv", "num_key_value_heads",
+                  lambda c, bid: _attending(c)[bid]),
+        VOCAB_SIZE,
+        Key("{arch}.shortconv.l_cache", "conv_L_cache"),
+        Key("{arch}.feed_forward_length", _ffn),
+    ),
+    expects=(Expect("conv_bias", (False,)),),
+    dims={
+        **DIMS,
+        "ffn": _ffn,
+        "3hidden": LFM2_MOE.dims["3hidden"],
+        "kernel": LFM2_MOE.dims["kernel"],
+    },
+    maps=tuple(
+        replace(m, layers="" if m.layers == "dense MLP" else m.layers)
+        for m in LFM2_MOE.maps if m.layers != "experts"
+    ),
+    layers={
+        "attention": lambda c, bid: _attending(c)[bid],
+        "convolution": lambda c, bid: not _attending(c)[bid],
+    },
+    renames=((r"^lfm\.", "model."),),
+    expert_order=(),
+    defaults={
+        **LFM2_MOE.defaults, "conv_L_cache": 3, "block_auto_adjust_ff_dim": True,
+        "block_multiple_of": 256,
+    },
+)  # fmt: skip
+
+FAMILY = (LFM2, LFM2_MOE)

@@ -1,4 +1,5 @@
-"""Llama, Mistral and Mixtral: one GGUF architecture (`llama`), dense or with experts.
+"""Llama, Mistral and Mixtral: one GGUF architecture (`llama`), dense or with experts; Llama 4; and
+Arcee, SmolLM3, Nanbeige and Apertus, which are made of the same parts.
 
 llama.cpp: `conversion/llama.py`.
 """
@@ -11,11 +12,9 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     GATE_DOWN_UP,
     NORMS,
-    OTHER_MODES,
     ROPE_DIMENSION,
     SILU,
     TEXT_KEYS,
@@ -26,10 +25,14 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    plain_mlp,
+    qk_norms,
+    rope_of,
     router,
     transposed_experts,
+    with_head_dim,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
 from quantkit.errors import ConfigError
 
 OLD = f"{L}.block_sparse_moe"
@@ -51,7 +54,7 @@ def rope_freqs(config: Config) -> Any:
     """
     import numpy as np
 
-    rope = config.rope
+    rope = rope_of(config)
     if str(rope.get("rope_type")).lower() != "llama3":
         return None
     f32, one = np.float32, np.float32(1)
@@ -73,21 +76,109 @@ def rope_freqs(config: Config) -> Any:
 ATTENTION = (*EMBEDDINGS, *NORMS, *attention(rotated=True, bias=None, out_bias=None))
 
 LLAMA = Architecture(
-    hf_names=("LlamaForCausalLM", "MistralForCausalLM"),
+    # the text parts of SmolVLM, Pixtral, LLaVA and Voxtral too
+    hf_names=(
+        "LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "IQuestCoderForCausalLM",
+        "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration",
+        "LlavaForConditionalGeneration", "VoxtralForConditionalGeneration",
+    ),
     gguf_arch="llama",
-    keys=TEXT_KEYS,
+    keys=with_head_dim(TEXT_KEYS, "llama", "mistral"),
     late_keys=(VOCAB_SIZE, ROPE_DIMENSION),
     expects=(SILU,),
     dims={**DIMS, "head": rotated_head},
     maps=(*ATTENTION, *gated_mlp(bias=None)),
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+    renames=((r"text_model\.", ""),),
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "num_attention_heads": 32},
     computed={"rope_freqs.weight": rope_freqs},
     fuses=("qkv",),
+)  # fmt: skip
+
+ARCEE = replace(
+    LLAMA,
+    hf_names=("ArceeForCausalLM",),
+    gguf_arch="arcee",
+    keys=with_head_dim(TEXT_KEYS),
+    expects=(Expect("hidden_act", ("relu2",)),),
+    maps=(*ATTENTION, *plain_mlp()),
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
 )
+
+
+def _rotating(config: Config) -> int:
+    """llama.cpp rotates in all but every fourth layer. Raises ConfigError if the model does not."""
+    found = config.find("no_rope_layers")
+    if found is not None and found != [int((bid + 1) % 4 != 0) for bid in range(config.layers)]:
+        raise ConfigError(f"{config.where}: 'no_rope_layers' must be 0 in every fourth layer only")
+    return config.head_dim
+
+
+SMOLLM3 = replace(
+    LLAMA,
+    hf_names=("SmolLM3ForCausalLM",),
+    gguf_arch="smollm3",
+    keys=TEXT_KEYS,
+    late_keys=(VOCAB_SIZE, replace(ROPE_DIMENSION, config=_rotating)),
+    expects=(SILU, Expect("no_rope_layer_interval", (4,)), Expect("mlp_bias", (False,))),
+    maps=(*ATTENTION, *gated_mlp()),
+    defaults={"rope_theta": 2e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+)
+
+# the layers are run through several times
+NANBEIGE = replace(
+    LLAMA,
+    hf_names=("NanbeigeForCausalLM",),
+    gguf_arch="nanbeige",
+    keys=TEXT_KEYS,
+    late_keys=(
+        *LLAMA.late_keys,
+        Key("{arch}.num_loops", lambda c: c.get("num_loops", default=1) or 1),
+        Key("{arch}.skip_loop_final_norm", "skip_loop_final_norm", "BOOL", default=False),
+    ),
+    maps=(*EMBEDDINGS, *NORMS, *attention(rotated=True), *gated_mlp()),
+    renames=(),
+    fuses=(),
+)
+
+ACTIVATION = f"{L}.mlp.act_fn"
+
+# the numbers of the activation function are keys
+APERTUS = replace(
+    LLAMA,
+    hf_names=("ApertusForCausalLM",),
+    gguf_arch="apertus",
+    keys=TEXT_KEYS,
+    first_keys=tuple(
+        Key(f"xielu.{name}", f"xielu_{name}", "FLOAT32")
+        for name in ("alpha_n", "alpha_p", "beta", "eps")
+    ),
+    expects=(
+        Expect("hidden_act", ("xielu",)), Expect("qk_norm", (True,)), Expect("post_norm", (False,)),
+    ),
+    maps=(
+        *EMBEDDINGS,
+        vector(f"{L}.attention_layernorm", "attn_norm"),
+        vector(f"{L}.feedforward_layernorm", "ffn_norm"),
+        *attention(bias=None, out_bias=None),
+        *qk_norms(),
+        *plain_mlp(bias=None),
+    ),
+    scalars={
+        f"xielu_{name}": f"{ACTIVATION}.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")
+    },
+    defaults={
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 12e6, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        },
+    },
+)  # fmt: skip
 
 MIXTRAL = replace(
     LLAMA,
     hf_names=("MixtralForCausalLM",),
+    keys=TEXT_KEYS,
     dims={**LLAMA.dims, **expert_dims("intermediate_size")},
     maps=(
         *ATTENTION,
@@ -105,8 +196,15 @@ FF = f"{L}.feed_forward"
 
 
 def _sparse(config: Config, bid: int) -> bool:
-    """Every `interleave_moe_layer_step`th layer of Llama 4 has experts."""
-    return bool((bid + 1) % config.get("interleave_moe_layer_step") == 0)
+    """Every `interleave_moe_layer_step`th layer of Llama 4 has experts; none, if it is zero."""
+    step = config.get("interleave_moe_layer_step")
+    return bool(step and (bid + 1) % step == 0)
+
+
+def _no_window(config: Config) -> int | None:
+    """No layer has a chunked window, where `layer_types` says so."""
+    types = config.find("layer_types")
+    return 0 if types is not None and {*types} == {"full_attention"} else None
 
 
 LLAMA4 = replace(
@@ -122,6 +220,7 @@ LLAMA4 = replace(
         ROPE_DIMENSION,
         Key("{arch}.interleave_moe_layer_step", "interleave_moe_layer_step"),
         Key("{arch}.expert_feed_forward_length", "intermediate_size"),
+        Key("{arch}.attention.sliding_window", _no_window),
     ),
     dims={
         **DIMS,
@@ -138,8 +237,7 @@ LLAMA4 = replace(
         *gated_mlp(f"{FF}.shared_expert", "_shexp", "expert_ffn", "experts"),
     ),
     layers={"experts": _sparse, "dense MLP": lambda c, bid: not _sparse(c, bid)},
-    drops=(*DROPS, *OTHER_MODES),
     defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
 )
 
-FAMILY = (LLAMA, MIXTRAL, LLAMA4)
+FAMILY = (LLAMA, MIXTRAL, LLAMA4, ARCEE, SMOLLM3, NANBEIGE, APERTUS)

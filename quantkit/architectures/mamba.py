@@ -58,6 +58,6 @@ def per_layer(key: str, name: str, where: Callable[[Config, int], bool]) -> Key:
 
     def read(config: Config) -> list[int]:
         n = config.get(name)
-        return [n if where(config, bid) else 0 for bid in range(config.layers)]
+        return [n if where(config, bid) else 0 for bid in range(config.blocks)]
 
     return Key("{arch}." + key, read)

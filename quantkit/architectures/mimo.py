@@ -1,5 +1,5 @@
-"""MiMo-V2-Flash: values narrower than keys, sinks in layers with a sliding window, three layers
-that predict further tokens. llama.cpp: `conversion/mimo.py`."""
+"""MiMo-V2-Flash, V2.5 and V2.6: values narrower than keys, sinks in layers with a sliding window,
+three layers that predict further tokens. llama.cpp: `conversion/mimo.py`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
+from quantkit.architectures.mtp_head import in_mtp_head
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -62,6 +63,10 @@ def _has_sinks(config: Config, bid: int) -> bool:
     return found
 
 
+def _is_fused(config: Config, bid: int) -> bool:
+    return bool(config.find("attention_projection_layout") == "fused_qkv")
+
+
 def _same(ours: str, theirs: str) -> Key:
     """No key: llama.cpp has one value for both kinds of layers."""
 
@@ -73,15 +78,22 @@ def _same(ours: str, theirs: str) -> Key:
 
 
 _ATTENTION = (
-    *linear(f"{A}.q_proj", ("q", "hidden"), "attn_q", bias=False),
-    *linear(f"{A}.k_proj", ("kv", "hidden"), "attn_k", bias=False),
-    *linear(f"{A}.v_proj", ("values", "hidden"), "attn_v", bias=False),
+    Map(
+        f"{A}.qkv_proj.weight",
+        ("qkv", "hidden"),
+        whole("attn_qkv.weight"),
+        "one projection",
+        by_rank=("q", "kv", "values"),
+    ),
+    *linear(f"{A}.q_proj", ("q", "hidden"), "attn_q", layers="three projections", bias=False),
+    *linear(f"{A}.k_proj", ("kv", "hidden"), "attn_k", layers="three projections", bias=False),
+    *linear(f"{A}.v_proj", ("values", "hidden"), "attn_v", layers="three projections", bias=False),
     *linear(f"{A}.o_proj", ("hidden", "heads_values"), "attn_output", bias=False),
     Map(f"{A}.attention_sink_bias", ("heads",), whole("attn_sinks.weight"), "sinks"),
 )
 
 MIMO_V2 = Architecture(
-    hf_names=("MiMoV2FlashForCausalLM",),
+    hf_names=("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"),
     gguf_arch="mimo2",
     keys=TEXT_KEYS,
     late_keys=(
@@ -105,6 +117,10 @@ MIMO_V2 = Architecture(
         **expert_dims(),
         "kv": lambda c: [n * c.head_dim for n in _kv_heads(c)],
         "values": lambda c: [n * c.get("v_head_dim") for n in _kv_heads(c)],
+        "qkv": lambda c: [
+            c.get("num_attention_heads") * c.head_dim + n * (c.head_dim + c.get("v_head_dim"))
+            for n in _kv_heads(c)
+        ],
         "heads_values": lambda c: c.get("num_attention_heads") * c.get("v_head_dim"),
     },
     maps=(
@@ -115,11 +131,8 @@ MIMO_V2 = Architecture(
         router(layers="experts"),
         router_bias(layers="experts"),
         *experts(layers="experts"),
-        *(
-            Map(m.source.replace(L, P), m.shape, m.rows, m.layers)
-            for m in (NORMS[0], *_ATTENTION, *gated_mlp())
-        ),
-        vector(f"{P}.pre_mlp_layernorm", "ffn_norm"),
+        *in_mtp_head(*NORMS, *_ATTENTION, *gated_mlp(), base=P),
+        vector(f"{P}.pre_mlp_layernorm", "ffn_norm"),  # as another release spells it
         Map(f"{P}.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight")),
         vector(f"{P}.enorm", "nextn.enorm"),
         vector(f"{P}.hnorm", "nextn.hnorm"),
@@ -129,6 +142,8 @@ MIMO_V2 = Architecture(
         "experts": _sparse,
         "dense MLP": lambda c, bid: not _sparse(c, bid),
         "sinks": _has_sinks,
+        "one projection": _is_fused,
+        "three projections": lambda c, bid: not _is_fused(c, bid),
     },
     expert_order=GATE_UP_DOWN,
     defaults={"layernorm_epsilon": 1e-5},

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
     EXPERT_FFN,
+    MTP_LAYERS,
+    NEXTN_KEY_IF_ANY,
     SHARED_COUNT,
     TEXT_KEYS,
     VOCAB_SIZE,
@@ -18,9 +21,12 @@ from quantkit.architectures.common import (
     WEIGHTS_SCALE,
     attention,
     expert_dims,
+    nextn_layers,
     no_key,
+    optional_key,
     router,
     router_bias,
+    text_keys,
 )
 from quantkit.architectures.mamba import mamba2, mamba2_dims, per_layer, ssm_keys
 from quantkit.architectures.rules import (
@@ -36,16 +42,20 @@ from quantkit.architectures.rules import (
 )
 from quantkit.errors import ConfigError
 
-L = "backbone.layers.{bid}"
-M = f"{L}.mixer"
+_KINDS = {
+    "M": "Mamba", "mamba": "Mamba", "linear_attention": "Mamba", "*": "attention",
+    "attention": "attention", "full_attention": "attention", "-": "MLP", "mlp": "MLP",
+    "E": "experts", "moe": "experts",
+}  # fmt: skip
 
-_KINDS = {"M": "Mamba", "mamba": "Mamba", "*": "attention", "attention": "attention",
-          "-": "MLP", "mlp": "MLP", "E": "experts", "moe": "experts"}  # fmt: skip
+
+def _pattern(config: Config) -> Any:
+    return config.find("hybrid_override_pattern") or config.find("layers_block_type") or ()
 
 
 def _kind(config: Config, bid: int) -> str:
     """What layer `bid` is."""
-    pattern = config.find("hybrid_override_pattern") or config.find("layers_block_type") or ()
+    pattern = _pattern(config)
     if len(pattern) != config.layers or pattern[bid] not in _KINDS:
         raise ConfigError(
             f"{config.where}: 'hybrid_override_pattern' names no kind for layer {bid} of "
@@ -55,7 +65,14 @@ def _kind(config: Config, bid: int) -> str:
 
 
 def _is(kind: str) -> Callable[[Config, int], bool]:
-    return lambda config, bid: _kind(config, bid) == kind
+    """Whether a layer is of a kind. The block that predicts further tokens is of two."""
+
+    def test(config: Config, bid: int) -> bool:
+        if bid >= config.layers:
+            return kind in ("attention", "experts")
+        return _kind(config, bid) == kind
+
+    return test
 
 
 _SIZES = ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel")
@@ -77,15 +94,53 @@ def _experts_of(config: Config) -> Architecture | None:
     return NEMOTRON_H_MOE if config.find("num_experts_per_tok") else None
 
 
-_SHARED = (
-    Map("backbone.embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
-    vector("backbone.norm_f", "output_norm"),
-    Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
-    vector(f"{L}.norm", "attn_norm"),
-    *attention(M, rotated=True, layers="attention"),
-    *mamba2(M, "Mamba"),
-)  # fmt: skip
+# releases call the trunk one or the other
+TRUNKS = ("backbone", "model")
 
+
+def _trunk(trunk: str) -> tuple[Map, ...]:
+    layer = f"{trunk}.layers.{{bid}}"
+    return (
+        Map(f"{trunk}.embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
+        vector(f"{trunk}.norm_f", "output_norm"),
+        vector(f"{layer}.norm", "attn_norm"),
+        *attention(f"{layer}.mixer", rotated=True, layers="attention"),
+        *mamba2(f"{layer}.mixer", "Mamba"),
+    )
+
+
+def _mlp(base: str) -> tuple[Map, ...]:
+    return (
+        *linear(f"{base}.up_proj", ("ffn", "hidden"), "ffn_up", layers="MLP", bias=False),
+        *linear(f"{base}.down_proj", ("hidden", "ffn"), "ffn_down", layers="MLP", bias=False),
+    )
+
+
+def _sparse(base: str, layers: str = "experts", latent: str = "latent experts") -> tuple[Map, ...]:
+    """Experts of two matrices; between two more, if they work in a narrower space."""
+    x = f"{base}.experts"
+    up, down = f"{x}.{{xid}}.up_proj.weight", f"{x}.{{xid}}.down_proj.weight"
+    return (
+        router(f"{base}.gate", layers),
+        router_bias(f"{base}.gate.e_score_correction_bias", layers),
+        *linear(f"{base}.fc1_latent_proj", ("latent", "hidden"), "ffn_latent_down", layers=latent,
+                bias=False),
+        *linear(f"{base}.fc2_latent_proj", ("hidden", "latent"), "ffn_latent_up", layers=latent,
+                bias=False),
+        Map(up, ("expert_ffn", "latent"), stack("ffn_up_exps.weight"), layers),
+        Map(down, ("latent", "expert_ffn"), stack("ffn_down_exps.weight"), layers),
+        Map(f"{x}.up_proj", ("experts", "expert_ffn", "latent"), whole("ffn_up_exps.weight"),
+            layers, like=up),
+        Map(f"{x}.down_proj", ("experts", "latent", "expert_ffn"), whole("ffn_down_exps.weight"),
+            layers, like=down),
+        *linear(f"{base}.shared_experts.up_proj", ("shared_ffn", "hidden"), "ffn_up_shexp",
+                layers=layers, bias=False),
+        *linear(f"{base}.shared_experts.down_proj", ("hidden", "shared_ffn"), "ffn_down_shexp",
+                layers=layers, bias=False),
+    )  # fmt: skip
+
+
+_HEAD = Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight"))
 
 NEMOTRON_H = Architecture(
     hf_names=("NemotronHForCausalLM",),
@@ -101,19 +156,36 @@ NEMOTRON_H = Architecture(
         Expect("use_bias", (False,)),
         Expect("mlp_bias", (False,)),
         Expect("mamba_proj_bias", (False,)),
-        Expect("moe_latent_size", (None,)),
     ),
+    # newer configs only list the layers
+    aliases={
+        "num_hidden_layers": lambda c: len(c.find("layers_block_type") or ()) or None,
+        "head_dim": lambda c: c.get("head_dim", "attention_head_dim", default=None),
+    },
     dims={
         **DIMS,
         **mamba2_dims(*_SIZES),
     },
-    maps=(
-        *_SHARED,
-        *linear(f"{M}.up_proj", ("ffn", "hidden"), "ffn_up", layers="MLP", bias=False),
-        *linear(f"{M}.down_proj", ("hidden", "ffn"), "ffn_down", layers="MLP", bias=False),
-    ),
+    maps=(_HEAD, *(m for t in TRUNKS for m in (*_trunk(t), *_mlp(f"{t}.layers.{{bid}}.mixer")))),
     layers={kind: _is(kind) for kind in ("Mamba", "attention", "MLP", "experts")},
     variant=_experts_of,
+)
+
+
+# the head that predicts further tokens: attention and experts, two layers that become one block
+_P = "mtp.layers"
+_PREDICTING = (
+    Map(f"{_P}.0.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
+    vector(f"{_P}.0.enorm", "nextn.enorm", layers="mtp"),
+    vector(f"{_P}.0.hnorm", "nextn.hnorm", layers="mtp"),
+    vector(f"{_P}.0.norm", "attn_norm", layers="mtp"),
+    *attention(f"{_P}.0.mixer", rotated=True, layers="mtp"),
+    vector(f"{_P}.1.norm", "post_attention_norm", layers="mtp"),
+    *(
+        replace(m, optional="latent_proj" in m.source)
+        for m in _sparse(f"{_P}.1.mixer", "mtp", "mtp")
+    ),
+    vector(f"{_P}.1.final_layernorm", "nextn.shared_head_norm", layers="mtp"),
 )
 
 NEMOTRON_H_MOE = replace(
@@ -122,37 +194,82 @@ NEMOTRON_H_MOE = replace(
     late_keys=(
         *NEMOTRON_H_KEYS,
         per_layer("feed_forward_length", "moe_intermediate_size", _is("experts")),
+        *text_keys("expert_used_count"),
         EXPERT_FFN,
         Key("{arch}.expert_shared_feed_forward_length", "moe_shared_expert_intermediate_size"),
+        *text_keys("expert_count"),
         SHARED_COUNT,
         WEIGHTS_NORM,
         WEIGHTS_SCALE,
+        Key("{arch}.expert_group_count", "n_group"),
+        optional_key("moe_latent_size", "moe_latent_size"),
+        NEXTN_KEY_IF_ANY,
     ),
+    expects=(*NEMOTRON_H.expects, Expect("num_nextn_predict_layers", (0, 1))),
     dims={
         **NEMOTRON_H.dims,
         **expert_dims(),
         "shared_ffn": lambda c: c.get("moe_shared_expert_intermediate_size"),
+        "latent": lambda c: c.get("moe_latent_size", "hidden_size"),
     },
     maps=(
-        *_SHARED,
-        router(f"{M}.gate", "experts"),
-        router_bias(f"{M}.gate.e_score_correction_bias", "experts"),
-        Map(f"{M}.experts.{{xid}}.up_proj.weight", ("expert_ffn", "hidden"),
-            stack("ffn_up_exps.weight"), "experts"),
-        Map(f"{M}.experts.{{xid}}.down_proj.weight", ("hidden", "expert_ffn"),
-            stack("ffn_down_exps.weight"), "experts"),
-        Map(f"{M}.experts.up_proj", ("experts", "expert_ffn", "hidden"),
-            whole("ffn_up_exps.weight"), "experts", like=f"{M}.experts.{{xid}}.up_proj.weight"),
-        Map(f"{M}.experts.down_proj", ("experts", "hidden", "expert_ffn"),
-            whole("ffn_down_exps.weight"), "experts",
-            like=f"{M}.experts.{{xid}}.down_proj.weight"),
-        *linear(f"{M}.shared_experts.up_proj", ("shared_ffn", "hidden"), "ffn_up_shexp",
-                layers="experts", bias=False),
-        *linear(f"{M}.shared_experts.down_proj", ("hidden", "shared_ffn"), "ffn_down_shexp",
-                layers="experts", bias=False),
+        _HEAD,
+        *(m for t in TRUNKS for m in (*_trunk(t), *_sparse(f"{t}.layers.{{bid}}.mixer"))),
+        *_PREDICTING,
     ),
+    layers={
+        **NEMOTRON_H.layers,
+        **MTP_LAYERS,
+        "latent experts": lambda c, bid: (
+            bool(c.find("moe_latent_size")) and _is("experts")(c, bid)
+        ),
+    },
     expert_order=("ffn_down_exps", "ffn_up_exps"),
     variant=lambda config: None,
+    mtp=nextn_layers,
+    keeps_mtp=True,
+    rounds_ahead=frozenset({"ffn_gate_inp"}),
 )  # fmt: skip
 
-FAMILY = (NEMOTRON_H,)
+
+def _of_blocks(name: str) -> Callable[[Config], list[int]]:
+    """A value that Puzzle keeps for each layer, zero where there is none."""
+    return lambda c: [block.get(name) or 0 for block in c.find("block_configs")]
+
+
+def _puzzle_keys() -> tuple[Key, ...]:
+    read = {
+        "{arch}.feed_forward_length": _of_blocks("moe_intermediate_size"),
+        "{arch}.expert_feed_forward_length": _of_blocks("moe_intermediate_size"),
+        "{arch}.expert_used_count": _of_blocks("num_experts_per_tok"),
+    }
+    names = ("feed_forward_length", "expert_feed_forward_length", "expert_used_count")
+    first = tuple(Key("{arch}." + name, read["{arch}." + name]) for name in names)
+    rest = (k for k in NEMOTRON_H_MOE.late_keys[len(NEMOTRON_H_KEYS) :] if k.name not in read)
+    return (*NEMOTRON_H_KEYS, *first, *rest)
+
+
+# layers of different widths, and that use different numbers of experts
+NEMOTRON_H_PUZZLE = replace(
+    NEMOTRON_H_MOE,
+    hf_names=("NemotronHPuzzleForCausalLM",),
+    keys=no_key(NEMOTRON_H_MOE.keys, ".expert_used_count"),
+    late_keys=_puzzle_keys(),
+    expects=(*NEMOTRON_H.expects, Expect("block_configs", required=True)),
+    aliases={
+        **NEMOTRON_H.aliases,
+        "layers_block_type": lambda c: [b.get("block_type") for b in c.find("block_configs") or ()],
+        "num_hidden_layers": lambda c: len(c.find("block_configs") or ()),
+    },
+    dims={
+        **NEMOTRON_H_MOE.dims,
+        "used": lambda c: max(_of_blocks("num_experts_per_tok")(c)),
+        "expert_ffn": _of_blocks("moe_intermediate_size"),
+        "2expert_ffn": lambda c: [2 * n for n in _of_blocks("moe_intermediate_size")(c)],
+    },
+    maps=NEMOTRON_H_MOE.maps[: -len(_PREDICTING)],
+    drops=(*NEMOTRON_H.drops, r"mtp\..*"),  # llama.cpp does not run it
+    mtp=lambda c: 0,
+)
+
+FAMILY = (NEMOTRON_H, NEMOTRON_H_PUZZLE)

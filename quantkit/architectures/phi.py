@@ -1,11 +1,10 @@
-"""Phi-3, and Phi-3.5-MoE with its layer norms with biases. llama.cpp: `conversion/phi.py`."""
+"""Phi-2, Phi-3, and Phi-3.5-MoE with its layer norms with biases. llama.cpp:
+`conversion/phi.py`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
@@ -20,11 +19,14 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     kv_heads,
+    layer_norm,
+    plain_mlp,
+    rope_factors,
     rope_of,
     router,
     text_keys,
 )
-from quantkit.architectures.rules import Architecture, Config, Key, Map, linear, whole
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, linear, whole
 from quantkit.errors import ConfigError
 
 OLD = f"{L}.block_sparse_moe"
@@ -40,22 +42,6 @@ def _rotated(config: Config) -> int:
     """Channels of a head that are rotated."""
     share = config.rope.get("partial_rotary_factor", 1.0)
     return int(share * config.get("hidden_size")) // int(config.get("num_attention_heads"))
-
-
-def _factors(name: str) -> Callable[[Config], Any]:
-    """`short_factor` or `long_factor` of the rotary settings, float32 `[head_dim / 2]`."""
-
-    def read(config: Config) -> Any:
-        import numpy as np
-
-        values = config.rope.get(name)
-        if values is None:
-            return None
-        if not isinstance(values, list) or len(values) != _rotated(config) // 2:
-            raise ConfigError(f"{config.where}: '{name}' must hold {_rotated(config) // 2} numbers")
-        return np.array(values, np.float32)
-
-    return read
 
 
 def attn_factor(config: Config) -> float | None:
@@ -78,12 +64,39 @@ _AFTER_LENGTH = (
 )  # fmt: skip
 
 
-def _norm(source: str, role: str) -> tuple[Map, ...]:
-    return (
-        Map(f"{source}.weight", ("hidden",), whole(f"{role}.weight")),
-        Map(f"{source}.bias", ("hidden",), whole(f"{role}.bias")),
-    )
+def _half_rotated(config: Config) -> int:
+    share = config.rope.get("partial_rotary_factor", 0.5)
+    return int(share * config.get("hidden_size")) // int(config.get("num_attention_heads"))
 
+
+PHI2 = Architecture(
+    hf_names=("PhiForCausalLM",),
+    gguf_arch="phi2",
+    keys=(
+        *text_keys("context_length", "embedding_length"),
+        Key("{arch}.feed_forward_length", lambda c: 4 * c.get("hidden_size")),
+        *text_keys("block_count", "head_count"),
+        Key("{arch}.attention.head_count_kv", "num_attention_heads"),
+        Key("{arch}.attention.layer_norm_epsilon", ("layer_norm_epsilon", "layer_norm_eps"),
+            "FLOAT32"),
+        Key("{arch}.rope.dimension_count", _half_rotated),
+    ),
+    late_keys=(Key("tokenizer.ggml.add_bos_token", lambda c: False, "BOOL"),),
+    expects=(
+        Expect("hidden_act", ("gelu_new",)), Expect("qk_layernorm", (False,)),
+    ),
+    dims=DIMS,
+    maps=(
+        EMBEDDINGS[0],
+        *layer_norm("model.final_layernorm", "output_norm"),
+        *linear("lm_head", ("vocab", "hidden"), "output", bias=True),
+        *layer_norm(f"{L}.input_layernorm", "attn_norm"),
+        *attention(bias=True, out_bias=True, out="dense"),
+        *plain_mlp(names=("fc1", "fc2"), bias=True),
+    ),
+    defaults={"layer_norm_eps": 1e-5},
+    fuses=("qkv",),
+)  # fmt: skip
 
 PHIMOE = Architecture(
     hf_names=("PhiMoEForCausalLM", "PhimoeForCausalLM"),
@@ -103,10 +116,10 @@ PHIMOE = Architecture(
     dims={**DIMS, **expert_dims("intermediate_size")},
     maps=(
         *EMBEDDINGS[:1],
-        *_norm("model.norm", "output_norm"),
+        *layer_norm("model.norm", "output_norm"),
         *linear("lm_head", ("vocab", "hidden"), "output"),
-        *_norm(f"{L}.input_layernorm", "attn_norm"),
-        *_norm(f"{L}.post_attention_layernorm", "ffn_norm"),
+        *layer_norm(f"{L}.input_layernorm", "attn_norm"),
+        *layer_norm(f"{L}.post_attention_layernorm", "ffn_norm"),
         *attention(bias=None, out_bias=None),
         router(f"{OLD}.gate"),
         router(f"{L}.mlp.router", like=f"{OLD}.gate.weight"),
@@ -115,8 +128,8 @@ PHIMOE = Architecture(
     expert_order=GATE_DOWN_UP,
     defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     computed={
-        "rope_factors_long.weight": _factors("long_factor"),
-        "rope_factors_short.weight": _factors("short_factor"),
+        "rope_factors_long.weight": lambda c: rope_factors(c, "long_factor", _rotated(c)),
+        "rope_factors_short.weight": lambda c: rope_factors(c, "short_factor", _rotated(c)),
     },
     fuses=("qkv",),
 )
@@ -144,4 +157,4 @@ PHI3 = replace(
     fuses=(),
 )
 
-FAMILY = (PHI3, PHIMOE)
+FAMILY = (PHI2, PHI3, PHIMOE)

@@ -1,11 +1,13 @@
-"""Qwen2 and Qwen3, dense and with experts, and the text part of Qwen3-VL; RND1, LLaDA-MoE and
-GroveMoE, which are made of the same parts.
+"""Qwen2 and Qwen3, dense and with experts, and the text parts of their -VL and -Omni; RND1,
+LLaDA-MoE and GroveMoE, which are made of the same parts.
 
-llama.cpp: `conversion/qwen.py`, `conversion/qwen3vl.py`, `conversion/llada.py`.
+llama.cpp: `conversion/qwen.py`, `conversion/qwenvl.py`, `conversion/qwen3vl.py`,
+`conversion/llada.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from quantkit.architectures.common import (
@@ -17,7 +19,6 @@ from quantkit.architectures.common import (
     NORMALIZED,
     NORMS,
     NOT_NORMALIZED,
-    OTHER_MODES,
     RMS_NORM,
     SILU,
     TEXT_KEYS,
@@ -26,11 +27,21 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    optional_key,
     qk_norms,
     router,
     transposed_experts,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, stack, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    Shape,
+    stack,
+    whole,
+)
 
 # llama.cpp runs these with experts in every layer, or in none
 ALL_SPARSE = (Expect("mlp_only_layers", ([],)), Expect("decoder_sparse_step", (1,)))
@@ -43,7 +54,12 @@ SHARED_EXPERT = (
 SHARED_FFN = Key("{arch}.expert_shared_feed_forward_length", "shared_expert_intermediate_size")
 
 QWEN2 = Architecture(
-    hf_names=("Qwen2ForCausalLM",),
+    # the text parts of dots.ocr and Audio Flamingo 3, too
+    hf_names=(
+        "Qwen2ForCausalLM",
+        "DotsOCRForCausalLM",
+        "AudioFlamingo3ForConditionalGeneration",
+    ),
     gguf_arch="qwen2",
     keys=TEXT_KEYS,
     late_keys=(),
@@ -54,12 +70,32 @@ QWEN2 = Architecture(
     fuses=("qkv",),
 )
 
+# the text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni
+QWEN2_VL = replace(
+    QWEN2,
+    hf_names=(
+        "Qwen2VLForConditionalGeneration", "Qwen2VLModel", "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration",
+    ),
+    gguf_arch="qwen2vl",
+    renames=(("^thinker\\.", ""),),
+    defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+)  # fmt: skip
+
 QWEN3 = replace(
     QWEN2,
     hf_names=("Qwen3ForCausalLM",),
     gguf_arch="qwen3",
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), *gated_mlp()),
     defaults={**QWEN2.defaults, "head_dim": 128},
+)
+
+MAINCODER = replace(
+    QWEN3,
+    hf_names=("MaincoderForCausalLM",),
+    gguf_arch="maincoder",
+    late_keys=(Key("{arch}.rope.dimension_count", "head_dim", default=None),),
+    defaults={},
 )
 
 QWEN2_MOE = replace(
@@ -106,9 +142,25 @@ QWEN3_VL = replace(
     hf_names=("Qwen3VLForConditionalGeneration",),
     gguf_arch="qwen3vl",
     late_keys=(DEEPSTACK,),
-    drops=(*DROPS, *OTHER_MODES),
     defaults={**QWEN3.defaults, "rope_theta": 500000.0},
 )
+
+
+def _turned(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
+    """Newer releases of transformers keep the matrices of experts as `[out, in]`."""
+    hidden, ffn = config.get("hidden_size"), config.get("moe_intermediate_size")
+    as_linear = {"gate_up_proj": (2 * ffn, hidden), "down_proj": (hidden, ffn)}
+    found = {
+        part: shape[1:]
+        for name, shape in shapes.items()
+        if (part := name.rpartition(".")[2]) in as_linear and ".mlp.experts." in name
+    }
+    if not found or any(found[part] != as_linear[part] for part in found):
+        return None
+    base = f"{L}.mlp.experts"
+    maps = (m for m in QWEN3_VL_MOE.maps if not m.source.startswith(base))
+    return replace(QWEN3_VL_MOE, maps=(*maps, *experts(like=False)))
+
 
 QWEN3_VL_MOE = replace(
     QWEN3_MOE,
@@ -118,9 +170,18 @@ QWEN3_VL_MOE = replace(
     maps=(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
     ),
-    drops=(*DROPS, *OTHER_MODES),
+    respelled=_turned,
     defaults=QWEN3_VL.defaults,
 )  # fmt: skip
+
+# the part of Qwen3-Omni that thinks; its names lie below `thinker.`
+QWEN3_OMNI = replace(
+    QWEN3_VL_MOE,
+    hf_names=("Qwen3OmniMoeForConditionalGeneration",),
+    late_keys=(EXPERT_FFN, Key("{arch}.n_deepstack_layers", lambda c: 0)),
+    maps=QWEN3_MOE.maps,
+    renames=((r"^thinker\.", ""),),
+)
 
 RND1 = replace(
     QWEN3_MOE,
@@ -138,7 +199,7 @@ LLADA_MOE = replace(
     hf_names=("LLaDAMoEModelLM", "LLaDAMoEModel"),
     gguf_arch="llada-moe",
     late_keys=(
-        Key("{arch}.expert_feed_forward_length", "expert_intermediate_size"),
+        optional_key("expert_feed_forward_length", "expert_intermediate_size"),
         Key("tokenizer.ggml.mask_token_id", lambda c: 156895),
         Key("{arch}.attention.causal", lambda c: False, "BOOL"),
         Key("diffusion.shift_logits", lambda c: False, "BOOL"),
@@ -179,9 +240,10 @@ GROVE_MOE = replace(
             stack("ffn_down_chexps.weight", "chunks"), experts="chunks"),
     ),
     expert_order=(*DOWN_GATE_UP, "ffn_down_chexps", "ffn_gate_chexps", "ffn_up_chexps"),
-    drops=(*DROPS, r".*\.mlp\.gate\.expert_bias"),  # the model does not use it
+    drops=(*DROPS, r".*\.expert_bias"),  # the model does not use it
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, QWEN3, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, RND1, LLADA_MOE, GROVE_MOE,
+    QWEN2, QWEN2_VL, QWEN3, MAINCODER, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI,
+    RND1, LLADA_MOE, GROVE_MOE,
 )  # fmt: skip

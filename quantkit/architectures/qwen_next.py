@@ -12,10 +12,8 @@ from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     NORMALIZED,
-    OTHER_MODES,
     RMS_NORM,
     SILU,
     TEXT_KEYS,
@@ -29,6 +27,7 @@ from quantkit.architectures.common import (
     router,
     shifted,
 )
+from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head
 from quantkit.architectures.qwen import ALL_SPARSE, QWEN2_MOE, SHARED_EXPERT
 from quantkit.architectures.rules import (
     Architecture,
@@ -49,7 +48,7 @@ A = f"{L}.linear_attn"
 LINEAR = "linear attention"
 
 
-def _is_linear(config: Config, bid: int) -> bool:
+def is_linear(config: Config, bid: int) -> bool:
     if bid >= config.layers:
         return False
     if (types := config.values.get("layer_types")) is not None:
@@ -101,7 +100,7 @@ def _tiled_columns(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
     return (edited(rows, ("heads_across", heads, per)) if per > 1 else rows)(dims, source, xid)
 
 
-_FULL_ATTENTION = (
+FULL_ATTENTION = (
     *attention(layers="full attention")[1:],
     Map(f"{L}.self_attn.q_proj.weight", ("2q", "hidden"), whole("attn_q.weight"),
         "full attention"),  # queries and their gates
@@ -111,24 +110,16 @@ _NORMS = shifted(
     vector(f"{L}.input_layernorm", "attn_norm"),
     vector(f"{L}.post_attention_layernorm", "post_attention_norm"),
 )
-_SPARSE = (router(), *experts(like=False), *SHARED_EXPERT)
+SPARSE = (router(), *experts(like=False), *SHARED_EXPERT)
 
 
 def _predicting(*maps: Map) -> tuple[Map, ...]:
     """The rows of a layer of the head that predicts further tokens, and of what is around it."""
-    return (
-        Map("mtp.fc.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
-        *shifted(
-            vector("mtp.pre_fc_norm_embedding", "nextn.enorm", layers="mtp"),
-            vector("mtp.pre_fc_norm_hidden", "nextn.hnorm", layers="mtp"),
-            vector("mtp.norm", "nextn.shared_head_norm", layers="mtp"),
-        ),
-        *(replace(m, source=m.source.replace(L, "mtp.layers.{mid}")) for m in maps),
-    )
+    return (MTP_AROUND[0], *shifted(*MTP_AROUND[1:]), *in_mtp_head(*maps))
 
 
 def _recurrent(config: Config) -> list[bool]:
-    return [_is_linear(config, bid) for bid in range(config.blocks)]
+    return [is_linear(config, bid) for bid in range(config.blocks)]
 
 
 _SSM_KEYS = (
@@ -163,7 +154,7 @@ _LINEAR_SIZES = {
     "2q": lambda c: 2 * c.get("num_attention_heads") * c.head_dim,
 }
 
-_TRUNK = (EMBEDDINGS[0], *shifted(EMBEDDINGS[1]), EMBEDDINGS[2], *_NORMS, *_FULL_ATTENTION)
+_TRUNK = (EMBEDDINGS[0], *shifted(EMBEDDINGS[1]), EMBEDDINGS[2], *_NORMS, *FULL_ATTENTION)
 
 QWEN3_NEXT = Architecture(
     hf_names=("Qwen3NextForCausalLM",),
@@ -183,12 +174,12 @@ QWEN3_NEXT = Architecture(
         Map(f"{A}.in_proj_qkvz.weight", ("qkvz", "hidden"), _queries_to_gates, LINEAR),
         vector(f"{A}.norm", "ssm_norm", "v_head", LINEAR),
         Map(f"{A}.out_proj.weight", ("hidden", "values"), whole("ssm_out.weight"), LINEAR),
-        *_SPARSE,
-        *_predicting(*_NORMS, *_FULL_ATTENTION, *_SPARSE),
+        *SPARSE,
+        *_predicting(*_NORMS, *FULL_ATTENTION, *SPARSE),
     ),
     layers={
-        LINEAR: _is_linear,
-        "full attention": lambda c, bid: not _is_linear(c, bid),
+        LINEAR: is_linear,
+        "full attention": lambda c, bid: not is_linear(c, bid),
         "mtp": lambda c, bid: bid >= c.layers,
     },
     expert_order=QWEN2_MOE.expert_order,
@@ -199,7 +190,7 @@ QWEN3_NEXT = Architecture(
     fuses=("qkv", "gate_up_exps"),
 )  # fmt: skip
 
-_TILED = (
+TILED = (
     Map(f"{A}.A_log", ("v_heads",), edited(_tiled("ssm_a", False), ("minus_exp",)), LINEAR),
     Map(f"{A}.dt_bias", ("v_heads",), _tiled("ssm_dt.bias", False), LINEAR),
     Map(f"{A}.conv1d.weight", ("conv", "one", "kernel"),
@@ -226,9 +217,8 @@ QWEN35_MOE = replace(
     gguf_arch="qwen35moe",
     late_keys=(*QWEN3_NEXT.late_keys, _SECTIONS),
     maps=(
-        *_TRUNK, *_TILED, *_SPARSE, *_predicting(*_NORMS, *_FULL_ATTENTION, *_SPARSE),
+        *_TRUNK, *TILED, *SPARSE, *_predicting(*_NORMS, *FULL_ATTENTION, *SPARSE),
     ),
-    drops=(*DROPS, *OTHER_MODES),
 )  # fmt: skip
 
 QWEN35 = replace(
@@ -243,7 +233,7 @@ QWEN35 = replace(
         **_LINEAR_SIZES,
     },
     maps=(
-        *_TRUNK, *_TILED, *gated_mlp(), *_predicting(*_NORMS, *_FULL_ATTENTION, *gated_mlp()),
+        *_TRUNK, *TILED, *gated_mlp(), *_predicting(*_NORMS, *FULL_ATTENTION, *gated_mlp()),
     ),
     expert_order=(),
     fuses=("qkv",),

@@ -13,16 +13,57 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod
 from typing import Any
 
+from quantkit.architectures.row_maps import (
+    Dims,
+    Piece,
+    RowMap,
+    Shape,
+    edited,
+    halved,
+    halves,
+    interleaved,
+    padded,
+    parts,
+    piece,
+    rotary,
+    rotary_order,
+    stack,
+    transposed,
+    whole,
+)
 from quantkit.errors import ConfigError
-from quantkit.source.segments import Edit, Segment
+from quantkit.source.tensors import SourceTensor
+
+# the row maps are words, too: a family imports all of them from here
+__all__ = [
+    "DEFAULTS", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
+    "Map", "Piece", "RowMap", "Shape", "edited", "halved", "halves", "interleaved", "linear",
+    "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
+    "transposed", "vector",
+    "whole",
+]  # fmt: skip
 
 _REQUIRED: Any = object()
-_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38)}
+_NUMBER = re.compile(r"\{\w+\}|(?<=\.)\d+(?=\.)")
+_RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38),
+                                      "UINT64": (0, (1 << 64) - 1)}  # fmt: skip
 _KINDS: dict[str, tuple[type, ...]] = {
-    "UINT32": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,), "STRING": (str,),
+    "UINT32": (int,), "UINT64": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,),
+    "STRING": (str,), "NUMBER": (float, int),  # NUMBER: of an array that may hold infinity
+}  # fmt: skip
+
+# names of rotary settings outside their table, the first that is there counts
+_LOCAL_THETA = (
+    "local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta",
+    "rope_local_base_freq",
+)  # fmt: skip
+_ROPE_SPELLINGS = {
+    "rope_theta": ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta",
+                   "rotary_emb_base"),
+    "partial_rotary_factor": ("partial_rotary_factor", "rope_pct", "rope_percent"),
+    "original_max_position_embeddings": ("original_max_position_embeddings",),
 }  # fmt: skip
 
 
@@ -31,11 +72,14 @@ class Config:
     """config.json, read strictly: what is asked for is there and of its kind, or it is an error.
 
     `mtp` is the number of layers after the last that predict further tokens and are converted.
+    `wrapper` is the architecture of the whole, where the values are those of its text part and that
+    has a name of its own.
     """
 
     values: Mapping[str, Any]
     where: str = "config.json"
     mtp: int = 0
+    wrapper: str = ""
 
     def get(self, *names: str, kind: str = "UINT32", default: Any = _REQUIRED) -> Any:
         """The first of `names` that is there and not null; `default` if none is.
@@ -95,15 +139,18 @@ class Config:
         rope = dict(found)
         if "full_attention" in rope or "sliding_attention" in rope:
             return rope
-        for name in ("swa_rope_theta", "rope_local_base_freq", "local_rope_theta"):
-            if self.values.get(name) is not None:
-                rope["sliding_attention"] = {"rope_theta": self.values[name]}
+        if (local := self.first(_LOCAL_THETA)) is not None:
+            rope["sliding_attention"] = {"rope_theta": local}
         if "type" in rope:
             rope.setdefault("rope_type", rope["type"])
-        for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
-            if self.values.get(name) is not None:
-                rope.setdefault(name, self.values[name])
+        for name, spellings in _ROPE_SPELLINGS.items():
+            if (value := self.first(spellings)) is not None:
+                rope.setdefault(name, value)
         return rope
+
+    def first(self, names: Sequence[str]) -> Any:
+        """What stands under the first of `names` that is there and not null, or None."""
+        return next((v for n in names if (v := self.values.get(n)) is not None), None)
 
 
 @dataclass(frozen=True)
@@ -117,6 +164,7 @@ class ConversionOptions:
     fuse_qkv: bool = False
     fuse_gate_up_exps: bool = False
     fp8_as_q8: bool = False
+    mistral_format: bool = False  # params.json counts, also where there is a config.json
 
 
 DEFAULTS = ConversionOptions()
@@ -176,142 +224,7 @@ class Expect:
         )
 
 
-Dims = Mapping[str, int]
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows of a source tensor that become rows of `role`, a tensor of `shape` (NumPy order)."""
-
-    role: str
-    shape: Shape
-    rows: Segment  # its source is the tensor that was matched
-
-
-# (dims, shape of the source, expert id or 0) -> pieces; rows count over all leading axes
-RowMap = Callable[[Dims, Shape, int], Sequence[Piece]]
-
-
-def piece(
-    role: str, shape: Shape, count: int, first: int = 0, at: int = 0, **geometry: Any
-) -> Piece:
-    """`count` rows from row `at` of the source on become rows `first` ... of `role`."""
-    return Piece(role, shape, Segment("", at, first, count, **geometry))
-
-
-def _rows(shape: Shape) -> int:
-    return prod(shape[:-1]) if len(shape) > 1 else shape[0]
-
-
-def whole(role: str, *shape: str) -> RowMap:
-    """All rows as they are; of another `shape`, if dimensions are named."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        target = tuple(dims[d] for d in shape) or source
-        return (piece(role, target, _rows(source)),)
-
-    return pieces
-
-
-def stack(role: str, experts: str = "experts") -> RowMap:
-    """One expert's rows become its place in the stacked tensor of `experts`."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        n = _rows(source)
-        return (piece(role, (dims[experts], *source), n, xid * n),)
-
-    return pieces
-
-
-def halves(first: str, second: str) -> RowMap:
-    """The rows of each matrix are `first`'s, then `second`'s (a fused `gate_up_proj`)."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        n, shape = source[-2] // 2, (*source[:-2], source[-2] // 2, source[-1])
-        return [
-            piece(role, shape, n, x * n, (2 * x + half) * n)
-            for x in range(prod(source[:-2]))
-            for half, role in enumerate((first, second))
-        ]
-
-    return pieces
-
-
-def interleaved(first: str, second: str) -> RowMap:
-    """Rows take turns: one of `first`, one of `second`."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        vector = len(source) < 3
-        shape = (*source[:-1], source[-1] // 2) if vector else halved(source)
-        n = (prod(source) if vector else _rows(source)) // 2
-        return [piece(r, shape, n, at=at, step=2) for at, r in enumerate((first, second))]
-
-    return pieces
-
-
-def halved(shape: Shape) -> Shape:
-    """The shape with half the rows in each matrix."""
-    return (*shape[:-2], shape[-2] // 2, shape[-1])
-
-
-def transposed(*roles: str, interleave: bool = False) -> RowMap:
-    """The columns of each matrix are rows of `roles`: one role after another, or taking turns."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        *lead, height, width = source
-        k = len(roles)
-        n = width // k
-        return [
-            piece(role, (*lead, n, height), n, x * n, x * height, height=height,
-                  column=i if interleave else i * n, step=k if interleave else 1)
-            for x in range(prod(lead))
-            for i, role in enumerate(roles)
-        ]  # fmt: skip
-
-    return pieces
-
-
-def parts(*roles: tuple[str, str] | tuple[str, str, str]) -> RowMap:
-    """Rows of several tensors one after another: (role, rows) or, to be permuted for rotary
-    embedding, (role, rows, heads)."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        out, at = [], 0
-        for role, rows, *heads in roles:
-            n = dims[rows]
-            order = rotary_order(n // dims[heads[0]]) if heads else ()
-            out.append(piece(role, (n, *source[1:]), n, at=at, order=order))
-            at += n
-        return out
-
-    return pieces
-
-
-def rotary(role: str, heads: str) -> RowMap:
-    """Interleave the two halves of every head, from the order of transformers' rotary embedding
-    to that of the original Llama (llama.cpp `LlamaModel.permute`)."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        order = rotary_order(source[0] // dims[heads])
-        return (piece(role, source, source[0], order=order),)
-
-    return pieces
-
-
-def rotary_order(head_dim: int) -> tuple[int, ...]:
-    """The order of the rows of one head."""
-    half = head_dim // 2
-    return tuple(j * half + i for i in range(half) for j in range(2))
-
-
-def edited(rows: RowMap, *edits: Edit) -> RowMap:
-    """`rows` with their values changed by named functions of `rows.EDITS`."""
-
-    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-        return [replace(p, rows=replace(p.rows, edits=edits)) for p in rows(dims, source, xid)]
-
-    return pieces
+Integers = Callable[[SourceTensor], "list[int]"]  # the values of a small tensor
 
 
 @dataclass(frozen=True)
@@ -319,11 +232,15 @@ class Map:
     """A source tensor, by name, and what becomes of it.
 
     `source` may hold `{bid}` (the block), `{mid}` (a block that predicts further tokens, counted
-    from 0) and `{xid}` (the expert, of as many as `experts` says). `shape` names the dimensions it
-    must have. `layers` names the kind of layers that have it (`Architecture.layers`), all of them
-    if empty. `like` is the older spelling of the same tensor: llama.cpp orders tensors by name, so
-    a respelled checkpoint keeps the order of the spelling that its converter knows. `flat`: its
-    weights count as rows of one.
+    from 0) and `{xid}` (the expert, of as many as `experts` says); `{any}` is a number without a
+    meaning for the file. `shape` names the dimensions it must have. `layers` names the kind of
+    layers that have it (`Architecture.layers`), all of them if empty. `like` is the older spelling
+    of the same tensor: llama.cpp orders tensors by name, so a respelled checkpoint keeps the order
+    of the spelling that its converter knows. `flat`: its weights count as rows of one. `integers`:
+    a table of integers, kept as int32. `by_rank`: the dimensions of the matrices of which each
+    tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
+    `times`: another tensor of as many weights, whose product with this one is wanted. `beside`:
+    another matrix, whose columns follow those of this.
     """
 
     source: str
@@ -334,16 +251,20 @@ class Map:
     like: str = ""
     flat: bool = False
     experts: str = "experts"
+    integers: bool = False
+    by_rank: tuple[str, ...] = ()
+    times: str = ""
+    beside: str = ""
 
     @property
     def template(self) -> str:
         """The name with every number replaced by a star."""
-        return re.sub(r"\{\w+\}", "*", self.source)
+        return re.sub(_NUMBER, "*", self.source)
 
     @property
     def fields(self) -> list[str]:
-        """What the stars stand for, in order."""
-        return re.findall(r"\{(\w+)\}", self.source)
+        """What the stars stand for, in order: a number that is written out stands for itself."""
+        return [field.strip("{}") for field in re.findall(_NUMBER, self.source)]
 
 
 def linear(
@@ -392,14 +313,26 @@ class Architecture:
     expert_order: tuple[str, ...] = ()
     # names of source tensors that are dropped, as regular expressions
     drops: tuple[str, ...] = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
-    # our name of a config key -> the family's own; `a.b` is key b of table a
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    # our name of a config key -> the family's own (`a.b` is key b of table a), or what it follows
+    # from (None: it is as it stands)
+    aliases: Mapping[str, str | Callable[[Config], Any]] = field(default_factory=dict)
+    # parts of the names of source tensors that are read as others: (pattern, replacement)
+    renames: tuple[tuple[str, str], ...] = ()
+    # values of a layer that the checkpoint keeps as tensors of one element and a GGUF file as keys:
+    # our name of a config key -> the tensor's, with {bid}
+    scalars: Mapping[str, str] = field(default_factory=dict)
+    # another architecture of the same name, where the shapes of the tensors ask for it
+    respelled: Callable[[Config, Mapping[str, Shape]], Architecture | None] = lambda c, shapes: None
     # what llama.cpp computes with, whatever config.json says: another value is told, not refused
     assumes: tuple[Expect, ...] = ()
     # what transformers assumes where config.json is silent
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # config values that are seen from the tensors
+    learned: Callable[[Mapping[str, SourceTensor], Integers], Mapping[str, Any]] | None = None
     # tensors computed from the config: name -> float32 values, or None where there is none
     computed: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
+    # source tensors that are in no checkpoint: name -> float32 values
+    added: Callable[[Config], Mapping[str, Any]] = lambda config: {}
     # how many layers after the last predict further tokens, and whether they are converted
     mtp: Callable[[Config], int] = lambda config: 0
     keeps_mtp: bool = False
@@ -407,7 +340,36 @@ class Architecture:
     fuses: tuple[str, ...] = ()
     # roles that llama.cpp's converter leaves in float32 elsewhere, and not here
     rounds: frozenset[str] = frozenset()
+    # the same, in the layers that predict further tokens
+    rounds_ahead: frozenset[str] = frozenset()
+    # roles that it leaves in float32 here, and not elsewhere
+    exact: frozenset[str] = frozenset()
+    # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)
+    keeps_types: bool = False
+
+    def plain(self, name: str) -> str:
+        """The name of a source tensor as the maps spell it."""
+        name = name.replace("language_model.", "")
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def __post_init__(self) -> None:
         if unknown := {m.layers for m in self.maps} - {"", *self.layers}:
             raise ValueError(f"{self.hf_names[0]}: unknown kind of layers {unknown}")
+
+
+def tied_head_dropped(arch: Architecture) -> Architecture:
+    """`arch` without the output matrix where config.json says that the embeddings serve as one;
+    what is in the checkpoint all the same is left out."""
+    return replace(
+        arch,
+        maps=tuple(
+            replace(m, layers="own head") if m.source == "lm_head.weight" else m for m in arch.maps
+        ),
+        layers={
+            **arch.layers,
+            "own head": lambda c, bid: not c.get("tie_word_embeddings", kind="BOOL", default=False),
+        },
+        drops=(*arch.drops, r"lm_head\.weight"),
+    )

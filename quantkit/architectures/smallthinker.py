@@ -50,7 +50,7 @@ SMALLTHINKER = Architecture(
         "num_experts": "moe_num_primary_experts",
         "num_experts_per_tok": "moe_num_active_primary_experts",
     },
-    dims={**{name: dim for name, dim in DIMS.items() if name != "ffn"}, **expert_dims(FFN)},
+    dims={**DIMS, **expert_dims(FFN)},
     maps=(
         *EMBEDDINGS,
         *NORMS,

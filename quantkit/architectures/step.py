@@ -1,5 +1,5 @@
-"""Step-3.5: heads of its own in layers with a sliding window, gated attention, experts stacked on
-disk. llama.cpp: `conversion/step3.py`, Step35Model."""
+"""Step-3.5 and 3.7: heads of its own in layers with a sliding window, gated attention, experts
+stacked on disk. llama.cpp: `conversion/step3.py`, Step35Model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantkit.architectures.common import (
     EMBEDDINGS,
     EXPERT_FFN,
     MTP_LAYERS,
-    NEXTN_KEY,
+    NEXTN_KEY_IF_ANY,
     NEXTN_MAPS,
     RMS_NORM,
     TEXT_KEYS,
@@ -125,7 +125,7 @@ _KEYS = {
 }
 
 STEP35 = Architecture(
-    hf_names=("Step3p5ForCausalLM",),
+    hf_names=("Step3p5ForCausalLM", "Step3p7ForConditionalGeneration"),
     gguf_arch="step35",
     keys=tuple(
         replace(key, config=_KEYS.get(key.name, key.config))
@@ -146,7 +146,7 @@ STEP35 = Architecture(
         Key("{arch}.moe_every_n_layers", "moe_every_n_layer"),
         Key("{arch}.swiglu_clamp_exp", _clamps("swiglu_limits"), "FLOAT32"),
         Key("{arch}.swiglu_clamp_shexp", _clamps("swiglu_limits_shared"), "FLOAT32"),
-        NEXTN_KEY,
+        NEXTN_KEY_IF_ANY,
     ),
     expects=(
         RMS_NORM,

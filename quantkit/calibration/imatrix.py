@@ -61,29 +61,29 @@ class Imatrix:
         another size is left aside for an embedding, as llama-quantize does; for any other tensor
         it raises ImatrixError.
         """
-        found, wrong = {}, []
+        by_name, wrong = {}, []
         for t in tensors:
             data = self.values.get(old_names.get(t.name, t.name))
             if data is None:
                 continue
             if _fits(t.shape, data):
-                found[t.name] = data.reshape(_experts_and_width(t.shape))
+                by_name[t.name] = data.reshape(_experts_and_width(t.shape))
             elif category(t.name) != "token_embd":
                 wrong.append(_disagreement(t.name, t.shape, data))
         if wrong:
             raise ImatrixError(_of_another_model(self, wrong))
-        return found
+        return by_name
 
     @property
     def key_values(self) -> tuple[KeyValue, ...]:
         """The keys that llama-quantize adds to a file, in its order."""
         prefix = "quantize.imatrix."
-        found = [_text(prefix + "file", self.file)]
-        found += [_text(prefix + "dataset", name) for name in self.datasets[:1]]
-        found.append(uint32(prefix + "entries_count", len(self.values)))
+        items = [_text(prefix + "file", self.file)]
+        items += [_text(prefix + "dataset", name) for name in self.datasets[:1]]
+        items.append(uint32(prefix + "entries_count", len(self.values)))
         if self.chunks > 0:
-            found.append(uint32(prefix + "chunks_count", self.chunks))
-        return tuple(found)
+            items.append(uint32(prefix + "chunks_count", self.chunks))
+        return tuple(items)
 
 
 def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
@@ -131,15 +131,15 @@ def _from_gguf(path: Path, data: Bytes) -> Contents:
 
 def _gguf_origin(path: Path, header: Header) -> tuple[tuple[str, ...], int]:
     """The datasets and the number of chunks; llama-quantize insists on all three keys."""
-    found: dict[str, Any] = {}
+    origin: dict[str, Any] = {}
     for key in ("datasets", "chunk_count", "chunk_size"):
         item = next((i for i in header.kv if i.key == f"imatrix.{key}"), None)
         wanted = "ARRAY" if key == "datasets" else "UINT32"
         if item is None or item.type != wanted:
             raise ImatrixError(f"{path}: imatrix.{key} is missing, or not {wanted}; not a matrix "
                                "of llama-imatrix, or a damaged one")  # fmt: skip
-        found[key] = item.value
-    return tuple(map(str, found["datasets"])), found["chunk_count"]
+        origin[key] = item.value
+    return tuple(map(str, origin["datasets"])), origin["chunk_count"]
 
 
 def _float32(t: TensorInfo, header: Header, data: Bytes) -> Values:
@@ -224,6 +224,7 @@ class Coverage:
         mismatched: data of another size than the tensor: a person's line for each.
         invalid: entries with NaN, infinite or negative values.
         unknown: entries that name no tensor of the model.
+        bare: tensors without data, embedding and output among them.
     """
 
     covered: int
@@ -232,6 +233,7 @@ class Coverage:
     mismatched: tuple[str, ...]
     invalid: tuple[str, ...]
     unknown: tuple[str, ...]
+    bare: frozenset[str] = frozenset()
 
     def lines(self) -> list[str]:
         """What a person should know; empty where everything has data."""
@@ -284,30 +286,35 @@ def coverage(
         mismatched=tuple(mismatched),
         invalid=tuple(n for n, v in imatrix.values.items() if not _usable(v)),
         unknown=tuple(name for name in imatrix.values if name not in known),
+        bare=frozenset(
+            name
+            for name, shape in shapes.items()
+            if (data := imatrix.values.get(entries[name])) is None or not _fits(shape, data)
+        ),
     )
 
 
 def check_coverage(
-    imatrix: Imatrix, found: Coverage, needed: Collection[str] = (), strict: bool = False
+    imatrix: Imatrix, coverage: Coverage, needed: Collection[str] = (), strict: bool = False
 ) -> None:
     """Refuse a matrix that cannot be used: damaged, of another model, without data for a tensor
     that is `needed` (`recipes.needs_importance`), or, if `strict`, without data for any.
 
     Raises ImatrixError.
     """
-    if found.invalid:
+    if coverage.invalid:
         raise ImatrixError(f"{imatrix.file}: NaN, infinite or negative importances for "
-                           f"{_some(found.invalid)}; the file is damaged")  # fmt: skip
-    if found.mismatched:
-        raise ImatrixError(_of_another_model(imatrix, found.mismatched))
-    if len(found.unknown) == len(imatrix.values):
+                           f"{_some(coverage.invalid)}; the file is damaged")  # fmt: skip
+    if coverage.mismatched:
+        raise ImatrixError(_of_another_model(imatrix, coverage.mismatched))
+    if len(coverage.unknown) == len(imatrix.values):
         raise ImatrixError(f"{imatrix.file} is of another model: the model has none of its tensors "
-                           f"({_some(found.unknown)})")  # fmt: skip
-    if lacking := [name for name in found.missing if name in needed]:
+                           f"({_some(coverage.unknown)})")  # fmt: skip
+    if lacking := sorted(coverage.bare.intersection(needed)):
         raise ImatrixError(f"{imatrix.file}: no importances for {_some(lacking)}, which so few "
                            "bits need; choose a larger type")  # fmt: skip
-    if strict and (found.missing or found.unreached):
-        raise ImatrixError(f"{imatrix.file}: {'; '.join(found.lines())}")
+    if strict and (coverage.missing or coverage.unreached):
+        raise ImatrixError(f"{imatrix.file}: {'; '.join(coverage.lines())}")
 
 
 def _experts_and_width(shape: Sequence[int]) -> tuple[int, int]:
@@ -322,9 +329,9 @@ def _usable(data: Values) -> bool:
     return bool((np.isfinite(data) & (data >= 0)).all())
 
 
-def _disagreement(name: str, shape: Sequence[int], found: Values) -> str:
+def _disagreement(name: str, shape: Sequence[int], data: Values) -> str:
     experts, n = _experts_and_width(shape)
-    return f"{name} needs {experts} x {n} values, the matrix has {found.size}"
+    return f"{name} needs {experts} x {n} values, the matrix has {data.size}"
 
 
 def _of_another_model(imatrix: Imatrix, disagreements: Sequence[str]) -> str:

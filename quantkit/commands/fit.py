@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @options.takes(reading=options.reading)
 def fit(
-    source: options.Source,
+    source: options.SourceArgument,
     size: Annotated[str | None, typer.Option("--size", help="The file's size: 12GB.")] = None,
     ram: Annotated[str | None, typer.Option("--ram", help="Memory to run it in: 16GB.")] = None,
     bpw: Annotated[float | None, typer.Option("--bpw", help="Bits per weight: 4.5.")] = None,
@@ -77,36 +77,27 @@ def fit(
         typer.echo("\n".join(_lines(fit, recipe_file, files)))
 
 
-def _lines(found: Fit, recipe: Path, files: list[Path]) -> list[str]:
-    """The frontier at the sizes of llama.cpp's types, and what was chosen."""
-    from quantkit.recipes.sensitivity import use_case
-    from quantkit.reporting.numbers import gigabytes
+def _lines(fit: Fit, recipe: Path, files: list[Path]) -> list[str]:
+    from quantkit.fitting.fit import HEADINGS
 
-    lines = [f"{'size':>10} {'bpw':>6} {'error':>8}   llama.cpp's"]
-    for mark in sorted((*found.types, found.chosen), key=lambda m: (m.nbytes, m.label)):
-        best, note = found.best.get(mark.label, mark), f"{mark.label} {_percent(mark.error)}"
-        if not mark.label:
-            note = f"<- chosen: {use_case(mark.error)}"
-        size = f"{gigabytes(mark.nbytes):>10} {mark.bits_per_weight:6.2f}"
-        lines.append(f"{size} {_percent(best.error):>8}   {note}")
-    lines.append(f"{recipe}: {len(found.formats)} tensors, for --tensor-type-file with "
-                 f"--type {found.base}")  # fmt: skip
+    lines = [
+        f"{size:>10} {bits:>6} {error:>8}   {note}"
+        for size, bits, error, note in (HEADINGS, *fit.lines())
+    ]
+    lines.append(f"{recipe}: {len(fit.formats)} tensors, for --tensor-type-file with "
+                 f"--type {fit.base}")  # fmt: skip
     return [*lines, *map(str, files)]
 
 
-def _percent(error: float) -> str:
-    return f"{100 * error:.2g}%" if error < 0.1 else f"{100 * error:.0f}%"
-
-
-def _json(found: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:
+def _json(fit: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:
     from dataclasses import asdict
 
     from quantkit.recipes.sensitivity import use_case
 
     return {
-        "chosen": asdict(found.chosen) | {"use_case": use_case(found.chosen.error)},
-        "base": found.base, "recipe_file": str(recipe), "files": list(map(str, files)),
-        "formats": dict(found.formats), "errors": {n: dict(e) for n, e in found.errors.items()},
-        "types": [asdict(m) | {"best": asdict(found.best[m.label])} for m in found.types],
-        "frontier": [asdict(m) for m in found.frontier], "seconds": round(seconds, 3),
+        "chosen": asdict(fit.chosen) | {"use_case": use_case(fit.chosen.error)},
+        "base": fit.base, "recipe_file": str(recipe), "files": list(map(str, files)),
+        "formats": dict(fit.formats), "errors": {n: dict(e) for n, e in fit.errors.items()},
+        "types": [asdict(m) | {"best": asdict(fit.best[m.label])} for m in fit.types],
+        "frontier": [asdict(m) for m in fit.frontier], "seconds": round(seconds, 3),
     }  # fmt: skip

@@ -17,14 +17,12 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what a model is, and what is wrong with it, before anything is made of it."""
-    from dataclasses import asdict
-
     from quantkit import api
     from quantkit.reporting.inspection import lines
 
     with TerminalProgress() as progress:
         inspection = api.inspect(source, weights=not headers, progress=progress)
     if as_json:
-        typer.echo(json.dumps(asdict(inspection), indent=2))
+        typer.echo(json.dumps(inspection.as_data(), indent=2))
     else:
         typer.echo("\n".join(lines(inspection)))

@@ -64,7 +64,9 @@ class TableFormat(str, Enum):
     html = "html"
 
 
-Source = Annotated[str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")]
+SourceArgument = Annotated[
+    str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")
+]
 Out = Annotated[
     Path | None, typer.Option("-o", "--output", help="A .gguf file or a directory (default: here).")
 ]
@@ -82,7 +84,7 @@ ImatrixFile = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="moe: in no more bytes, fewer for experts, more for the rest."),
+    typer.Option("--recipe", help="moe: fewer bytes for experts, more for the rest; or FILE.gguf."),
 ]
 MaxSize = Annotated[
     str | None, typer.Option("--split-max-size", help="Begin a new file at this size: 300M, 4G.")
@@ -124,6 +126,13 @@ def reading_and_layout(
     fp8_as_q8: Annotated[
         bool, typer.Option("--fp8-as-q8", help="What is FP8 becomes Q8_0.")
     ] = False,
+    mistral_format: Annotated[
+        bool,
+        typer.Option(
+            "--mistral-format",
+            help="Read params.json and consolidated*.safetensors, not config.json.",
+        ),
+    ] = False,
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
@@ -134,7 +143,7 @@ def reading_and_layout(
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
-    options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8)
+    options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format)
     kept = parse_numbers(keep_experts) if keep_experts else ()
     return Reading(pre, options, kept, experts_used)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @options.takes(reading=options.reading, shown=options.table)
 def plan(
-    source: options.Source,
+    source: options.SourceArgument,
     types: Annotated[
         str | None, typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: all).")
     ] = None,
@@ -40,7 +40,6 @@ def plan(
     """Say what quantize would make of a source, from headers alone: sizes, memory, what fits."""
     from quantkit import api
     from quantkit.gguf.splits import parse_size
-    from quantkit.reporting import table
 
     survey = api.plan(
         source, options.names(types) if types else (), context=context, ram=ram, disk=disk,
@@ -54,41 +53,33 @@ def plan(
     if style is options.TableFormat.json and columns is None:
         typer.echo(json.dumps(_json(survey, space), indent=2))
         return
-    print_table(survey.rows, columns or table.columns(_columns(survey, ram, disk)), style)
+    print_table(survey.rows, columns or survey.columns, style)
     if style in (None, options.TableFormat.table, options.TableFormat.markdown):
         typer.echo("\n" + "\n".join(_below(survey, space)))
 
 
-def _columns(found: Survey, ram: str | None, disk: str | None) -> list[str]:
-    mixture = any(row.experts_on_cpu_ram_bytes is not None for row in found.rows)
-    asked = {"experts-on-cpu": mixture, "fits-ram": ram, "fits-disk": disk}
-    extra = [name for name, wanted in asked.items() if wanted]
-    return ["type", "bits", "size", "ram", *extra, "use"]
-
-
-def _below(found: Survey, disk: int | None) -> list[str]:
+def _below(survey: Survey, disk: int | None) -> list[str]:
     """What the table does not say: the model, the context, the whole set."""
     from quantkit.reporting.inspection import describe
     from quantkit.reporting.numbers import billions, gigabytes
     from quantkit.reporting.survey import fitting
 
-    facts = describe(found.model)
-    count = facts["parameters"]
-    said = ""
-    if experts := facts.get("experts"):
-        active = billions(count["active"])
-        said = f", {active} active; {experts['count']} experts, {experts['used']} used"
+    description = describe(survey.model)
+    count, of_experts = description.parameters, ""
+    if experts := description.experts:
+        active = billions(count.active)
+        of_experts = f", {active} active; {experts.count} experts, {experts.used} used"
     lines = [
-        f"{found.model.name}: {billions(count['total'])} parameters{said}. "
-        f"Max RAM is for {found.rows[0].context} tokens of context."
+        f"{survey.model.name}: {billions(count.total)} parameters{of_experts}. "
+        f"Max RAM is for {survey.rows[0].context} tokens of context."
     ]
-    total = sum(row.file_bytes for row in found.release)
-    if len(found.release) > 1:
-        names = ", ".join(row.type for row in found.release)
+    total = sum(row.file_bytes for row in survey.release)
+    if len(survey.release) > 1:
+        names = ", ".join(row.type for row in survey.release)
         lines.append(f"A release of {names}: {gigabytes(total)}.")
         if disk is not None:
-            held = fitting(found.release, disk)
-            which = "all" if len(held) == len(found.release) else ", ".join(held) or "none"
+            held = fitting(survey.release, disk)
+            which = "all" if len(held) == len(survey.release) else ", ".join(held) or "none"
             lines.append(f"Of it, {gigabytes(disk)} of disk holds {which} at once.")
     return lines
 
@@ -101,27 +92,27 @@ def _refusals(refused: dict[str, str]) -> list[str]:
     return [f"{len(refused)} types cannot be made ({', '.join(refused)}); the first: {first}"]
 
 
-def _json(found: Survey, disk: int | None) -> dict[str, Any]:
+def _json(survey: Survey, disk: int | None) -> dict[str, Any]:
     from quantkit.reporting import table
     from quantkit.reporting.inspection import describe
     from quantkit.reporting.survey import fitting
 
-    facts = describe(found.model)
-    outputs = table.as_json(found.rows)
-    for row, output in zip(outputs, found.plan.outputs, strict=True):
+    description = describe(survey.model).as_data()
+    outputs = table.as_json(survey.rows)
+    for row, output in zip(outputs, survey.plan.outputs, strict=True):
         row["files"] = [
             {"path": str(f.path), "bytes": f.size, "tensors": len(f.tensors)} for f in output.files
         ]
     return {
-        "name": found.model.name,
-        "architecture": found.model.arch,
-        "parameters": facts["parameters"],
-        "experts": facts.get("experts"),
+        "name": survey.model.name,
+        "architecture": survey.model.arch,
+        "parameters": description["parameters"],
+        "experts": description.get("experts"),
         "outputs": outputs,
-        "refused": found.refused,
+        "refused": survey.refused,
         "release": {
-            "types": [row.type for row in found.release],
-            "file_bytes": sum(row.file_bytes for row in found.release),
-            "fits_disk": None if disk is None else fitting(found.release, disk),
+            "types": [row.type for row in survey.release],
+            "file_bytes": sum(row.file_bytes for row in survey.release),
+            "fits_disk": None if disk is None else fitting(survey.release, disk),
         },
     }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @options.takes(splits=options.splitting, reading=options.reading_and_layout, run=options.running)
 def quantize(
-    source: options.Source,
+    source: options.SourceArgument,
     types: Annotated[
         list[str], typer.Option("--type", "-t", help="Q4_K_M, Q8_0 ... May be repeated.")
     ],

@@ -27,7 +27,7 @@ class Commit(str, Enum):
 
 @options.takes(reading=options.reading_and_layout, splits=options.splitting, run=options.running)
 def release(
-    source: options.Source,
+    source: options.SourceArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The directory to fill.")],
     types: Annotated[
         str | None,
@@ -88,9 +88,9 @@ def release(
         return
     from quantkit.reporting.numbers import gigabytes
 
-    for f in made.manifest["files"]:
-        path = made.directory / f["name"]
-        typer.echo(f"{path}  {f['type']}  {gigabytes(f['bytes'])}  {made.states[f['name']]}")
+    for f in made.manifest.files:
+        path, state = made.directory / f.name, made.states[f.name]
+        typer.echo(f"{path}  {f.type}  {gigabytes(f.nbytes)}  {state}")
     state = "to be pushed" if run["dry_run"] else "pushed"
     for name in made.pushed:
         typer.echo(f"{push}/{name}  {state}")
@@ -99,15 +99,16 @@ def release(
 def _summary(made: Release) -> dict[str, Any]:
     """The manifest without its tensors, and what was done."""
     files = [
-        {**{k: v for k, v in f.items() if k in ("name", "type", "bytes", "sha256")},
-         "state": made.states[f["name"]]}
-        for f in made.manifest["files"]
+        {"name": f.name, "type": f.type, "bytes": f.nbytes, "sha256": f.sha256 or None,
+         "state": made.states[f.name]}
+        for f in made.manifest.files
     ]  # fmt: skip
+    data = made.manifest.as_data()
     kept = ("quantkit", "name", "source", "architecture", "parameters", "experts", "repo")
     return {
         "directory": str(made.directory),
-        **{key: made.manifest[key] for key in kept},
+        **{key: data[key] for key in kept},
         "files": files,
-        "left": [f["name"] for f in made.manifest.get("left", [])],
+        "left": [f.name for f in made.manifest.left],
         "pushed": list(made.pushed),
     }

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,12 +15,10 @@ from quantkit.commands.console import TerminalProgress
 if TYPE_CHECKING:
     from quantkit.model.open import Reading
     from quantkit.verification.divergence import Divergence
-    from quantkit.verification.verify import Verdict
+    from quantkit.verification.verdict import Verdict
 
-SHOWN = 10  # tensors in the table
 LISTED = 20  # findings
 TEXTS = ("Text", "KL divergence", "Perplexity", "of the source", "Same top token")
-TENSORS = ("Tensor", "Format", "Error", "Expected", "Cosine", "Worst block", "Bytes")
 
 
 @options.takes(reading=options.reading_and_layout)
@@ -53,7 +51,7 @@ def verify(
     from quantkit import api
     from quantkit.errors import UsageError
     from quantkit.verification.divergence import mean
-    from quantkit.verification.verify import picture as drawn
+    from quantkit.verification.verdict import picture as drawn
 
     if picture and against is None:
         raise UsageError("--picture needs --against SOURCE")
@@ -62,45 +60,33 @@ def verify(
             file, against, imatrix=imatrix, run=run, prompt=prompt, kl=kl, context=context,
             reading=reading, threads=threads, progress=progress,
         )  # fmt: skip
-    rows = verdict.divergences
-    rows += [mean(rows)] if len(rows) > 1 else []
+    if len(rows := verdict.divergences) > 1:
+        verdict = replace(verdict, divergences=[*rows, mean(rows)])
     if picture:
         picture.write_text(drawn(verdict), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(_json(verdict), indent=2))
+        typer.echo(json.dumps(verdict.as_data(), indent=2))
     else:
         typer.echo("\n".join(_lines(verdict)))
     if not verdict.good:
         raise typer.Exit(1)
 
 
-def _json(verdict: Verdict) -> dict[str, Any]:
-    facts = {"verdict": "good" if verdict.good else "bad", **asdict(verdict)}
-    completion, rows = facts.pop("completion"), facts.pop("divergences")
-    return facts | ({"run": completion} if completion else {}) | ({"kl": rows} if rows else {})
+def _lines(verdict: Verdict) -> list[str]:
+    from quantkit.verification.verdict import SHOWN, TENSORS
 
-
-def _lines(found: Verdict) -> list[str]:
-    lines = [found.line]
-    lines += [f"  {text}" for text in found.findings[:LISTED]]
-    if (more := len(found.findings) - LISTED) > 0:
+    lines = [verdict.line]
+    lines += [f"  {text}" for text in verdict.findings[:LISTED]]
+    if (more := len(verdict.findings) - LISTED) > 0:
         lines.append(f"  and {more} more (--json has them all)")
-    lines += [f"note: {text}" for text in found.notes]
-    if run := found.completion:
-        lines += ["", f"{run['prompt']}{run['text']}".rstrip()]
-    if kl := found.divergences:
+    lines += [f"note: {text}" for text in verdict.notes]
+    if run := verdict.completion:
+        lines += ["", f"{run.prompt}{run.text}".rstrip()]
+    if kl := verdict.divergences:
         lines += ["", *_table([TEXTS, *map(_divergence, kl)])]
-    if found.tensors:
-        from quantkit.verification.verify import worst
-
-        lines += ["", *_table([TENSORS, *map(_tensor, worst(found)[:SHOWN])])]
+    if verdict.tensors:
+        lines += ["", *_table([TENSORS, *(t.cells() for t in verdict.worst()[:SHOWN])])]
     return lines
-
-
-def _tensor(t: dict[str, Any]) -> tuple[str, ...]:
-    numbers = (t["relative_error"], t["expected_error"], t["cosine"], t["worst_block"])
-    error, expected, cosine, block = ("?" if x is None else f"{x:.4f}" for x in numbers)
-    return t["name"], t["format"], error, expected, cosine, block, "same" if t["same"] else "other"
 
 
 def _divergence(d: Divergence) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""What of an output is on disk already, so that a run that died goes on where it stopped.
+"""What of an output is on disk already, so that a run that died resumes where it stopped.
 
-A journal stands beside the `.partial` file that it speaks of. Its first line says what the file is
-going to be; every line after that, `tensor row count`, names rows that have reached the disk (the
-data is synced first, the line written after). A last line cut short by a crash is not a line.
+A journal stands beside the `.partial` file that it speaks of. Its first line identifies the file
+to be made; every line after that, `tensor row count`, names rows that have reached the disk (data
+is synced before its line is written). A last line cut short by a crash does not count.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,32 @@ from quantkit.storage import os_files
 from quantkit.storage.inputs import fingerprint
 
 RowRange = tuple[int, int, int]  # index of the tensor in its file, first row, count
-Identity = dict[str, str]
 
-_WORDS = {
+DIGEST_VERSION = 2  # of `plan_digest`; 1 hashed Python's repr, and its digests bear no number
+_COMPLETE = "complete"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a file is going to be: everything that its bytes depend on. `plan` is a `plan_digest`,
+    `source` and `importance` are SHA-256 of the source files' fingerprints and of the matrix."""
+
+    quantkit: str
+    plan: str
+    source: str
+    importance: str
+
+
+_DIFFERENCES = {
     "quantkit": "another version of quantkit",
     "plan": "other options or another type",
     "source": "another source, or one that changed since",
     "importance": "another importance matrix",
 }
-_COMPLETE = "complete"
 
 
 def identities(plan: Plan, importance: Mapping[str, Any]) -> dict[Path, Identity]:
-    """What each file of a plan is going to be, by its path: everything that its bytes depend on."""
+    """The identity of each file of a plan, by its path."""
     source = hashlib.sha256()
     for file in sorted(plan.inputs, key=str):
         source.update(f"{file.name}\0{fingerprint(file)}\0".encode())
@@ -42,25 +56,42 @@ def identities(plan: Plan, importance: Mapping[str, Any]) -> dict[Path, Identity
     for name in sorted(importance):
         weights.update(name.encode() + importance[name].tobytes())
     return {
-        f.path: {
-            "quantkit": __version__,
-            "plan": _plan_digest(plan, f),
-            "source": source.hexdigest(),
-            "importance": weights.hexdigest(),
-        }
+        f.path: Identity(__version__, plan_digest(plan, f), source.hexdigest(), weights.hexdigest())
         for f in plan.files
     }
 
 
-def _plan_digest(plan: Plan, f: PlannedFile) -> str:
+def plan_digest(plan: Plan, f: PlannedFile) -> str:
+    """`VERSION:SHA-256` of all that a file's bytes depend on beside the source's bytes and the
+    importance matrix: its header, then a line of JSON for each tensor with its segments.
+
+    Names, shapes, formats and offsets of tensors are in the header. The fields are listed one by
+    one so that a new field of `Segment` changes no digest: if bytes depend on it, list it here and
+    count DIGEST_VERSION up.
+    """
     digest = hashlib.sha256(f.header)
     for t in f.tensors:
-        digest.update(repr((t, plan.segments[t.name])).encode())
-    return digest.hexdigest()
+        segments = [
+            [s.source, s.source_row, s.first_row, s.count, s.order, s.step, s.height, s.column,
+             s.edits]
+            for s in plan.segments[t.name]
+        ]  # fmt: skip
+        digest.update(json.dumps([t.name, segments], separators=(",", ":")).encode() + b"\n")
+    return f"{DIGEST_VERSION}:{digest.hexdigest()}"
+
+
+def other_version(digest: str) -> str | None:
+    """`an older version of quantkit`, or `a newer` one, if that is what took a plan's digest: it
+    cannot be compared with those taken here."""
+    number, colon, _ = digest.partition(":")
+    version = int(number) if colon and number.isdigit() else 1
+    if version == DIGEST_VERSION:
+        return None
+    return f"{'an older' if version < DIGEST_VERSION else 'a newer'} version of quantkit"
 
 
 class Journal:
-    """The rows of one file that are on disk. Appending is the caller's to serialise."""
+    """The rows of one file that are on disk. Callers must not append from two threads at once."""
 
     def __init__(self, path: Path, fd: int, done: Iterable[RowRange] = (), complete: bool = False):
         self.path, self._fd = path, fd
@@ -71,28 +102,37 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, identity: Identity) -> Journal:
-        """A new journal, on disk when this returns: nobody finds an older one beside new data."""
+        """A new journal, synced before this returns: no older one can be found beside new data."""
         fd = os_files.open_new(path)
-        os.write(fd, (json.dumps(identity) + "\n").encode())
+        os.write(fd, (json.dumps(asdict(identity)) + "\n").encode())
         os.fsync(fd)
         return cls(path, fd)
 
     @classmethod
     def resume(cls, path: Path, identity: Identity) -> Journal | None:
-        """The journal that a run left at `path`, or None if it left none that can be read.
+        """The journal that a run left at `path`, or None if there is none that can be read.
 
-        Raises JournalMismatch if it speaks of another file than `identity` does.
+        Raises JournalMismatch if it identifies another file than `identity` does.
         """
         try:
             lines = path.read_bytes().split(b"\n")[:-1]
-            found = json.loads(lines[0])
-        except (OSError, IndexError, ValueError):
+            begun = json.loads(lines[0])
+            plan = str(begun["plan"])
+        except (OSError, LookupError, ValueError, TypeError):
             return None
-        differ = [words for key, words in _WORDS.items() if found.get(key) != identity[key]]
-        if differ:
+        name = path.name.removesuffix(".journal")
+        if version := other_version(plan):
             raise JournalMismatch(
-                f"{path.name.removesuffix('.journal')} was begun with {' and '.join(differ)}; "
-                "--force begins anew"
+                f"{name} was begun by {version}; finish it with that one, or begin anew with "
+                "--force"
+            )
+        differences = [
+            words for key, words in _DIFFERENCES.items()
+            if begun.get(key) != getattr(identity, key)
+        ]  # fmt: skip
+        if differences:
+            raise JournalMismatch(
+                f"{name} was begun with {' and '.join(differences)}; --force begins anew"
             )
         done = []
         for line in lines[1:]:
@@ -108,19 +148,19 @@ class Journal:
         return any(start <= row and row + count <= end for start, end in runs)
 
     def append(self, rows: Iterable[RowRange]) -> None:
-        """Note rows whose data has been synced; on disk when this returns."""
+        """Note rows whose data has been synced. The note is synced before this returns."""
         rows = list(rows)
         for r in rows:
             self._note(r)
         self._write("".join(f"{t} {row} {n}\n" for t, row, n in rows))
 
     def finish(self) -> None:
-        """Note that every row is there, and the file may take its name."""
+        """Note that every row is there, and the file may be renamed."""
         self._write(f"{_COMPLETE}\n")
         self.complete = True
 
     def close(self) -> None:
-        """Close, and leave it where it is."""
+        """Close the journal; it stays on disk."""
         os.close(self._fd)
 
     def _write(self, text: str) -> None:
@@ -128,7 +168,7 @@ class Journal:
         os_files.sync(self._fd)
 
     def _note(self, rows: RowRange) -> None:
-        """Keep the rows of a tensor as sorted runs, neighbours joined."""
+        """Add rows to a tensor's sorted runs, joining neighbours."""
         tensor, start, count = rows
         runs: list[tuple[int, int]] = []
         for a, b in sorted([*self._done.get(tensor, ()), (start, start + count)]):

@@ -175,12 +175,16 @@ def _check_blocks(data: np.ndarray[Any, Any], fmt: str, rows: Any, chunk: Chunk)
 
     kind = type_by_name(fmt)
     block = quant_types.invalid_block(data.reshape(-1, kind.type_size), fmt)
-    if block < 0:
-        return
-    row = block * kind.block_size // rows.shape[-1]
+    if block >= 0:
+        raise _too_large(block * kind.block_size // rows.shape[-1], fmt, rows, chunk)
+
+
+def _too_large(row: int, fmt: str, rows: Any, chunk: Chunk) -> WeightTooLarge:
+    """The error of a row whose largest weight is past what a format holds."""
     value = rows[row][np.abs(rows[row].astype(np.float32)).argmax()]
-    instance = "" if kind.is_float else f", for instance --tensor-type {chunk.tensor}=BF16"
-    raise WeightTooLarge(
+    is_float = fmt in ("F16", "BF16", "F32")
+    instance = "" if is_float else f", for instance --tensor-type {chunk.tensor}=BF16"
+    return WeightTooLarge(
         f"tensor {chunk.tensor}, row {chunk.row + row}: {float(value):g} is past what {fmt} holds; "
         f"choose BF16 or F32 for it{instance}"
     )
@@ -238,5 +242,9 @@ def _quantized(
             f"{source.path.name}: tensor {source.name} has NaN or infinity "
             f"in row {source_row(chunk, e.row)}; the checkpoint is damaged"
         ) from None
+    except quant_types.OutOfRange:  # finite, and past what the search of a format computes with
+        grids = [fmt for fmt, _ in wanted if quant_types.get_format(fmt).grid]
+        row = int(np.abs(rows.astype(np.float32)).max(axis=1).argmax())
+        raise _too_large(row, " and ".join(grids), rows, chunk) from None
     for room, (_, outputs) in zip(rooms, wanted, strict=True):
         yield outputs, room.data

@@ -10,7 +10,7 @@ import numpy as np
 
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk
-from quantkit.source.packed import read
+from quantkit.source.codings import read
 from quantkit.source.tensors import Files, SourceTensor
 
 Rows = np.ndarray[Any, Any]
@@ -34,6 +34,8 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
     for name, *values in s.edits:
         if name == "unit_columns":
             rows = _computable(rows) / (_column_norms(files, source) + np.float32(1e-7))
+        elif name == "centered":
+            rows = rows - _mean(files, source)
         else:
             rows = EDITS[str(name)](rows, *values)
     return np.ascontiguousarray(rows)
@@ -58,6 +60,14 @@ def _add(rows: Rows, x: float) -> Rows:
     return out
 
 
+def _scale(rows: Rows, *factors: float) -> Rows:
+    """Times each factor in turn, in float32; float16 is rounded after each, as torch does."""
+    rows = _computable(rows)
+    for x in factors:
+        rows = (rows.astype(np.float32) * np.float32(x)).astype(rows.dtype)
+    return rows
+
+
 def torch_exp(x: Rows) -> Rows:
     """float32 to float32, with the last bit that `torch.exp` has, where that is not the nearest.
 
@@ -80,8 +90,12 @@ def torch_exp(x: Rows) -> Rows:
     return out
 
 
+def _exp(rows: Rows) -> Rows:
+    return torch_exp(rows.astype(np.float32)).astype(_computable(rows[:0]).dtype)
+
+
 def _minus_exp(rows: Rows) -> Rows:
-    return -torch_exp(rows.astype(np.float32)).astype(_computable(rows[:0]).dtype)
+    return -_exp(rows)
 
 
 def _heads_across(rows: Rows, groups: int, heads: int) -> Rows:
@@ -103,9 +117,43 @@ def _column_norms(files: Files, source: SourceTensor) -> Rows:
     return out
 
 
-# what a segment's `edits` may name, beside "unit_columns", which needs the whole matrix
+def torch_sum(x: Rows) -> Any:
+    """The sum of a vector in float32, added in the order of torch's kernel: eight lanes (one for
+    fewer weights than that) of four partial sums, which spill into larger ones every so often."""
+    lanes, parts, levels = 8 if len(x) >= 8 else 1, 4, 4
+    rows = x[: len(x) // lanes * lanes].astype(np.float32).reshape(-1, lanes)
+    steps = len(rows) // parts
+    power = max(4, (steps - 1).bit_length() // levels if steps > 1 else 0)
+    sums = np.zeros((levels, parts, lanes), np.float32)
+    for i, row in enumerate(rows[: steps * parts].reshape(steps, parts, lanes), 1):
+        sums[0] += row
+        for level in range(1, levels):
+            if i % (1 << level * power):
+                break
+            sums[level] += sums[level - 1]
+            sums[level - 1] = 0
+    lane_sums = sums[0] + sums[1] + sums[2] + sums[3]
+    for row in rows[steps * parts :]:
+        lane_sums[0] += row
+    total = np.float32(0)
+    vector = lane_sums[0] + lane_sums[1] + lane_sums[2] + lane_sums[3]
+    for value in (*x[rows.size :].astype(np.float32), *vector):
+        total += value
+    return total
+
+
+def _mean(files: Files, source: SourceTensor) -> Any:
+    """The mean of a whole vector, as `torch.mean` rounds it to the vector's own dtype."""
+    x = read(files, source, 0, source.n_rows).ravel()
+    return (torch_sum(x) / np.float32(len(x))).astype(x.dtype)
+
+
+# what a segment's `edits` may name, beside "unit_columns" and "centered", which need the whole
+# tensor
 EDITS: dict[str, Callable[..., Rows]] = {
     "add": _add,
+    "scale": _scale,
+    "exp": _exp,
     "minus_exp": _minus_exp,
     "heads_across": _heads_across,
 }

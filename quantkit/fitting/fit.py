@@ -11,7 +11,7 @@ from quantkit.errors import BudgetError
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import Errors, measure
 from quantkit.gguf.container import align
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import Request, model_facts
@@ -21,13 +21,15 @@ from quantkit.recipes.choose import Overrides, candidates, choose
 from quantkit.recipes.facts import ModelFacts, is_quantized
 from quantkit.recipes.file_types import find_format, find_recipe
 from quantkit.recipes.knapsack import Option, allocate, frontier
-from quantkit.recipes.sensitivity import sensitivity
+from quantkit.recipes.sensitivity import sensitivity, use_case
 from quantkit.reporting.numbers import gigabytes
-from quantkit.reporting.table import planned_rows
+from quantkit.reporting.table import html_table, planned_rows
+from quantkit.source.location import SourceLike
 
 FORMATS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
          "Q6_K", "Q8_0")  # fmt: skip
+HEADINGS = ("size", "bpw", "error", "llama.cpp's")
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,28 @@ class Fit:
         """The choice as a file for `--tensor-type-file`, here and in llama-quantize."""
         return "".join(f"{pattern}={fmt}\n" for pattern, fmt in self.overrides.tensor_types)
 
+    def lines(self) -> list[tuple[str, str, str, str]]:
+        """A table under HEADINGS: the best file of the size of each of llama.cpp's types, with the
+        type's own error, and the chosen one."""
+        lines = []
+        for mark in sorted((*self.types, self.chosen), key=lambda m: (m.nbytes, m.label)):
+            error, note = mark.error, f"<- chosen: {use_case(mark.error)}"
+            if mark.label:
+                error, note = self.best[mark.label].error, f"{mark.label} {_percent(mark.error)}"
+            bits = f"{mark.bits_per_weight:.2f}"
+            lines.append((gigabytes(mark.nbytes), bits, _percent(error), note))
+        return lines
+
+    def _repr_html_(self) -> str:
+        return html_table(HEADINGS, self.lines())
+
+
+def _percent(error: float) -> str:
+    return f"{100 * error:.2g}%" if error < 0.1 else f"{100 * error:.0f}%"
+
 
 def fit(
-    source: Path | str, budget: Budget, formats: Sequence[str] = FORMATS, *,
+    source: SourceLike, budget: Budget, formats: Sequence[str] = FORMATS, *,
     imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS, threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Fit:  # fmt: skip
@@ -101,16 +122,16 @@ def fit(
                if is_quantized(t.name, t.shape, facts.arch)]  # fmt: skip
     free = [t for t in tensors if type_by_name(t.format).is_float]  # the rest stays as it is
     wanted = {t.name: candidates(formats, t.shape[-1]) for t in free}
-    sizes = [[_nbytes(t, fmt) for fmt in wanted[t.name]] for t in free]
+    sizes = [[align(tensor_bytes(t.shape, fmt)) for fmt in wanted[t.name]] for t in free]
     room = _room(budget, job, free, sizes)
     errors = measure(job.plan, wanted, threads or default_threads(), job.importance, progress)
     items = [[
-        Option(fmt, _nbytes(t, fmt), sensitivity(t.name, facts) * errors[t.name][fmt])
-        for fmt in wanted[t.name]
-    ] for t in free]  # fmt: skip
-    found = allocate(items, room)
+        Option(fmt, size, sensitivity(t.name, facts) * errors[t.name][fmt])
+        for fmt, size in zip(wanted[t.name], sizes_of, strict=True)
+    ] for t, sizes_of in zip(free, sizes, strict=True)]  # fmt: skip
+    allocation = allocate(items, room)
     mark = _Marker(job.plan.outputs[0], facts, free)
-    chosen = mark(found.nbytes, found.error)
+    chosen = mark(allocation.nbytes, allocation.error)
     types = _types(facts, job.plan, free, items)
     rivals = {label: allocate(items, nbytes) for label, (nbytes, _) in types.items()}
     marks = tuple(mark(*total, label) for label, total in types.items())
@@ -118,7 +139,7 @@ def fit(
         name=job.model.name,
         formats={t.name: t.format for t in tensors} | {
             t.name: options[j].format
-            for t, options, j in zip(free, items, found.chosen, strict=True)
+            for t, options, j in zip(free, items, allocation.chosen, strict=True)
         },
         chosen=chosen,
         base=[TYPES[0], *(m.label for m in marks if m.nbytes <= chosen.nbytes)][-1],
@@ -130,36 +151,32 @@ def fit(
 
 
 def make(
-    source: Path | str, found: Fit, output: Path, *, imatrix: Imatrix | None = None,
+    source: SourceLike, fit: Fit, output: Path, *, imatrix: Imatrix | None = None,
     reading: Reading = AS_IT_IS, run: Run = ONCE,
 ) -> Plan:  # fmt: skip
     """Write the file that was chosen: to a `.gguf` path, or to `<name>-<base>-fit.gguf` in a
     directory. Raises QuantkitError."""
     if output.suffix != ".gguf" or output.is_dir():
-        output /= f"{found.name}-{found.base}-fit.gguf"
-    request = Request(found.overrides)
-    job = prepare(source, [found.base], output, request=request, imatrix=imatrix, reading=reading)
+        output /= f"{fit.name}-{fit.base}-fit.gguf"
+    request = Request(fit.overrides)
+    job = prepare(source, [fit.base], output, request=request, imatrix=imatrix, reading=reading)
     return carry_out(job, run)
 
 
-def picture(found: Fit) -> str:
+def picture(fit: Fit) -> str:
     """Size against error, as SVG: the frontier, llama.cpp's types, and what was chosen."""
     from quantkit.charts.plots import Point, scatter
     from quantkit.charts.svg import Axis
 
-    ends = found.types[0].nbytes, found.types[-1].nbytes
-    step = max(len(found.frontier) // 40, 1)
+    ends = fit.types[0].nbytes, fit.types[-1].nbytes
+    step = max(len(fit.frontier) // 40, 1)
     points = [Point("", m.nbytes, 100 * m.error, "best of its size")
-              for m in found.frontier[::step] if ends[0] <= m.nbytes <= ends[1]]  # fmt: skip
-    points += [Point(m.label, m.nbytes, 100 * m.error, "llama.cpp") for m in found.types]
-    points.append(Point("chosen", found.chosen.nbytes, 100 * found.chosen.error, "fit"))
+              for m in fit.frontier[::step] if ends[0] <= m.nbytes <= ends[1]]  # fmt: skip
+    points += [Point(m.label, m.nbytes, 100 * m.error, "llama.cpp") for m in fit.types]
+    points.append(Point("chosen", fit.chosen.nbytes, 100 * fit.chosen.error, "fit"))
     size = Axis("size", lambda n: gigabytes(round(n)))
     error = Axis("error", "{:.2g}%".format, log=True)
-    return scatter(found.name, points, size, error, front=True)
-
-
-def _nbytes(t: PlannedTensor, fmt: str) -> int:
-    return align(type_by_name(fmt).row_bytes(t.weights))
+    return scatter(fit.name, points, size, error, front=True)
 
 
 def _room(
@@ -218,11 +235,11 @@ def _types(
     are among those that were measured."""
     tensors = [(t.name, t.shape, t.format) for t in plan.outputs[0].by_name.values()]
     options = {t.name: {o.format: o for o in item} for t, item in zip(free, items, strict=True)}
-    found = {}
+    totals = {}
     for label in TYPES:
         choices = choose(find_recipe(label), facts, tensors)
         formats = {t[0]: c.format for t, c in zip(tensors, choices, strict=True)}
         if all(formats[name] in known for name, known in options.items()):
             made = [known[formats[name]] for name, known in options.items()]
-            found[label] = sum(o.nbytes for o in made), sum(o.error for o in made)
-    return dict(sorted(found.items(), key=lambda entry: entry[1][0]))
+            totals[label] = sum(o.nbytes for o in made), sum(o.error for o in made)
+    return dict(sorted(totals.items(), key=lambda entry: entry[1][0]))

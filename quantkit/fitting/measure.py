@@ -44,7 +44,7 @@ def measure(
     """
     tensors = plan.outputs[0].by_name
     sizes = {name: 4 * min(SAMPLE, tensors[name].weights) for name in wanted}
-    found: dict[str, Errors] = {}
+    by_tensor: dict[str, Errors] = {}
     with Files(plan.inputs) as files:
 
         def work(name: str) -> tuple[str, Errors]:
@@ -52,9 +52,9 @@ def measure(
             return name, {fmt: relative_error(rows, fmt, weights) for fmt in wanted[name]}
 
         for name, errors in in_threads(work, wanted, Schedule(plan, threads).workers, files.stop):
-            found[name] = errors
-            progress.update("measuring", sum(sizes[n] for n in found), sum(sizes.values()))
-    return found
+            by_tensor[name] = errors
+            progress.update("measuring", sum(sizes[n] for n in by_tensor), sum(sizes.values()))
+    return by_tensor
 
 
 def mean_errors(
@@ -68,10 +68,10 @@ def mean_errors(
             sources = {plan.sources[s.source].ggml.name for s in plan.segments[name]}
             if is_quantized(name, t.shape, facts.arch) and sources != {t.format}:
                 wanted.setdefault(name, set()).add(t.format)
-    found = measure(plan, {n: sorted(f) for n, f in wanted.items()}, threads, importance)
+    errors = measure(plan, {n: sorted(f) for n, f in wanted.items()}, threads, importance)
     return {
         o.type: mean_error(
-            [Judged(name, t.shape, found.get(name, {}).get(t.format, 0.0))
+            [Judged(name, t.shape, errors.get(name, {}).get(t.format, 0.0))
              for name, t in o.by_name.items()],
             facts,
         )
@@ -100,8 +100,10 @@ def _sample(
     per_expert = t.weights // n // (1 if importance is None else len(importance))
     for chunk in pieces(plan, t):
         source = plan.sources[chunk.segment.source]
-        found = fetch(chunk, plan, files)
-        part = found.astype(np.float32) if source.ggml.is_float else dequantize(found, source)
+        rows_read = fetch(chunk, plan, files)
+        part = (
+            rows_read.astype(np.float32) if source.ggml.is_float else dequantize(rows_read, source)
+        )
         part = part.reshape(-1, n)
         if not (finite := np.isfinite(part).all(axis=1)).all():
             raise NonFiniteWeight(

@@ -15,6 +15,8 @@ _NAME = re.compile(r"(?:blk\.(?P<bid>\d+)\.)?(?P<role>.+?)(?P<suffix>\.weight|\.
 ALWAYS_F32 = frozenset({
     "ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "ssm_conv1d_q", "ssm_conv1d_k",
     "ssm_conv1d_v", "shortconv.conv", "position_embd", "token_types", "indexer.proj",
+    "indexer.q_proj", "indexer.k_proj",
+    "altup_correct_coef", "altup_predict_coef",
 })  # fmt: skip
 
 
@@ -36,6 +38,11 @@ def parse(name: str) -> Name:
     assert m is not None  # the pattern takes every non-empty string
     bid = m["bid"]
     return Name(m["role"], None if bid is None else int(bid), m["suffix"] or "")
+
+
+def in_block(role: str, bid: int | None) -> str:
+    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one."""
+    return role if bid is None else f"blk.{bid}.{role}"
 
 
 def stays_f32(name: Name, n_dims: int) -> bool:

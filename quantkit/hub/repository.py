@@ -11,11 +11,11 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
-from typing import Any, TypeGuard
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from quantkit.errors import SourceChanged, SourceNotFound, SourceUnreachable
@@ -26,6 +26,7 @@ from quantkit.hub.http import SCHEME, Again, Answer
 SMALL = (
     "*config*.json", "*token*.json", "*.index.json", "chat_template.*", "vocab*.json",
     "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
+    "params.json", "tekken.json", "tokenizer.model.v*",
 )  # fmt: skip
 
 _NAME = r"[\w-][\w.-]*"
@@ -84,38 +85,46 @@ class Snapshot:
     file: RemoteFile | None = None
 
 
-def is_remote(source: Path | str) -> TypeGuard[str]:
-    """Whether a source is on the Hub and not on this machine."""
-    return isinstance(source, str) and source.startswith(SCHEME)
+@dataclass(frozen=True)
+class Address:
+    """A model on the Hub, or one file of it: `hf://ORG/MODEL[@REVISION][/FILE.gguf]`."""
 
+    repo: str  # ORG/MODEL
+    revision: str | None = None  # a branch, tag or commit as it is written in the address
+    file: str | None = None
 
-def names_file(source: str) -> bool:
-    """Whether it is one file of a model."""
-    match = _SOURCE.fullmatch(source)
-    return match is not None and match["file"] is not None
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Raises SourceNotFound for what is no such address."""
+        match = _SOURCE.fullmatch(text)
+        if not match:
+            raise SourceNotFound(
+                f"{text}: not a model on the Hub; hf://ORG/MODEL, hf://ORG/MODEL@REVISION or "
+                "hf://ORG/MODEL/FILE.gguf is expected"
+            )
+        return cls(match["repo"], match["revision"], match["file"])
 
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{SCHEME}{self.repo}{revision}" + (f"/{self.file}" if self.file else "")
 
-def pinned(source: str, file: RemoteFile) -> str:
-    """The source at the commit that `file` was found at, whatever its branch does meanwhile."""
-    match = _SOURCE.fullmatch(source)
-    inside = f"/{match['file']}" if match and match["file"] else ""
-    return f"{SCHEME}{file.repo}@{file.commit}{inside}"
+    def at(self, commit: str) -> Address:
+        """The same at a commit, whatever the branch does meanwhile."""
+        return replace(self, revision=commit)
+
+    def listing(self) -> list[RemoteFile]:
+        """Every file of the model, at the commit that its revision (default: main) is at now.
+        Raises SourceError."""
+        return _listing(self.repo, unquote(self.revision or "") or None)
 
 
 @contextmanager
-def snapshot(source: str) -> Iterator[Snapshot]:
-    """The model that `hf://...` names. Its directory is there until the context ends.
+def snapshot(source: Address) -> Iterator[Snapshot]:
+    """The model at an address. Its directory is there until the context ends.
 
     Raises SourceNotFound, SourceForbidden, SourceUnreachable, SourceChanged.
     """
-    match = _SOURCE.fullmatch(source)
-    if not match:
-        raise SourceNotFound(
-            f"{source}: not a model on the Hub; hf://ORG/MODEL, hf://ORG/MODEL@REVISION or "
-            "hf://ORG/MODEL/FILE.gguf is expected"
-        )
-    repo, path = match["repo"], match["file"]
-    files = _listing(repo, unquote(match["revision"] or "") or None)
+    repo, path, files = source.repo, source.file, source.listing()
     gguf = sorted(f.path for f in files if f.suffix == ".gguf")
     hint = f"; it holds {len(gguf)} GGUF files: {SCHEME}{repo}/{gguf[0]}" if gguf else ""
     file = next((f for f in files if f.path == path and path in gguf), None)
@@ -123,7 +132,7 @@ def snapshot(source: str) -> Iterator[Snapshot]:
         raise SourceNotFound(f"{source}: no such GGUF file in the model{hint}")
     if file is None and hint and all(f.path != "config.json" for f in files):
         raise SourceNotFound(f"{source}: no config.json in it{hint}")
-    folder = path.rpartition("/")[0] if file else ""
+    folder = file.path.rpartition("/")[0] if file else ""
     beside = {f.name: f for f in files if f.path.rpartition("/")[0] == folder}
     with TemporaryDirectory(prefix="quantkit-") as parent:
         directory = Path(parent).resolve() / repo.partition("/")[2]
@@ -135,21 +144,11 @@ def snapshot(source: str) -> Iterator[Snapshot]:
         yield Snapshot(f"{SCHEME}{repo}", directory, beside, file)
 
 
-def read_small(source: str, name: str) -> bytes | None:
-    """A small file of the model that `hf://...` names, or None if it has no such file. Raises
+def read_small(source: Address, name: str) -> bytes | None:
+    """A small file of the model at an address, or None if it has no such file. Raises
     SourceError."""
-    match = _SOURCE.fullmatch(source)
-    if not match:
-        return None
-    files = _listing(match["repo"], unquote(match["revision"] or "") or None)
-    found = next((f for f in files if f.path == name), None)
-    return None if found is None else bytes(Reader(found).pread(found.size, 0))
-
-
-def repository(source: str) -> str:
-    """ORG/MODEL of a source on the Hub."""
-    match = _SOURCE.fullmatch(source)
-    return match["repo"] if match else ""
+    file = next((f for f in source.listing() if f.path == name), None)
+    return None if file is None else bytes(Reader(file).pread(file.size, 0))
 
 
 def _same_server(a: str, b: str) -> bool:

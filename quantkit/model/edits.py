@@ -135,6 +135,12 @@ def _expert_count(model: Model) -> int:
     count = _number(model, "expert_count")
     if not count:
         raise RecipeError(f"{model.name} has no experts")
+    for t in model.tensors:
+        if "tid2eid" in t.name:
+            raise RecipeError(
+                f"experts of {model.name} cannot be left out or used otherwise: {t.name} lists "
+                "them, token by token"
+            )
     return count
 
 

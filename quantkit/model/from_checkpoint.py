@@ -1,27 +1,49 @@
 """A Hugging Face checkpoint as a model, through the rows of its architecture. Of its weights, only
-the headers are read here."""
+the headers are read here, and the few that become keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorShape
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
-from quantkit.model.placement import place, predicting_layers
+from quantkit.model.nvfp4 import precision_keys, with_scales
+from quantkit.model.placement import Placed, place, predicting_layers
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.source.packed import decoded
+from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
 from quantkit.source.segments import Segment
-from quantkit.source.tensors import SourceTensor
+from quantkit.source.tensors import Files, SourceTensor
+from quantkit.tokenizer.mistral import FORMAT
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
-MXFP4_FILE = 38  # general.file_type where experts are kept in MXFP4
+
+
+# general.file_type where weights are kept in the blocks that they are released in
+MXFP4_FILE, NVFP4_FILE = 38, 39
+KEPT = {MXFP4_FILE: "MXFP4", NVFP4_FILE: "NVFP4"}
+KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
+
+# where a model of several modes keeps the config of its text part; the last that is there counts
+# (llama.cpp `load_hparams`)
+TEXT_CONFIGS = (
+    "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
+    "lfm",
+)  # fmt: skip
+# models that are converted by their own name, whatever their text part calls itself
+# (llama.cpp `get_model_architecture`)
+OWN_NAMES = (
+    "StepVLForConditionalGeneration", "Sarashina2VisionForCausalLM",
+    "Exaone4_5_ForConditionalGeneration", "Step3p7ForConditionalGeneration",
+    "KimiK3ForConditionalGeneration",
+)  # fmt: skip
 
 
 def from_checkpoint(
@@ -37,76 +59,202 @@ def from_checkpoint(
     """
     from quantkit.model.metadata import checkpoint_metadata
 
-    arch, config = _read_config(files)
-    stored = {t.name: t for t in decoded(tuple(read_tensors(files)), config.values)}
-    outtype = _chosen(outtype, stored.values())
-    config = replace(config, mtp=predicting_layers(arch, config, stored, options))
-    placed, sources = place(arch, config, stored, options)
-    for name, compute in reversed(list(arch.computed.items())):
-        if (data := compute(config)) is not None:
-            source = SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
-            sources[name] = source
-            placed = {name: (data.shape, (Segment(name, 0, 0, source.n_rows),)), **placed}
+    name = _config_file(files, options)
+    arch, config = _read_config(files, name)
+    stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
+    settings = _settings(files, config)
+    config = replace(config, values={**config.values, "quantization_config": settings.values})
+    by_name = {t.name: t for t in decoded(stored, settings)}
+    config = _with_scalars(arch, config, by_name)
+    by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
+    shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
+    arch = arch.respelled(config, shapes) or arch
+    outtype = _chosen(outtype, stored, by_name.values())
+    if arch.learned is not None:
+        values = {**config.values, **arch.learned(by_name, _integers)}
+        config = replace(config, values={**values, "only_mtp": options.mtp == "only"})
+    config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
+    placed, sources = place(arch, config, by_name, options)
+    precision = precision_keys(placed, sources, settings)
+    placed = with_scales(placed, sources)
+    placed = _with_computed(placed, sources, arch, config, files)
     tensors = tuple(
         ModelTensor(
             name,
             shape,
-            _stored(name, shape, outtype, arch, options, sources[segments[0].source]),
+            _stored(name, shape, outtype, arch, config, options, sources[segments[0].source]),
             segments,
         )
         for name, (shape, segments) in placed.items()
     )
-    file_type = OUTTYPES[outtype][0]
-    if outtype != "q8_0" and any(t.stored == "MXFP4" for t in tensors):
-        file_type = MXFP4_FILE
+    file_type = _file_type(outtype, tensors, sources)
     kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
-    notes = (*filter(None, (e.differs(config) for e in arch.assumes)), *notes)
+    if precision:
+        after = [item.key for item in kv].index("general.quantization_version") + 1
+        kv = (*kv[:after], *precision, *kv[after:])
+    said = (
+        settings_note(stored, settings),
+        _dequantized_note(arch, outtype, sources),
+        *(e.differs(config) for e in arch.assumes),
+    )
+    notes = (*filter(None, said), *notes)
     return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
 
 
-def _read_config(files: CheckpointFiles) -> tuple[Architecture, Config]:
+def _computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
+    return SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
+
+
+def _config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
+    """config.json, or params.json where that is asked for or alone."""
+    own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
+    name = FORMAT if own else "config.json"
+    if not files.has(name):
+        raise SourceNotFound(f"{files.where}: no {name} in it; not a checkpoint directory")
+    return name
+
+
+def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
-    if not files.has("config.json"):
-        raise SourceNotFound(f"{files.where}: no config.json in it; not a checkpoint directory")
-    raw, label = files.json("config.json"), files.label("config.json")
-    arch = find(_architecture_name(raw, label))
-    text = raw.get("text_config")  # the text part of a model of several modes
-    values = {**arch.defaults, **raw, **(text if isinstance(text, dict) else {})}
+    label = files.label(name)
+    raw = Config(files.json(name), label)
+    text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
+    whole, *inner = (_architecture(values) for values in (raw.values, *text))
+    used = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    if name == FORMAT:
+        whole = used = FORMAT
+    if not used:
+        raise ConfigError(f"{label}: 'architectures' does not name the model")
+    arch = find(used)
+    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [used]}
+    if (generation := files.optional("generation_config.json")) is not None:
+        values["generation_config"] = generation
     for ours, theirs in arch.aliases.items():
-        if (value := Config(values).find(theirs)) is not None:
+        known = Config(values, label)
+        if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:
             values[ours] = value
-    config = Config(values, label)
+    config = Config(values, label, wrapper="" if whole == used else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
     return arch, config
 
 
-def _architecture_name(raw: Mapping[str, object], label: str) -> str:
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
-        raise ConfigError(f"{label}: 'architectures' does not name the model")
-    return names[0]
+def _architecture(values: Mapping[str, Any]) -> str:
+    """The name that a config gives its model, or none."""
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
-def _chosen(outtype: str | None, sources: Iterable[SourceTensor]) -> str:
-    dtypes = [t.ggml.name for t in sources if len(t.shape) >= 2]
+def _integers(t: SourceTensor) -> list[int]:
+    """The values of a small tensor of integers."""
+    with Files((t.path,)) as files:
+        return [int(n) for n in files.read_rows(t, 0, t.n_rows).ravel()]
+
+
+def _with_scalars(
+    arch: Architecture, config: Config, sources: dict[str, SourceTensor]
+) -> Config:  # fmt: skip
+    """The config with the values that the checkpoint keeps as tensors of one element, one a layer.
+    They are taken out of `sources`. Raises TensorMissing, TensorShape."""
+    if not arch.scalars:
+        return config
+    by_name = {arch.plain(name): name for name in sources}
+    values = dict(config.values)
+    wanted = {
+        key: [template.format(bid=bid) for bid in range(config.layers)]
+        for key, template in arch.scalars.items()
+    }
+    if lost := [name for names in wanted.values() for name in names if name not in by_name]:
+        raise TensorMissing(
+            f"tensor {lost[0]} is not in the checkpoint ({len(lost)} such are missing)"
+        )
+    tensors = {name: sources.pop(by_name[name]) for names in wanted.values() for name in names}
+    for name, t in tensors.items():
+        if t.n_rows != 1:
+            raise TensorShape(f"tensor {name}: shape {list(t.shape)} found, one value expected")
+    with Files(t.path for t in tensors.values()) as opened:
+        for key, names in wanted.items():
+            values[key] = [float(read(opened, tensors[name], 0, 1)[0, 0]) for name in names]
+    return replace(config, values=values)
+
+
+def _settings(files: CheckpointFiles, config: Config) -> Settings:
+    """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
+    CorruptFile."""
+    return read_settings(config.values, files.optional("hf_quant_config.json"), config.where)
+
+
+def _with_computed(
+    placed: Placed, sources: dict[str, SourceTensor], arch: Architecture, config: Config,
+    files: CheckpointFiles,
+) -> Placed:  # fmt: skip
+    """The tensors with those that are computed from the config, which stand after what is kept in
+    NVFP4 and before all else. Adds them to `sources`."""
+    computed: Placed = {}
+    for name, compute in arch.computed.items():
+        if (data := compute(config)) is not None:
+            sources[name] = source = _computed(name, data, files)
+            computed[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
+    kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}
+    return {**kept, **computed, **placed}
+
+
+def _file_type(
+    outtype: str, tensors: Iterable[ModelTensor], sources: Mapping[str, SourceTensor]
+) -> int:
+    """`general.file_type`, as llama.cpp's converter labels files with weights in blocks."""
+    stored = {t.stored for t in tensors}
+    if any(t.coding == "mxfp4_pairs" for t in sources.values()):
+        return MXFP4_FILE
+    if outtype != "q8_0" and stored & {"NVFP4", "MXFP4"}:
+        return NVFP4_FILE if "NVFP4" in stored else MXFP4_FILE
+    return OUTTYPES[outtype][0]
+
+
+def _dequantized_note(
+    arch: Architecture, outtype: str, sources: Mapping[str, SourceTensor]
+) -> str | None:
+    """A line for people where NVFP4 is not kept."""
+    n = sum(t.coding == "nvfp4_floats" for t in sources.values())
+    if not n:
+        return None
+    return (
+        f"{n} matrices in NVFP4 are written in {OUTTYPES[outtype][1]}: llama.cpp computes without "
+        f"their scales in {arch.gguf_arch}, or cannot hold their rows"
+    )
+
+
+def _chosen(
+    outtype: str | None, stored: Iterable[SourceTensor], sources: Iterable[SourceTensor]
+) -> str:
+    """The outtype. "auto" looks at the tensors as they are stored, scales and all."""
     if outtype is None:
+        dtypes = {t.ggml.name for t in sources if len(t.shape) >= 2}
         return next((d.lower() for d in ("F32", "BF16", "F16") if d in dtypes), "f16")
     if outtype == "auto":
-        return next((d.lower() for d in dtypes if d in ("BF16", "F16")), "f16")
+        found = (t.ggml.name for t in stored if len(t.shape) >= 2)
+        return next((d.lower() for d in found if d in ("BF16", "F16")), "f16")
     return outtype
 
 
 def _stored(
-    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, options: ConversionOptions,
-    source: SourceTensor,
+    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, config: Config,
+    options: ConversionOptions, source: SourceTensor,
 ) -> str:  # fmt: skip
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
-    if options.fp8_as_q8 and source.coding == "fp8":
+    fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
+    if fp8 and (options.fp8_as_q8 or arch.keeps_types):
         wanted = type_by_name("Q8_0")
-    if role.role not in arch.rounds and tensor_names.stays_f32(role, len(shape)):
+    elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
+        wanted = source.ggml
+    ahead = role.bid is not None and role.bid >= config.layers
+    rounds = arch.rounds_ahead if ahead else arch.rounds
+    exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
+    if arch.keeps_types and len(shape) > 1:
+        exact = False
+    if exact and role.role not in rounds:
         return "F32"
     return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"

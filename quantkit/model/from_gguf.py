@@ -43,19 +43,19 @@ def _with_stacked_experts(tensors: Iterable[SourceTensor]) -> tuple[ModelTensor,
         name, xid = (f"{m['stem']}_exps.weight", int(m["xid"])) if m else (t.name, -1)
         parts.setdefault(name, {})[xid] = t
     out = []
-    for name, found in parts.items():
-        if -1 in found:
-            t = found[-1]
+    for name, experts in parts.items():
+        if -1 in experts:
+            t = experts[-1]
             segments: tuple[Segment, ...] = (Segment(t.name, 0, 0, t.n_rows),)
             out.append(ModelTensor(name, t.shape, t.ggml.name, segments))
             continue
-        n = max(found) + 1
-        if lost := [x for x in range(n) if x not in found]:
+        n = max(experts) + 1
+        if lost := [x for x in range(n) if x not in experts]:
             raise TensorMissing(f"expert {lost[0]} of {n} is not there for {name}")
-        first = found[0]
-        for t in found.values():
+        first = experts[0]
+        for t in experts.values():
             if (t.shape, t.ggml) != (first.shape, first.ggml):
                 raise TensorShape(f"tensors {first.name} and {t.name} differ in shape or type")
-        segments = tuple(Segment(found[x].name, 0, x * t.n_rows, t.n_rows) for x in range(n))
+        segments = tuple(Segment(experts[x].name, 0, x * t.n_rows, t.n_rows) for x in range(n))
         out.append(ModelTensor(name, (n, *first.shape), first.ggml.name, segments))
     return tuple(out)

@@ -65,9 +65,8 @@ def checkpoint_metadata(
     writer.add_file_type(file_type)
     _add_keys(writer, arch.late_keys, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
-    named = config.values.get("architectures") or [""]
-    architecture = named[0] if named[0] in arch.hf_names else arch.hf_names[0]
-    return with_vocabulary(writer, files, architecture, config.get("vocab_size"), pre)
+    (name,) = config.values["architectures"]
+    return with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
 
 
 def with_vocabulary(
@@ -149,7 +148,9 @@ def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> No
         if value is None:
             continue
         with malformed(ConfigError, f"{config.where}: {name} cannot be {value!r}"):
-            if isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
+            if key.kind == "UINT64":
+                writer.add_key_value(name, value, GGUFValueType.ARRAY, GGUFValueType.UINT64)
+            elif isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
                 writer.add_array(name, value)
             else:
                 writer.add_key_value(name, value, GGUFValueType[key.kind])

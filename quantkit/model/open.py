@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
-from quantkit.errors import SourceNotFound, UnsupportedSource
-from quantkit.hub import repository
+from quantkit.errors import UnsupportedSource
+from quantkit.hub.repository import snapshot
 from quantkit.model import edits
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.location import Source, SourceLike
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,44 @@ class Reading:
 AS_IT_IS = Reading()
 
 
-def open_source(source: Path | str, reading: Reading = AS_IT_IS) -> Model:
-    """A checkpoint, nothing rounded, or a GGUF file; here or on the Hub (`hf://ORG/MODEL`,
-    `hf://ORG/MODEL/FILE.gguf`). `Reading.changed` is the caller's to apply. Raises SourceError,
-    ModelError."""
-    if repository.is_remote(source):
-        is_gguf = repository.names_file(source)
-    elif Path(source).exists():
-        is_gguf = not Path(source).is_dir()
-    else:
-        raise SourceNotFound(f"{source}: no such file or directory")
-    return open_gguf_model(source) if is_gguf else open_checkpoint(source, None, reading)
+def open_source(source: SourceLike, reading: Reading = AS_IT_IS) -> Model:
+    """A checkpoint (nothing rounded) or a GGUF file, read and changed as `reading` says. Raises
+    SourceError, ModelError, RecipeError."""
+    return reading.changed(open_whole(source, reading))
 
 
-def open_checkpoint(source: Path | str, outtype: str | None, reading: Reading = AS_IT_IS) -> Model:
-    """A checkpoint directory, or a model on the Hub. Raises SourceError, ModelError."""
-    if not repository.is_remote(source):
-        files = CheckpointFiles.local(Path(source))
+def open_whole(source: SourceLike, reading: Reading = AS_IT_IS) -> Model:
+    """The same with all its experts."""
+    source = Source.parse(source)
+    if source.is_checkpoint:
+        return read_checkpoint(source, None, reading)
+    return open_gguf(source)
+
+
+def open_checkpoint(source: SourceLike, outtype: str | None, reading: Reading = AS_IT_IS) -> Model:
+    """A checkpoint, read and changed as `reading` says; `outtype` as for `from_checkpoint`. Raises
+    SourceError, ModelError, RecipeError."""
+    return reading.changed(read_checkpoint(Source.parse(source), outtype, reading))
+
+
+def read_checkpoint(source: Source, outtype: str | None, reading: Reading) -> Model:
+    """A checkpoint with all its experts."""
+    if source.address is None:
+        files = CheckpointFiles.local(source.local())
         return from_checkpoint(files, outtype, reading.pre, reading.options)
-    if repository.names_file(source):
+    if source.address.file:
         raise UnsupportedSource(f"{source} is one file; name the model that is to be converted")
-    with repository.snapshot(source) as there:
+    with snapshot(source.address) as there:
         files = CheckpointFiles(there.directory, there.where, there.files)
         return from_checkpoint(files, outtype, reading.pre, reading.options)
 
 
-def open_gguf_model(source: Path | str) -> Model:
-    if not repository.is_remote(source):
-        return from_gguf(Path(source))
-    with repository.snapshot(source) as there:
+def open_gguf(source: SourceLike) -> Model:
+    """A GGUF file, as it is. Raises SourceError."""
+    source = Source.parse(source)
+    if source.address is None:
+        return from_gguf(source.local())
+    with snapshot(source.address) as there:
         if there.file is None:
             raise UnsupportedSource(f"{source}: a GGUF file is expected: {source}/FILE.gguf")
         return from_gguf(there.file, there.files)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
+from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.rules import (
     DEFAULTS,
     Architecture,
@@ -28,14 +29,20 @@ from quantkit.errors import (
     TensorUnknown,
     UnsupportedSource,
 )
-from quantkit.gguf.tensor_names import parse
+from quantkit.gguf.tensor_names import in_block, parse
+from quantkit.model.blocks import BLOCKS, leaving
+from quantkit.model.missing import NUMBER, check_nothing_missing
+from quantkit.model.order import Order, order_of
+from quantkit.model.products import multiplied
+from quantkit.source.codings import widened
+from quantkit.source.codings.plain import INTEGERS, int32
+from quantkit.source.codings.scaled import by_rank, check_order
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 
 # GGUF tensor name -> its shape (NumPy order) and the segments that tile it
 Placed = dict[str, tuple[tuple[int, ...], tuple[Segment, ...]]]
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 # what --fuse-qkv and --fuse-gate-up-exps join, one below another, and what it becomes
 _JOINS = {
     "qkv": (("attn_q", "attn_k", "attn_v"), "attn_qkv"),
@@ -58,32 +65,50 @@ def place(
     used: dict[str, SourceTensor] = {}
     waiting: dict[str, _Waiting] = {}
     kin: dict[tuple[str, ...], dict[str, None]] = {}
-    for m in sorted(_matches(layout, sources), key=lambda m: m.order):
+    matches = _in_blocks(list(_matches(layout, sources)), layout)
+    # NVFP4 experts whose count llama.cpp does not find in the config follow all else in NVFP4
+    counted = any(config.find(name) for name in ("num_local_experts", "num_experts"))
+    late: dict[str, None] = {}
+    for m in sorted(matches, key=lambda m: m.order):
         _check(m, layout)
+        if late and m.tensor.coding != "nvfp4":
+            _finish(late, waiting, placed)
+            late.clear()
         source = replace(m.tensor, flat=True) if m.map.flat else m.tensor
         used[source.name] = source
         names: dict[str, None] = {}
         for piece in layout.pieces(m.map, m.bid, m.xid):
-            name = _full_name(piece.role, m.bid)
+            name = in_block(piece.role, m.bid)
             target = waiting.setdefault(name, _Waiting(piece.shape))
             if name in placed or not target.take(piece, source):
                 raise TensorUnknown(f"tensor {source.name} is a second spelling of rows of {name}")
             names[name] = None
-        # one tensor an expert: the stacks of a block come together
-        if "{xid}" in (m.map.like or m.map.source):
+        # one tensor an expert: the stacks of a block come together, those of blocks one by one
+        if not m.tensor.ggml.is_float:
+            if m.tensor.coding == "nvfp4" and not counted and "xid" in m.map.fields:
+                late |= names
+                continue
+        elif "{xid}" in (m.map.like or m.map.source):
             kinds = tuple(names)
             if kinds not in kin:
                 kin[kinds] = dict.fromkeys(_kin(names, m.bid, layout)) or names
             names = kin[kinds]
-        if all(name in waiting and waiting[name].left == 0 for name in names):
-            for name in names:
-                done = waiting.pop(name)
-                segments = sorted(done.rows.values(), key=lambda s: s.first_row)
-                placed[name] = (done.shape, tuple(segments))
-    _check_nothing_missing(layout, sources, placed)
+        _finish(names, waiting, placed)
+    _finish(late, waiting, placed)
+    check_nothing_missing(layout, sources, placed)
     if waiting:
         raise TensorMissing(f"{config.where}: only part of {min(waiting)} is in the checkpoint")
     return placed, used
+
+
+def _finish(names: Iterable[str], waiting: dict[str, _Waiting], placed: Placed) -> None:
+    """Place tensors, if all rows of all of them have arrived."""
+    names = list(names)
+    if all(name in waiting and waiting[name].left == 0 for name in names):
+        for name in names:
+            done = waiting.pop(name)
+            segments = sorted(done.rows.values(), key=lambda s: s.first_row)
+            placed[name] = (done.shape, tuple(segments))
 
 
 def predicting_layers(
@@ -100,10 +125,15 @@ def predicting_layers(
     declared = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
     if declared:
         layout = _Layout(arch, replace(config, mtp=declared), options)
-        found = (layout.find(t)[1] for t in sources.values())
+        found = (layout.find(t)[1] for t in sources.values() if not layout.drops(t))
         if not any(bid is not None and bid >= config.layers for bid in found):
             declared = 0
     if options.mtp == "only" and not declared:
+        if arch.mtp(config) and not arch.keeps_mtp:
+            raise ConfigError(
+                f"{config.where}: the layers of {arch.gguf_arch} that predict further tokens are "
+                "not converted"
+            )
         raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
     return declared
 
@@ -134,7 +164,11 @@ class _Match:
     map: Map
     bid: int | None
     xid: int
-    order: tuple[int, str, str]
+    number: int  # of the tensor in the checkpoint
+
+    @property
+    def order(self) -> Order:
+        return order_of(self.tensor, self.map, self.bid or 0, self.xid, self.number)
 
 
 @dataclass(frozen=True)
@@ -165,6 +199,10 @@ class _Layout:
             raise ConfigError(
                 f"{self.config.where}: a list has fewer than {len(blocks)} values, one a layer"
             ) from None
+
+    @cached_property
+    def dropped(self) -> list[re.Pattern[str]]:
+        return [re.compile(d) for d in (*self.arch.drops, *OTHER_MODES)]
 
     @cached_property
     def maps(self) -> dict[str, list[Map]]:
@@ -202,7 +240,8 @@ class _Layout:
     def blocks_of(self, m: Map) -> Sequence[int | None]:
         """The blocks that must have the tensor."""
         layers, blocks = self.config.layers, self.config.blocks
-        own_names = any("mid" in other.fields for other in self.arch.maps)
+        ahead = ["bid" in m.fields for m in self.arch.maps if m.layers == "mtp"]
+        own_names = bool(ahead) and not any(ahead)
         if "bid" in m.fields:
             first = layers if self.options.mtp == "only" else 0
             found: Sequence[int] = range(first, layers if own_names else blocks)
@@ -211,32 +250,38 @@ class _Layout:
         elif m.layers == "mtp":
             found = range(layers, min(layers + 1, blocks))
         else:
-            return (None,)
+            return (None,) if self.has(m, None) else ()
         return [bid for bid in found if self.has(m, bid)]
 
     def has(self, m: Map, bid: int | None) -> bool:
         """Whether layer `bid` is of the kind that has the tensor."""
-        if bid is None or not m.layers:
+        if not m.layers:
             return True
-        kind = (m.layers, bid)
+        kind = (m.layers, bid or 0)
         if kind not in self.kinds:
-            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid)
+            self.kinds[kind] = self.arch.layers[m.layers](self.config, bid or 0)
         return self.kinds[kind]
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = t.name.replace("language_model.", "")
-        numbers = [int(n) for n in _NUMBER.findall(name)]
+        name = self.arch.plain(t.name)
+        numbers = [int(n) for n in NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
-        for m in self.maps.get(_NUMBER.sub("*", name), ()):
+        for m in self.maps.get(NUMBER.sub("*", name), ()):
             ids = dict(zip(m.fields, numbers, strict=True))
+            if any(field.isdecimal() and int(field) != n for field, n in ids.items()):
+                continue
             bid = ids.get("bid")
             if "mid" in ids or (bid is None and m.layers == "mtp"):
                 bid = self.config.layers + ids.get("mid", 0)
             best = (m, bid, ids.get("xid", 0))
-            if self.has(m, bid):
+            if (bid or 0) >= self.blocks or self.has(m, bid):
                 break
         return best
+
+    def drops(self, t: SourceTensor) -> bool:
+        """Whether a tensor that no row takes may be left out."""
+        return any(d.fullmatch(t.name) for d in self.dropped)
 
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
@@ -289,31 +334,28 @@ class _Layout:
 
 
 def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
-    """All stacked experts of a block that are of one kind with `names`, in the family's order."""
+    """All stacked experts of a block that are of one kind with `names`, in the family's order;
+    none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
-    return [
-        _full_name(layout.joined(f"{role}.weight"), bid)
+    found = [
+        in_block(layout.joined(f"{role}.weight"), bid)
         for role in layout.arch.expert_order
         if role.rpartition("_")[2] in kinds
     ]
-
-
-def _full_name(role: str, bid: int | None) -> str:
-    return role if bid is None else f"blk.{bid}.{role}"
+    return found if {*names} <= {*found} else []
 
 
 def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
-    drops = [re.compile(d) for d in arch.drops]
     left_out = arch.mtp(config) - config.mtp
-    for i, t in enumerate(sources.values()):
+    for i, t in enumerate(multiplied(arch.maps, sources).values()):
         m, bid, xid = layout.find(t)
         if bid is not None and blocks <= bid < blocks + left_out:
             continue
         if layout.options.mtp == "only" and bid is not None and bid < config.layers:
             continue
         if m is None or not layout.has(m, bid):
-            if any(d.fullmatch(t.name) for d in drops):
+            if layout.drops(t):
                 continue
             _check_block(t, bid, layout)
             kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
@@ -321,12 +363,25 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
                 f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
                 "is the checkpoint of another architecture?"
             )
-        # a fused tensor stands where the last of its experts would
-        name = m.like.format(bid=bid, xid=9) if m.like else t.name
-        in_file = name if t.path.suffix == ".safetensors" else f"{i:09}"
-        # repacked weights come first, those that are rebuilt from parts of other names last
-        turn = 0 if not t.ggml.is_float else 2 if t.coding in ("gptq", "awq", "packed") else 1
-        yield _Match(t, m, bid, xid, (turn, t.path.name, in_file))
+        if m.integers and t.raw in INTEGERS:
+            t = int32(t)
+        if m.by_rank and t.coding == "scaled":
+            t = by_rank(t, [layout.dims[bid or 0][dim] for dim in m.by_rank])
+        check_order(t)
+        yield _Match(t, m, bid, xid, i)
+
+
+def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
+    """The matches, with sources in blocks as float32 where they cannot stay as they are."""
+    if not any(m.tensor.coding in BLOCKS for m in matches):
+        return matches
+    fused = layout.options.fuse_qkv or layout.options.fuse_gate_up_exps
+    uses = [
+        (m.tensor, {in_block(p.role, m.bid): p.rows for p in layout.pieces(m.map, m.bid, m.xid)})
+        for m in matches
+    ]
+    wide = leaving(uses, layout.arch.gguf_arch, layout.config.layers, fused)
+    return [replace(m, tensor=widened(m.tensor)) if m.tensor.name in wide else m for m in matches]
 
 
 def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
@@ -347,8 +402,9 @@ def _check(m: _Match, layout: _Layout) -> None:
         )
     if m.tensor.raw:
         raise UnsupportedSource(
-            f"{m.tensor.path}: tensor {m.tensor.name} is {m.tensor.raw}, and no "
-            f"quantization_config of {config.where} says how it is read"
+            f"{m.tensor.path}: tensor {m.tensor.name} is {m.tensor.raw}, and neither scales beside "
+            f"it nor quantization_config of {config.where} say how it is read; get them, or the "
+            "16-bit release"
         )
     expected = layout.shape(m.map, m.bid)
     if m.tensor.shape != expected:
@@ -356,44 +412,3 @@ def _check(m: _Match, layout: _Layout) -> None:
             f"tensor {m.tensor.name}: shape {list(m.tensor.shape)} found, {list(expected)} "
             f"expected ({' x '.join(m.map.shape)} of {config.where})"
         )
-
-
-def _check_nothing_missing(
-    layout: _Layout, sources: Mapping[str, SourceTensor], placed: Placed
-) -> None:
-    config = layout.config
-    tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
-    for m in layout.arch.maps:
-        if m.optional or (tied and m.source == "lm_head.weight"):
-            continue
-        for bid in layout.blocks_of(m):
-            for target in {_full_name(p.role, bid) for p in layout.pieces(m, bid, 0)}:
-                if target in placed or not (missing := _missing(layout, bid, target, sources)):
-                    continue
-                n_experts = layout.dims[bid or 0].get("experts", 0)
-                experts = f" and {n_experts} experts" if n_experts else ""
-                raise TensorMissing(
-                    f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
-                    f"{target}); {config.where} says {config.layers} layers{experts}"
-                )
-
-
-def _missing(
-    layout: _Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
-) -> list[str]:
-    """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
-    elsewhere or else misses the smallest part of."""
-    present = {name.replace("language_model.", "") for name in sources}
-    templates = {_NUMBER.sub("*", name) for name in present}
-    spellings: list[tuple[bool, float, int, list[str]]] = []
-    for m in layout.arch.maps:
-        if layout.has(m, bid) and any(
-            _full_name(p.role, bid) == target for p in layout.pieces(m, bid, 0)
-        ):
-            xids = range(layout.dims[bid or 0][m.experts] if "xid" in m.fields else 1)
-            mid = (bid or 0) - layout.config.layers
-            names = [m.source.format(bid=bid, mid=mid, xid=x) for x in xids]
-            missing = [name for name in names if name not in present]
-            unused = m.template not in templates
-            spellings.append((unused, len(missing) / len(names), len(spellings), missing))
-    return min(spellings)[-1]

@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from quantkit.hub import repository
+from quantkit.hub.repository import read_small
+from quantkit.source.location import Source
 
 MERGE = "mergekit_moe_config.yml"
 HUB = "https://huggingface.co/"
 
 
-def merged_from(source: Path | str) -> dict[str, Any]:
-    """`{"merged from": {"base", "gate mode", "experts"}}`: the model that each expert was, or
-    nothing where mergekit left no word of it."""
+@dataclass(frozen=True)
+class Merge:
+    """A merge by mergekit-moe: the base, how routers were made, and the model that each expert
+    was."""
+
+    base: str
+    gate_mode: str
+    experts: tuple[str, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, as `inspect --json` prints them."""
+        return {"base": self.base, "gate mode": self.gate_mode, "experts": list(self.experts)}
+
+
+def read_merge(source: Source) -> Merge | None:
+    """The merge that a source is, or None where mergekit left no word of one."""
     import yaml
 
-    if repository.is_remote(source):
-        data = None if repository.names_file(source) else repository.read_small(source, MERGE)
+    if source.address:
+        data = None if source.address.file else read_small(source.address, MERGE)
     else:
-        path = Path(source) / MERGE
+        path = source.local() / MERGE
         data = path.read_bytes() if path.is_file() else None
     if data is None:
-        return {}
+        return None
     try:
         config = yaml.safe_load(data)
-        found = {
-            "base": str(config.get("base_model")),
-            "gate mode": str(config.get("gate_mode", "hidden")),
-            "experts": [str(e["source_model"]) for e in config["experts"]],
-        }
-        return {"merged from": found}
+        return Merge(
+            str(config.get("base_model")),
+            str(config.get("gate_mode", "hidden")),
+            tuple(str(expert["source_model"]) for expert in config["experts"]),
+        )
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        return {}
+        return None
 
 
 def hub_name(text: str) -> str | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 from quantkit.errors import NotLoadable, RecipeError
 from quantkit.gguf.container import KeyValue, align, header_size, replaced, uint32
 from quantkit.gguf.splits import NO_SPLITS, Splits, split_keys, split_path
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.loading.model import Info, container_faults, faults, is_known
 from quantkit.model.model import Model, ModelTensor
 from quantkit.planning.plan import Output, Plan, PlannedFile, PlannedTensor, check
@@ -53,7 +52,7 @@ def plan_conversion(model: Model, label: str, path: Path, splits: Splits = NO_SP
 def laid_out(model: Model, label: str, path: Path, splits: Splits = NO_SPLITS) -> Plan:
     """As `plan_conversion`, whether llama.cpp would load it or not."""
     choices = [Choice(t.stored) for t in model.tensors]
-    sizes = [_nbytes(t.shape, t.stored) for t in model.tensors]
+    sizes = [tensor_bytes(t.shape, t.stored) for t in model.tensors]
     groups = splits.groups(sizes)
     return _checked(model, [_output(label, path, model.kv, model.tensors, choices, groups)])
 
@@ -123,7 +122,7 @@ def _quantized(
     if request.keep_split:
         groups = _runs([_shard(model, t) for t in tensors])
     else:
-        sizes = [_nbytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
+        sizes = [tensor_bytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
         groups = request.splits.groups([align(size) for size in sizes])
     output = _output(recipe.name, path, kv, tensors, choices, groups)
     if request.strict:
@@ -254,10 +253,6 @@ def _check_loads(
         raise NotLoadable(f"{first.path.name}: llama.cpp would not load it: {found[0]}{more}")
 
 
-def _nbytes(shape: Sequence[int], fmt: str) -> int:
-    return type_by_name(fmt).row_bytes(prod(shape))
-
-
 def _output(
     label: str, path: Path, kv: Sequence[KeyValue], tensors: Sequence[ModelTensor],
     choices: Sequence[Choice], groups: Sequence[range],
@@ -279,7 +274,7 @@ def _file(
     size = header_size(kv, [(t.name, t.shape) for t, _ in tensors])
     planned, offset = [], size
     for t, choice in tensors:
-        nbytes = _nbytes(t.shape, choice.format)
+        nbytes = tensor_bytes(t.shape, choice.format)
         planned.append(PlannedTensor(t.name, t.shape, choice.format, offset, nbytes,
                                      choice.fallback_from, choice.overridden))  # fmt: skip
         offset += align(nbytes)

@@ -147,14 +147,14 @@ def schedule(plan: Plan, threads: int, memory: int | None = None) -> Schedule:
     interpreter and its libraries take included. Without a number: below a gigabyte, if they can.
     Raises RecipeError if the smallest chunks do not keep within a number that was given."""
     most = (memory or USUAL_MEMORY) - BASE_MEMORY
-    found = Schedule(plan, threads)
-    while (needed := found.least_memory) > most:
-        if found.chunk_weights < _LEAST:
+    candidate = Schedule(plan, threads)
+    while (needed := candidate.least_memory) > most:
+        if candidate.chunk_weights < _LEAST:
             if memory is None:
                 break
             raise RecipeError(
                 f"--memory {memory / 1e6:.0f}MB is too little: {threads} threads need at least "
                 f"{(BASE_MEMORY + needed) / 1e6:.0f}MB; give more, or fewer --threads"
             )
-        found = replace(found, chunk_weights=found.chunk_weights // 2)
-    return replace(found, room=max(needed, min(ROOM, most)))
+        candidate = replace(candidate, chunk_weights=candidate.chunk_weights // 2)
+    return replace(candidate, room=max(needed, min(ROOM, most)))

@@ -7,17 +7,17 @@ Pure: names, shapes and facts in, formats out. The rule itself is the table of `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from math import prod
 from typing import NamedTuple
 
 from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import align
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.recipes.facts import ModelFacts, category, is_quantized
 from quantkit.recipes.file_types import MOE_FORMATS, Recipe, find_format, find_recipe
 from quantkit.recipes.llama_quant import FALLBACKS, Subject, by_rule, more_bits
@@ -30,7 +30,8 @@ class Overrides:
 
     `tensor_types` are (regular expression, format) pairs: the first that is found in a tensor's
     name decides, in place of the rules. It does not touch files of a float type, nor
-    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY.
+    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY. `formats`
+    are those of single tensors, by name, as another file has them.
     """
 
     pure: bool = False
@@ -38,6 +39,7 @@ class Overrides:
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
     tensor_types: tuple[tuple[str, str], ...] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -76,10 +78,18 @@ def tensor_type(text: str) -> tuple[str, str]:
     return pattern.lower(), find_format(name)
 
 
+# formats that llama-quantize refuses to make without importances, but of embedding and output
+_WANT_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+
+
 def needs_importance(recipe: Recipe, name: str, fmt: str) -> bool:
-    """Whether llama-quantize refuses to give the tensor this format without importances."""
-    ends = ("output", "token_embd")
-    return recipe.name == "Q2_K_S" and fmt == "Q2_K" and category(name) not in ends
+    """Whether the tensor cannot get this format without importances: llama-quantize refuses it, or
+    ggml has no way to make it."""
+    import quant_types
+
+    if category(name) in ("output", "token_embd"):
+        return quant_types.get_format(fmt).needs_importance
+    return fmt in _WANT_IMPORTANCE or (recipe.rules == "Q2_K_S" and fmt == "Q2_K")
 
 
 def choose(
@@ -97,7 +107,9 @@ def choose(
     if recipe.mixture == "moe":
         return _moe(recipe, facts, tensors, overrides)
     _check_patterns(overrides, [name for name, _, _ in tensors])
+    ends = recipe.ends if not overrides.pure else ""
     categories = [category(name) for name, _, _ in tensors]
+    alike = Counter(categories)
     ranks: dict[str, int] = {}
     out = []
     for (name, shape, stored), kind in zip(tensors, categories, strict=True):
@@ -107,6 +119,10 @@ def choose(
         elif forced := _forced(overrides, name, kind):
             _check_fits(name, shape[-1], forced)
             out.append(Choice(forced, overridden=True))
+        elif exact := overrides.formats.get(name):
+            out.append(_fitting(exact, shape[-1], overridden=True))
+        elif ends and kind in ("output", "token_embd"):
+            out.append(_fitting(ends, shape[-1]))
         elif type_by_name(recipe.base).is_float:
             out.append(Choice(recipe.base))
         elif named := overrides.named(name):
@@ -120,14 +136,15 @@ def choose(
             layer = rank if facts.n_experts < 2 or block is None else block
             stacked = len(shape) > 2 and shape[-3] > 1
             seen_as = "output" if tied else kind
-            t = Subject(name, seen_as, layer, rank, categories.count(kind), stacked)
+            fits = shape[-1] % type_by_name(recipe.base).block_size == 0
+            t = Subject(name, seen_as, layer, rank, alike[kind], stacked, fits)
             by_person = overrides.output_tensor_type if tied else None
-            wanted = by_person or by_rule(recipe.name, facts, t) or recipe.base
+            wanted = by_person or by_rule(recipe.rules, facts, t) or recipe.base
             out.append(_fitting(wanted, shape[-1], overridden=by_person is not None))
         if not facts.has_imatrix and needs_importance(recipe, name, out[-1].format):
             raise RecipeError(
                 f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
-                "give one with --imatrix, or choose Q2_K"
+                f"give one with --imatrix, or choose {'Q3_K_S' if 'IQ3' in recipe.name else 'Q2_K'}"
             )
     return out
 
@@ -158,10 +175,10 @@ def _moe(
         name, shape, _ = tensors[i]
         weight = sensitivity(name, facts)
         items.append([
-            Option(fmt, _nbytes(shape, fmt), weight * NORMAL_ERROR[fmt])
+            Option(fmt, align(tensor_bytes(shape, fmt)), weight * NORMAL_ERROR[fmt])
             for fmt in candidates(MOE_FORMATS, shape[-1])
         ])  # fmt: skip
-        budget += _nbytes(shape, out[i].format)
+        budget += align(tensor_bytes(shape, out[i].format))
     for i, options, j in zip(free, items, allocate(items, budget).chosen, strict=True):
         out[i] = Choice(options[j].format)
     return out
@@ -170,10 +187,6 @@ def _moe(
 def candidates(formats: Iterable[str], n_per_row: int) -> list[str]:
     """The formats, or where a row does not divide into their blocks, what stands in for them."""
     return list(dict.fromkeys(_fitting(fmt, n_per_row).format for fmt in formats))
-
-
-def _nbytes(shape: Sequence[int], fmt: str) -> int:
-    return align(type_by_name(fmt).row_bytes(prod(shape)))
 
 
 def _forced(overrides: Overrides, name: str, kind: str) -> str | None:
@@ -186,7 +199,14 @@ def _forced(overrides: Overrides, name: str, kind: str) -> str | None:
 
 
 def _fitting(wanted: str, n_per_row: int, overridden: bool = False) -> Choice:
-    """`wanted`, or what llama.cpp falls back to where a row does not divide into its blocks."""
+    """`wanted`, or what llama.cpp falls back to where a row does not divide into its blocks. Raises
+    RecipeError where it has nothing to fall back to."""
+    block = type_by_name(wanted).block_size
+    if n_per_row % block and block > 32 and wanted not in FALLBACKS:
+        raise RecipeError(
+            f"rows of {n_per_row} weights do not divide into {wanted}'s blocks of {block}, and "
+            "llama.cpp has no other format for them; choose another type"
+        )
     for name in (wanted, FALLBACKS.get(wanted), "F16"):
         if name and n_per_row % type_by_name(name).block_size == 0:
             return Choice(name, wanted if name != wanted else None, overridden)

@@ -53,13 +53,13 @@ class Judged(NamedTuple):
 def sensitivity(name: str, facts: ModelFacts) -> float:
     """How much KL divergence a relative error of the tensor causes, for each unit of it."""
     kind = category(name)
-    found = SENSITIVITY[kind]
+    factor = SENSITIVITY[kind]
     if kind == "token_embd" and facts.tied and name == "token_embd.weight":
-        found += SENSITIVITY["output"]
+        factor += SENSITIVITY["output"]
     block, eighth = tensor_names.parse(name).bid, facts.n_layers // 8
     if kind == "ffn_down" and block is not None:
-        found *= 1.0 if eighth <= block < facts.n_layers - eighth else EDGE
-    return found
+        factor *= 1.0 if eighth <= block < facts.n_layers - eighth else EDGE
+    return factor
 
 
 def mean_error(tensors: Iterable[Judged], facts: ModelFacts) -> float:

@@ -1,7 +1,7 @@
 """The model card of a release: front matter that the Hub reads, and Markdown that people read.
 
-Every number comes from the plan of the files and the model's metadata. Words from outside are
-escaped where they stand: YAML's writer does it for the front matter, `escaped` for the rest.
+Every number comes from the plan of the files and the model's metadata. Text from outside is escaped
+where it is used: by YAML's writer in the front matter, by `escaped` in the rest.
 """
 
 from __future__ import annotations
@@ -12,73 +12,75 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.model import provenance
-from quantkit.releases.manifest import SUMS, Manifest
+from quantkit.releases.manifest import CHECKSUMS, Manifest
+from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions
 from quantkit.reporting.table import CARD, Row, as_markdown, columns
 
 USUAL = "Q4_K_M"
-LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")  # others of their size are better
+LEGACY = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")  # the K-quants of their size are better
 MEMORIES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # GB that computers have
 
 
 def render(
-    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], values: Mapping[str, Any],
+    manifest: Manifest, rows: Sequence[Row], description: Description, values: Mapping[str, Any],
     pictures: Mapping[str, str] = MappingProxyType({}),
 ) -> str:  # fmt: skip
-    """The card's text. `facts` are `inspect.describe`'s with `origin.merged_from`'s, `values` the
-    metadata of the model, `pictures` what each picture beside the card shows, by file name."""
+    """The card's text. `values` is the model's metadata, `pictures` the title of each picture
+    beside the card, by file name."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     front = yaml.safe_dump(
-        front_matter(manifest, facts, values), sort_keys=False, allow_unicode=True
+        front_matter(manifest, description, values), sort_keys=False, allow_unicode=True
     )
     shown = columns(["name", "type", "bits", "size", "ram", "experts-on-cpu", "use"])
-    moe = facts.get("experts")
+    moe = description.experts
     environment = Environment(
         loader=PackageLoader("quantkit.releases"), undefined=StrictUndefined, autoescape=False,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"escaped": escaped, "billions": billions, "linked": linked}
     text: str = environment.get_template("card.md").render(
-        front=front, manifest=manifest, rows=rows, facts=facts, repo=manifest["repo"], moe=moe,
-        base=manifest["base_model"], table=as_markdown(rows, shown if moe else CARD),
-        choices=choices(rows), usual=usual(rows), first=first_file(manifest, usual(rows)),
-        merge=facts.get("merged from"), sums=SUMS, context=rows[0].context, pictures=pictures,
+        front=front, manifest=manifest, rows=rows, description=description, moe=moe,
+        repo=manifest.repo, base=manifest.base_model,
+        table=as_markdown(rows, shown if moe else CARD),
+        choices=choices(rows), usual=usual(rows), first=manifest.first_file(usual(rows).type),
+        merge=description.merge, checksums=CHECKSUMS, context=rows[0].context, pictures=pictures,
         chats="tokenizer.chat_template" in values,
     )  # fmt: skip
     return text
 
 
 def front_matter(
-    manifest: Manifest, facts: Mapping[str, Any], values: Mapping[str, Any]
+    manifest: Manifest, description: Description, values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The keys that the Hub knows, those that have a value.
+    """The keys that the Hub knows, as far as they have a value.
 
-    Without a `base_model` the release stands for a model that is nowhere else on the Hub, so that
-    its base models are those of the source, and it is their merge or finetune.
+    Without a `base_model`, the model is nowhere else on the Hub: its base models are those of the
+    source, of which it is a merge or a finetune.
     """
-    merge, moe = facts.get("merged from"), facts.get("experts")
+    merge, moe = description.merge, description.experts
     bases = provenance.base_models(values)
     relation = "merge" if merge or len(bases) > 1 else "finetune"
-    if manifest["base_model"]:
-        bases, relation = [manifest["base_model"]], "quantized"
+    if manifest.base_model:
+        bases, relation = [manifest.base_model], "quantized"
     tags = [
         *values.get("general.tags", []), "gguf",
         *(["moe"] if moe else []), *(["mergekit", "merge"] if merge else []),
     ]  # fmt: skip
-    found = {
+    matter = {
         **provenance.licence(values),
         "language": values.get("general.languages"),
         "base_model": bases,
         "base_model_relation": relation if bases else None,
-        "quantized_by": manifest["repo"] and manifest["repo"].partition("/")[0],
-        "model_name": manifest["name"],
+        "quantized_by": manifest.repo and manifest.repo.partition("/")[0],
+        "model_name": manifest.name,
         "pipeline_tag": "text-generation",
         "library_name": "gguf",
         "tags": list(dict.fromkeys(tags)),
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in matter.items() if value}
 
 
 def usual(rows: Sequence[Row]) -> Row:
@@ -90,25 +92,26 @@ def usual(rows: Sequence[Row]) -> Row:
     return min(rows, key=distance)
 
 
-def first_file(manifest: Manifest, row: Row) -> str:
-    """The file to name for a row: the first of its splits."""
-    return str(next(f["name"] for f in manifest["files"] if f["type"] == row.type))
+def best_within(rows: Sequence[Row], memory: int) -> Row | None:
+    """The best file that runs in so many bytes of main memory; a legacy type only if there is no
+    other."""
+    good = [row for row in rows if row.type.partition("-")[0] not in LEGACY] or rows
+    fitting = [row for row in good if row.max_ram_bytes <= memory]
+    return max(fitting, key=lambda row: row.bits_per_weight, default=None)
 
 
 def choices(rows: Sequence[Row]) -> list[tuple[int, Row]]:
     """(GB of memory, the best file that fits), where more memory allows a better one."""
-    found: list[tuple[int, Row]] = []
-    good = [row for row in rows if row.type.partition("-")[0] not in LEGACY] or list(rows)
+    best_files: list[tuple[int, Row]] = []
     for memory in MEMORIES:
-        fit = [row for row in good if row.max_ram_bytes <= memory * 10**9]
-        best = max(fit, key=lambda row: row.bits_per_weight, default=None)
-        if best and (not found or found[-1][1] is not best):
-            found.append((memory, best))
-    return found
+        best = best_within(rows, memory * 10**9)
+        if best and (not best_files or best_files[-1][1] is not best):
+            best_files.append((memory, best))
+    return best_files
 
 
 def escaped(text: object) -> str:
-    """Words in which nothing is markup, on one line."""
+    """Text with all Markdown escaped, on one line."""
     return re.sub(r"[\\`*_|<>\[\]~&#!$]", r"\\\g<0>", " ".join(str(text).split()))
 
 

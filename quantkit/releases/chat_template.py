@@ -1,8 +1,8 @@
-"""A chat template taken apart: what stands before and after each message.
+"""A chat template taken apart: the fixed text before and after each message.
 
-Templates are programs, but nearly all of them write turns: fixed words around what was said. Those
-words are found by rendering the template with messages that nobody says and looking at what comes
-between; they count only if they render longer conversations as the template does.
+Templates are programs, but nearly all of them write turns: fixed text around each message. That
+text is found by rendering the template with placeholder messages and taking what stands between
+them. It is used only if it renders longer conversations exactly as the template does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 Message = Mapping[str, str]
 Render = Callable[[Sequence[Message]], str]
-_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")  # marks for training; says nothing
+_GENERATION = re.compile(
+    r"\{%-?\s*(end)?generation\s*-?%\}"
+)  # marks for training; they write nothing
 
 
 @dataclass(frozen=True)
 class Turns:
-    """The fixed words of a conversation that ends with a question.
+    """The fixed text of a conversation that ends with a question.
 
     `start` stands before its first question, `ask` after a question that has an answer, `answered`
     between an answer and the next question, `reply` after the last question. With a system message,
@@ -49,26 +51,26 @@ class Turns:
 
 
 def conversation(messages: int, system: bool = False) -> list[Message]:
-    """What nobody says: questions and answers in turn, after a system message or none."""
-    said: list[Message] = [{"role": "system", "content": "zqszq"}] if system else []
+    """Placeholders: questions and answers in turn, with or without a system message first."""
+    placeholders: list[Message] = [{"role": "system", "content": "zqszq"}] if system else []
     for i in range(messages):
-        said.append({"role": ("user", "assistant")[i % 2], "content": f"zq{i}zq"})
-    return said
+        placeholders.append({"role": ("user", "assistant")[i % 2], "content": f"zq{i}zq"})
+    return placeholders
 
 
 def take_apart(render: Render) -> Turns | None:
     """The turns that a template writes; None if it writes something else, or fails."""
-    found = _between(render, conversation(3))
-    if found is None:
+    words = _between(render, conversation(3))
+    if words is None:
         return None
-    start, ask, answered, reply = found
+    start, ask, answered, reply = words
     turns = Turns(start, ask, answered, reply)
     if not all(_agrees(turns, render, conversation(n)) for n in (1, 3, 5)):
         return None
-    if led := _between(render, conversation(1, system=True)):
-        able = replace(turns, system=led[0], instructed=led[1])
-        if all(_agrees(able, render, conversation(n, system=True)) for n in (1, 3, 5)):
-            return able
+    if words := _between(render, conversation(1, system=True)):
+        with_system = replace(turns, system=words[0], instructed=words[1])
+        if all(_agrees(with_system, render, conversation(n, system=True)) for n in (1, 3, 5)):
+            return with_system
     return turns
 
 
@@ -82,7 +84,7 @@ def _between(render: Render, messages: Sequence[Message]) -> list[str] | None:
                 return None
             words.append(before)
         return [*words, rest]
-    except Exception:  # a stranger's program
+    except Exception:  # the template may raise anything
         return None
 
 
@@ -94,8 +96,8 @@ def _agrees(turns: Turns, render: Render, messages: Sequence[Message]) -> bool:
 
 
 def renderer(template: str, tokens: Mapping[str, str]) -> Render:
-    """How transformers renders a chat template, on its way to an answer. `tokens` are `bos_token`,
-    `eos_token` and the like. What it makes, and this function, may raise anything."""
+    """A function that renders a chat template as transformers does when it asks for an answer.
+    `tokens` are `bos_token`, `eos_token` and the like. Both functions may raise anything."""
     import json
 
     from jinja2.sandbox import ImmutableSandboxedEnvironment

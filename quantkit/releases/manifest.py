@@ -1,35 +1,207 @@
-"""`manifest.json`: what a release holds, file by file and tensor by tensor, with SHA-256 sums.
+"""`manifest.json`: what a release holds, file by file and tensor by tensor, with checksums.
 
 Beside the facts of the model it keeps what the files were made from, as digests, so that a later
 run knows whether it is the same release. While a release is being made, its record is
-`manifest.json.partial`: the files that were begun, and the sums that were taken so far.
+`manifest.json.partial`: the files that were begun, and the checksums taken so far.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Event, Lock
 from typing import Any
 
 from quantkit.errors import CorruptFile
-from quantkit.execution.stages import in_threads
-from quantkit.planning.plan import PlannedFile
-from quantkit.progress import Progress
+from quantkit.reporting.inspection import Experts, Parameters
 from quantkit.storage import os_files
-from quantkit.storage.inputs import LocalInput
 
-NAME, SUMS = "manifest.json", "SHA256SUMS"
-BLOCK = 1 << 22  # bytes hashed at once; hashlib lets other threads run meanwhile
-Manifest = dict[str, Any]
-Record = dict[str, Any]  # of one file: its entry in `files`
+NAME, CHECKSUMS = "manifest.json", "SHA256SUMS"
 _INNERMOST = re.compile(r"\{[^{}]*\}")
-_FIELDS = {"name": str, "type": str, "bytes": int, "sha256": str, "tensors": list}
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor: `offset` and `nbytes` in its file, `shape` in NumPy order."""
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+    sha256: str
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, as the manifest has them."""
+        return {
+            "name": self.name, "format": self.format, "shape": list(self.shape),
+            "offset": self.offset, "bytes": self.nbytes, "sha256": self.sha256,
+        }  # fmt: skip
+
+    @classmethod
+    def of_data(cls, data: Any) -> TensorRecord:
+        """What `as_data` gave. Raises ValueError."""
+        shape = _get(data, "shape", list)
+        if not all(isinstance(n, int) for n in shape):
+            raise ValueError("'shape' is not one of whole numbers")
+        return cls(
+            _get(data, "name", str), _get(data, "format", str), tuple(shape),
+            _count(data, "offset"), _count(data, "bytes"), _get(data, "sha256", str),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BegunFile:
+    """A file that is to be made: `type` is its label, `plan` its `journal.plan_digest`."""
+
+    name: str
+    type: str
+    plan: str
+
+    @classmethod
+    def of_data(cls, data: Any) -> BegunFile:
+        """What `asdict` gave. Raises ValueError."""
+        return cls(*(_get(data, key, str) for key in ("name", "type", "plan")))
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file. `sha256` is empty and `tensors` are none of a file that is only planned; `seen` is
+    the file's fingerprint when it was hashed, in the record of a release in the making."""
+
+    name: str
+    type: str
+    nbytes: int
+    sha256: str
+    tensors: tuple[TensorRecord, ...]
+    plan: str
+    seen: str | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, as the manifest has them."""
+        return {
+            "name": self.name, "type": self.type, "bytes": self.nbytes, "sha256": self.sha256,
+            "tensors": [t.as_data() for t in self.tensors], "plan": self.plan,
+            **({"seen": self.seen} if self.seen is not None else {}),
+        }  # fmt: skip
+
+    @classmethod
+    def of_data(cls, data: Any) -> FileRecord:
+        """What `as_data` gave. Raises ValueError."""
+        name = _get(data, "name", str)
+        if not name or name != os.path.basename(name):
+            raise ValueError(f"{name!r} is not a file of its directory")
+        return cls(
+            name, _get(data, "type", str), _count(data, "bytes"), _get(data, "sha256", str),
+            tuple(map(TensorRecord.of_data, _get(data, "tensors", list))),
+            _get(data, "plan", str), _get(data, "seen", str, type(None)),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MadeFrom:
+    """Digests of the source and of the importance matrix, as in `journal.Identity`."""
+
+    source: str
+    importance: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A release. `base_model` and `repo` are names on the Hub (ORG/NAME).
+
+    `left`: files of an earlier run that this one was not asked for. `errors`: the mean relative
+    error of each type, once the release is whole. `begun`: every file of a release in the making.
+    """
+
+    quantkit: str  # the version that made it
+    name: str
+    source: str
+    architecture: str
+    parameters: Parameters
+    experts: Experts | None
+    made_from: MadeFrom
+    base_model: str | None = None
+    repo: str | None = None
+    files: tuple[FileRecord, ...] = ()
+    left: tuple[FileRecord, ...] = ()
+    errors: Mapping[str, float] = field(default_factory=dict)
+    begun: tuple[BegunFile, ...] = ()
+
+    @property
+    def records(self) -> tuple[FileRecord, ...]:
+        """Every file that is on record."""
+        return self.files + self.left
+
+    def first_file(self, kind: str) -> str:
+        """The file to name for a type: the first of its splits."""
+        return next(f.name for f in self.files if f.type == kind)
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, as manifest.json has them."""
+        data = {
+            "quantkit": self.quantkit, "name": self.name, "source": self.source,
+            "architecture": self.architecture, "parameters": asdict(self.parameters),
+            "experts": asdict(self.experts) if self.experts else None,
+            "made_from": asdict(self.made_from), "base_model": self.base_model, "repo": self.repo,
+            "files": [f.as_data() for f in self.files],
+        }  # fmt: skip
+        unless_empty = {
+            "left": [f.as_data() for f in self.left],
+            "errors": dict(self.errors),
+            "begun": [asdict(f) for f in self.begun],
+        }
+        return data | {key: value for key, value in unless_empty.items() if value}
+
+    @classmethod
+    def of_data(cls, data: Any) -> Manifest:
+        """What `as_data` gave. Raises ValueError."""
+        size, made_from = _get(data, "parameters", dict), _get(data, "made_from", dict)
+        experts = _get(data, "experts", dict, type(None))
+        errors = data.get("errors", {})
+        if not isinstance(errors, dict) or not all(
+            isinstance(error, int | float) for error in errors.values()
+        ):
+            raise ValueError("'errors' is not a number for each type")
+        return cls(
+            quantkit=_get(data, "quantkit", str),
+            name=_get(data, "name", str),
+            source=_get(data, "source", str),
+            architecture=_get(data, "architecture", str),
+            parameters=Parameters(_get(size, "total", int), _get(size, "active", int)),
+            experts=experts and Experts(
+                _get(experts, "count", int), _get(experts, "used", int, type(None))
+            ),
+            made_from=MadeFrom(_get(made_from, "source", str), _get(made_from, "importance", str)),
+            base_model=_get(data, "base_model", str, type(None)),
+            repo=_get(data, "repo", str, type(None)),
+            files=tuple(map(FileRecord.of_data, _get(data, "files", list))),
+            left=tuple(map(FileRecord.of_data, data.get("left", []))),
+            errors=errors,
+            begun=tuple(map(BegunFile.of_data, data.get("begun", []))),
+        )  # fmt: skip
+
+
+def _get(data: Any, key: str, *kinds: type) -> Any:
+    """A value of an object, of one of these types (one that is missing is None). Raises
+    ValueError."""
+    if not isinstance(data, dict):
+        raise ValueError(f"an object is expected, not {type(data).__name__}")
+    value = data.get(key)
+    if not isinstance(value, kinds):
+        raise ValueError(f"{key!r} is {'missing' if value is None else type(value).__name__}")
+    return value
+
+
+def _count(data: Any, key: str) -> int:
+    """A number of bytes. Raises ValueError."""
+    value: int = _get(data, key, int)
+    if value < 0:
+        raise ValueError(f"{key!r} is {value}")
+    return value
 
 
 def partial_path(directory: Path) -> Path:
@@ -40,26 +212,17 @@ def partial_path(directory: Path) -> Path:
 def read(path: Path) -> Manifest | None:
     """A manifest, or None if there is none. Raises CorruptFile."""
     try:
-        found = json.loads(path.read_bytes())
-        files = [*found["files"], *found.get("left", [])]
-        typed = all(isinstance(f[key], kind) for f in files for key, kind in _FIELDS.items())
-        named = isinstance(found["name"], str) and isinstance(found.get("errors", {}), dict)
-        if not (typed and named and all(map(_is_plain, files))):
-            raise ValueError
+        return Manifest.of_data(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CorruptFile(f"{path}: not a manifest, or damaged; remove it and run again") from None
-    return dict(found)
-
-
-def _is_plain(record: Mapping[str, Any]) -> bool:
-    """Whether the file lies in the release's directory."""
-    return bool(record["name"]) and record["name"] == os.path.basename(record["name"])
+    except (ValueError, TypeError, RecursionError) as e:
+        raise CorruptFile(
+            f"{path}: not a manifest, or damaged ({e}); remove it and run again"
+        ) from None
 
 
 def write(path: Path, text: str) -> None:
-    """Put a text in a file, whole or not at all; a file that says the same is left alone."""
+    """Write a text file whole or not at all; one that holds the same already is left alone."""
     data, making = text.encode(), path.with_name(f".{path.name}.new")
     try:
         if not path.exists() or path.read_bytes() != data:
@@ -70,108 +233,21 @@ def write(path: Path, text: str) -> None:
             os.replace(making, path)
             os_files.sync_directories([path.parent])
     finally:
-        making.unlink(missing_ok=True)  # also what a run that was killed left
+        making.unlink(missing_ok=True)  # also one that a killed run left
 
 
 def remove(path: Path) -> None:
-    """Take away what `write` wrote, or was writing."""
-    for gone in (path, path.with_name(f".{path.name}.new")):
-        gone.unlink(missing_ok=True)
+    """Remove what `write` wrote, or was writing."""
+    for each in (path, path.with_name(f".{path.name}.new")):
+        each.unlink(missing_ok=True)
 
 
 def as_json(manifest: Manifest) -> str:
-    """The manifest's text, a line a tensor."""
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
-    return _INNERMOST.sub(lambda found: re.sub(r"\n +", " ", found[0]), text) + "\n"
+    """The manifest's text, each tensor on one line."""
+    text = json.dumps(manifest.as_data(), indent=1, ensure_ascii=False)
+    return _INNERMOST.sub(lambda match: re.sub(r"\n +", " ", match[0]), text) + "\n"
 
 
-def as_sums(files: Iterable[Record]) -> str:
+def as_checksums(files: Iterable[FileRecord]) -> str:
     """What `sha256sum -c` reads."""
-    return "".join(f"{f['sha256']}  {f['name']}\n" for f in files)
-
-
-def sums(
-    path: Path, spans: Sequence[tuple[int, int]] = (),
-    advance: Callable[[int], None] = lambda n: None,
-) -> tuple[str, list[str]]:  # fmt: skip
-    """The SHA-256 of a file, and of spans of bytes (start, end) in it, in order: one read, of what
-    is on the disk and not in the system's cache.
-
-    `advance` is told of every few bytes that are done.
-    """
-    whole, parts = hashlib.sha256(), [hashlib.sha256() for _ in spans]
-    with closing(LocalInput(path)) as f:
-        f.spare_memory()
-        at = 0
-        for stop, digest in _stops(spans, parts, f.size):
-            while at < stop and (data := f.pread(min(BLOCK, stop - at), at)):
-                whole.update(data)
-                if digest is not None:
-                    digest.update(data)
-                at += len(data)
-                advance(len(data))
-    return whole.hexdigest(), [part.hexdigest() for part in parts]
-
-
-def _stops(
-    spans: Sequence[tuple[int, int]], parts: Sequence[Any], size: int
-) -> Iterator[tuple[int, Any]]:
-    """Where each stretch of a file ends, and the digest of the span that it is, if it is one."""
-    for (start, end), part in zip(spans, parts, strict=True):
-        yield start, None
-        yield end, part
-    yield size, None
-
-
-def take(
-    files: Mapping[Path, tuple[str, PlannedFile]], threads: int, progress: Progress,
-    note: Callable[[Path, Record], None],
-) -> None:  # fmt: skip
-    """Take the sums of files, given the type and the plan of each. `note` is told of each record as
-    soon as it is there, one at a time."""
-    stop, one = Event(), Lock()
-    advance = _counting(files, "taking checksums", progress, stop)
-
-    def work(path: Path) -> None:
-        kind, planned = files[path]
-        spans = [(t.offset, t.offset + t.nbytes) for t in planned.tensors]
-        whole, parts = sums(path, spans, advance)
-        tensors = [
-            {"name": t.name, "format": t.format, "shape": list(t.shape), "offset": t.offset,
-             "bytes": t.nbytes, "sha256": digest}
-            for t, digest in zip(planned.tensors, parts, strict=True)
-        ]  # fmt: skip
-        record = {"name": path.name, "type": kind, "bytes": path.stat().st_size, "sha256": whole}
-        with one:
-            note(path, {**record, "tensors": tensors})
-
-    for _ in in_threads(work, files, threads, stop.set):
-        pass
-
-
-def wrong(expected: Mapping[Path, Record], threads: int, progress: Progress) -> set[Path]:
-    """The files that are not what their records say. Every byte is read, if the size is right."""
-    stop, sized = Event(), [p for p, r in expected.items() if p.stat().st_size == r["bytes"]]
-    advance = _counting(sized, "checking checksums", progress, stop)
-
-    def work(path: Path) -> Path | None:
-        return None if sums(path, (), advance)[0] == expected[path]["sha256"] else path
-
-    found = set(expected) - set(sized)
-    return found.union(filter(None, in_threads(work, sized, threads, stop.set)))
-
-
-def _counting(
-    paths: Iterable[Path], step: str, progress: Progress, stop: Event
-) -> Callable[[int], None]:
-    """What counts bytes that are done, and ends the work after `stop`."""
-    total, done = sum(path.stat().st_size for path in paths), 0
-
-    def advance(n: int) -> None:
-        nonlocal done
-        if stop.is_set():
-            raise InterruptedError
-        done += n  # a bar may miss a few, where threads meet
-        progress.update(step, done, total)
-
-    return advance
+    return "".join(f"{f.sha256}  {f.name}\n" for f in files)

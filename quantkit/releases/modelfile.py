@@ -42,7 +42,7 @@ def render(first: str, context: int, values: Mapping[str, Any], split: bool = Fa
 
 
 def turns_of(values: Mapping[str, Any]) -> Turns | None:
-    """The turns of a model's chat template, without the token that llama.cpp itself begins with;
+    """The turns of a model's chat template, without the token that llama.cpp adds at the start;
     None if it does not write turns."""
     tokens = {f"{name}_token": _token(values, name) for name in ("bos", "eos", "unk", "pad")}
     try:
@@ -65,9 +65,9 @@ def _token(values: Mapping[str, Any], name: str) -> str:
 
 
 def go_template(turns: Turns) -> str:
-    """The turns as a template of Ollama's. Words stand in Go's string literals, so that no space
-    between the actions means anything. A system message that the model's template has no place
-    for comes before the first question."""
+    """The turns as a template of Ollama's. Text is written as Go string literals, so that no space
+    between actions matters. A system message that the model's template has no place for comes
+    before the first question."""
     system = turns.system
     instructed = turns.instructed if system is not None else "\n\n"
     first = turns.start if system is None else system
@@ -86,13 +86,13 @@ def go_template(turns: Turns) -> str:
 
 
 def _go(words: str) -> str:
-    """An action that writes these words. JSON's escapes are Go's."""
+    """An action that writes these words. Go reads JSON's escapes."""
     return f"{{{{ {json.dumps(words, ensure_ascii=False)} }}}}" if words else ""
 
 
 def stops(turns: Turns, values: Mapping[str, Any]) -> list[str]:
-    """Words at which an answer has ended: the special tokens that stand between an answer and the
-    next; where there are none, the mark of the next question, if it is no plain word."""
+    """Text at which an answer ends: the special tokens between an answer and the next; if there are
+    none, the text that begins the next question, unless it is a plain word."""
     kinds = values.get("tokenizer.ggml.token_type", [])
     tokens = values.get("tokenizer.ggml.tokens", [])
     special = {t for t, kind in zip(tokens, kinds, strict=False) if kind in SPECIAL and t.strip()}
@@ -100,8 +100,8 @@ def stops(turns: Turns, values: Mapping[str, Any]) -> list[str]:
     longest = sorted(map(re.escape, special | ends), key=len, reverse=True)
     cut = re.compile(f"({'|'.join(longest)})" if longest else "(?!)")
     pieces = [piece for words in (turns.answered, turns.ask) for piece in cut.split(words)]
-    found = [piece for piece in pieces if piece in special]
-    if set(found) <= ends:
+    stop = [piece for piece in pieces if piece in special]
+    if set(stop) <= ends:
         lines = [line.strip() for p in pieces if p not in special | ends for line in p.splitlines()]
-        found += [mark for mark in lines if mark and not mark.isalnum()]
-    return list(dict.fromkeys(found))
+        stop += [mark for mark in lines if mark and not mark.isalnum()]
+    return list(dict.fromkeys(stop))

@@ -1,6 +1,6 @@
-"""The page of a release: one HTML file that holds all it shows, for people who would rather look.
+"""The page of a release: one HTML file that shows it in pictures and tables, and loads nothing.
 
-`templates/page.html` says how it looks; here is what goes into it.
+`templates/page.html` is how it looks; what goes into it is made here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote
 
 from quantkit.charts import plots, svg
@@ -20,7 +20,8 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.splits import unsplit_name
 from quantkit.model import provenance
 from quantkit.releases import card
-from quantkit.releases.manifest import SUMS, Manifest
+from quantkit.releases.manifest import CHECKSUMS, FileRecord, Manifest
+from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions, gigabytes
 from quantkit.reporting.table import Row
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTHS = {"wide": 860, "narrow": 342}  # pixels; a page has each picture in both
-# what machines are sold with, in GB; nine of them are columns
+# memories that machines are sold with, in GB; nine of them become columns
 MEMORIES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 
@@ -40,7 +41,7 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with what is said about it."""
+    """A picture, its title and its caption."""
 
     title: str
     caption: str
@@ -49,19 +50,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the release: its row, and its files with their sums."""
+    """One model of the release: its row, and its files."""
 
     row: Row
-    files: tuple[Mapping[str, Any], ...]
+    files: tuple[FileRecord, ...]
 
     @property
     def layers(self) -> Counter[tuple[int | None, str]]:
         """Bytes by layer (None outside of them) and part."""
         held: Counter[tuple[int | None, str]] = Counter()
         for file in self.files:
-            for tensor in file["tensors"]:
-                name = tensor_names.parse(tensor["name"])
-                held[name.bid, tensor_names.part(name)] += tensor["bytes"]
+            for tensor in file.tensors:
+                name = tensor_names.parse(tensor.name)
+                held[name.bid, tensor_names.part(name)] += tensor.nbytes
         return held
 
     @property
@@ -82,12 +83,11 @@ class Entry:
 
 
 def render(
-    manifest: Manifest, rows: Sequence[Row], facts: Mapping[str, Any], more: Sequence[Figure] = ()
+    manifest: Manifest, rows: Sequence[Row], description: Description, more: Sequence[Figure] = ()
 ) -> str:
     """The page as HTML, to be written beside the files that it links to.
 
-    `manifest` is what manifest.json holds, `rows` are those of its files, `facts` are
-    `inspect.describe`'s with `origin.merged_from`'s, and `more` are pictures of what was measured.
+    `rows` are those of the manifest's files, `more` are pictures of what was measured.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -104,20 +104,20 @@ def render(
             name: Markup(svg.inline(figure.draw(width=width))) for name, width in WIDTHS.items()
         }
 
-    usual, merge = card.usual(rows), facts.get("merged from", {})
+    usual, merge = card.usual(rows), description.merge
     memories = _memories(rows)
     return environment.get_template("page.html").render(
         manifest=manifest,
         entries=entries,
         usual=usual,
-        numbers=_numbers(manifest, facts),
-        best={n: _best(rows, n * 10**9) for n in memories},
+        numbers=_numbers(manifest, description),
+        best={n: card.best_within(rows, n * 10**9) for n in memories},
         figures=[*_figures(entries), *more],
         layers=[(entry.row, _by_layer(entry)) for entry in entries],
         drawn=drawn,
         mixture=any(row.experts_on_cpu_ram_bytes is not None for row in rows),
-        base=_model(merge["base"]) if merge else None,
-        experts=[_model(name) for name in merge.get("experts", [])],
+        base=_model(merge.base) if merge else None,
+        experts=[_model(name) for name in merge.experts] if merge else [],
         commands=_commands(manifest, usual),
         colours=Markup(svg.COLOURS),
     )
@@ -143,9 +143,9 @@ def error_by_size(rows: Sequence[Row], errors: Mapping[str, float]) -> Figure:
 
 def _entries(manifest: Manifest, rows: Sequence[Row]) -> list[Entry]:
     """The models, smallest first."""
-    files: dict[str, list[Mapping[str, Any]]] = {}
-    for file in manifest["files"]:
-        files.setdefault(unsplit_name(file["name"]), []).append(file)
+    files: dict[str, list[FileRecord]] = {}
+    for file in manifest.files:
+        files.setdefault(unsplit_name(file.name), []).append(file)
     return [
         Entry(row, tuple(files[_stem(row)])) for row in sorted(rows, key=lambda row: row.file_bytes)
     ]
@@ -155,17 +155,17 @@ def _stem(row: Row) -> str:
     return row.name.removesuffix(f" ({row.files} files)").removesuffix(".gguf")
 
 
-def _numbers(manifest: Manifest, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _numbers(manifest: Manifest, description: Description) -> list[tuple[str, str]]:
     """The numbers at the top, each with its name."""
-    count, experts = manifest["parameters"], manifest.get("experts")
-    found = [("Parameters", billions(count["total"]))]
+    count, experts = manifest.parameters, manifest.experts
+    numbers = [("Parameters", billions(count.total))]
     if experts:
-        found.append(("Active for a token", billions(count["active"])))
-        found.append(("Experts", f"{experts['count']}, {experts['used']} used"))
-    for name, key in (("Layers", "layers"), ("Tokens of context", "context")):
-        if facts.get(key):
-            found.append((name, f"{facts[key]:,}"))
-    return [*found, ("Architecture", manifest["architecture"])]
+        numbers.append(("Active for a token", billions(count.active)))
+        numbers.append(("Experts", f"{experts.count}, {experts.used} used"))
+    for name, n in (("Layers", description.layers), ("Tokens of context", description.context)):
+        if n:
+            numbers.append((name, f"{n:,}"))
+    return [*numbers, ("Architecture", manifest.architecture)]
 
 
 def _memories(rows: Sequence[Row]) -> Sequence[int]:
@@ -175,15 +175,8 @@ def _memories(rows: Sequence[Row]) -> Sequence[int]:
     return MEMORIES[max(end, 9) - 9 : max(end, 9)]
 
 
-def _best(rows: Sequence[Row], memory: int) -> Row | None:
-    """The best that runs in so many bytes."""
-    good = [row for row in rows if row.type not in card.LEGACY] or rows
-    fit = [row for row in good if row.max_ram_bytes <= memory]
-    return max(fit, key=lambda row: row.bits_per_weight, default=None)
-
-
 def _model(name: str) -> tuple[str, str | None]:
-    """How a model is called that another was merged from, and its address if it is on the Hub."""
+    """The name of a model that another was merged from, and its address if it is on the Hub."""
     hub = None if name.startswith(".") else provenance.hub_name(name)
     return (
         (hub, provenance.HUB + hub) if hub else (re.split(r"[\\/]", name.rstrip("\\/"))[-1], None)
@@ -244,7 +237,7 @@ def _present(held: Iterable[Counter[str]]) -> list[str]:
 
 
 def _largest(held: Sequence[Counter[str]]) -> str:
-    """What holds most of the bytes, and how much of them from file to file."""
+    """The part that holds most of the bytes, and its share, from file to file."""
     whole = [sum(h.values()) for h in held]
     part = sum(held, Counter()).most_common(1)[0][0]
     shares = [round(100 * h[part] / n) for h, n in zip(held, whole, strict=True)]
@@ -273,20 +266,20 @@ def _by_layer(entry: Entry) -> Figure:
 
 
 def _commands(manifest: Manifest, usual: Row) -> list[tuple[str, str]]:
-    """How to run the usual file: what each command is for, and the command."""
-    repo = manifest.get("repo")  # org/name, where the release is published
-    file = shlex.quote(card.first_file(manifest, usual))
+    """Commands that run the usual file, each with what it is for."""
+    repo = manifest.repo
+    file = shlex.quote(manifest.first_file(usual.type))
     serve = (
         f"llama-server {f'-hf {repo}:{usual.type}' if repo else f'-m {file}'} -c {usual.context}"
     )
-    found = [("llama.cpp", serve)]
+    commands = [("llama.cpp", serve)]
     if usual.experts_on_cpu_ram_bytes is not None:
         what = "llama.cpp, experts in main memory and the rest on the GPU"
-        found.append((what, f"{serve} -ngl 99 --cpu-moe"))
+        commands.append((what, f"{serve} -ngl 99 --cpu-moe"))
     if repo:
-        found.append(("Ollama", f"ollama run hf.co/{repo}:{usual.type}"))
+        commands.append(("Ollama", f"ollama run hf.co/{repo}:{usual.type}"))
     elif usual.files == 1:  # Ollama takes no splits
-        name = re.sub(r"[^a-z0-9._-]+", "-", manifest["name"].lower()).strip("-.") or "model"
-        found.append(("Ollama", f"ollama create {name} -f Modelfile && ollama run {name}"))
-    found.append(("LM Studio", f"lms import {file}"))
-    return [*found, ("Are the files whole?", f"sha256sum -c {SUMS} --ignore-missing")]
+        name = re.sub(r"[^a-z0-9._-]+", "-", manifest.name.lower()).strip("-.") or "model"
+        commands.append(("Ollama", f"ollama create {name} -f Modelfile && ollama run {name}"))
+    commands.append(("LM Studio", f"lms import {file}"))
+    return [*commands, ("Are the files whole?", f"sha256sum -c {CHECKSUMS} --ignore-missing")]

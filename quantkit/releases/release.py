@@ -1,7 +1,7 @@
-"""A release: the set of files from one read of the source, and all that goes with it into DIR.
+"""A release: a directory of GGUF files made from one read of the source, and what goes with them.
 
-What is there and right stays, so that the same command goes on where it was stopped, and mends
-what was damaged since.
+Files that are there and right are kept, so that the same command resumes where it was stopped, and
+mends what was damaged since.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantkit import __version__
 from quantkit.errors import UsageError
@@ -19,19 +19,21 @@ from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import mean_errors
-from quantkit.hub import push, repository
+from quantkit.hub import push
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
-from quantkit.model import provenance
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import PLAIN, Request, model_facts
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES
 from quantkit.recipes.sensitivity import use_case
-from quantkit.releases import card, manifest, modelfile, page, previous
-from quantkit.releases.manifest import Manifest, Record
+from quantkit.releases import card, checksums, manifest, modelfile, page, previous
+from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
 from quantkit.reporting import inspection
-from quantkit.reporting.table import Row, planned_rows
+from quantkit.reporting.inspection import Description
+from quantkit.reporting.numbers import gigabytes
+from quantkit.reporting.table import Row, html_table, planned_rows
+from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
@@ -41,8 +43,9 @@ _SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?", re.IGNORECASE)  # as gguf
 
 @dataclass(frozen=True)
 class Release:
-    """What a run leaves, or (dry) would leave. `states` say of each file whether it was made, kept,
-    or made again because it was damaged; `notes` are for people; `pushed` names what was sent."""
+    """What a run leaves, or (dry) would leave. `states` say of each file, by name, whether it was
+    made, kept, or made again because it was damaged; `notes` are for people; `pushed` names the
+    files that were sent to the Hub."""
 
     directory: Path
     manifest: Manifest
@@ -51,56 +54,68 @@ class Release:
     notes: Sequence[str] = ()
     pushed: Sequence[str] = ()
 
+    def _repr_html_(self) -> str:
+        lines = [
+            (f.name, f.type, gigabytes(f.nbytes), self.states[f.name]) for f in self.manifest.files
+        ]
+        return html_table(("File", "Type", "Size", "State"), lines)
+
 
 def release(
-    source: Path | str, directory: Path, types: Sequence[str] = RELEASE_TYPES, *,
+    source: SourceLike, directory: Path, types: Sequence[str] = RELEASE_TYPES, *,
     request: Request = PLAIN, imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS,
     context: int | None = None, base_model: str | None = None, target: push.HubTarget | None = None,
     share: tuple[int, int] | None = None, join: Sequence[Path] = (), run: Run = ONCE,
 ) -> Release:  # fmt: skip
-    """Make every type of a source in `directory`, with the card, the sums and the rest.
+    """Make every type of a source in `directory`, with card, page, checksums and manifest.
 
-    `context` (tokens) is what the table's Max RAM is for, `base_model` (org/name) what is released,
-    if it is on the Hub; with a `target`, the release is pushed there. A `share` (which, of how
-    many) makes only some of the files, and no card: that is left to a run that is given the
-    directories of all shares in `join`. Raises QuantkitError; OtherRelease if a directory holds
-    another release, before anything is touched.
+    The table's Max RAM is for `context` tokens; `base_model` is the model's own name on the Hub
+    (ORG/NAME), if it is there; with a `target`, the release is pushed. A `share` (which, of how
+    many) makes only some of the files, and no card: a run that is given the directories of all
+    shares in `join` makes it. Raises QuantkitError; OtherRelease if a directory holds another
+    release, before anything is touched.
     """
+    source = Source.parse(source)
     for name in (base_model, target.repo if target else None):
         if name is not None:
             push.check_name(name)
     job = prepare(
         source, types, directory, request=request, imatrix=imatrix, reading=reading, name=stem
     )
-    facts = {**inspection.describe(job.model), **provenance.merged_from(source)}
-    this, plans = _described(source, job, facts)
-    old = previous.read(directory, join, anew=run.force)
-    previous.check_place(source, directory, old, run.force)
-    previous.check_same(old, this, plans)
-    this["base_model"] = base_model or _published(source) or (old.whole or {}).get("base_model")
-    this["repo"] = target.repo if target else (old.whole or {}).get("repo")
+    description = inspection.describe(job.model, source)
+    this, plans = _begin_manifest(source, job, description)
+    earlier = previous.read(directory, join, anew=run.force)
+    previous.check_place(source, directory, earlier, run.force)
+    previous.check_same(earlier, this, plans)
+    before = earlier.whole
+    this = replace(
+        this,
+        base_model=base_model or source.model_on_hub or (before.base_model if before else None),
+        repo=target.repo if target else before.repo if before else None,
+    )
     rows = planned_rows(job.plan, context, job.model.kv)
     if share:
         job = replace(job, plan=_part(job.plan, shared(job.plan, *share)))
         names = {f.path.name for f in job.plan.files}
-        plans = [entry for entry in plans if entry["name"] in names]
+        plans = [begun for begun in plans if begun.name in names]
     if run.dry:
-        return _would(directory, job, this, rows, old, target, run)
+        return _dry_run(directory, job, this, plans, rows, earlier, target, run)
     if target:
         push.create(target)
-    made = _make_files(directory, job, this, plans, old, target, run)
-    uploads = [push.Upload(directory / f["name"], f["sha256"]) for f in this["files"]]
+    made = _make_files(directory, job, this, plans, earlier, target, run)
+    this = made.manifest
+    uploads = [push.Upload(directory / f.name, f.sha256) for f in this.files]
     directory.mkdir(parents=True, exist_ok=True)
     if share:
-        record = manifest.as_json({**this, "begun": plans})
+        record = manifest.as_json(replace(this, begun=tuple(plans)))
         manifest.write(manifest.partial_path(directory), record)
     else:
-        this["errors"] = errors = _errors(job, old, run)
-        rows = [replace(row, use_case=use_case(errors[row.type])) for row in rows]
-        _write_beside(directory, this, rows, errors, facts, job.model)
+        this = replace(this, errors=_errors(job, earlier, run))
+        rows = [replace(row, use_case=use_case(this.errors[row.type])) for row in rows]
+        _write_beside(directory, this, rows, description, job.model)
         uploads += [push.Upload(directory / name) for name in previous.BESIDE]
     sent = push.push(target, uploads) if target else []
-    return replace(made, rows=rows, pushed=sent)
+    return replace(made, manifest=this, rows=rows, pushed=sent)
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -112,8 +127,8 @@ def parse_share(text: str) -> tuple[int, int]:
 
 
 def shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
-    """The files of one share: those that hold about the same part of the model, whatever their
-    type, so that a share reads little of the source more than once."""
+    """The files of one share. They hold about the same part of the model, whatever their type, so
+    that shares have little of the source to read twice."""
     places = [
         ((i + 0.5) / len(o.files), f.path) for o in plan.outputs for i, f in enumerate(o.files)
     ]
@@ -123,96 +138,91 @@ def shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
 
 
 def _make_files(
-    directory: Path, job: Job, this: Manifest, plans: Sequence[Mapping[str, str]],
-    old: previous.Earlier, target: push.HubTarget | None, run: Run,
+    directory: Path, job: Job, this: Manifest, plans: Sequence[BegunFile],
+    earlier: previous.Earlier, target: push.HubTarget | None, run: Run,
 ) -> Release:  # fmt: skip
-    """Make what is not there and right, take sums, and complete the manifest."""
-    files = {f.path: (o.type, f) for o in job.plan.outputs for f in o.files}
+    """Make the files that are missing or damaged, hash them, and complete the manifest."""
+    planned = {f.path: f for f in job.plan.files}
     threads = run.threads or default_threads()
-    standing = previous.stand(list(files), old, threads, run.progress)
-    away = _on_the_hub({p for p in standing.make if p.name in old.records}, old, target)
-    kept = {**standing.kept, **away}
-    digests = {entry["name"]: entry["plan"] for entry in plans}
-    new = {p: files[p] for p in files if p not in kept}
-    here = [previous.seen(p, r) for p, r in standing.kept.items()]
-    making: Manifest = {**this, "begun": plans, "files": [*here, *away.values()]}
-    part = _part(job.plan, standing.make - away.keys())
-    _make(replace(job, plan=part), standing.damaged, directory, making, run)
+    check = previous.check_files(list(planned), earlier, threads, run.progress)
+    away = _on_the_hub({p for p in check.make if p.name in earlier.records}, earlier, target)
+    records = {**check.kept, **away}
+    begun = {directory / f.name: f for f in plans}
+    new = {p: (begun[p], planned[p]) for p in planned if p not in records}
+    here = [previous.stat_record(p, record) for p, record in check.kept.items()]
+    making = replace(this, begun=tuple(plans), files=(*here, *away.values()))
+    part = replace(job, plan=_part(job.plan, check.make - away.keys()))
+    _make(part, check.damaged, directory, making, run)
 
-    def note(path: Path, record: Record) -> None:
-        kept[path] = {**record, "plan": digests[path.name]}
-        making["files"].append(previous.seen(path, kept[path]))
+    def note(path: Path, record: FileRecord) -> None:
+        nonlocal making
+        records[path] = record
+        making = replace(making, files=(*making.files, previous.stat_record(path, record)))
         manifest.write(manifest.partial_path(directory), manifest.as_json(making))
 
     if new:
-        manifest.take(new, threads, run.progress, note)
-    this["files"] = [{k: v for k, v in kept[p].items() if k != "seen"} for p in files]
-    left = [r for r in old.records.values() if directory / r["name"] not in files]
-    if left := [r for r in left if (directory / r["name"]).exists()]:
-        this["left"] = left
-    states = {p.name: "made" if p in new else "on the Hub" if p in away else "kept" for p in files}
-    states |= {p.name: "made again" for p in standing.damaged & new.keys()}
-    notes = [f"{p.name} was damaged; it is made again" for p in sorted(standing.damaged)]
-    notes += [f"{r['name']} was not asked for this time; it stays as it is" for r in left]
+        checksums.hash_files(new, threads, run.progress, note)
+    others = (r for r in earlier.records.values() if directory / r.name not in planned)
+    left = tuple(replace(r, seen=None) for r in others if (directory / r.name).exists())
+    this = replace(this, files=tuple(replace(records[p], seen=None) for p in planned), left=left)
+    states = {
+        p.name: "made" if p in new else "on the Hub" if p in away else "kept" for p in planned
+    }
+    states |= {p.name: "made again" for p in check.damaged & new.keys()}
+    notes = [f"{p.name} was damaged; it is made again" for p in sorted(check.damaged)]
+    notes += [f"{r.name} was not asked for this time; it stays as it is" for r in left]
     return Release(directory, this, (), states, notes)
 
 
-def _errors(job: Job, old: previous.Earlier, run: Run) -> dict[str, float]:
+def _errors(job: Job, earlier: previous.Earlier, run: Run) -> dict[str, float]:
     """The mean error of each type, measured where no earlier run did."""
-    known: dict[str, float] = (old.whole or {}).get("errors", {})
+    known = dict(earlier.whole.errors) if earlier.whole else {}
     outputs = tuple(o for o in job.plan.outputs if o.type not in known)
     if outputs:
         plan, threads = replace(job.plan, outputs=outputs), run.threads or default_threads()
-        known = known | mean_errors(plan, model_facts(job.model), threads, job.importance)
+        known |= mean_errors(plan, model_facts(job.model), threads, job.importance)
     return {output.type: known[output.type] for output in job.plan.outputs}
 
 
 def _on_the_hub(
-    paths: set[Path], old: previous.Earlier, target: push.HubTarget | None
-) -> dict[Path, Record]:
-    """Of files that are not here but on record, those that the target has already."""
-    known = {p: {k: v for k, v in old.records[p.name].items() if k != "seen"} for p in paths}
+    paths: set[Path], earlier: previous.Earlier, target: push.HubTarget | None
+) -> dict[Path, FileRecord]:
+    """Of files that are on record and not here, those that the target has already."""
+    known = {p: replace(earlier.records[p.name], seen=None) for p in paths}
     if target is None or not known:
         return {}
-    lacking = push.missing(target, [push.Upload(p, r["sha256"]) for p, r in known.items()])
+    lacking = push.missing(target, [push.Upload(p, r.sha256) for p, r in known.items()])
     gone = {upload.path for upload in lacking}
     return {p: record for p, record in known.items() if p not in gone}
 
 
-def _would(
-    directory: Path, job: Job, this: Manifest, rows: Sequence[Row], old: previous.Earlier,
-    target: push.HubTarget | None, run: Run,
+def _dry_run(
+    directory: Path, job: Job, this: Manifest, plans: Sequence[BegunFile], rows: Sequence[Row],
+    earlier: previous.Earlier, target: push.HubTarget | None, run: Run,
 ) -> Release:  # fmt: skip
-    """What a run would leave, as far as it can be told without reading what is there."""
-    files = {f.path: (o.type, f) for o in job.plan.outputs for f in o.files}
-    there = previous.there(files)
-    recorded = {p for p in files if p.name in old.records}
-    away = _on_the_hub(recorded, old, target)
+    """What a run would leave, as far as can be told without reading the files that are there."""
+    sizes = {f.path: f.size for f in job.plan.files}
+    there = previous.whole_files(sizes)
+    away = _on_the_hub({p for p in sizes if p.name in earlier.records}, earlier, target)
     for note in job.model.notes:
         run.progress.note(note)
-    this["files"] = [
-        {"name": p.name, "type": kind, "bytes": f.size,
-         "sha256": old.records.get(p.name, {}).get("sha256")}
-        for p, (kind, f) in files.items()
-    ]  # fmt: skip
+    known = {name: record.sha256 for name, record in earlier.records.items()}
+    files = tuple(
+        FileRecord(f.name, f.type, sizes[directory / f.name], known.get(f.name, ""), (), f.plan)
+        for f in plans
+    )
     states = {
         p.name: "there" if p in there else "on the Hub" if p in away else "to be made"
-        for p in files
+        for p in sizes
     }
-    sent = [p.name for p in files if p not in away] if target else []
-    return Release(directory, this, rows, states, pushed=sent + [*previous.BESIDE] * bool(target))
-
-
-def _published(source: Path | str) -> str | None:
-    """The name of a source that is a model on the Hub."""
-    if not repository.is_remote(source) or repository.names_file(source):
-        return None
-    return repository.repository(source)
+    sent = [p.name for p in sizes if p not in away] if target else []
+    pushed = sent + [*previous.BESIDE] * bool(target)
+    return Release(directory, replace(this, files=files), rows, states, pushed=pushed)
 
 
 def stem(model: Model) -> str:
-    """What the files of a release are called after: the model's name, and its size (`4x7B`) unless
-    the name tells one."""
+    """The first part of the names of a release's files: the model's name, and its size (`4x7B`)
+    unless the name has one."""
     name = re.sub(r"[^\w.+-]+", "-", model.name).strip("-.") or "model"
     first, _, last = name.rpartition("-")
     if first and last.upper() in (r.name for r in RECIPES if r.base):  # of a GGUF file
@@ -225,32 +235,31 @@ def stem(model: Model) -> str:
     return f"{first if in_size and first else name}-{size}"
 
 
-def _described(
-    source: Path | str, job: Job, facts: Mapping[str, Any]
-) -> tuple[Manifest, list[dict[str, str]]]:
-    """The manifest before there are files; and of each file that is planned its name, type and a
-    digest of all that its bytes depend on beside the source."""
-    made_of = identities(job.plan, job.importance)
-    first = next(iter(made_of.values()))
+def _begin_manifest(
+    source: Source, job: Job, description: Description
+) -> tuple[Manifest, list[BegunFile]]:
+    """The manifest before there are files; and every file that is planned."""
+    identity = identities(job.plan, job.importance)
     plans = [
-        {"name": f.path.name, "type": o.type, "plan": made_of[f.path]["plan"]}
+        BegunFile(f.path.name, o.type, identity[f.path].plan)
         for o in job.plan.outputs for f in o.files
     ]  # fmt: skip
-    this = {
-        "quantkit": __version__,
-        "name": job.model.name,
-        "source": source if repository.is_remote(source) else Path(source).resolve().name,
-        "architecture": job.model.arch,
-        "parameters": facts["parameters"],
-        "experts": facts.get("experts"),
-        "made_from": {"source": first["source"], "importance": first["importance"]},
-    }
+    of_any = next(iter(identity.values()))
+    this = Manifest(
+        quantkit=__version__,
+        name=job.model.name,
+        source=source.name,
+        architecture=job.model.arch,
+        parameters=description.parameters,
+        experts=description.experts,
+        made_from=MadeFrom(of_any.source, of_any.importance),
+    )  # fmt: skip
     return this, plans
 
 
 def _part(plan: Plan, paths: frozenset[Path]) -> Plan:
-    """The part of a plan that makes these files. The sources stay whole: a journal knows a run by
-    them."""
+    """The part of a plan that makes these files. It keeps all sources, which are part of a file's
+    identity in its journal."""
 
     def wanted(files: Sequence[PlannedFile]) -> tuple[PlannedFile, ...]:
         return tuple(f for f in files if f.path in paths)
@@ -262,7 +271,7 @@ def _part(plan: Plan, paths: frozenset[Path]) -> Plan:
 
 
 def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest, run: Run) -> None:
-    """Make the files of the plan, in the place of those that are damaged."""
+    """Make the files of the plan; `damaged` ones are removed first."""
     if not job.plan.outputs:
         return
     is_new = not directory.exists()
@@ -276,27 +285,26 @@ def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest,
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
-                directory.rmdir()  # if nothing came into it
+                directory.rmdir()  # if it is empty
         raise
 
 
 def _write_beside(
-    directory: Path, this: Manifest, rows: Sequence[Row], errors: Mapping[str, float],
-    facts: Mapping[str, Any], model: Model,
-) -> None:  # fmt: skip
+    directory: Path, this: Manifest, rows: Sequence[Row], description: Description, model: Model
+) -> None:
     """Everything but the weights; the manifest last."""
     values = {item.key: item.value for item in model.kv}
     usual = card.usual(rows)
-    first = card.first_file(this, usual)
-    measured = page.error_by_size(rows, errors)
+    first = this.first_file(usual.type)
+    measured = page.error_by_size(rows, this.errors)
     drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
     shown = {name: figure.title for name, figure in drawn.items()}
     texts = {
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
-        previous.CARD: card.render(this, rows, facts, values, shown),
-        previous.PAGE: page.render(this, rows, facts, [measured]),
+        previous.CARD: card.render(this, rows, description, values, shown),
+        previous.PAGE: page.render(this, rows, description, [measured]),
         previous.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
-        manifest.SUMS: manifest.as_sums(this["files"]),
+        manifest.CHECKSUMS: manifest.as_checksums(this.files),
         manifest.NAME: manifest.as_json(this),
     }
     for name, text in texts.items():

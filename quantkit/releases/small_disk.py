@@ -1,4 +1,4 @@
-"""A release that the disk has no room for: made in parts, each of them pushed and then removed."""
+"""A release that is larger than the disk: made in parts, each of them pushed and then removed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from quantkit.jobs import ONCE, Run, prepare
 from quantkit.planning.plan import Plan
 from quantkit.releases import manifest
 from quantkit.releases.release import Release, release, shared, stem
+from quantkit.source.location import SourceLike
 from quantkit.storage import os_files
 
 RECORDS = "parts"  # where the records of parts are kept until the release is whole
 
 
 def release_in_parts(
-    source: Path | str, directory: Path, types: Sequence[str], *, target: push.HubTarget,
+    source: SourceLike, directory: Path, types: Sequence[str], *, target: push.HubTarget,
     run: Run = ONCE, **options: Any,
 ) -> Release:  # fmt: skip
-    """As `release` (`options` are its own), but no GGUF file stays here once the Hub has it.
+    """As `release`, whose `options` these are, but every GGUF file is removed once the Hub has it.
 
-    So many parts are made that each has room; the source is read about once in all, if the release
-    is split, and once for each part if its files are whole. Raises as `release`.
+    There are as many parts as it takes for each to fit on the disk. The source is read about once
+    in all if the release is split, otherwise once for each part. Raises as `release`.
     """
 
     def call(place: Path, run: Run = run, **more: Any) -> Release:
@@ -47,24 +48,24 @@ def release_in_parts(
             place.mkdir(parents=True, exist_ok=True)
             made = call(place, share=(i, count))
             sent += made.pushed
-            for f in made.manifest["files"]:
-                (place / f["name"]).unlink(missing_ok=True)
+            for f in made.manifest.files:
+                (place / f.name).unlink(missing_ok=True)
     whole = call(directory)
-    for f in whole.manifest["files"]:
-        (directory / f["name"]).unlink(missing_ok=True)
+    for f in whole.manifest.files:
+        (directory / f.name).unlink(missing_ok=True)
     shutil.rmtree(records, ignore_errors=True)
     return replace(whole, pushed=[*sent, *whole.pushed])
 
 
 def _begun(records: Path) -> int | None:
-    """How many parts a run that was cut short had in mind."""
-    found = (re.fullmatch(r"\d+-of-(\d+)", p.name) for p in records.glob("*-of-*"))
-    return next((int(match[1]) for match in found if match), None)
+    """How many parts an interrupted run was making, or None if there was none."""
+    matches = (re.fullmatch(r"\d+-of-(\d+)", p.name) for p in records.glob("*-of-*"))
+    return next((int(match[1]) for match in matches if match), None)
 
 
 def _count(plan: Plan, directory: Path) -> int:
-    """The fewest parts of which each has room; as many as there are files, if one alone has none
-    (that is refused by name when its turn comes)."""
+    """The fewest parts of which each fits on the disk; as many as there are files, if one of them
+    does not fit even alone (DiskFull names it when its turn comes)."""
     place = next(p for p in (directory.resolve(), *directory.resolve().parents) if p.is_dir())
     room, sizes = os_files.free_bytes(place), {f.path: f.size for f in plan.files}
     for count in range(1, len(sizes)):

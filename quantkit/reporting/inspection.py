@@ -1,11 +1,11 @@
-"""What a model is, on one screen, and what is wrong with it, before anything is made of it."""
+"""What a model is, and what is wrong with it, before anything is made of it."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,50 +16,138 @@ from quantkit.errors import ModelError
 from quantkit.execution.rows import fetch
 from quantkit.execution.stages import default_threads, in_threads
 from quantkit.gguf import tensor_names
+from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import GGMLType
 from quantkit.loading.model import Info, faults
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.open import open_source
-from quantkit.model.provenance import merged_from
+from quantkit.model.provenance import Merge, read_merge
 from quantkit.planning.build import laid_out
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.progress import SILENT, Progress
-from quantkit.reporting.numbers import billions, ranges
+from quantkit.reporting.numbers import billions, gigabytes, ranges
+from quantkit.reporting.table import html_table
+from quantkit.source.location import Source, SourceLike
 from quantkit.source.tensors import Files
 
 
-@dataclass
+@dataclass(frozen=True)
+class Parameters:
+    """How many weights a model has, and with how many of them one token is computed."""
+
+    total: int
+    active: int
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Routed experts in a layer, and how many of them a token is given to (None: not said)."""
+
+    count: int
+    used: int | None
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """The vocabulary: `model` and `pre` as GGUF names them, tokens in all and unused ones."""
+
+    model: str | None
+    pre: str | None
+    tokens: int
+    unused: int
+    chat_template: bool
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, as `inspect --json` prints them."""
+        return {
+            "model": self.model, "pre": self.pre, "tokens": self.tokens, "unused": self.unused,
+            "chat template": self.chat_template,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model is, from headers alone.
+
+    `layers`, `embedding` (its width) and `context` (tokens) are None where the metadata has no such
+    key. `part_bytes`: bytes of the source by what they are for, as `tensor_names.part` has it;
+    `dtypes`: tensors of the source by data type; both with the most first.
+    """
+
+    name: str
+    architecture: str
+    parameters: Parameters
+    layers: int | None
+    embedding: int | None
+    context: int | None
+    experts: Experts | None
+    part_bytes: Mapping[str, int]
+    dtypes: Mapping[str, int]
+    tied_embeddings: bool
+    tokenizer: Tokenizer | None
+    notes: tuple[str, ...] = ()
+    merge: Merge | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values in the order in which they are shown, as `inspect --json` prints them."""
+        data: dict[str, Any] = {
+            "name": self.name, "architecture": self.architecture,
+            "parameters": asdict(self.parameters), "layers": self.layers,
+            "embedding": self.embedding, "context": self.context,
+        }  # fmt: skip
+        if self.experts:
+            data["experts"] = asdict(self.experts)
+        data |= {
+            "bytes": dict(self.part_bytes), "dtypes": dict(self.dtypes),
+            "tied embeddings": self.tied_embeddings,
+        }  # fmt: skip
+        if self.tokenizer:
+            data["tokenizer"] = self.tokenizer.as_data()
+        if self.notes:
+            data["notes"] = list(self.notes)
+        if self.merge:
+            data["merged from"] = self.merge.as_data()
+        return data
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """Facts in the order in which they are shown, and problems, each a line."""
+    """What a model is (None if nothing can be made of it), and its problems, each a line."""
 
-    facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    description: Description | None
+    problems: Sequence[str]
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, as `inspect --json` prints them."""
+        facts = self.description.as_data() if self.description else {}
+        return {"facts": facts, "problems": list(self.problems)}
+
+    def _repr_html_(self) -> str:
+        return html_table(("", ""), _entries(self))
 
 
-def inspect(source: str | Path, weights: bool = True, progress: Progress = SILENT) -> Inspection:
+def inspect(source: SourceLike, weights: bool = True, progress: Progress = SILENT) -> Inspection:
     """Look at a checkpoint directory or a GGUF file.
 
-    With `weights`, every weight is read once: NaN and infinity, experts that are the same, routers
-    that cannot choose. Raises SourceError; what is
-    wrong with the model itself becomes a problem.
+    With `weights`, every weight is read once, to find NaN and infinity, experts that are the same,
+    and routers that cannot tell experts apart. Raises SourceError; what is wrong with the model
+    itself becomes a problem.
     """
-    out = Inspection()
     try:
+        source = Source.parse(source)
         model = open_source(source)
     except ModelError as e:
-        out.problems.append(str(e))
-        return out
-    out.facts = {**describe(model), **merged_from(source)}
-    infos = [Info(t.name, t.shape, t.stored) for t in model.tensors]
-    out.problems += faults(model.kv, infos)
+        return Inspection(None, [str(e)])
+    problems = faults(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
     if weights:
-        out.problems += _of_the_weights(model, progress)
-    return out
+        problems += _weight_problems(model, progress)
+    return Inspection(describe(model, source), problems)
 
 
-def parameters(tensors: Iterable[ModelTensor], values: Mapping[str, Any]) -> tuple[int, int]:
-    """Weights in all, and weights that one token is computed with."""
+def count_parameters(tensors: Iterable[ModelTensor], values: Mapping[str, Any]) -> Parameters:
+    """Count weights, given the architecture's metadata without its prefix. Of routed experts, only
+    the share that a token uses is active; rope_freqs is a table, not weights."""
     count, used = values.get("expert_count") or 1, values.get("expert_used_count") or 1
     total = experts = 0
     for t in tensors:
@@ -68,81 +156,82 @@ def parameters(tensors: Iterable[ModelTensor], values: Mapping[str, Any]) -> tup
             continue
         total += prod(t.shape)
         experts += prod(t.shape) if "_exps" in name.role else 0
-    return total, total - experts + experts * used // count
+    return Parameters(total, total - experts + experts * used // count)
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """The facts of a model, from headers alone."""
+def describe(model: Model, source: Source | None = None) -> Description:
+    """What a model is, from headers alone; with its `source`, also what it was merged from."""
     kv = {item.key: item for item in model.kv}
     prefix = f"{model.arch}."
     values = {k.removeprefix(prefix): v.value for k, v in kv.items() if k.startswith(prefix)}
-    total, active = parameters(model.tensors, values)
-    groups: Counter[str] = Counter()
+    parts: Counter[str] = Counter()
     for t in model.tensors:
-        groups[tensor_names.part(tensor_names.parse(t.name))] += sum(_source_bytes(model, t))
-    dtypes = Counter(t.ggml.name for t in model.sources.values())
-    facts: dict[str, Any] = {
-        "name": model.name,
-        "architecture": model.arch,
-        "parameters": {"total": total, "active": active},
-        "layers": values.get("block_count"),
-        "embedding": values.get("embedding_length"),
-        "context": values.get("context_length"),
-    }
-    if values.get("expert_count"):
-        facts["experts"] = {
-            "count": values["expert_count"], "used": values.get("expert_used_count"),
-        }  # fmt: skip
-    facts["bytes"] = dict(groups.most_common())
-    facts["dtypes"] = dict(dtypes.most_common())
-    facts["tied embeddings"] = all(t.name != "output.weight" for t in model.tensors)
-    if "tokenizer.ggml.tokens" in kv:
-        tokens = kv["tokenizer.ggml.tokens"].value
-        types = kv["tokenizer.ggml.token_type"].value if "tokenizer.ggml.token_type" in kv else []
-        facts["tokenizer"] = {
-            "model": kv["tokenizer.ggml.model"].value,
-            "pre": kv["tokenizer.ggml.pre"].value if "tokenizer.ggml.pre" in kv else None,
-            "tokens": len(tokens), "unused": types.count(5),
-            "chat template": "tokenizer.chat_template" in kv,
-        }  # fmt: skip
-    if model.notes:
-        facts["notes"] = list(model.notes)
-    return facts
+        parts[tensor_names.part(tensor_names.parse(t.name))] += sum(_source_bytes(model, t))
+    count = values.get("expert_count")
+    return Description(
+        name=model.name,
+        architecture=model.arch,
+        parameters=count_parameters(model.tensors, values),
+        layers=values.get("block_count"),
+        embedding=values.get("embedding_length"),
+        context=values.get("context_length"),
+        experts=Experts(count, values.get("expert_used_count")) if count else None,
+        part_bytes=dict(parts.most_common()),
+        dtypes=dict(Counter(t.ggml.name for t in model.sources.values()).most_common()),
+        tied_embeddings=all(t.name != "output.weight" for t in model.tensors),
+        tokenizer=_describe_tokenizer(kv),
+        notes=tuple(model.notes),
+        merge=None if source is None else read_merge(source),
+    )
+
+
+def _describe_tokenizer(kv: Mapping[str, KeyValue]) -> Tokenizer | None:
+    def value(name: str) -> Any:
+        item = kv.get(f"tokenizer.ggml.{name}")
+        return None if item is None else item.value
+
+    tokens = value("tokens")
+    if tokens is None:
+        return None
+    return Tokenizer(
+        value("model"), value("pre"), len(tokens), (value("token_type") or []).count(5),
+        "tokenizer.chat_template" in kv,
+    )  # fmt: skip
 
 
 def _source_bytes(model: Model, t: ModelTensor) -> Iterable[int]:
     return (s.source_bytes(model.sources[s.source], s.count) for s in t.segments)
 
 
-def _of_the_weights(model: Model, progress: Progress) -> list[str]:
-    """Read everything once and say what is not as it should be."""
+def _weight_problems(model: Model, progress: Progress) -> list[str]:
+    """Read every weight once; lines on what is wrong."""
     plan = laid_out(model, "", Path("unwritten"))
     bad: dict[str, int] = {}
-    parts: dict[str, dict[int, bytes]] = defaultdict(dict)
+    digests: dict[str, dict[int, bytes]] = defaultdict(dict)  # of chunks, by their first row
     routers: dict[str, dict[int, bytes]] = defaultdict(dict)
     total, done = plan.source_bytes, 0
     with Files(plan.inputs) as files:
 
-        def look(chunk: Chunk) -> int:
+        def examine(chunk: Chunk) -> int:
             rows = fetch(chunk, plan, files)
             if not _finite(rows, plan.sources[chunk.segment.source].ggml):
                 bad.setdefault(chunk.tensor, chunk.row)
             role = tensor_names.parse(chunk.tensor).role
             if "_exps" in role:
-                parts[chunk.tensor][chunk.row] = hashlib.sha256(rows.view(np.uint8).data).digest()
+                digests[chunk.tensor][chunk.row] = hashlib.sha256(rows.view(np.uint8).data).digest()
             elif role == "ffn_gate_inp":
                 for i, row in enumerate(rows):
                     routers[chunk.tensor][chunk.row + i] = row.tobytes()
             source = model.sources[chunk.segment.source]
             return chunk.segment.source_bytes(source, chunk.count)
 
-        for size in in_threads(look, Schedule(plan).chunks(), default_threads()):
+        for size in in_threads(examine, Schedule(plan).chunks(), default_threads()):
             done += size
             progress.update("reading", done, total)
     problems = [
         f"NaN or infinity in {name}, first near row {row}" for name, row in sorted(bad.items())
     ]
-    return [*problems, *_same_experts(plan, parts), *_routers(routers)]
+    return [*problems, *_same_experts(plan, digests), *_same_routes(routers)]
 
 
 def _finite(rows: np.ndarray[Any, Any], ggml: GGMLType) -> bool:
@@ -158,19 +247,20 @@ def _finite(rows: np.ndarray[Any, Any], ggml: GGMLType) -> bool:
     return True
 
 
-def _same_experts(plan: Plan, parts: Mapping[str, Mapping[int, bytes]]) -> list[str]:
-    """Experts whose every matrix is the same, and the layers where they are."""
+def _same_experts(plan: Plan, chunks: Mapping[str, Mapping[int, bytes]]) -> list[str]:
+    """Experts whose every matrix is the same, and the layers where they are. `chunks`: the digest
+    of each chunk, by tensor and first row."""
     digests: dict[int, dict[int, list[bytes]]] = defaultdict(lambda: defaultdict(list))
-    for name in sorted(parts):
+    for name in sorted(chunks):
         shape = plan.outputs[0].by_name[name].shape
         bid, per_expert = tensor_names.parse(name).bid, shape[-2] if len(shape) > 2 else 1
-        for row, digest in sorted(parts[name].items()):
+        for row, digest in sorted(chunks[name].items()):
             digests[bid or 0][row // per_expert].append(digest)
     where: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for bid, experts in sorted(digests.items()):
         alike: dict[tuple[bytes, ...], list[int]] = defaultdict(list)
-        for xid, found in sorted(experts.items()):
-            alike[tuple(found)].append(xid)
+        for xid, of_expert in sorted(experts.items()):
+            alike[tuple(of_expert)].append(xid)
         for xids in alike.values():
             if len(xids) > 1:
                 where[tuple(xids)].append(bid)
@@ -181,7 +271,8 @@ def _same_experts(plan: Plan, parts: Mapping[str, Mapping[int, bytes]]) -> list[
     ]
 
 
-def _routers(routers: Mapping[str, Mapping[int, bytes]]) -> list[str]:
+def _same_routes(routers: Mapping[str, Mapping[int, bytes]]) -> list[str]:
+    """Experts that a router scores alike whatever the token: their rows are the same."""
     problems = []
     for name, rows in sorted(routers.items()):
         alike: dict[bytes, list[int]] = defaultdict(list)
@@ -194,31 +285,33 @@ def _routers(routers: Mapping[str, Mapping[int, bytes]]) -> list[str]:
     return problems
 
 
-def lines(found: Inspection) -> list[str]:
-    """The inspection for people."""
-    from quantkit.reporting.numbers import gigabytes
-
-    out = []
-    for name, value in found.facts.items():
-        if name == "parameters":
-            text = f"{billions(value['total'])} total, {billions(value['active'])} active"
-        elif name == "bytes":
-            whole = sum(value.values()) or 1
-            text = ", ".join(
-                f"{group} {gigabytes(n)} ({100 * n / whole:.0f}%)" for group, n in value.items()
-            )
-        elif isinstance(value, dict):
-            text = ", ".join(f"{k} {_said(v)}" for k, v in value.items())
-        elif isinstance(value, list):
-            text = "; ".join(value)
-        else:
-            text = _said(value)
-        out.append(f"{name:16} {text}")
-    out += [f"{'problem':16} {problem}" for problem in found.problems]
-    return out if found.problems else [*out, f"{'problems':16} none found"]
+def lines(inspection: Inspection) -> list[str]:
+    """The inspection for a terminal."""
+    return [f"{name:16} {text}" for name, text in _entries(inspection)]
 
 
-def _said(value: Any) -> str:
+def _entries(inspection: Inspection) -> list[tuple[str, str]]:
+    """Each thing to show: what it is, and the text."""
+    data = inspection.description.as_data() if inspection.description else {}
+    entries = [(name, _as_text(name, value)) for name, value in data.items()]
+    entries += [("problem", problem) for problem in inspection.problems]
+    return entries if inspection.problems else [*entries, ("problems", "none found")]
+
+
+def _as_text(name: str, value: Any) -> str:
+    if name == "parameters":
+        return f"{billions(value['total'])} total, {billions(value['active'])} active"
+    if name == "bytes":
+        whole = sum(value.values()) or 1
+        return ", ".join(
+            f"{part} {gigabytes(n)} ({100 * n / whole:.0f}%)" for part, n in value.items()
+        )
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_as_word(v)}" for k, v in value.items())
+    return "; ".join(value) if isinstance(value, list) else _as_word(value)
+
+
+def _as_word(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or isinstance(value, bool):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, NamedTuple
 
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import align
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes
 
 UBATCH = 512  # tokens that llama.cpp evaluates at once (n_ubatch)
 PROGRAM = 8_000_000  # bytes: its tables and threads, whatever the model
@@ -44,7 +43,7 @@ class Weights(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Its size in the file."""
-        return type_by_name(self.format).row_bytes(prod(self.shape))
+        return tensor_bytes(self.shape, self.format)
 
     @property
     def role(self) -> str:

@@ -1,4 +1,4 @@
-"""What can be made of a source, and what of it fits: from headers alone, nothing is written."""
+"""What can be made of a source, and what of that fits: from headers alone, nothing is written."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.planning.build import PLAIN, Request, plan_possible
 from quantkit.planning.plan import Plan
 from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
-from quantkit.reporting.table import Row, planned_rows
+from quantkit.reporting.table import Column, Row, as_html, columns, planned_rows
+from quantkit.source.location import SourceLike
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The outputs that a source allows, a row for each, and why it allows no others, by type.
+    """The outputs that can be made of a source, a row for each, and why others cannot, by type.
 
-    `release`: the rows that a release would hold: those of the types that were named, or of the
-    usual set.
+    `release`: the rows of a release: of the types that were named, or of the usual set.
     """
 
     model: Model
@@ -28,9 +28,23 @@ class Survey:
     refused: dict[str, str]
     release: tuple[Row, ...]
 
+    @property
+    def columns(self) -> list[Column]:
+        """The columns that say something of these rows."""
+        optional = {
+            "experts-on-cpu": any(row.experts_on_cpu_ram_bytes is not None for row in self.rows),
+            "fits-ram": any(row.fits_ram is not None for row in self.rows),
+            "fits-disk": any(row.fits_disk is not None for row in self.rows),
+        }
+        extra = [name for name, has_any in optional.items() if has_any]
+        return columns(["type", "bits", "size", "ram", *extra, "use"])
+
+    def _repr_html_(self) -> str:
+        return as_html(self.rows, self.columns)
+
 
 def survey(
-    source: Path | str, types: Sequence[str] = (), context: int | None = None, *,
+    source: SourceLike, types: Sequence[str] = (), context: int | None = None, *,
     ram: int | None = None, disk: int | None = None, reading: Reading = AS_IT_IS,
     request: Request = PLAIN,
 ) -> Survey:  # fmt: skip
@@ -39,7 +53,7 @@ def survey(
     `ram` and `disk`: bytes that each row is held against. Raises QuantkitError.
     """
     recipes = list(dict.fromkeys(map(find_recipe, types))) or list(RECIPES)
-    model = reading.changed(open_source(source, reading))
+    model = open_source(source, reading)
     outputs = [(recipe, Path(f"{model.name}-{recipe.name}.gguf")) for recipe in recipes]
     plan, refused = plan_possible(model, outputs, request)
     rows = tuple(
@@ -55,7 +69,7 @@ def survey(
 
 
 def fitting(rows: Sequence[Row], disk: int) -> list[str]:
-    """The types that a disk holds together: as many as can be, the smallest first."""
+    """The types that fit on a disk together: as many as possible, the smallest first."""
     held, out = 0, []
     for row in sorted(rows, key=lambda row: row.file_bytes):
         held += row.file_bytes

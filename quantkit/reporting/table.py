@@ -255,11 +255,16 @@ def _markdown(text: str) -> str:
 
 def as_html(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> str:
     """The table as an HTML element."""
-    head = "".join(f"<th>{html.escape(column.heading)}</th>" for column in shown)
-    lines = [f"<thead>\n<tr>{head}</tr>\n</thead>", "<tbody>"]
-    for cells in _lines(rows, shown):
-        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    return "\n".join(["<table>", *lines, "</tbody>", "</table>"])
+    return html_table([column.heading for column in shown], _lines(rows, shown))
+
+
+def html_table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table of any texts as an HTML element."""
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    out = [f"<thead>\n<tr>{head}</tr>\n</thead>", "<tbody>"]
+    for cells in lines:
+        out.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    return "\n".join(["<table>", *out, "</tbody>", "</table>"])
 
 
 def as_json(rows: Sequence[Row], shown: Sequence[Column] = ()) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
 from quantkit.gguf.types import type_by_name
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.source.packed import as_float32
 from quantkit.source.safetensors import read_entries
 from quantkit.source.tensors import SourceTensor
 from quantkit.source.torch_zip import read_torch_entries
@@ -18,17 +17,23 @@ INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json
 
 # safetensors dtype -> the ggml type that is read, for weights and for what they are made of
 _WEIGHTS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-_RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8", "I32": "I32",
-        "I64": "I64", "F64": "F64"}  # fmt: skip
+_RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8", "BOOL": "I8",
+        "I16": "I16", "U16": "I16", "I32": "I32", "U32": "I32", "I64": "I64", "U64": "I64",
+        "F64": "F64"}  # fmt: skip
 
 
-def read_tensors(files: CheckpointFiles) -> list[SourceTensor]:
+def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTensor]:
     """Every tensor of a checkpoint: file after file, sorted by name in each (those of `.bin` files
     in their own order).
 
-    That is the order in which llama.cpp's converter meets them. Raises SourceNotFound,
-    ShardMissing, CorruptFile, UnsupportedSource.
+    That is the order in which llama.cpp's converter meets them. `prefix`: how the names of the
+    files begin. Raises SourceNotFound, ShardMissing, CorruptFile, UnsupportedSource.
     """
+    if prefix != "model":  # such a format has no index
+        names = sorted(n for n in files.weights if fnmatchcase(n, f"{prefix}*.safetensors"))
+        if not names:
+            raise SourceNotFound(f"{files.where}: no {prefix}*.safetensors in it")
+        return _read_all([files.weights[name] for name in names])
     for index, pattern in (INDEX, "model*.safetensors"), (BIN_INDEX, "pytorch_model*.bin"):
         if files.has(index):
             return _indexed(files, index)
@@ -99,6 +104,5 @@ def read_weights(path: File) -> list[SourceTensor]:
         # a scalar is a row of one weight
         raw = "" if e.dtype in _WEIGHTS else e.dtype
         shape = e.shape or (1,)
-        t = SourceTensor(e.name, type_by_name(ggml), shape, path, e.start, raw=raw)
-        tensors.append(as_float32(t) if e.dtype == "F64" else t)
+        tensors.append(SourceTensor(e.name, type_by_name(ggml), shape, path, e.start, raw=raw))
     return tensors

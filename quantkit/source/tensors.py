@@ -41,7 +41,7 @@ class SourceTensor:
 
     `data` holds the values of the few tensors that are computed from the config instead of read.
     `raw` is the stored dtype of what is not weights by itself; with a `coding`, the weights are
-    made of such `parts` (`codings.py`).
+    made of such `parts` (`codings/`).
     """
 
     name: str

@@ -22,7 +22,8 @@ from quantkit.storage.inputs import File, Input, open_input
 
 _STORAGES = {"FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2),
              "LongStorage": ("I64", 8), "IntStorage": ("I32", 4), "CharStorage": ("I8", 1),
-             "ByteStorage": ("U8", 1), "BoolStorage": ("U8", 1)}  # fmt: skip
+             "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1), "DoubleStorage": ("F64", 8),
+             "ShortStorage": ("I16", 2)}  # fmt: skip
 _MALFORMED = (
     pickle.UnpicklingError, struct.error, KeyError, IndexError, TypeError, ValueError,
     AttributeError, EOFError, OverflowError, MemoryError, NotImplementedError,

@@ -74,13 +74,13 @@ def rooms(places: Sequence[tuple[int, int]], memory: BlockPool | None = None) ->
     block (of `memory`)."""
     size = sum(size + PAGE for size, _ in places)
     block = memory.take(size) if memory else np.empty(size, np.uint8)
-    at, found = block.ctypes.data, []
+    at, blocks = block.ctypes.data, []
     end = at
     for size, offset in places:
         start = end + (offset - end) % PAGE
         end = start + size
-        found.append(block[start - at : end - at])
-    return found
+        blocks.append(block[start - at : end - at])
+    return blocks
 
 
 def has_pages(offset: int, size: int) -> bool:
@@ -163,11 +163,11 @@ class SharedPages:
 
 def _fitting(pages: memoryview) -> memoryview:
     """Pages at an address that is one of a page: a copy, if theirs is not."""
-    found = np.frombuffer(pages, np.uint8)
-    if found.__array_interface__["data"][0] % PAGE == 0:
+    data = np.frombuffer(pages, np.uint8)
+    if data.__array_interface__["data"][0] % PAGE == 0:
         return pages
     [room] = rooms([(len(pages), 0)])
-    room[:] = found
+    room[:] = data
     return room.data
 
 

@@ -120,8 +120,8 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     except (OSError, AttributeError):
         return None
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    found: Callable[[int, int, int, int], int] = call
-    return found
+    function: Callable[[int, int, int, int], int] = call
+    return function
 
 
 def sync_directories(directories: Iterable[Path]) -> None:
@@ -180,17 +180,17 @@ def forget(fd: int, offset: int, size: int) -> None:
 
 def fingerprint(path: Path) -> str:
     """What tells a file from one that was changed since: its size and time."""
-    found = os.stat(path)
-    return f"{found.st_size} {found.st_mtime_ns}"
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def allocated(path: Path) -> int:
     """Bytes that a file occupies on the disk; 0 if it is not there."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return 0
-    return getattr(found, "st_blocks", -(-found.st_size // 512)) * 512
+    return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
 
 
 def free_bytes(directory: Path) -> int:

@@ -31,13 +31,20 @@ class VocabRules:
 
     `names`: `architectures` of config.json. `size`: the only vocabulary size that the row is for.
     `pre`: the one pre-tokenizer that llama.cpp knows for the family.
-    `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first" or "last".
+    `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first", "last",
+    or "after tokens"; `model_space_prefix`: what tokenizer.model says is, there.
     `space_prefix`: what is written last, whatever the files say.
     `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
     is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
     in the vocabulary has no effect.
+    A token may also be a number in another file, `{config.json:eod_token_id}`, the first of a list
+    of several there.
+    `unused`: how pieces begin that nothing uses.
     `add`: flags that overrule the files. `round_to`: the vocabulary is padded to a multiple.
-    `shown`: texts that are shown, though the files call them special. `template_file_wins`:
+    `tekken`: a tekken.json is read where there is no tokenizer.json.
+    `shown`: texts that are shown, though the files call them special; `control`: those that are
+    not, though the files do not. `turns_end`: of several `eos_token_id` of config.json, the first
+    that is not the bos is the eot. `template_file_wins`:
     chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
     """
 
@@ -54,12 +61,21 @@ class VocabRules:
     template_file_wins: bool = False
     model: str = ""
     shown: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
+    turns_end: bool = False
+    unused: str = ""
+    model_space_prefix: bool = False
+    tekken: bool = False
 
 
 _LLAMA = VocabRules(
     names=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "MixtralForCausalLM",
-           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM"),
-    config_space_prefix="first",
+           "ArceeForCausalLM", "SmolLM3ForCausalLM", "ApertusForCausalLM",
+           "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "IQuestCoderForCausalLM",
+           "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration",
+           "Idefics3ForConditionalGeneration", "LlavaForConditionalGeneration",
+           "VoxtralForConditionalGeneration", "NanbeigeForCausalLM"),
+    config_space_prefix="first", tekken=True,
 )  # fmt: skip
 _GRANITE = replace(
     _LLAMA, names=("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
@@ -78,7 +94,8 @@ def _llama_like(row: VocabRules) -> tuple[VocabRules, ...]:
 
 
 _GLM = VocabRules(
-    names=("Glm4MoeForCausalLM", "Glm4MoeLiteForCausalLM", "GlmMoeDsaForCausalLM"),
+    names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration", "Glm4MoeLiteForCausalLM",
+           "GlmMoeDsaForCausalLM", "Glm5NextForConditionalGeneration"),
     pre="glm4",
     ids=(("bos", "[gMASK]"), ("eot", "<|user|>"), ("unk", "<|endoftext|>"),
          ("eom", "<|observation|>")),
@@ -105,38 +122,68 @@ RULES: tuple[VocabRules, ...] = (
         names=("GemmaForCausalLM",), space_prefix=False,
         late_ids=(("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)),
     ),
-    VocabRules(names=("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+    VocabRules(names=("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration",
+                      "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
                space_prefix=False),
     VocabRules(
-        names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration"), model="gemma4",
+        names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
+               "Gemma4UnifiedForConditionalGeneration"), model="gemma4",
         space_prefix=False, add=(("bos", True),),
         shown=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
                "<tool_response|>", '<|"|>'),
     ),
     _GLM,
-    replace(_GLM, names=("Glm4ForCausalLM",),
+    replace(_GLM, names=("Glm4ForCausalLM", "Glm4vForConditionalGeneration"),
             ids=(("eos", _END), ("eot", "<|user|>"), ("unk", _END), ("bos", _END))),
     VocabRules(
         names=("SolarOpenForCausalLM",), pre="solar-open",
         ids=(("eos", _END), ("eot", _END), ("unk", "<unk>"), ("bos", "<|startoftext|>")),
     ),
-    VocabRules(names=("NemotronHForCausalLM",), pre="pixtral", round_to=8),
+    VocabRules(names=("NemotronHForCausalLM", "NemotronHPuzzleForCausalLM"), pre="pixtral",
+               round_to=8),
     VocabRules(names=("GraniteMoeHybridForCausalLM", "BambaForCausalLM"), round_to=8),
-    VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", "<|bos|>"),)),
+    VocabRules(
+        names=("InternLM2ForCausalLM",),
+        added=AddedTokens(("added_tokens.json", "tokenizer_config.json", "tokenizer.json"),
+                          plain=True),
+        unused="[UNUSED", model_space_prefix=True, late_ids=(("eos", "<|im_end|>"),),
+    ),
+    VocabRules(names=("InternLM3ForCausalLM",), config_space_prefix="after tokens",
+               late_ids=(("eos", "<|im_end|>"),)),
+    VocabRules(names=("NemotronForCausalLM",), late_ids=(("pad", 0), ("unk", 1))),
+    VocabRules(
+        names=("HunYuanDenseV1ForCausalLM",),
+        late_ids=(("eos", "{config.json:eod_token_id}"),
+                  ("eot", "{generation_config.json:eos_token_id}")),
+    ),
+    VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", 127959),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
+    VocabRules(names=("KimiK3ForConditionalGeneration",),
+               late_ids=(("eos", "{config.json:eos_token_id}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
+    VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
+               late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
+    VocabRules(names=("LagunaForCausalLM",), pre="laguna", template_file_wins=True,
+               turns_end=True, control=("</assistant>",)),
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),
-    VocabRules(names=("BailingMoeV2ForCausalLM",), pre="bailingmoe2"),
+    VocabRules(names=("BailingMoeV2ForCausalLM", "BailingMoeV3ForCausalLM",
+                      "BailingMoeV3VLForConditionalGeneration"), pre="bailingmoe2"),
+    VocabRules(
+        names=("Dots3NoteForCausalLM", "Dots3NoteForConditionalGeneration",
+               "Dots3NoteTextForCausalLM"),
+        ids=(("eot", "<|endofassistant|>"),),
+    ),
     VocabRules(names=("LLaDAMoEModel", "LLaDAMoEModelLM"), pre="llada-moe"),
     VocabRules(names=("DeepseekForCausalLM", "DeepseekV2ForCausalLM"), pre="deepseek-llm"),
     VocabRules(names=("GrokForCausalLM", "Grok1ForCausalLM"), pre="grok-2"),
     VocabRules(names=("MiniMaxM2ForCausalLM",), pre="minimax-m2"),
     VocabRules(names=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"), pre="llama4"),
-    VocabRules(names=("OlmoForCausalLM", "OlmoeForCausalLM"), pre="olmo"),
+    VocabRules(names=("OlmoForCausalLM", "OLMoForCausalLM", "OlmoeForCausalLM"), pre="olmo"),
     VocabRules(names=("Exaone4ForCausalLM",), pre="exaone4"),
     VocabRules(names=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"), pre="exaone-moe"),
-    VocabRules(names=("Lfm2ForCausalLM", "Lfm2MoeForCausalLM"), pre="lfm2"),
+    VocabRules(names=("Lfm2ForCausalLM", "LFM2ForCausalLM", "Lfm2VlForConditionalGeneration",
+                      "Lfm2MoeForCausalLM"), pre="lfm2"),
     VocabRules(names=("Cohere2MoeForCausalLM",), pre="cohere2moe"),
     VocabRules(names=("FalconH1ForCausalLM",), pre="falcon-h1"),
 )  # fmt: skip

@@ -119,6 +119,11 @@ SPLITS: tuple[SplitPattern, ...] = (
         (r"\p{N}{1,3}", _KANA, _DEEPSEEK3),
     ),
     SplitPattern(
+        ("k2-horizon",),  # words with marks and joiners
+        (rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}|\p{{M}}|\u200C|\u200D)+|\p{{N}}{{1,3}}|"
+         rf"{_TAIL}",),
+    ),
+    SplitPattern(
         ("spark2_5",),
         (r"\p{N}{1,3}", _KANA, rf"{_MARKED}| ?[\p{{P}}\p{{S}}]+|[\r\n]|{_SPACES}", r"\p{N}"),
     ),

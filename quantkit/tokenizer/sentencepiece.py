@@ -9,14 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import AddedTokens
 from quantkit.tokenizer.special_tokens import read_merges, tokenizer_config
-from quantkit.tokenizer.token_types import TokenType, added
+from quantkit.tokenizer.token_types import SPACE, TokenType, added
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+# an empty text in C++; what llama.cpp's converter writes in InternLM's vocabulary instead
+_VISIBLE_NUL = "\U0001f409"
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 Piece = tuple[str, float, TokenType]
 
@@ -24,25 +29,44 @@ Piece = tuple[str, float, TokenType]
 @dataclass
 class Pieces:
     """Text, score and type of every token id. `space_prefix` is False where no space is put before
-    the text."""
+    the text; `puts_space` is what tokenizer.model says of it."""
 
     tokens: list[str]
     scores: list[float]
     types: list[int]
     space_prefix: bool | None = None
+    puts_space: bool | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def from_model(files: CheckpointFiles, size: int | None, style: AddedTokens) -> Pieces:
-    """`tokenizer.model`, padded or cut to `size` tokens. Raises TokenizerError."""
+def from_model(
+    files: CheckpointFiles, size: int | None, style: AddedTokens, unused: str = ""
+) -> Pieces:  # fmt: skip
+    """`tokenizer.model`, padded or cut to `size` tokens; pieces that begin with `unused` are
+    UNUSED. Raises TokenizerError."""
+    pieces, sp = read_pieces(files, "tokenizer.model")
+    if unused:
+        pieces = [
+            (_VISIBLE_NUL if p == "\0" else p, s, TokenType.UNUSED if p.startswith(unused) else t)
+            for p, s, t in pieces
+        ]
+    table = _with_added(files, dict(enumerate(pieces)), size, style)
+    table.puts_space = sp.EncodeAsPieces("a")[0].startswith(SPACE)
+    return table
+
+
+def read_pieces(
+    files: CheckpointFiles, name: str
+) -> tuple[list[Piece], SentencePieceProcessor]:  # fmt: skip
+    """Every piece of a SentencePiece model, and the model. Raises TokenizerError."""
     from sentencepiece import SentencePieceProcessor
 
     sp = SentencePieceProcessor()
     try:
-        sp.LoadFromSerializedProto(files.data("tokenizer.model"))
+        sp.LoadFromSerializedProto(files.data(name))
     except RuntimeError as e:
         reason = f"not a SentencePiece model ({str(e).strip()})"
-        raise TokenizerError(f"{files.label('tokenizer.model')}: {reason}") from None
+        raise TokenizerError(f"{files.label(name)}: {reason}") from None
 
     def piece(i: int) -> Piece:
         tests = (
@@ -52,8 +76,7 @@ def from_model(files: CheckpointFiles, size: int | None, style: AddedTokens) -> 
         kind = next((kind for test, kind in tests if test(i)), TokenType.NORMAL)
         return sp.IdToPiece(i), sp.GetScore(i), kind
 
-    pieces = {i: piece(i) for i in range(sp.vocab_size())}
-    return _with_added(files, pieces, size, style)
+    return [piece(i) for i in range(sp.vocab_size())], sp
 
 
 def from_merges(
@@ -100,6 +123,30 @@ def from_merges(
     )
     if not _prepends_space(tokenizer):
         table.space_prefix = False
+    return table
+
+
+def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None) -> Pieces:
+    """A tokenizer.json whose merges join the pieces in llama.cpp too (Gemma 4): every score is the
+    same. Tokens are CONTROL where tokenizer_config.json names them; whatever else is added to the
+    vocabulary is USER_DEFINED (gguf-py `vocab.py`, LlamaHfVocab)."""
+    config = tokenizer_config(files)
+    named = {_content(value) for key, value in config.items() if key.endswith("_token")}
+    for kind in ("extra", "additional", "model_specific"):
+        found = config.get(f"{kind}_special_tokens") or []
+        named |= {_content(t) for t in (found.values() if isinstance(found, dict) else found)}
+    vocab: dict[str, int] = tokenizer["model"]["vocab"]
+    more = {t["content"]: int(t["id"]) for t in tokenizer.get("added_tokens") or []}
+    pieces: dict[int, Piece] = {}
+    for p, i in {**more, **vocab}.items():
+        kind_of = TokenType.NORMAL if p in vocab else TokenType.USER_DEFINED
+        if p in named:
+            kind_of = TokenType.CONTROL
+        elif _BYTE.fullmatch(p):
+            kind_of = TokenType.BYTE
+        pieces[i] = (p, -1000.0, kind_of)
+    table = _with_added(files, pieces, size, AddedTokens(files=()))
+    table.scores = [-1000.0] * len(table.scores)
     return table
 
 

@@ -49,7 +49,9 @@ def read_special_tokens(
     special = SpecialTokens()
     tokenizer = files.optional("tokenizer.json")
     config = files.optional("tokenizer_config.json")
-    types = list(TYPES)
+    model = files.optional("config.json") or {}
+    # there is none, whatever the other files say
+    types = [kind for kind in TYPES if kind != "pad" or _value(model, "pad_token_id") != -1]
 
     def set_id(kind: str, token_id: Any, file: str) -> None:
         if not isinstance(token_id, int):
@@ -77,13 +79,15 @@ def read_special_tokens(
             content = entry.get("content") if isinstance(entry, dict) else entry
             if isinstance(content, str):
                 set_id(kind, by_content.get(content), "tokenizer.json")
-    model = files.optional("config.json") or {}
     for kind in types:
-        token_id = model.get(f"{kind}_token_id")
-        if token_id is None and isinstance(model.get("text_config"), dict):
-            token_id = model["text_config"].get(f"{kind}_token_id")
-        set_id(kind, token_id, "config.json")
+        set_id(kind, _value(model, f"{kind}_token_id"), "config.json")
     return special
+
+
+def _value(model: dict[str, Any], name: str) -> Any:
+    """A value of config.json, or of its text part."""
+    value, text = model.get(name), model.get("text_config")
+    return text.get(name) if value is None and isinstance(text, dict) else value
 
 
 class _Names:

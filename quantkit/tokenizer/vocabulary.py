@@ -8,6 +8,9 @@ Looked for in the order of llama.cpp's converter (`conversion/llama.py`, set_voc
    derived from the merges.
 3. any other BPE `tokenizer.json`: byte-level BPE with its merges.
 4. tiktoken ranks, or `vocab.json` with `merges.txt`: byte-level BPE in older files.
+
+A `tekken.json` alone, and the files of Mistral's own format, are a vocabulary with an order of keys
+of its own (`mistral.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.tokenizer import byte_level, sentencepiece, tiktoken
+from quantkit.tokenizer import byte_level, mistral, sentencepiece, tiktoken
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.sentencepiece import Pieces
@@ -40,8 +43,9 @@ if TYPE_CHECKING:
 class Vocabulary:
     """One vocabulary. `scores` is None for byte-level BPE, `merges` is None for SentencePiece.
 
-    `space_prefix` is written first. The `late_...` fields are written last: a key that is there
-    already takes their value. Ids and flags (`add_bos_token` ...) are by kind: "bos", "eot" ...
+    `space_prefix` is written first, `middle_space_prefix` after the tokens. The `late_...` fields
+    are written last: a key that is there already takes their value. Ids and flags (`add_bos_token`
+    ...) are by kind: "bos", "eot" ... A vocabulary `of_mistral` has its keys in another order.
     """
 
     model: str  # tokenizer.ggml.model: "llama", "gpt2" or "gemma4"
@@ -51,14 +55,19 @@ class Vocabulary:
     scores: list[float] | None = None
     merges: list[str] | None = None
     space_prefix: bool | None = None
+    middle_space_prefix: bool | None = None
     special: SpecialTokens = field(default_factory=SpecialTokens)
     late_ids: dict[str, int] = field(default_factory=dict)
     late_add: dict[str, bool] = field(default_factory=dict)
     late_space_prefix: bool | None = None
     notes: list[str] = field(default_factory=list)
+    of_mistral: bool = False
 
     def write(self, writer: GGUFWriter) -> None:
         """Add the vocabulary's keys, in llama.cpp's order."""
+        if self.of_mistral:
+            self._write_mistral(writer)
+            return
         if self.space_prefix is not None:
             writer.add_add_space_prefix(self.space_prefix)
         writer.add_tokenizer_model(self.model)
@@ -68,6 +77,8 @@ class Vocabulary:
         if self.scores is not None:
             writer.add_token_scores(self.scores)
         writer.add_token_types(self.types)
+        if self.middle_space_prefix is not None:
+            writer.add_add_space_prefix(self.middle_space_prefix)
         if self.merges:
             writer.add_token_merges(self.merges)
         _write_ids(writer, self.special.ids)
@@ -79,6 +90,19 @@ class Vocabulary:
         _write_flags(writer, self.late_add)
         if self.late_space_prefix is not None:
             writer.add_add_space_prefix(self.late_space_prefix)
+
+    def _write_mistral(self, writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model(self.model)
+        if self.pre:
+            writer.add_tokenizer_pre(self.pre)
+            writer.add_token_merges(self.merges or [])
+        _write_ids(writer, self.special.ids)
+        writer.add_token_list(self.tokens)
+        writer.add_token_scores(self.scores or [])
+        writer.add_token_types(self.types)
+        writer.add_vocab_size(len(self.tokens))
+        _write_flags(writer, self.special.add)
+        _write_templates(writer, self.special.templates)
 
 
 def _write_ids(writer: GGUFWriter, ids: Mapping[str, int]) -> None:
@@ -137,6 +161,9 @@ def _read(
 ) -> Vocabulary:
     if size is not None:
         size = -(-size // rules.round_to) * rules.round_to
+    own = architecture == mistral.FORMAT
+    if own or (rules.tekken and mistral.alone(files)):
+        return _of_mistral(mistral.read(files, size, template_file=own))
     table = _read_tokens(files, size, pre, rules, architecture)
     if isinstance(table, Pieces):
         vocab = Vocabulary(
@@ -145,6 +172,8 @@ def _read(
         )  # fmt: skip
         if rules.model:  # llama.cpp joins by merges in such a model
             vocab.merges = read_merges(files.json("tokenizer.json"), files.label("tokenizer.json"))
+        if rules.model_space_prefix:
+            vocab.middle_space_prefix = table.puts_space
         if pre is not None:
             vocab.notes.append(f"--pre {pre} is of no effect: this vocabulary is SentencePiece's")
         n_vocab = len(vocab.tokens)
@@ -154,9 +183,24 @@ def _read(
             "gpt2", table.pre, table.tokens, table.types, merges=table.merges, notes=table.notes
         )
         vocab.special = read_special_tokens(files, None, rules.template_file_wins)
-    _apply(rules, vocab, tokenizer_config(files))
+    _apply(rules, vocab, files)
     _rename_padding(vocab)
+    if rules.turns_end:
+        config = files.json("config.json")
+        ends, bos = config.get("eos_token_id"), config.get("bos_token_id")
+        others = [i for i in ends if i != bos] if isinstance(ends, list) else []
+        vocab.late_ids |= dict(zip(("eot",), others, strict=False))
     return vocab
+
+
+def _of_mistral(found: mistral.MistralVocabulary) -> Vocabulary:
+    templates = {} if found.template is None else {"default": found.template}
+    special = SpecialTokens(found.ids, {"bos": True, "eos": False}, templates)
+    model = "gpt2" if found.pre else "llama"
+    return Vocabulary(
+        model, found.pre, found.tokens, found.types, found.scores, found.merges, special=special,
+        notes=found.notes, of_mistral=True,
+    )  # fmt: skip
 
 
 def _read_tokens(
@@ -165,10 +209,12 @@ def _read_tokens(
     if files.has("tokenizer.model") and not (
         files.has("tokenizer.json") and (rules.model or _holds_ranks(files.data("tokenizer.model")))
     ):
-        return sentencepiece.from_model(files, size, rules.added)
+        return sentencepiece.from_model(files, size, rules.added, rules.unused)
     if files.has("tokenizer.json"):
         tokenizer = files.json("tokenizer.json")
         model = _checked_model(tokenizer, files.label("tokenizer.json"))
+        if rules.model:
+            return sentencepiece.of_merges_alone(files, tokenizer, size)
         if model.get("byte_fallback"):
             return sentencepiece.from_merges(files, tokenizer, size, rules.added)
     elif kind := tiktoken.kind_of(files):
@@ -218,13 +264,26 @@ def _checked_model(tokenizer: Mapping[str, Any], label: str) -> dict[str, Any]:
     return model
 
 
-def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> None:
+def _number_in(files: CheckpointFiles, name: str, key: str) -> int | None:
+    """A number of config.json or its text part; the first of a list of several in another file."""
+    values: dict[str, Any] = files.optional(name) or {}
+    text = values.get("text_config")
+    found = (text if isinstance(text, dict) else {}).get(key, values.get(key))
+    if name != "config.json":
+        found = found[0] if isinstance(found, list) and len(found) > 1 else None
+    return found if isinstance(found, int) else None
+
+
+def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None:
     """Change `vocab` where the family differs from what its files say."""
+    config = tokenizer_config(files)
     ids = {token: i for i, token in reversed([*enumerate(vocab.tokens)])}
 
     def token_id(token: int | str) -> int | None:  # as `VocabRules.ids` name a token
         if isinstance(token, int):
             return token
+        if token.startswith("{") and ":" in token:
+            return _number_in(files, *token[1:-1].split(":"))
         if token.startswith("{"):
             entry = config.get(token[1:-1])
             token = str(entry.get("content") if isinstance(entry, dict) else entry)
@@ -242,10 +301,13 @@ def _apply(rules: VocabRules, vocab: Vocabulary, config: Mapping[str, Any]) -> N
     if rules.config_space_prefix and isinstance(prefix, bool):
         if rules.config_space_prefix == "first":
             vocab.space_prefix = prefix
-        else:
+        elif rules.config_space_prefix == "last":
             vocab.late_space_prefix = prefix
+        else:
+            vocab.middle_space_prefix = prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
-    for text in rules.shown:
-        if (i := ids.get(text)) is not None:
-            vocab.types[i] = int(TokenType.USER_DEFINED)
+    kinds = ((rules.shown, TokenType.USER_DEFINED), (rules.control, TokenType.CONTROL))
+    for texts, kind_of in kinds:
+        for i in filter(None, map(ids.get, texts)):
+            vocab.types[i] = int(kind_of)

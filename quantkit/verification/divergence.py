@@ -72,26 +72,26 @@ def divergences(
                     f"{base}'s; they cannot be compared"
                 )
         for path, cut in zip(texts, chunks, strict=True):
-            found = []
+            parts = []
             for start in range(0, len(cut), at_once):
                 part = cut[start : start + at_once]
-                found.append(_compared(given, part, bos))
+                parts.append(_compared(given, part, bos))
                 done += len(part)
                 progress.update("texts", done, total)
-            for row, numbers in zip(out, zip(*found, strict=True), strict=True):
+            for row, numbers in zip(out, zip(*parts, strict=True), strict=True):
                 row.append(_summary(path.name, np.concatenate(numbers, axis=1)))
     return out
 
 
-def mean(found: Sequence[Divergence]) -> Divergence:
+def mean(rows: Sequence[Divergence]) -> Divergence:
     """Several texts as one, each of the same weight; perplexities by their logarithms."""
-    n = len(found)
+    n = len(rows)
     return Divergence(
-        "mean", sum(d.tokens for d in found), sum(d.kl for d in found) / n,
-        sqrt(sum(d.kl_error**2 for d in found)) / n, max(d.kl_max for d in found),
-        exp(sum(np.log(d.perplexity) for d in found) / n),
-        exp(sum(np.log(d.base_perplexity) for d in found) / n),
-        sum(d.same_top for d in found) / n,
+        "mean", sum(d.tokens for d in rows), sum(d.kl for d in rows) / n,
+        sqrt(sum(d.kl_error**2 for d in rows)) / n, max(d.kl_max for d in rows),
+        exp(sum(np.log(d.perplexity) for d in rows) / n),
+        exp(sum(np.log(d.base_perplexity) for d in rows) / n),
+        sum(d.same_top for d in rows) / n,
     )  # fmt: skip
 
 
@@ -142,10 +142,10 @@ def _of_chunk(q: Logits, p: Logits, ids: Ids) -> Floats:
     return np.stack([kl, log_q - q[rows, ids], log_p - p[rows, ids], top])
 
 
-def _summary(text: str, found: Floats) -> Divergence:
-    n = found.shape[1]
-    kl, nll, base_nll, top = (float(x) for x in found.mean(axis=1))
+def _summary(text: str, numbers: Floats) -> Divergence:
+    n = numbers.shape[1]
+    kl, nll, base_nll, top = (float(x) for x in numbers.mean(axis=1))
     return Divergence(
-        text, n, kl, float(found[0].std()) / sqrt(max(n - 1, 1)), float(found[0].max()),
+        text, n, kl, float(numbers[0].std()) / sqrt(max(n - 1, 1)), float(numbers[0].max()),
         exp(nll), exp(base_nll), top,
     )  # fmt: skip

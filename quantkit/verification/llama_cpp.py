@@ -127,10 +127,10 @@ def library() -> ctypes.CDLL:
         (_MODEL, lib.llama_model_default_params()),
     ):
         for name, (expected, _) in fields.items():
-            if (found := getattr(made, name)) != expected:
+            if (value := getattr(made, name)) != expected:
                 raise LlamaMissing(
                     f"{_wheel()} has a llama.cpp of another layout than is known here ({name} is "
-                    f"{found}, not {expected}); install xllamacpp 2026.10"
+                    f"{value}, not {expected}); install xllamacpp 2026.10"
                 )
     lib.llama_backend_init()
     return lib
@@ -245,12 +245,12 @@ class Llama:
         pointers = ids.ctypes.data + 4 * np.arange(count * n, dtype=np.uintp)
         wanted = np.zeros((count, n), np.int8)
         wanted[:, first:last] = 1
-        found = self._lib.llama_decode(self._ctx, _Batch(
+        status = self._lib.llama_decode(self._ctx, _Batch(
             count * n, tokens.ctypes.data, None, places.ctypes.data, ones.ctypes.data,
             pointers.ctypes.data, wanted.ctypes.data,
         ))  # fmt: skip
-        if found != 0:
-            raise LlamaError(f"{self.path}: llama.cpp does not decode ({found}): {_reason()}")
+        if status != 0:
+            raise LlamaError(f"{self.path}: llama.cpp does not decode ({status}): {_reason()}")
         shape = (count, int(wanted[0].sum()), self.n_vocab)
         return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
 

@@ -1,47 +1,46 @@
-"""A file in the real llama.cpp: what it says, and how far it is from its source."""
+"""A file in the real llama.cpp: what it completes, and how far it is from its source."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from quantkit import jobs
 from quantkit.errors import LlamaError, LlamaMissing, UnsupportedSource
-from quantkit.hub.repository import is_remote, names_file
 from quantkit.jobs import Run
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
+from quantkit.source.location import Source
 from quantkit.verification import apart
 from quantkit.verification.divergence import Divergence, divergences
 from quantkit.verification.structure import first_split
-from quantkit.verification.verify import Verdict
+from quantkit.verification.verdict import Completion, Verdict
 
 TOKENS = 48  # of a completion
 
 
-def completion(
-    file: Path, prompt: str, found: Verdict, threads: int | None = None
-) -> dict[str, str]:
-    """What the model says after a prompt, the likeliest token each time; a finding where llama.cpp
-    does not load the file. Raises LlamaMissing."""
+def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -> Verdict:
+    """The verdict with what the model says after a prompt, the likeliest token each time; with a
+    finding where llama.cpp does not load the file. Raises LlamaMissing."""
     path, text = first_split(file), ""
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
     try:
         asked = {"prompt": prompt, "count": TOKENS, "context": context}
         text = apart.ask(path, {**asked, "threads": threads})
-        found.proven.append("llama.cpp runs it")
+        verdict = replace(verdict, proven=[*verdict.proven, "llama.cpp runs it"])
     except LlamaMissing:
         raise
     except LlamaError as e:
-        found.findings.append(_told(path, e))
-    return {"prompt": prompt, "text": text}
+        verdict = replace(verdict, findings=[*verdict.findings, _told(path, e)])
+    return replace(verdict, completion=Completion(prompt, text))
 
 
 def divergence(
-    file: Path, against: Path | str, texts: Sequence[Path], context: int, reading: Reading,
+    file: Path, against: Source, texts: Sequence[Path], context: int, reading: Reading,
     threads: int | None, progress: Progress,
 ) -> list[Divergence]:  # fmt: skip
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
@@ -54,8 +53,8 @@ def divergence(
     except LlamaError as e:
         raise LlamaError(_told(path, e)) from None
     with as_gguf(against, reading, threads, file.parent) as base:
-        (found,) = divergences([path], base, texts, context, threads, progress)
-    return found
+        (row,) = divergences([path], base, texts, context, threads, progress)
+    return row
 
 
 def _told(file: Path, e: LlamaError) -> str:
@@ -63,15 +62,13 @@ def _told(file: Path, e: LlamaError) -> str:
 
 
 @contextmanager
-def as_gguf(
-    source: Path | str, reading: Reading, threads: int | None, near: Path
-) -> Iterator[Path]:
-    """The source as a GGUF file. A checkpoint is converted for as long as the file is needed, with
-    nothing rounded, into a directory of its own in `near`."""
-    if is_remote(source) and names_file(source):
-        raise UnsupportedSource(f"{source}: llama.cpp reads files on this machine; download it")
-    if not is_remote(source) and not Path(source).is_dir():
-        yield first_split(Path(source))
+def as_gguf(source: Source, reading: Reading, threads: int | None, near: Path) -> Iterator[Path]:
+    """The source as a GGUF file. A checkpoint is converted without rounding, into a temporary
+    directory in `near`."""
+    if not source.is_checkpoint:
+        if source.address:
+            raise UnsupportedSource(f"{source}: llama.cpp reads files on this machine; download it")
+        yield first_split(source.local())
         return
     model = open_checkpoint(source, None, reading)
     stated = next(item.value for item in model.kv if item.key == "general.file_type")

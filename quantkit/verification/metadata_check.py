@@ -11,30 +11,30 @@ _VOCABULARY = "tokenizer.ggml."
 
 
 def differences(file: Iterable[KeyValue], source: Iterable[KeyValue], arch: str) -> list[str]:
-    """Lines on keys that the source gives, of the architecture and of the vocabulary, and the file
-    lacks or has otherwise. What else stands in a file changes nothing that it computes."""
+    """Lines on keys of the architecture and of the vocabulary that the file lacks or has with other
+    values than the source gives. No other key changes what the model computes."""
     held = {item.key: item for item in file}
-    out = []
+    lines = []
     for item in source:
         if not item.key.startswith((f"{arch}.", _VOCABULARY)):
             continue
-        found = held.get(item.key)
-        if found is None:
-            out.append(f"{item.key} is not in the file; the source gives {_brief(item.value)}")
-        elif found.raw != item.raw and found.value != item.value:
-            out.extend(_told(item.key, found.value, item.value))
-    return out
+        in_file = held.get(item.key)
+        if in_file is None:
+            lines.append(f"{item.key} is not in the file; the source gives {_brief(item.value)}")
+        elif in_file.raw != item.raw and in_file.value != item.value:
+            lines.extend(_difference(item.key, in_file.value, item.value))
+    return lines
 
 
-def _told(key: str, found: Any, given: Any) -> Iterator[str]:
-    if not isinstance(found, list) or not isinstance(given, list):
-        yield f"{key} is {_brief(found)} in the file, the source gives {_brief(given)}"
-    elif len(found) != len(given):
-        yield f"{key} has {len(found)} entries in the file, the source gives {len(given)}"
+def _difference(key: str, held: Any, given: Any) -> Iterator[str]:
+    if not isinstance(held, list) or not isinstance(given, list):
+        yield f"{key} is {_brief(held)} in the file, the source gives {_brief(given)}"
+    elif len(held) != len(given):
+        yield f"{key} has {len(held)} entries in the file, the source gives {len(given)}"
     else:
-        at = [i for i, (a, b) in enumerate(zip(found, given, strict=True)) if a != b]
+        at = [i for i, (a, b) in enumerate(zip(held, given, strict=True)) if a != b]
         more = f" ({len(at)} of {len(given)} differ)" if len(at) > 1 else ""
-        first, wanted = _brief(found[at[0]]), _brief(given[at[0]])
+        first, wanted = _brief(held[at[0]]), _brief(given[at[0]])
         yield f"{key}[{at[0]}] is {first}, the source gives {wanted}{more}"
 
 

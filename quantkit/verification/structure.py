@@ -6,11 +6,11 @@ Headers only. Every fault is a line that says what is there and what should be.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 
 from quantkit.gguf.container import ALIGNMENT, Header, align
 from quantkit.gguf.splits import split_siblings
+from quantkit.gguf.types import tensor_bytes
 from quantkit.loading import model as loading
 from quantkit.loading.model import Info
 from quantkit.source.tensors import SourceTensor
@@ -37,7 +37,7 @@ def _layout(header: Header, tensors: Sequence[SourceTensor]) -> Iterator[str]:
                 yield f"{path.name}: tensors {before} and {t.name} overlap"
             elif before and t.offset > end:
                 yield f"{path.name}: {t.offset - end} bytes before {t.name} belong to no tensor"
-            before, last = t.name, t.offset + nbytes(t)
+            before, last = t.name, t.offset + tensor_bytes(t.shape, t.ggml.name)
             end = align(last, alignment)
         size = path.stat().st_size
         if size not in (last, end):
@@ -47,8 +47,3 @@ def _layout(header: Header, tensors: Sequence[SourceTensor]) -> Iterator[str]:
 def first_split(path: Path) -> Path:
     """The file of a set of splits that llama.cpp is given; a file that is not split is its own."""
     return path.with_name(split_siblings(path.name)[0])
-
-
-def nbytes(t: SourceTensor) -> int:
-    """Bytes of a tensor."""
-    return t.ggml.row_bytes(prod(t.shape))

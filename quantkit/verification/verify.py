@@ -9,27 +9,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantkit.calibration.imatrix import Imatrix
-from quantkit.errors import CorruptFile, LlamaError, LlamaMissing, SourceError, TokenizerError
+from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerError
 from quantkit.execution.stages import default_threads
-from quantkit.gguf import tensor_names
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
 from quantkit.loading.model import listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.planning.build import laid_out
-from quantkit.planning.plan import Plan
 from quantkit.progress import SILENT, Progress
 from quantkit.releases import manifest
+from quantkit.releases.checksums import hash_file
+from quantkit.releases.manifest import FileRecord
 from quantkit.source.gguf_set import open_gguf_set
+from quantkit.source.location import Source, SourceLike
 from quantkit.source.tensors import SourceTensor
-from quantkit.tokenizer.vocabulary import malformed
 from quantkit.verification import (
     blocks,
     metadata_check,
@@ -38,47 +36,26 @@ from quantkit.verification import (
     tokenization,
     weights,
 )
-from quantkit.verification.divergence import Divergence
-from quantkit.verification.weights import Place, Sums
+from quantkit.verification.verdict import TensorErrors, Verdict, tensor_errors
+from quantkit.verification.weights import Comparison, Place
 
-RATIO = 3.0  # of an error to the one that the format has; an importance matrix may double it
-COSINE = 0.5  # of the cosine that the format has; what has nothing to do with the source has 0
-FAINT = 0.6  # the cosine below which no format goes that is not made here
+RATIO = 3.0  # of an error to the format's own; an importance matrix may double it
+COSINE = 0.5  # of the cosine to the format's own; unrelated weights have 0
+FAINT = 0.6  # the least cosine of formats that cannot be made here
 BLOCK = 32.0  # of a block's error to the usual one; an extreme importance matrix may make it 16
-DRAWN = 16  # experts that have a line each in a picture
 
 
-@dataclass
-class Verdict:
-    """What was found. `findings` make a file bad, `notes` do not; `proven` says what was shown.
-    `sound`: nothing is wrong with the bytes and the structure, so that it can be run;
-    `completion` and `divergences`: what it said in llama.cpp, if it was asked."""
+@dataclass(frozen=True)
+class Check:
+    """What one check gives for the verdict."""
 
-    file: str
-    findings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    proven: list[str] = field(default_factory=list)
-    tensors: list[dict[str, Any]] = field(default_factory=list)
-    sound: bool = False
-    completion: dict[str, str] | None = None
-    divergences: list[Divergence] = field(default_factory=list)
-
-    @property
-    def good(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.findings
-
-    @property
-    def line(self) -> str:
-        """The verdict."""
-        if self.good:
-            return f"good: {self.file}: {'; '.join(self.proven)}"
-        n = len(self.findings)
-        return f"bad: {self.file}: {n} finding{'s' if n > 1 else ''}"
+    findings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    proven: Sequence[str] = ()
 
 
 def verify(
-    file: Path, against: Path | str | None = None, *, reading: Reading = AS_IT_IS,
+    file: Path, against: SourceLike | None = None, *, reading: Reading = AS_IT_IS,
     imatrix: Imatrix | None = None, threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Verdict:  # fmt: skip
@@ -86,76 +63,87 @@ def verify(
     a checkpoint or a GGUF file, read as `reading` says.
 
     With the `imatrix` that it was made with, its bytes can be proven. Raises SourceError and
-    ModelError for what is wrong with the source, never for what is wrong with the file.
+    ModelError for what is wrong with the source, and CorruptFile for a damaged manifest; what is
+    wrong with the file becomes a finding.
     """
-    out = Verdict(file.name)
-    threads = threads or default_threads()
-    _bytes(file, out, progress)
+    checks, errors = [_check_bytes(file, progress)], list[TensorErrors]()
     try:
         header, tensors = open_gguf_set(file)
     except SourceError as e:
-        out.findings.append(str(e))
-        return out
+        return _verdict(file, [*checks, Check([str(e)])])
     faults = structure.faults(header, tensors)
-    out.findings += faults
-    out.sound = not out.findings
-    if not faults:
-        out.proven.append(f"the structure of {len(tensors)} tensors is sound")
-        if against is None:  # its weights are looked at beside the source's
-            out.findings += blocks.faults(tensors, threads, progress)
+    is_sound = f"the structure of {len(tensors)} tensors is sound"
+    checks.append(Check(faults) if faults else Check(proven=[is_sound]))
+    sound = not any(check.findings for check in checks)
+    threads = threads or default_threads()
+    if against is None and not faults:  # else its weights are compared with the source's
+        checks.append(Check(blocks.faults(tensors, threads, progress)))
     if against is not None:
-        model = reading.changed(open_source(against, reading))
-        _metadata(header, model, out)
-        if not faults:  # llama.cpp would read past the end of arrays that are too short
-            _spelling(structure.first_split(file), Path(against), out)
-        _weights(header, tensors, model, imatrix, threads, out, progress)
-    return out
+        source = Source.parse(against)
+        model = open_source(source, reading)
+        checks.append(_check_metadata(header, model))
+        if not faults and source.path:  # llama.cpp would read past the end of short arrays
+            checks.append(_check_tokenization(structure.first_split(file), source.path))
+        check, errors = _check_weights(header, tensors, model, imatrix, threads, progress)
+        checks.append(check)
+    return _verdict(file, checks, errors, sound)
 
 
-def _bytes(file: Path, out: Verdict, progress: Progress) -> None:
-    """Hold the files' sums against the manifest beside them."""
-    found = manifest.read(file.parent / manifest.NAME)
-    if found is None:
-        return
-    records = {record["name"]: record for record in found["files"]}
+def _verdict(
+    file: Path, checks: Sequence[Check], errors: Sequence[TensorErrors] = (), sound: bool = False
+) -> Verdict:
+    return Verdict(
+        file.name,
+        findings=[text for check in checks for text in check.findings],
+        notes=[text for check in checks for text in check.notes],
+        proven=[text for check in checks for text in check.proven],
+        tensors=errors,
+        sound=sound,
+    )
+
+
+def _check_bytes(file: Path, progress: Progress) -> Check:
+    """Compare the files' checksums with those in the manifest beside them. Raises CorruptFile."""
+    release = manifest.read(file.parent / manifest.NAME)
+    if release is None:
+        return Check()
+    records = {record.name: record for record in release.files}
     names = [name for name in split_siblings(file.name) if name in records]
     if not names:
-        out.notes.append(f"{manifest.NAME} does not list {file.name}")
-        return
-    total, done = sum(records[name]["bytes"] for name in names), 0
-    wrong: list[str] = []
+        return Check(notes=[f"{manifest.NAME} does not list {file.name}"])
+    total, done = sum(records[name].nbytes for name in names), 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        progress.update("checksums", done, total)
+
+    changes: list[str] = []
     for name in names:
-
-        def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            progress.update("checksums", done, total)
-
         if (path := file.with_name(name)).is_file():
-            wrong += _changed(path, records[name], advance)
+            changes += _changes(path, records[name], advance)
         else:
-            wrong.append(f"{name} is in {manifest.NAME} and not there")
-    out.findings += wrong
-    if not wrong:
-        out.proven.append(f"every byte is the one that {manifest.NAME} names")
+            changes.append(f"{name} is in {manifest.NAME} and not there")
+    if changes:
+        return Check(changes)
+    return Check(proven=[f"every byte is the one that {manifest.NAME} names"])
 
 
-def _changed(path: Path, record: Mapping[str, Any], advance: Callable[[int], None]) -> list[str]:
-    """Lines on what of a file is not as it was: tensors by name, the rest as what it is."""
-    with malformed(CorruptFile, f"{path.with_name(manifest.NAME)}: not a manifest, or damaged"):
-        tensors = sorted(record["tensors"], key=lambda t: t["offset"])
-        spans = [(t["offset"], t["offset"] + t["bytes"]) for t in tensors]
-    whole, parts = manifest.sums(path, spans, advance)
-    if whole == record["sha256"]:
+def _changes(path: Path, record: FileRecord, advance: Callable[[int], None]) -> list[str]:
+    """Lines on what has changed in a file: tensors by name, else the padding or the header."""
+    tensors = sorted(record.tensors, key=lambda t: t.offset)
+    spans = [(t.offset, t.offset + t.nbytes) for t in tensors]
+    whole, parts = hash_file(path, spans, advance)
+    if whole == record.sha256:
         return []
     size = path.stat().st_size
-    if size != record["bytes"]:
-        cut = [t["name"] for t, (_, end) in zip(tensors, spans, strict=True) if end > size]
+    if size != record.nbytes:
+        cut = [t.name for t, (_, end) in zip(tensors, spans, strict=True) if end > size]
         lost = f"; it ends before {listed(cut)}" if cut else ""
-        return [f"{path.name}: {size} bytes, {manifest.NAME} says {record['bytes']}{lost}"]
+        return [f"{path.name}: {size} bytes, {manifest.NAME} says {record.nbytes}{lost}"]
     changed = [
-        f"{path.name}: the bytes of {t['name']} were changed"
-        for t, digest in zip(tensors, parts, strict=True) if digest != t["sha256"]
+        f"{path.name}: the bytes of {t.name} were changed"
+        for t, digest in zip(tensors, parts, strict=True) if digest != t.sha256
     ]  # fmt: skip
     if changed:
         return changed
@@ -164,161 +152,108 @@ def _changed(path: Path, record: Mapping[str, Any], advance: Callable[[int], Non
         for (_, end), t, start in zip(spans, tensors, starts, strict=True):
             f.seek(end)
             if any(f.read(start - end)):
-                return [f"{path.name}: the padding after {t['name']} was changed"]
+                return [f"{path.name}: the padding after {t.name} was changed"]
     return [f"{path.name}: the header was changed"]
 
 
-def _metadata(header: Header, model: Model, out: Verdict) -> None:
-    """The keys are the source's."""
-    wrong = metadata_check.differences(header.kv, model.kv, model.arch)
+def _check_metadata(header: Header, model: Model) -> Check:
+    """Compare metadata and vocabulary with the source's."""
     if (arch := header.get("general.architecture")) != model.arch:
-        wrong = [f"the file is of architecture {arch}, the source of {model.arch}"]
-    out.findings += wrong
-    if not wrong:
-        out.proven.append("metadata and vocabulary are the source's")
+        return Check([f"the file is of architecture {arch}, the source of {model.arch}"])
+    if differences := metadata_check.differences(header.kv, model.kv, model.arch):
+        return Check(differences)
+    return Check(proven=["metadata and vocabulary are the source's"])
 
 
-def _spelling(file: Path, checkpoint: Path, out: Verdict) -> None:
-    """Texts are split as the checkpoint's tokenizer splits them."""
+def _check_tokenization(file: Path, checkpoint: Path) -> Check:
+    """Compare how llama.cpp splits texts with how the checkpoint's tokenizer does."""
     if not checkpoint.is_dir():
-        return
+        return Check()
     try:
-        theirs = tokenization.reference(checkpoint)
-        wrong = tokenization.differences(tokenization.splitting(file), theirs) if theirs else None
+        reference = tokenization.reference(checkpoint)
+        if reference is None:
+            return Check()
+        differences = tokenization.differences(tokenization.splitting(file), reference)
     except (TokenizerError, LlamaMissing) as e:
-        out.notes.append(f"texts were not split in llama.cpp: {e}")
-        return
+        return Check(notes=[f"texts were not split in llama.cpp: {e}"])
     except LlamaError as e:
-        wrong = [str(e)]
-    out.findings += wrong or []
-    if wrong == []:
-        out.proven.append("llama.cpp splits texts as the source's tokenizer does")
+        return Check([str(e)])
+    if differences:
+        return Check(differences)
+    return Check(proven=["llama.cpp splits texts as the source's tokenizer does"])
 
 
-def _weights(
+def _check_weights(
     header: Header, tensors: Sequence[SourceTensor], model: Model, imatrix: Imatrix | None,
-    threads: int, out: Verdict, progress: Progress,
-) -> None:  # fmt: skip
-    """Every tensor is there, and holds what it should."""
+    threads: int, progress: Progress,
+) -> tuple[Check, list[TensorErrors]]:  # fmt: skip
+    """Compare every tensor with what the source gives."""
     plan = laid_out(model, "", Path("unwritten"))
-    held, faults = weights.missing(plan, tensors)
-    out.findings += faults
+    faults, held = weights.differences(plan, tensors), weights.comparable(plan, tensors)
     importance = imatrix.for_tensors(model.tensors) if imatrix else {}
-    found = weights.compare(plan, held, threads, importance, progress)
+    comparisons = weights.compare(plan, held, threads, importance, progress)
     unknown = header.get("quantize.imatrix.file") is not None and imatrix is None
-    bad = judged(found, held, unknown)
-    instead = misplaced.mistaken(plan, held, found, [at for at in bad if found[at].finite])
-    named = list(misplaced.said(instead, plan))
-    out.findings += named + [text for at, text in bad.items() if at not in instead]
-    out.tensors = as_data(found, held, plan)
-    if faults or bad or instead:
-        return
-    same = sum(t["same"] for t in out.tensors)
-    if same == len(out.tensors):
-        out.proven.append("every tensor is byte for byte what its format gives")
+    bad = judge(comparisons, held, unknown)
+    finite = [at for at in bad if comparisons[at].finite]
+    instead = misplaced.find_misplaced(plan, held, comparisons, finite)
+    errors = tensor_errors(comparisons, held, plan)
+    unnamed = [text for at, text in bad.items() if at not in instead]
+    findings = [*faults, *misplaced.as_lines(instead, plan), *unnamed]
+    if findings:
+        return Check(findings), errors
+    same = sum(t.whole.same for t in errors)
+    if same == len(errors):
+        proven = "every tensor is byte for byte what its format gives"
     else:
         how = "as near to the source as their formats allow"
-        out.proven.append(f"{same} of {len(out.tensors)} tensors are proven, the others {how}")
-    left = sorted({held[name].ggml.name for (name, _), s in found.items() if s.expected is None})
+        proven = f"{same} of {len(errors)} tensors are proven, the others {how}"
+    notes = []
+    left = {held[name].ggml.name for (name, _), c in comparisons.items() if c.expected is None}
     if left:
-        out.notes.append(
-            f"{', '.join(left)} cannot be made here: that their errors are usual was not shown, "
-            "only that the weights are the source's"
+        notes.append(
+            f"{', '.join(sorted(left))} cannot be made here: that their errors are usual was not "
+            "shown, only that the weights are the source's"
         )
-    elif unknown and same < len(out.tensors):
-        out.notes.append("made with an importance matrix; with --imatrix its bytes can be proven")
+    elif unknown and same < len(errors):
+        notes.append("made with an importance matrix; with --imatrix its bytes can be proven")
+    return Check(notes=notes, proven=[proven]), errors
 
 
-def judged(
-    found: Mapping[Place, Sums], held: Mapping[str, SourceTensor], unknown: bool
+def judge(
+    comparisons: Mapping[Place, Comparison], held: Mapping[str, SourceTensor], unknown: bool
 ) -> dict[Place, str]:
-    """What is wrong with which matrix. `unknown`: made with an importance matrix that is not at
-    hand, so that bytes prove nothing."""
-    proven: dict[str, list[bool]] = defaultdict(list)
-    for (name, _), sums in found.items():
-        proven[held[name].ggml.name].append(sums.same)
+    """The matrices that are wrong, each with a line on how. `unknown`: the file was made with an
+    importance matrix that is not at hand, so that bytes that differ prove nothing."""
+    same: dict[str, list[bool]] = defaultdict(list)  # by format
+    for (name, _), comparison in comparisons.items():
+        same[held[name].ggml.name].append(comparison.same)
     bad = {}
-    for at, sums in found.items():
+    for at, comparison in comparisons.items():
         kind, shape = held[at[0]].ggml.name, held[at[0]].shape
         where = f"{at[0]}, expert {at[1]}" if len(shape) > 2 else at[0]
         before = at[1] * shape[-2] if len(shape) > 2 else 0  # rows of the experts before it
-        most = 2 * sum(proven[kind]) > len(proven[kind])
-        error, usual = sums.relative_error, sums.expected_error
-        if not sums.finite:
+        most = 2 * sum(same[kind]) > len(same[kind])
+        error, usual = comparison.relative_error, comparison.expected_error
+        if not comparison.finite:
             bad[at] = f"{where} has NaN or infinity"
-        elif sums.same:
+        elif comparison.same:
             continue
-        elif _is_another(sums):
+        elif _is_another(comparison):
             gives = "" if usual is None else f" where {kind} gives {usual:.4f}"
             bad[at] = f"{where} is not what the source has: relative error {error:.4f}{gives}"
-        elif sums.expected is not None and sums.worst > BLOCK:
-            row = sums.worst_row - before
-            bad[at] = f"{where}, row {row}: a block loses {sums.worst:.0f} times what {kind} loses"
-        elif most and not unknown and sums.differs is not None:
-            row = sums.differs - before
+        elif usual is not None and comparison.worst > BLOCK:
+            row, times = comparison.worst_row - before, f"{comparison.worst:.0f} times"
+            bad[at] = f"{where}, row {row}: a block loses {times} what {kind} loses"
+        elif most and not unknown and comparison.differs is not None:
+            row = comparison.differs - before
             bad[at] = f"{where}, row {row}: not the bytes that {kind} gives, unlike the rest"
     return bad
 
 
-def _is_another(sums: Sums) -> bool:
-    if sums.ratio is None or sums.expected_error is None:
-        return sums.cosine < FAINT
-    usual = max(1 - sums.expected_error**2, 0) ** 0.5  # the cosine of a rounding without bias
-    return sums.ratio > RATIO or sums.cosine < COSINE * usual
-
-
-def as_data(
-    found: Mapping[Place, Sums], held: Mapping[str, SourceTensor], plan: Plan
-) -> list[dict[str, Any]]:
-    """Every tensor's errors as plain values, its experts' in it."""
-    by_tensor: dict[str, list[Sums]] = defaultdict(list)
-    for (name, _), sums in found.items():
-        by_tensor[name].append(sums)
-    out = []
-    for name in plan.outputs[0].by_name:
-        if parts := by_tensor.get(name):
-            whole = sum(parts[1:], parts[0])
-            t = {"name": name, "format": held[name].ggml.name, "shape": list(held[name].shape)}
-            experts = [_values(s) for s in parts] if len(parts) > 1 else []
-            out.append({**t, **_values(whole), "experts": experts})
-    return out
-
-
-def _values(sums: Sums) -> dict[str, Any]:
-    numbers = {
-        "relative_error": sums.relative_error, "expected_error": sums.expected_error,
-        "ratio": sums.ratio, "cosine": sums.cosine, "worst_block": sums.worst,
-    }  # fmt: skip
-    plain = {k: None if x is None or not isfinite(x) else x for k, x in numbers.items()}
-    return {**plain, "same": sums.same}
-
-
-def worst(found: Verdict) -> list[dict[str, Any]]:
-    """The tensors, those first that are furthest from what they should be."""
-
-    def order(t: dict[str, Any]) -> tuple[float, ...]:
-        largest = [float("inf") if t[k] is None else t[k] for k in ("ratio", "relative_error")]
-        return (t["same"], *(-x for x in largest))
-
-    return sorted(found.tensors, key=order)
-
-
-def picture(found: Verdict) -> str:
-    """The errors by layer and role, and by expert where those are few, as SVG."""
-    from quantkit.charts.plots import heat
-    from quantkit.charts.svg import Axis
-
-    errors: dict[str, dict[int, float]] = defaultdict(dict)
-    for t in found.tensors:
-        name = tensor_names.parse(t["name"])
-        rows = {name.role: t}
-        if 0 < len(t["experts"]) <= DRAWN:
-            rows = {f"{name.role} {xid}": part for xid, part in enumerate(t["experts"])}
-        for row, part in rows.items():
-            if name.bid is not None and part["relative_error"]:
-                errors[row][name.bid] = part["relative_error"]
-    layers = sorted({bid for line in errors.values() for bid in line})
-    values = [[line.get(bid) for bid in layers] for line in errors.values()]
-    axis = Axis("Relative error", "{:.2%}".format, log=True)
-    title = f"Errors of {found.file}"
-    return heat(title, list(errors), [str(b) for b in layers], values, axis, below="layer")
+def _is_another(comparison: Comparison) -> bool:
+    """Whether the weights are so far from the source's that they must be others."""
+    if comparison.ratio is None or comparison.expected_error is None:
+        return comparison.cosine < FAINT
+    # the cosine of a rounding without bias
+    usual = max(1 - comparison.expected_error**2, 0) ** 0.5
+    return comparison.ratio > RATIO or comparison.cosine < COSINE * usual

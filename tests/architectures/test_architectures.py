@@ -24,7 +24,9 @@ from quantkit.model.model import Model
 from quantkit.planning.build import laid_out, plan_quantization
 from quantkit.planning.schedule import Schedule
 from quantkit.recipes.file_types import find_recipe
+from quantkit.source.checkpoint import read_weights
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.tensors import Files
 from tests import golden
 from tests.checkpoints import architectures
 from tests.conftest import sha256
@@ -39,12 +41,17 @@ EIGHT_OF_FOUR = {"glm4moe-tf5fused", "olmoe-tf5fused"}
 # config.json does not say how experts are scored: llama.cpp's own file gives other logits than the
 # model, or makes llama.cpp abort
 SILENT = {"deepseek-v3-tf5fused", "dots1-tf5fused", "glm4moelite"}
+# llama.cpp's converter writes the number under another name, and its loader misses it
+MISSED = {"exaone35": ".attention.layer_norm_rms_epsilon"}
 
 
 def options(args: list[str]) -> ConversionOptions:
     """What the case asks of the converter."""
     mtp = "only" if "--mtp" in args else "without" if "--no-mtp" in args else "with"
-    return ConversionOptions(mtp, "--fuse-qkv" in args, "--fuse-gate-up-exps" in args)
+    return ConversionOptions(
+        mtp, "--fuse-qkv" in args, "--fuse-gate-up-exps" in args,
+        mistral_format="--mistral-format" in args,
+    )  # fmt: skip
 
 
 def convert(
@@ -72,11 +79,14 @@ def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_pa
     convert(checkpoint(case), path, outtype, theirs["pre"], options(theirs["args"]))
     # False: llama.cpp was made to read a plain vocabulary where the family's own is another
     skip = "no keys" if theirs.get("vocabulary", True) else "tokenizer."
-    added = (".expert_gating_func",) if case in SILENT else ()
-    golden.assert_same(path, theirs["outtypes"][outtype], theirs.get("either"), skip, added)
+    added = ".expert_gating_func" if case in SILENT else MISSED.get(case, "")
+    golden.assert_same(
+        path, theirs["outtypes"][outtype], theirs.get("either"), skip, (added,) if added else ()
+    )
     if added:
         header = read_header(path)
-        assert header.get(f"{header.get('general.architecture')}.expert_gating_func") == 2
+        value = header.get(header.get("general.architecture") + added)
+        assert value == (2 if case in SILENT else header.get("exaone.attention.layer_norm_epsilon"))
     elif not theirs.get("either") and theirs.get("vocabulary", True):
         assert sha256(path) == theirs["outtypes"][outtype]["file_sha256"]
 
@@ -149,6 +159,43 @@ def test_fused_experts_are_the_same_model(
     edit_tensors(source, respell)
     convert(source, b, "bf16", architectures()[fused]["golden"]["pre"], ConversionOptions())
     assert a.read_bytes() == b.read_bytes()
+
+
+def test_matrices_of_experts_as_transformers_5_saves_them(
+    broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Qwen3-VL-MoE as `[out, in]`, which llama.cpp writes as it is, so that its file does not load:
+    ours is that of the released layout."""
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    source = broken("qwen3vlmoe")
+    convert(source, a, "bf16", "qwen2", ConversionOptions())
+
+    def turn(tensors: dict[str, Any]) -> None:
+        for name, (dtype, shape, data) in tensors.items():
+            if ".mlp.experts." in name:
+                x = np.frombuffer(data, np.uint16).reshape(shape).swapaxes(1, 2)
+                tensors[name] = (dtype, list(x.shape), np.ascontiguousarray(x).tobytes())
+
+    edit_tensors(source, turn)
+    convert(source, b, "bf16", "qwen2", ConversionOptions())
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_norm_for_every_head(checkpoint: Get, tmp_path: Path) -> None:
+    """StableLM 2 12b, at which llama.cpp's converter stops."""
+    path, source = tmp_path / "out.gguf", checkpoint("stablelm2-12b")
+    convert(source, path, "bf16", "stablelm2", ConversionOptions())
+    norms = _bytes(path)["blk.1.attn_q_norm.weight"]
+    found = {t.name: t for t in read_weights(source / "model.safetensors")}
+    with Files([source / "model.safetensors"]) as files:
+        expected = [
+            files.read_rows(t, 0, t.n_rows).astype(np.float32).ravel()
+            for t in (
+                found[f"model.layers.1.self_attn.q_layernorm.norms.{head}.weight"]
+                for head in range(4)
+            )
+        ]
+    assert (np.frombuffer(norms, np.float32)[:256] == np.concatenate(expected)).all()
 
 
 def test_layers_that_only_the_config_promises(checkpoint: Get, tmp_path: Path) -> None:
@@ -234,9 +281,9 @@ def test_fp8_as_q8_0(checkpoint: Get, tmp_path: Path) -> None:
         ("deepseek-v3", {"num_nextn_predict_layers": 0}, "layer 2 & num_hidden_layers 2"),
         ("deepseek-v3", {"kv_lora_rank": 128}, "kv_lora & expected"),
         ("llama4", {"text_config": {}}, "'num_hidden_layers' is missing"),
-        ("gpt-oss", {"quantization_config": None}, "_blocks & no place"),
+        ("gpt-oss", {"quantization_config": None}, "_blocks & no quantization_config"),
         ("gpt-oss", {"quantization_config": {"quant_method": "hqq"}}, "'hqq' & mxfp4"),
-        ("deepseek-v3-fp8", {"quantization_config": None}, "weight_scale_inv & no place"),
+        ("deepseek-v3-fp8", {"quantization_config": None}, "_scale_inv & no quantization_config"),
         ("nemotron-h-moe", {"hybrid_override_pattern": "ME"}, "names no kind for layer"),
         ("phimoe", {"lm_head_bias": None, "rope_scaling": {"type": "longrope", "long_factor": [1]}},
          "'long_factor' must hold 32"),
@@ -271,10 +318,14 @@ def test_unknown_architectures_name_their_relatives() -> None:
 
 def test_every_family_is_covered() -> None:
     """No half families: every row of the table has a case that agrees."""
-    names = {
-        json.loads(data["recipe"]["files"]["config.json"])["architectures"][0]
-        for data in architectures().values()
-    }
+    names: set[str] = set()
+    for data in architectures().values():
+        files, outtypes = data["recipe"]["files"], data["golden"]["outtypes"]
+        for made in outtypes.values():  # Mistral 4 goes by the name of Mistral 3
+            if made.get("kv", {}).get("general.architecture", {}).get("value") == "mistral4":
+                names.add("Mistral4ForCausalLM")
+        config = json.loads(files.get("config.json", "{}"))
+        names |= {*config.get("architectures", files)}  # params.json names itself
     llama = {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"}
     lacking = [arch.hf_names for arch in ARCHITECTURES if not {*arch.hf_names} & (names | llama)]
     assert lacking == []

@@ -1,4 +1,4 @@
-"""Runs that die: what is on disk is gone on with, and the result is that of an unbroken run."""
+"""Killed runs resume; the result equals an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from hypothesis import strategies as st
 
 from quantkit import errors
 from quantkit.execution import journal, outputs, pipeline
+from quantkit.gguf.container import string
 from quantkit.jobs import Run, convert, quantize
-from quantkit.planning.plan import Plan
+from quantkit.planning.plan import Output, Plan, PlannedFile, PlannedTensor
 from quantkit.planning.schedule import Schedule
-from quantkit.source import tensors
+from quantkit.source.segments import Segment
+from quantkit.source.tensors import Files, SourceTensor
 from quantkit.storage import os_files
 from tests.conftest import sha256
 
@@ -39,12 +42,12 @@ def source(checkpoint: Get) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint: Get, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The sums of an unbroken run."""
+    """The checksums of an uninterrupted run."""
     plan = quantize(checkpoint("mixtral-2x-12l"), TYPES, tmp_path_factory.mktemp("whole"))
     return {f.path.name: sha256(f.path) for f in plan.files}
 
 
-def sums(directory: Path) -> dict[str, str]:
+def checksums(directory: Path) -> dict[str, str]:
     return {p.name: sha256(p) for p in directory.iterdir()}
 
 
@@ -70,7 +73,7 @@ def dying_after(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(deaths=st.lists(st.integers(0, 100), min_size=1, max_size=3), threads=st.integers(1, 3))
-def test_any_death_is_gone_on_from(
+def test_any_death_is_resumed_from(
     deaths: list[int], threads: int, source: Path, expected: dict[str, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
@@ -82,7 +85,7 @@ def test_any_death_is_gone_on_from(
                 quantize(source, TYPES, out, run=Run(threads=threads))
         assert not any(p.suffix == ".gguf" for p in out.iterdir())
     quantize(source, TYPES, out)
-    assert sums(out) == expected
+    assert checksums(out) == expected
 
 
 def test_what_is_done_is_not_done_again(
@@ -93,19 +96,19 @@ def test_what_is_done_is_not_done_again(
         with pytest.raises(Died):
             quantize(source, TYPES, tmp_path, run=Run(threads=1))
     read: list[str] = []
-    whole = tensors.Files.read_rows
+    whole = Files.read_rows
 
-    def counting(self: tensors.Files, t: tensors.SourceTensor, *args: int) -> object:
+    def counting(self: Files, t: SourceTensor, *args: int) -> object:
         read.append(t.name)
         return whole(self, t, *args)
 
-    monkeypatch.setattr(tensors.Files, "read_rows", counting)
+    monkeypatch.setattr(Files, "read_rows", counting)
     plan = quantize(source, TYPES, tmp_path)
     assert len(read) == len(list(Schedule(plan).chunks())) - 60
-    assert sums(tmp_path) == expected
+    assert checksums(tmp_path) == expected
 
 
-def test_one_type_of_a_set_can_be_gone_on_with_alone(
+def test_one_type_of_a_set_resumes_alone(
     source: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -118,7 +121,7 @@ def test_one_type_of_a_set_can_be_gone_on_with_alone(
 
 
 def test_killed_at_random_moments(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
-    """Real processes, really killed; each is gone on with once."""
+    """Real processes are killed; each is resumed once."""
     code = (
         "import quantkit.execution.outputs as o; o.SYNC_SECONDS = 0.01\n"
         "import quantkit.execution.pipeline as p, time\n"
@@ -143,7 +146,7 @@ def test_killed_at_random_moments(source: Path, expected: dict[str, str], tmp_pa
         again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if again.returncode:
             assert "exists already" in again.stderr  # it had finished
-        assert sums(out) == expected
+        assert checksums(out) == expected
     assert stopped >= 3
 
 
@@ -165,7 +168,7 @@ def test_the_journal_never_says_what_is_not_on_disk(
         sync(fd)
         events.append(("sync", began))
 
-    def noted_append(self: journal.Journal, rows: list[journal.Rows]) -> None:
+    def noted_append(self: journal.Journal, rows: list[journal.RowRange]) -> None:
         rows = list(rows)
         for r in rows:
             key = (str(self.path), *r)
@@ -192,7 +195,7 @@ def test_what_the_journal_says_is_there(
     append, said = journal.Journal.append, 0
     monkeypatch.setattr(outputs, "SYNC_SECONDS", 0.0005)
 
-    def checked(self: journal.Journal, done: list[journal.Rows]) -> None:
+    def checked(self: journal.Journal, done: list[journal.RowRange]) -> None:
         nonlocal said
         planned, data = right[self.path.name.removesuffix(".journal")]
         found = outputs.partial_path(tmp_path / planned.path.name).read_bytes()
@@ -219,7 +222,7 @@ def test_what_the_journal_says_is_there(
 
 
 @pytest.mark.parametrize("at", [1, 50, 150])
-def test_a_disk_that_fills_up_is_gone_on_from(
+def test_a_run_resumes_after_the_disk_was_full(
     at: int, source: Path, expected: dict[str, str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -239,10 +242,10 @@ def test_a_disk_that_fills_up_is_gone_on_from(
         with pytest.raises(errors.DiskFull, match="make room and run it again"):
             quantize(source, TYPES, tmp_path)
     quantize(source, TYPES, tmp_path)
-    assert sums(tmp_path) == expected
+    assert checksums(tmp_path) == expected
 
 
-def test_a_source_that_cannot_be_read_is_gone_on_from(
+def test_a_run_resumes_after_the_source_could_not_be_read(
     source: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, left = os_files.pread, iter(range(70))
@@ -257,7 +260,7 @@ def test_a_source_that_cannot_be_read_is_gone_on_from(
         with pytest.raises(errors.SourceError, match=r"model\.safetensors.*run it again"):
             quantize(source, TYPES, tmp_path)
     quantize(source, TYPES, tmp_path)
-    assert sums(tmp_path) == expected
+    assert checksums(tmp_path) == expected
 
 
 @pytest.fixture
@@ -297,9 +300,55 @@ def test_another_version_or_other_options_are_refused(interrupted: Path, source:
     quantize(source, ["Q8_0"], interrupted, run=Run(force=True))
 
 
+@pytest.mark.parametrize(
+    ("plan", "version"), [("0" * 64, "an older"), ("1:00", "an older"), ("999:00", "a newer")]
+)
+def test_a_journal_of_another_version_is_said_to_be_one(
+    plan: str, version: str, interrupted: Path, source: Path, expected: dict[str, str]
+) -> None:
+    """Version 0.1.0 wrote digests without a number."""
+    path = interrupted / "ckpt-Q8_0.gguf.journal"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps({**json.loads(first), "plan": plan}) + "\n")
+    with pytest.raises(errors.JournalMismatch, match=f"begun by {version} version.*--force"):
+        quantize(source, ["Q8_0"], interrupted)
+    path.write_text("".join([first, *rest]))
+    quantize(source, ["Q8_0"], interrupted)
+    assert checksums(interrupted) == {"ckpt-Q8_0.gguf": expected["ckpt-Q8_0.gguf"]}
+
+
+SEGMENT = Segment("a.weight", 4, 0, 2, (1, 0), 2, 8, 3, (("add", 1.0),))
+
+
+def digest(segment: Segment, **changes: Any) -> str:
+    tensor = PlannedTensor("t", (2, 8), "F32", 64, 64, **changes)
+    planned = PlannedFile(Path("m.gguf"), (string("general.name", "m"),), (tensor,), 64)
+    plan = Plan((Output("F32", (planned,)),), {"t": (segment,)}, {})
+    return journal.plan_digest(plan, planned)
+
+
+def test_the_digest_of_a_plan_is_what_it_always_was() -> None:
+    """Another value makes every existing release one of another version: it needs another number
+    then."""
+    recorded = "2:d33f72bfda14f2e78f1bd750d55c73416bce7cfeb66cfae076105986e30229f3"
+    assert digest(SEGMENT) == recorded
+    wider = make_dataclass(
+        "Wider", [("more", int, field(default=7))], bases=(Segment,), frozen=True
+    )
+    values = {f.name: getattr(SEGMENT, f.name) for f in fields(SEGMENT)}
+    assert digest(wider(**values)) == recorded  # a field on which no byte depends
+    assert digest(SEGMENT, fallback_from="Q4_K", overridden=True) == recorded
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Segment)])
+def test_the_digest_of_a_plan_depends_on_every_field_of_a_segment(name: str) -> None:
+    other = {"source": "b", "order": (), "edits": ()}.get(name, 77)
+    assert digest(replace(SEGMENT, **{name: other})) != digest(SEGMENT)
+
+
 def test_force_begins_anew(interrupted: Path, source: Path, expected: dict[str, str]) -> None:
     quantize(source, ["Q8_0"], interrupted, run=Run(force=True))
-    assert sums(interrupted) == {"ckpt-Q8_0.gguf": expected["ckpt-Q8_0.gguf"]}
+    assert checksums(interrupted) == {"ckpt-Q8_0.gguf": expected["ckpt-Q8_0.gguf"]}
 
 
 @pytest.mark.parametrize("cut", [1, 5, 10_000])
@@ -310,7 +359,7 @@ def test_a_torn_journal_loses_only_what_was_torn(
     data = path.read_bytes()
     path.write_bytes(data[: max(len(data) - cut, 0)])
     quantize(source, ["Q8_0"], interrupted)
-    assert sums(interrupted) == {"ckpt-Q8_0.gguf": expected["ckpt-Q8_0.gguf"]}
+    assert checksums(interrupted) == {"ckpt-Q8_0.gguf": expected["ckpt-Q8_0.gguf"]}
 
 
 def test_a_death_between_two_renames(
@@ -329,7 +378,7 @@ def test_a_death_between_two_renames(
             quantize(source, TYPES, tmp_path)
     assert sum(p.suffix == ".gguf" for p in tmp_path.iterdir()) == 1
     quantize(source, TYPES, tmp_path)
-    assert sums(tmp_path) == expected
+    assert checksums(tmp_path) == expected
 
 
 def test_a_second_run_on_one_output_is_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from quantkit.calibration.imatrix import read_imatrix
 from quantkit.cli import app
 from quantkit.errors import BudgetError, RecipeError, UsageError
-from quantkit.fitting.fit import FORMATS, Budget, Fit, fit, make
+from quantkit.fitting.fit import FORMATS, Budget, Fit, Mark, fit, make
 from quantkit.gguf.container import read_header
 from quantkit.gguf.types import type_by_name
 from quantkit.jobs import Run, quantize
@@ -172,6 +173,19 @@ def test_what_cannot_be_is_said(
     said = result.output if code == 2 else str(result.exception)
     assert words in " ".join(said.replace("│", "").split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_in_a_notebook() -> None:
+    chosen, small = Mark(2_000_000, 4.5, 0.021), Mark(1_500_000, 3.9, 0.09, "Q2_K")
+    best = {"Q2_K": replace(small, error=0.05)}
+    found = Fit("m", {}, chosen, "Q2_K", (chosen,), (small,), best, {})
+    cells = "<td>1.50 MB</td><td>3.90</td><td>5%</td><td>Q2_K 9%</td>"
+    assert f"<tr>{cells}</tr>\n<tr><td>2.00 MB</td>" in found._repr_html_()
+    assert "<td>&lt;- chosen: " in found._repr_html_()
+    name = "<script>alert(1)</script>"
+    hostile = replace(found, types=(replace(small, label=name),), best={name: small})
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; 9%" in hostile._repr_html_()
+    assert "<script" not in hostile._repr_html_()
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.hub import http, repository
+from quantkit.hub.repository import Address
 from quantkit.jobs import quantize
 from quantkit.model.open import open_source
 from quantkit.source.safetensors import GUESS
@@ -85,7 +86,7 @@ def test_addresses_that_expire(
 
 
 def whole(hub: Hub, name: str = "model-00001-of-00003.safetensors") -> repository.RemoteFile:
-    with repository.snapshot(MODEL) as snapshot:
+    with repository.snapshot(Address.parse(MODEL)) as snapshot:
         hub.log.clear()
         return snapshot.files[name]
 

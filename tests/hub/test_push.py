@@ -17,6 +17,7 @@ from quantkit.cli import app
 from quantkit.hub import http, push
 from quantkit.hub.push import HubTarget
 from quantkit.jobs import Run
+from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, release
 from quantkit.storage import os_files
@@ -65,7 +66,7 @@ def again(
 
 
 def weights(made: Release) -> list[str]:
-    return [f["name"] for f in made.manifest["files"]]
+    return [f.name for f in made.manifest.files]
 
 
 @pytest.mark.parametrize("commit", ["each", "all"])
@@ -204,7 +205,7 @@ def test_shares_are_pushed_by_many_and_joined_by_one(
     joined = release(source, tmp_path / "out", TYPES, **call)
     assert set(joined.states.values()) == {"on the Hub"}
     assert list(joined.pushed) == [*BESIDE]
-    assert joined.manifest["files"] == made.manifest["files"]
+    assert joined.manifest.files == made.manifest.files
     assert {p.name for p in (tmp_path / "out").iterdir()} == {*BESIDE}
     lost = weights(made)[0]
     del server.repos["org/new"][lost]  # what is on record and nowhere is made
@@ -219,7 +220,7 @@ def test_a_disk_that_is_smaller_than_the_release(
 ) -> None:  # fmt: skip
     """It is made in parts; a run that is cut short goes on with those that are not on the Hub."""
     source, out = checkpoint("mixtral-4x"), tmp_path / "out"
-    sizes = [f["bytes"] for f in made.manifest["files"]]
+    sizes = [f.nbytes for f in made.manifest.files]
     monkeypatch.setattr(os_files, "free_bytes", lambda directory: max(sizes))
     arguments = ["release", str(source), "-o", str(out), "--types", ",".join(TYPES)]
     arguments += ["--push", "org/new"]
@@ -243,8 +244,9 @@ def test_a_disk_that_is_smaller_than_the_release(
     assert told["pushed"] == [second, *BESIDE]
     assert [f["state"] for f in told["files"]] == ["on the Hub"] * 2
     assert {p.name for p in out.iterdir()} == {*BESIDE}
-    found = json.loads((out / "manifest.json").read_text())
-    assert found["files"] == made.manifest["files"]
+    found = manifest.read(out / "manifest.json")
+    assert found is not None
+    assert found.files == made.manifest.files
     again = run(app, [*arguments, "--discard", "--json"], catch_exceptions=False)
     assert json.loads(again.stdout)["pushed"] == []
     assert {p.name for p in out.iterdir()} == {*BESIDE}

@@ -17,6 +17,7 @@ import pytest
 from quantkit import errors
 from quantkit.gguf.splits import Splits
 from quantkit.hub import repository
+from quantkit.hub.repository import Address
 from quantkit.jobs import Run, convert, merge, quantize, split
 from quantkit.model.open import open_source
 from quantkit.planning.schedule import Schedule
@@ -141,8 +142,11 @@ def test_a_revision_is_pinned_once(
     assert sums(quantize(f"{MODEL}@refs/pr/7", TYPES, there(tmp_path, "d"))) == local_sums
     file = next(t.path for t in open_source(MODEL).sources.values())
     assert isinstance(file, repository.RemoteFile)
-    assert repository.pinned(MODEL, file) == f"{MODEL}@{moved[0]}"
-    assert repository.pinned(f"{MODEL}@main/a/b.gguf", file) == f"{MODEL}@{moved[0]}/a/b.gguf"
+    assert str(Address.parse(MODEL).at(file.commit)) == f"{MODEL}@{moved[0]}"
+    assert (
+        str(Address.parse(f"{MODEL}@main/a/b.gguf").at(file.commit))
+        == f"{MODEL}@{moved[0]}/a/b.gguf"
+    )
 
 
 def test_columns_are_fetched_by_the_matrix(hub: Hub, tmp_path: Path) -> None:
@@ -151,7 +155,7 @@ def test_columns_are_fetched_by_the_matrix(hub: Hub, tmp_path: Path) -> None:
     directory = there(tmp_path, "columns")
     write_safetensors(directory / "model.safetensors", {"x": ("BF16", [4, 32, 48], x.tobytes())})
     hub.publish("org/columns", directory)
-    with repository.snapshot("hf://org/columns") as snapshot:
+    with repository.snapshot(Address("org/columns")) as snapshot:
         (t,) = read_weights(snapshot.files["model.safetensors"])
     before = len(hub.log)
     with Files([t.path]) as files:

@@ -12,20 +12,21 @@ import pytest
 
 import quant_types
 from quant_types import BlockFormat
-from tests.quant_types.weights import importance
+from tests.quant_types.weights import importance, needed
 
 FORMATS = [pytest.param(fmt, id=fmt.name) for fmt in quant_types.FORMATS]
 LIMIT = 8 << 20
 
 
-def weights() -> np.ndarray:
-    return np.random.default_rng(9).standard_normal((1024, 4096)).astype(np.float32)
+def weights(rows: int = 1024) -> np.ndarray:
+    return np.random.default_rng(9).standard_normal((rows, 4096)).astype(np.float32)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_array_engine(fmt: BlockFormat) -> None:
-    x = weights()
-    for given in (None, importance(4096)):
+    x = weights(64 if fmt.grid else 1024)
+    quant_types.table_bytes([fmt])  # counted for themselves
+    for given in (needed(fmt, 4096), importance(4096)):
         tracemalloc.start()
         data = quant_types.quantize(x, fmt, given, "array")
         used = tracemalloc.get_traced_memory()[1]
@@ -49,7 +50,7 @@ def test_lanes_engine(fmt: BlockFormat) -> None:
         return int(match[1]) << 10
 
     x, out = weights(), np.ones((1024, fmt.row_bytes(4096)), np.uint8)
-    for given in (None, importance(4096)):
+    for given in (needed(fmt, 4096), importance(4096)):
         quant_types.quantize(x[:1], fmt, given, "lanes")  # compiled before it is measured
         before = resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the mark starts anew

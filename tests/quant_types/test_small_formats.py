@@ -8,7 +8,10 @@ import pytest
 import quant_types
 from tests import oracle
 
-SMALL = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "IQ4_NL", "IQ4_XS")
+SMALL = (
+    "Q1_0", "Q2_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
+    "IQ4_NL", "IQ4_XS",
+)  # fmt: skip
 ENGINES = ("lanes", "array")
 
 

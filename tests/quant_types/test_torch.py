@@ -8,7 +8,7 @@ import pytest
 import quant_types
 from quant_types import BlockFormat
 from tests import oracle
-from tests.quant_types.weights import importance, weights
+from tests.quant_types.weights import importance, needed, weights_for
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("array_api_compat")
@@ -23,9 +23,9 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantize(fmt: BlockFormat, kind: str, device: str) -> None:
-    x = weights(kind)[:16].copy()
+    x = weights_for(fmt, kind)[:16].copy()
     tensor = torch.from_numpy(x).to(device)
-    for values in (None, importance(x.shape[-1])):
+    for values in (needed(fmt, x.shape[-1]), importance(x.shape[-1])):
         found = quant_types.quantize(tensor, fmt, values)
         assert found.device == tensor.device
         assert np.array_equal(found.cpu().numpy(), oracle.quantize(x, fmt.name, values))
@@ -34,14 +34,15 @@ def test_quantize(fmt: BlockFormat, kind: str, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_dequantize(fmt: BlockFormat, device: str) -> None:
-    data = oracle.quantize(weights("heavy_tailed")[:16], fmt.name)
+    x = weights_for(fmt, "heavy_tailed")[:16]
+    data = oracle.quantize(x, fmt.name, needed(fmt, x.shape[-1]))
     found = quant_types.dequantize(torch.from_numpy(data).to(device), fmt)
     wanted = oracle.dequantize(data, fmt.name)
     assert np.array_equal(found.cpu().numpy().view(np.uint32), wanted.view(np.uint32))
 
 
 def test_16_bit_tensors() -> None:
-    x = torch.from_numpy(weights("normal")[:4].copy())
+    x = torch.from_numpy(weights_for(quant_types.get_format("Q4_K"), "normal")[:4].copy())
     for dtype in (torch.bfloat16, torch.float16):
         half = x.to(dtype)
         found = quant_types.quantize(half, "Q4_K").numpy()

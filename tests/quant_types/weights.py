@@ -10,6 +10,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from quant_types import BlockFormat
+
 ROWS, N = 256, 4096
 CHECKPOINT = Path(__file__).parents[1] / "data/frankenmoe-mergekit/model.safetensors"
 
@@ -92,6 +94,17 @@ def weights(kind: str) -> np.ndarray:
         x = np.asarray(KINDS[kind](rng, ROWS * N), np.float32).reshape(ROWS, N)
     x.flags.writeable = False
     return x
+
+
+def weights_for(fmt: BlockFormat, kind: str) -> np.ndarray:
+    """`weights(kind)`, less what ggml aborts on: weights past 1e9 in a format with a grid."""
+    x = weights(kind)
+    return x if fmt.grid is None else np.clip(x, -1e9, 1e9)
+
+
+def needed(fmt: BlockFormat, n: int) -> np.ndarray | None:
+    """Importance of `n` channels where the format cannot be made without."""
+    return np.ones(n, np.float32) if fmt.needs_importance else None
 
 
 def importance(n: int) -> np.ndarray:

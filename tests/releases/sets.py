@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 
 from quantkit.releases.release import Release
+from quantkit.reporting.inspection import Description, Parameters
 from tests.conftest import sha256
 
 NAME = "frankenmoe-4x2.2M"
+DENSE = Description(
+    name="M", architecture="llama", parameters=Parameters(7_241_732_096, 7_241_732_096),
+    layers=None, embedding=None, context=None, experts=None, part_bytes={}, dtypes={},
+    tied_embeddings=False, tokenizer=None,
+)  # fmt: skip
 
 
 def names(directory: Path) -> set[str]:
@@ -18,8 +24,8 @@ def names(directory: Path) -> set[str]:
 
 def assert_same(out: Path, whole: Release) -> None:
     assert names(out) == names(whole.directory)
-    for f in whole.manifest["files"]:
-        assert sha256(out / f["name"]) == f["sha256"]
+    for f in whole.manifest.files:
+        assert sha256(out / f.name) == f.sha256
     ours, theirs = ((d / "manifest.json").read_text() for d in (out, whole.directory))
     assert ours == theirs
 

@@ -16,8 +16,10 @@ from markdown_it import MarkdownIt
 from quantkit.model import provenance
 from quantkit.releases import card
 from quantkit.releases.release import Release, release
+from quantkit.reporting.inspection import Experts
 from quantkit.reporting.table import Row
 from tests.fake_hub import Hub
+from tests.releases.sets import DENSE
 
 HOSTILE = "a|b\n# <script>alert(1)</script> [x](javascript:y) `z` *w* \"q\" 'r' --- : &amp; ![i](j)"
 
@@ -64,7 +66,7 @@ def test_the_front_matter(text: str) -> None:
 
 def test_the_tables_are_those_of_the_files(text: str, made: Release) -> None:
     files, model, experts = tables(text)
-    assert [row[0] for row in files[1:]] == [f["name"] for f in made.manifest["files"]]
+    assert [row[0] for row in files[1:]] == [f.name for f in made.manifest.files]
     for line, row in zip(files[1:], made.rows, strict=True):
         size = (made.directory / row.name).stat().st_size
         assert line[files[0].index("Size")] == f"{size / 1e6:.2f} MB"
@@ -92,15 +94,15 @@ def test_what_the_source_says_is_carried_over(made: Release) -> None:
         base_model__count=2, base_model__0__repo_url="https://huggingface.co/org/prose",
         base_model__1__repo_url="https://huggingface.co/org/code",
     )  # fmt: skip
-    found = card.front_matter(made.manifest, {"experts": {}}, values)
+    found = card.front_matter(made.manifest, DENSE, values)
     assert found["license"] == "cc-by-nc-4.0"
     assert found["language"] == ["en", "de"]
     assert (found["base_model"], found["base_model_relation"]) == (
         ["org/prose", "org/code"], "merge",
     )  # fmt: skip
     assert found["tags"] == ["merge", "text", "gguf"]
-    published = {**made.manifest, "repo": "me/Merge-GGUF", "base_model": "me/Merge"}
-    found = card.front_matter(published, {}, values)
+    published = replace(made.manifest, repo="me/Merge-GGUF", base_model="me/Merge")
+    found = card.front_matter(published, DENSE, values)
     assert (found["base_model"], found["base_model_relation"]) == (["me/Merge"], "quantized")
     assert found["quantized_by"] == "me"
 
@@ -126,14 +128,12 @@ def test_licences(given: dict[str, str], expected: dict[str, str]) -> None:
 
 
 def test_words_from_outside_stay_words(made: Release) -> None:
-    facts = {
-        "experts": {"count": 1, "used": 1}, "layers": 1, "context": 1, "tokenizer": None,
-        "merged from": {"base": HOSTILE, "gate mode": HOSTILE, "experts": [HOSTILE, "org/model"]},
-    }  # fmt: skip
-    manifest = {**made.manifest, "name": HOSTILE, "architecture": HOSTILE}
+    merge = provenance.Merge(HOSTILE, HOSTILE, (HOSTILE, "org/model"))
+    description = replace(DENSE, experts=Experts(1, 1), layers=1, context=1, merge=merge)
+    manifest = replace(made.manifest, name=HOSTILE, architecture=HOSTILE)
     rows = [replace(row, use_case=HOSTILE) for row in made.rows]
     values = metadata(license=HOSTILE, tags=[HOSTILE], languages=[HOSTILE])
-    text = card.render(manifest, rows, facts, values, {"size.svg": HOSTILE})
+    text = card.render(manifest, rows, description, values, {"size.svg": HOSTILE})
     matter = front(text)
     assert matter["model_name"] == HOSTILE
     assert HOSTILE in matter["tags"]
@@ -171,8 +171,8 @@ def test_a_dense_model(checkpoint: Callable[[str], Path], tmp_path: Path) -> Non
     text = (made.directory / "README.md").read_text()
     assert "moe" not in front(text)["tags"]
     assert "xpert" not in text
-    assert f"llama-cli -m {made.manifest['files'][0]['name']} -c 128\n" in text
-    assert made.manifest["experts"] is None
+    assert f"llama-cli -m {made.manifest.files[0].name} -c 128\n" in text
+    assert made.manifest.experts is None
 
 
 def test_a_model_of_the_hub(

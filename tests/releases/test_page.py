@@ -16,12 +16,15 @@ from quantkit.charts import plots
 from quantkit.charts.svg import Axis
 from quantkit.gguf import tensor_names
 from quantkit.gguf.splits import Splits
+from quantkit.model.provenance import Merge
 from quantkit.planning.build import Request
 from quantkit.releases import page
+from quantkit.releases.manifest import FileRecord, MadeFrom, Manifest, TensorRecord
 from quantkit.releases.release import Release, release
 from quantkit.reporting.numbers import gigabytes
 from quantkit.reporting.table import Row
 from tests.conftest import sha256
+from tests.releases.sets import DENSE
 
 HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)<\\script>{{ 7 * 7 }}&amp;'
 VOID = {"meta", "input", "br", "link", "img"}
@@ -103,18 +106,17 @@ def row(size: int = 10**9, **changes: Any) -> Row:
 
 def made_up(rows: list[Row], **changes: Any) -> str:
     """The page of files that are not there. `changes` are of the manifest."""
-    tensors = [{"name": "blk.0.attn_q.weight", "bytes": 10}, {"name": "output.weight", "bytes": 5}]
-    files = [
-        {"name": r.name, "type": r.type, "bytes": r.file_bytes, "sha256": 32 * "ab",
-         "tensors": tensors}
-        for r in rows
-    ]  # fmt: skip
-    manifest = {
-        "quantkit": "0.1.0", "name": "M", "architecture": "llama", "experts": None,
-        "parameters": {"total": 7_241_732_096, "active": 7_241_732_096}, "files": files,
-    }  # fmt: skip
-    facts, more = changes.pop("facts", {}), changes.pop("more", ())
-    return page.render(manifest | changes, rows, facts, more)
+    tensors = tuple(
+        TensorRecord(name, "F32", (1,), 0, size, "")
+        for name, size in (("blk.0.attn_q.weight", 10), ("output.weight", 5))
+    )
+    files = tuple(FileRecord(r.name, r.type, r.file_bytes, 32 * "ab", tensors, "") for r in rows)
+    manifest = Manifest(
+        "0.1.0", "M", "", "llama", DENSE.parameters, None, MadeFrom("", ""), files=files
+    )
+    merge, more = changes.pop("merge", None), changes.pop("more", ())
+    description = dataclasses.replace(DENSE, merge=merge)
+    return page.render(dataclasses.replace(manifest, **changes), rows, description, more)
 
 
 def test_every_number_is_that_of_the_files(made: Release, seen: Element) -> None:
@@ -146,12 +148,12 @@ def test_every_number_is_that_of_the_files(made: Release, seen: Element) -> None
 def test_the_pictures_show_the_bytes_of_the_tensors(made: Release, seen: Element) -> None:
     layers = seen.every("div", _class="layer")
     assert len(layers) == 2
-    tensors = [t for f in made.manifest["files"] if f["type"] == "Q8_0" for t in f["tensors"]]
-    experts = sum(t["bytes"] for t in tensors if "blk.1." in t["name"] and "_exps" in t["name"])
+    tensors = [t for f in made.manifest.files if f.type == "Q8_0" for t in f.tensors]
+    experts = sum(t.nbytes for t in tensors if "blk.1." in t.name and "_exps" in t.name)
     titles = [t.text for t in layers[0].every("div", _class="wide")[0].every("title")]
     assert len(titles) == 3
     assert titles[1].startswith(f"layer 1: experts {experts / 1e6:.2f} MB, ")
-    outside = sum(t["bytes"] for t in tensors if not t["name"].startswith("blk."))
+    outside = sum(t.nbytes for t in tensors if not t.name.startswith("blk."))
     assert layers[0].every("p")[0].text == f"Outside the layers: {gigabytes(outside)}."
 
 
@@ -167,10 +169,10 @@ def test_it_loads_nothing_from_elsewhere(made: Release, seen: Element) -> None:
 
 def test_names_cannot_break_out() -> None:
     split = {"experts_on_cpu_ram_bytes": 5, "experts_on_cpu_vram_bytes": 5}
-    plain = tree(made_up([row(**split)], facts=merged("a/b", "c", "d")))
+    plain = tree(made_up([row(**split)], merge=merged("a/b", "c", "d")))
     mean = row(name=f"{HOSTILE}.gguf", type=HOSTILE, use_case=HOSTILE, **split)
-    facts = merged(HOSTILE, HOSTILE, HOSTILE)
-    seen = tree(made_up([mean], name=HOSTILE, architecture=HOSTILE, facts=facts, repo=HOSTILE))
+    merge = merged(HOSTILE, HOSTILE, HOSTILE)
+    seen = tree(made_up([mean], name=HOSTILE, architecture=HOSTILE, merge=merge, repo=HOSTILE))
     assert [s.text for s in seen.every("script")] == [s.text for s in plain.every("script")]
     assert not seen.every("img")
     assert not [e for e in seen.every() if any(k.startswith("on") for k in e.attributes)]
@@ -181,13 +183,13 @@ def test_names_cannot_break_out() -> None:
     assert unquote(link.attributes["href"]) == f"./{HOSTILE}.gguf"
 
 
-def merged(base: str, *experts: str) -> dict[str, Any]:
-    return {"merged from": {"base": base, "gate mode": "hidden", "experts": list(experts)}}
+def merged(base: str, *experts: str) -> Merge:
+    return Merge(base, "hidden", experts)
 
 
 def test_who_the_experts_are() -> None:
-    facts = merged("mistralai/Mistral-7B-v0.1", "./here/m-code", "org/Chat-7B", "/tmp/m-maths/")
-    seen = tree(made_up([row()], facts=facts))
+    merge = merged("mistralai/Mistral-7B-v0.1", "./here/m-code", "org/Chat-7B", "/tmp/m-maths/")
+    seen = tree(made_up([row()], merge=merge))
     experts = seen.every("ol", _class="who")[0]
     assert [li.text for li in experts.every("li")] == ["0m-code", "1org/Chat-7B", "2m-maths"]
     assert [a.attributes["href"] for a in experts.every("a")] == [
@@ -267,7 +269,7 @@ def test_pictures_of_others_and_for_others(made: Release) -> None:
         return plots.bars("E", {"0": 0.5}, Axis("e"), width=width)
 
     error = page.Figure("Error by expert", "Measured.", bars)
-    seen = tree(page.render(made.manifest, made.rows, {}, more=[error]))
+    seen = tree(page.render(made.manifest, made.rows, DENSE, more=[error]))
     figure = next(s for s in seen.every("section") if "Measured." in s.text).every("figure")[0]
     assert [s.attributes["width"] for s in figure.every("svg")] == ["860", "342"]
     for ours in page.figures(made.manifest, made.rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from quantkit.model.model import Model
 from quantkit.model.open import Reading
 from quantkit.planning.build import Request
 from quantkit.recipes.file_types import RELEASE_TYPES
+from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, parse_share, release, stem
 from quantkit.reporting.table import read_rows
@@ -94,8 +96,8 @@ def test_a_damaged_file_is_found_and_made_again(
     assert states.pop("Q8_0") == "made"
     assert set(states.values()) == {"kept"}
     assert [note for note in mended.notes if "Q5_0" in note and "damaged" in note]
-    for f in whole.manifest["files"]:
-        assert sha256(copy / f["name"]) == f["sha256"]
+    for f in whole.manifest.files:
+        assert sha256(copy / f.name) == f.sha256
     assert names(copy) == names(whole.directory)
 
 
@@ -160,16 +162,69 @@ def test_not_into_the_source(source: Path, tmp_path: Path) -> None:
 def test_a_manifest_that_is_damaged_or_points_elsewhere(source: Path, copy: Path) -> None:
     path = copy / "manifest.json"
     text = path.read_text()
-    for bad in (text[:-9], text.replace(f'"{NAME}-Q2_K.gguf"', '"../Q2_K.gguf"'), "[]", "{}"):
+    for bad, reason in (
+        (text[:-9], "line"),
+        (text.replace(f'"{NAME}-Q2_K.gguf"', '"../Q2_K.gguf"'), "'../Q2_K.gguf' is not a file of"),
+        (text.replace('"offset": ', '"offset": -'), "'offset' is -"),
+        (text.replace('"bytes"', '"size"'), "'bytes' is missing"),
+        (text.replace('"made_from": {', '"made_from": "x", "y": {'), "'made_from' is str"),
+        (text.replace('"errors": {', '"errors": {"x": null, '), "'errors' is not a number"),
+        (text.replace('"files": [', '"begun": 1, "files": ['), "not iterable"),
+        ("[]", "an object is expected, not list"),
+        ("{}", "is missing"),
+    ):
+        assert bad != text
         path.write_text(bad)
-        with pytest.raises(errors.CorruptFile, match="not a manifest"):
+        with pytest.raises(errors.CorruptFile, match=f"manifest.json: not a manifest.*{reason}"):
             release(source, copy)
+
+
+def test_a_manifest_is_read_as_it_was_written(whole: Release) -> None:
+    path = whole.directory / "manifest.json"
+    assert manifest.read(path) == whole.manifest
+    assert manifest.as_json(whole.manifest) == path.read_text()
+    assert manifest.read(path.with_name("nothing")) is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "version"),
+    [("f" * 64, "an older"), ("1:" + "f" * 64, "an older"), ("999:ff", "a newer")],
+)
+def test_a_release_of_another_version_is_said_to_be_one(
+    plan: str, version: str, source: Path, copy: Path
+) -> None:
+    path = copy / "manifest.json"
+    found = manifest.read(path)
+    assert found is not None
+    for kind in ("Q4_0", "Q8_0"):
+        files = tuple(replace(f, plan=plan) if f.type == kind else f for f in found.files)
+        path.write_text(manifest.as_json(replace(found, files=files)))
+        words = f"whose {kind} was made by {version} version of quantkit.*--force"
+        with pytest.raises(errors.OtherRelease, match=words):
+            release(source, copy)
+        assert release(source, copy, ["Q6_K"]).states == {f"{NAME}-Q6_K.gguf": "kept"}
+    made = release(source, copy, ["Q8_0"], run=Run(force=True))
+    assert made.states == {f"{NAME}-Q8_0.gguf": "made"}
+
+
+def test_a_table_in_a_notebook(whole: Release) -> None:
+    text = whole._repr_html_()
+    assert text.count("<tr>") == 1 + len(RELEASE_TYPES)
+    assert f"<td>{NAME}-Q8_0.gguf</td><td>Q8_0</td><td>4.31 MB</td><td>made</td>" in text
+    (first, *_) = whole.manifest.files
+    hostile = replace(first, name="<script>alert(1)</script>", type="<b>")
+    bad = replace(
+        whole, manifest=replace(whole.manifest, files=(hostile,)), states={hostile.name: "<i>"}
+    )
+    assert "<script" not in bad._repr_html_()
+    assert "&lt;script&gt;" in bad._repr_html_()
+    assert not {"<b>", "<i>"} & set(re.findall(r"<[^>]*>", bad._repr_html_()))
 
 
 def test_splits(source: Path, tmp_path: Path) -> None:
     request = Request(splits=Splits(max_tensors=20))
     made = release(source, tmp_path / "out", ["Q4_K_M", "Q8_0"], request=request)
-    files = [f["name"] for f in made.manifest["files"]]
+    files = [f.name for f in made.manifest.files]
     assert files[:2] == [f"{NAME}-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
     (tmp_path / "out" / files[1]).unlink()
     again = release(source, tmp_path / "out", ["Q4_K_M", "Q8_0"], request=request)
@@ -186,9 +241,9 @@ def test_shares_are_the_whole(source: Path, tmp_path: Path) -> None:
         made = release(source, tmp_path / f"parts/{i}", types, request=request, share=(i, 6))
         assert set(made.states.values()) <= {"made"}
         assert not (tmp_path / f"parts/{i}/README.md").exists()
-    for f in whole.manifest["files"]:
-        (found,) = (tmp_path / "parts").rglob(f["name"])
-        assert sha256(found) == f["sha256"]
+    for f in whole.manifest.files:
+        (found,) = (tmp_path / "parts").rglob(f.name)
+        assert sha256(found) == f.sha256
     for i in (1, 2):  # a half is the same part of the model in both types
         half = release(
             source, tmp_path / "half", types, request=request, share=(i, 2), run=Run(dry=True)
@@ -241,7 +296,7 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
     assert types == [
         "Q2_K-moe", "Q3_K_M-moe", "Q4_0", "Q4_K_M-moe", "Q5_0", "Q5_K_M-moe", "Q6_K-moe", "Q8_0",
     ]  # fmt: skip
-    assert run(app, [*arguments, "--types", "Q4_K_M, Q8_0"]).exit_code == 1
+    assert run(app, [*arguments, "--types", "Q4_K_M, Q8_0"]).exit_code == 2
     assert run(app, [*arguments, "--types", "Q4_K_M"]).exit_code == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert f"llama-cli -m {NAME}-Q4_K_M-moe.gguf" in text

@@ -10,7 +10,8 @@ from quantkit.execution import outputs, pipeline
 from quantkit.gguf.splits import Splits
 from quantkit.jobs import Run
 from quantkit.planning.build import Request
-from quantkit.releases import manifest
+from quantkit.releases import checksums
+from quantkit.releases.manifest import FileRecord
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, release
 from tests.releases.sets import NAME, assert_same, stop_after
@@ -62,52 +63,56 @@ def test_killed_between_two_files(
     assert_same(out, whole)
 
 
-def stopped_in_sums(count: int, source: Path, out: Path) -> None:
-    """A release that dies when it has so many sums of its files."""
+def stopped_in_checksums(count: int, source: Path, out: Path) -> None:
+    """A release that dies when it has hashed so many of its files."""
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(count, patch, manifest, "sums")
+        stop_after(count, patch, checksums, "hash_file")
         with pytest.raises(KeyboardInterrupt):
             release(source, out, run=Run(threads=1))
 
 
-def test_killed_while_sums_are_taken(
+def test_killed_while_checksums_are_taken(
     whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    stopped_in_sums(3, source, out)
+    stopped_in_checksums(3, source, out)
     assert (out / "manifest.json.partial").exists()
     assert not (out / "manifest.json").exists()
     quantized = stop_after(0, monkeypatch, pipeline, "_make")
-    summed = stop_after(1 << 30, monkeypatch, manifest, "sums")
+    hashed = stop_after(1 << 30, monkeypatch, checksums, "hash_file")
     release(source, out, run=Run(threads=1))
     assert quantized == []
-    assert len(summed) == 8 - 3
+    assert len(hashed) == 8 - 3
     assert_same(out, whole)
 
 
-def test_a_stop_does_not_wait_for_the_sum_of_a_large_file(tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_the_checksum_of_a_large_file(tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as f:
         f.truncate(1 << 30)  # a hole, which takes more than half a second to hash
     seen: list[int] = []
 
-    def watch(done: int, total: int) -> None:
-        seen.append(done)
-        if len(seen) == 1:
-            raise KeyboardInterrupt
+    class Stopping:
+        def update(self, step: str, done: int, total: int) -> None:
+            seen.append(done)
+            if len(seen) == 1:
+                raise KeyboardInterrupt
 
-    expected = {p: {"bytes": 1 << 30, "sha256": ""} for p in (path, path.with_name("other"))}
+        def note(self, text: str) -> None: ...
+
+    record = FileRecord("", "", 1 << 30, "", (), "")
+    expected = dict.fromkeys((path, path.with_name("other")), record)
     path.with_name("other").hardlink_to(path)
     with pytest.raises(KeyboardInterrupt):
-        manifest.wrong(expected, 2, watch)
-    assert len(seen) < (1 << 30) // manifest.BLOCK  # the other one was not hashed to its end
+        checksums.mismatches(expected, 2, Stopping())
+    assert len(seen) < (1 << 30) // checksums.BLOCK  # the other one was not hashed to its end
 
 
 def test_damage_is_found_in_a_run_that_was_cut_short(
     whole: Release, source: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    stopped_in_sums(5, source, out)
+    stopped_in_checksums(5, source, out)
     path = out / f"{NAME}-Q2_K.gguf"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

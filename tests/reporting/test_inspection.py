@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from quantkit import errors
 from quantkit.cli import app
 from quantkit.jobs import quantize
-from quantkit.reporting.inspection import inspect, lines
+from quantkit.reporting.inspection import Experts, Inspection, inspect, lines
 from quantkit.reporting.numbers import billions, ranges
 from tests.test_errors import edit_config, edit_tensors
 
@@ -27,24 +28,29 @@ def test_the_trained_frankenmoe(frankenmoe: dict[str, Path]) -> None:
     """Two of its experts are the same model, in every layer; nothing else is wrong."""
     found = inspect(frankenmoe["mergekit"])
     assert found.problems == ["experts 0 and 2 are identical in every layer"]
-    facts = found.facts
-    assert facts["architecture"] == "llama"
-    assert facts["experts"] == {"count": 4, "used": 2}
-    assert facts["dtypes"] == {"BF16": 30}
-    assert facts["tokenizer"]["tokens"] == 2048
-    assert facts["merged from"]["experts"] == ["./m-prose", "./m-python", "./m-prose", "./m-c"]
-    total, active = facts["parameters"]["total"], facts["parameters"]["active"]
-    assert 2 * total == sum(facts["bytes"].values())
+    model = found.description
+    assert model is not None
+    assert model.architecture == "llama"
+    assert model.experts == Experts(count=4, used=2)
+    assert model.dtypes == {"BF16": 30}
+    assert model.tokenizer is not None
+    assert model.tokenizer.tokens == 2048
+    assert model.merge is not None
+    assert model.merge.experts == ("./m-prose", "./m-python", "./m-prose", "./m-c")
+    total, active = model.parameters.total, model.parameters.active
+    assert 2 * total == sum(model.part_bytes.values())
     assert total - active == 3 * 3 * 2 * 256 * 256  # two of four experts in three layers
-    assert facts["bytes"]["experts"] == 2 * 3 * 3 * 4 * 256 * 256
+    assert model.part_bytes["experts"] == 2 * 3 * 3 * 4 * 256 * 256
 
 
 def test_the_same_from_gguf(frankenmoe: dict[str, Path], tmp_path: Path) -> None:
     quantize(frankenmoe["classic"], ["Q4_K_M"], tmp_path / "m.gguf")
     found, source = inspect(tmp_path / "m.gguf"), inspect(frankenmoe["classic"])
     assert found.problems == source.problems
-    assert found.facts["parameters"] == source.facts["parameters"]
-    assert "Q4_K" in found.facts["dtypes"]
+    assert found.description is not None
+    assert source.description is not None
+    assert found.description.parameters == source.description.parameters
+    assert "Q4_K" in found.description.dtypes
 
 
 def test_mixtral_8x7b_from_headers_alone(broken: Callable[..., Path]) -> None:
@@ -82,8 +88,9 @@ def test_mixtral_8x7b_from_headers_alone(broken: Callable[..., Path]) -> None:
         f.write(struct.pack("<Q", len(text)) + text)
         f.truncate(8 + len(text) + offset)
     found = inspect(source, weights=False)
-    count = found.facts["parameters"]
-    assert (billions(count["total"]), billions(count["active"])) == ("46.7B", "12.9B")
+    assert found.description is not None
+    count = found.description.parameters
+    assert (billions(count.total), billions(count.active)) == ("46.7B", "12.9B")
     assert any("46.7B total, 12.9B active" in line for line in lines(found))
 
 
@@ -139,6 +146,7 @@ def test_what_cannot_be_converted_is_a_problem(broken: Callable[..., Path]) -> N
     edit_tensors(source, lambda tensors: tensors.pop("model.norm.weight"))
     found = inspect(source)
     assert "model.norm.weight is not in the checkpoint" in found.problems[0]
+    assert found.as_data() == {"facts": {}, "problems": found.problems}
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -152,8 +160,26 @@ def test_the_command(frankenmoe: dict[str, Path]) -> None:
     assert len(shown.splitlines()) <= 24
     assert "problem          experts 0 and 2 are identical in every layer" in shown
     data = json.loads(run(app, ["inspect", source, "--json"]).stdout)
+    assert list(data["facts"]) == [
+        "name", "architecture", "parameters", "layers", "embedding", "context", "experts", "bytes",
+        "dtypes", "tied embeddings", "tokenizer", "notes", "merged from",
+    ]  # fmt: skip
     assert data["facts"]["layers"] == 3
+    assert data["facts"]["experts"] == {"count": 4, "used": 2}
+    assert data["facts"]["tokenizer"]["chat template"] is True
+    assert data["facts"]["merged from"]["gate mode"] == "hidden"
     assert "problems         none found" in run(app, ["inspect", source, "--headers"]).stdout
+
+
+def test_a_table_in_a_notebook(frankenmoe: dict[str, Path]) -> None:
+    found = inspect(frankenmoe["mergekit"], weights=False)
+    assert found.description is not None
+    hostile = replace(found.description, name="<script>alert(1)</script>")
+    text = Inspection(hostile, ["<b> & more"])._repr_html_()
+    assert "<td>name</td><td>&lt;script&gt;alert(1)&lt;/script&gt;</td>" in text
+    assert "<td>problem</td><td>&lt;b&gt; &amp; more</td>" in text
+    assert "<td>layers</td><td>3</td>" in text
+    assert "<td>problems</td><td>none found</td>" in found._repr_html_()
 
 
 def test_words() -> None:

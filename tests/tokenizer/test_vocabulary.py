@@ -282,15 +282,16 @@ def test_hunyuans_tiktoken(tmp_path: Path) -> None:
     assert vocab.tokens[500:506] == [
         "<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>", "<|extra_0|>"
     ]  # fmt: skip
-    assert keys(vocab)["tokenizer.ggml.bos_token_id"]["value"] == 502
+    assert keys(vocab)["tokenizer.ggml.bos_token_id"]["value"] == 127959
 
 
 def test_gemma_4_joins_by_merges_and_shows_its_channels(tmp_path: Path) -> None:
     directory = write_files("mixtral-4x-hfvocab", tmp_path)
-    edit_json(directory / "config.json", architectures=["Gemma4ForCausalLM"], vocab_size=517)
+    edit_json(directory / "config.json", architectures=["Gemma4ForCausalLM"], vocab_size=518)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.add_special_tokens(["<|channel>", "<other>"])
+    tokenizer.add_special_tokens(["<|channel>", "<other>", "<turn>"])
     (directory / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    edit_json(directory / "tokenizer_config.json", extra_special_tokens={"turn_token": "<turn>"})
     vocab = vocabulary(directory)
     written = keys(vocab)
     assert written["tokenizer.ggml.model"]["value"] == "gemma4"
@@ -298,7 +299,11 @@ def test_gemma_4_joins_by_merges_and_shows_its_channels(tmp_path: Path) -> None:
     assert written["tokenizer.ggml.merges"]["len"] == 224
     assert written["tokenizer.ggml.add_space_prefix"]["value"] is False
     assert written["tokenizer.ggml.add_bos_token"]["value"] is True
-    assert vocab.types[515:] == [TokenType.USER_DEFINED, TokenType.CONTROL]
+    assert set(vocab.scores or ()) == {-1000.0}
+    # what tokenizer_config.json does not name is shown
+    assert vocab.types[515:] == [
+        TokenType.USER_DEFINED, TokenType.USER_DEFINED, TokenType.CONTROL
+    ]  # fmt: skip
 
 
 def test_llama_3_ranks_beside_a_tokenizer_json(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from quantkit.cli import app
 from quantkit.errors import LlamaMissing
 from quantkit.gguf.container import header_bytes, read_header
 from quantkit.verification import tokenization
+from quantkit.verification.verdict import MatrixErrors, TensorErrors, Verdict
 from quantkit.verification.verify import verify
 from tests.checkpoints import DATA
 from tests.verification.damage import rewritten, swap, without
@@ -93,7 +94,8 @@ def test_the_command_says_what_is_bad(files: dict[str, Path], source: Path, tmp_
         "bad: bad.gguf: 1 finding", "  experts 0 and 1 are swapped in blk.0.ffn_up_exps.weight",
     ]  # fmt: skip
     assert lines[4].split()[:2] == ["blk.0.ffn_up_exps.weight", "Q2_K"]
-    assert run(app, ["verify", str(bad), "--kl", "x.txt"]).exit_code == 2
+    missing = run(app, ["verify", str(bad), "--kl", "x.txt"])
+    assert missing.exit_code == 2
     missing = run(app, ["verify", str(tmp_path / "none.gguf")])
     assert missing.exit_code == 1
     assert "no such file" in missing.stdout
@@ -140,3 +142,15 @@ def test_the_reference_is_the_checkpoint_s_own(frankenmoe: dict[str, Path], tmp_
     assert by_json is not None
     assert tokenization.differences(by_model, by_json) == []
     assert tokenization.reference(tmp_path / "nothing") is None
+
+
+def test_a_table_in_a_notebook() -> None:
+    errors = MatrixErrors(0.5, None, None, 0.9, 1.0, False)
+    tensor = TensorErrors("<b>t</b>", "Q8_0", (2, 32), errors)
+    bad = Verdict("m.gguf", ["<script>alert(1)</script>"], ["a & b"], tensors=[tensor])
+    text = bad._repr_html_()
+    assert text.startswith("<p>bad: m.gguf: 1 finding</p>\n<ul><li>&lt;script&gt;alert(1)")
+    assert "<li>note: a &amp; b</li>" in text
+    assert "<td>&lt;b&gt;t&lt;/b&gt;</td><td>Q8_0</td><td>0.5000</td><td>?</td>" in text
+    assert "<script" not in text
+    assert Verdict("<i>.gguf", proven=["a"])._repr_html_() == "<p>good: &lt;i&gt;.gguf: a</p>"

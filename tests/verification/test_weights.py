@@ -31,8 +31,8 @@ def test_what_llama_quantize_makes_is_proven(source: Path, tmp_path: Path) -> No
             "llama.cpp splits texts as the source's tokenizer does",
             "every tensor is byte for byte what its format gives",
         ]  # fmt: skip
-        assert all(t["same"] and t["ratio"] == 1 for t in found.tensors)
-        assert sum(len(t["experts"]) for t in found.tensors) == 3 * 3 * 4
+        assert all(t.whole.same and t.whole.ratio == 1 for t in found.tensors)
+        assert sum(len(t.experts) for t in found.tensors) == 3 * 3 * 4
 
 
 def test_with_an_importance_matrix_too(source: Path, imatrix: Imatrix, tmp_path: Path) -> None:
@@ -40,9 +40,9 @@ def test_with_an_importance_matrix_too(source: Path, imatrix: Imatrix, tmp_path:
         path = output.files[0].path
         found = verify(path, source)
         assert found.good, (output.type, found.findings)
-        errors = [x["ratio"] for t in found.tensors for x in (t, *t["experts"])]
-        assert max(errors) < 1.1
-        if not all(t["same"] for t in found.tensors):
+        errors = [x.ratio for t in found.tensors for x in (t.whole, *t.experts)]
+        assert max(x or np.inf for x in errors) < 1.1
+        if not all(t.whole.same for t in found.tensors):
             assert found.notes == ["made with an importance matrix; with --imatrix its bytes can "
                                    "be proven"]  # fmt: skip
         proof = verify(path, source, imatrix=imatrix)
@@ -116,7 +116,7 @@ def test_weights_that_are_no_numbers(files: dict[str, Path], source: Path, tmp_p
     path = rewritten(files["Q4_K_M"], tmp_path / "bad.gguf", change)
     found = verify(path, source)
     assert found.findings == ["blk.0.attn_q.weight has NaN or infinity"]
-    json.dumps(found.tensors, allow_nan=False)
+    json.dumps(found.as_data(), allow_nan=False)
 
 
 def test_nothing_but_noise(files: dict[str, Path], source: Path, tmp_path: Path) -> None:
@@ -193,8 +193,9 @@ def test_a_type_that_is_not_made_here(files: dict[str, Path], source: Path, tmp_
     assert found.good
     assert found.notes == ["IQ3_XXS cannot be made here: that their errors are usual was not "
                            "shown, only that the weights are the source's"]  # fmt: skip
-    (t,) = (t for t in found.tensors if t["name"] == name)
-    assert t["expected_error"] is t["ratio"] is None
-    assert 0.1 < t["relative_error"] < 0.3
+    (t,) = (t.whole for t in found.tensors if t.name == name)
+    assert t.expected_error is t.ratio is None
+    assert t.relative_error is not None
+    assert 0.1 < t.relative_error < 0.3
     bad = rewritten(path, tmp_path / "bad.gguf", swap(name, 0, 1))
     assert verify(bad, source).findings == [f"experts 0 and 1 are swapped in {name}"]

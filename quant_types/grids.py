@@ -1,0 +1,161 @@
+"""Grids of the formats from IQ1 to IQ3: the points that a group of 4 or 8 levels is moved to.
+
+The points are ggml's and come from the `gguf` package. A group that is off the grid is compared
+with the points near it: those at the two least distances from it, or at one or three as the grid
+says, nearest first and equally near ones in the grid's order (ggml `iq2xs_init_impl`,
+`iq3xs_init_impl`).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from quant_types.kernels import LINE
+
+LIST = 16  # candidates in a chunk of a list; the last of a list is repeated to fill its last chunk
+_ROWS = 256  # codes whose distances are in memory at once
+
+
+class Grid(NamedTuple):
+    """A grid; all arrays are views of `table`, one behind another in this order, on cache lines.
+
+    A code is a group's levels as digits, the first the lowest, in base `base`. Its short list is
+    without those that another candidate lies between, in every coordinate: where no weight is
+    halfway between two levels, the other's error is not greater whatever the weights, and it comes
+    first in the list. IQ1 has none, since it does not round to levels.
+    """
+
+    base: int  # levels of a weight
+    dim: int  # weights of a group
+    place: np.ndarray  # int32 [codes]: the point, or -1 - the first chunk of the list
+    sizes: np.ndarray  # int32 [codes]: candidates in the list, 0 on the grid
+    short: np.ndarray  # int32 [codes]: the first chunk of the short list
+    short_sizes: np.ndarray  # int32 [codes]
+    packed: np.ndarray  # int32 [points]: the point, and from bit 15 on its levels, 3 or 2 bits each
+    odd: np.ndarray  # uint8 [points, dim]: a point as 2 * level + 1
+    points: np.ndarray  # uint16 [all chunks, LIST]: candidates; the short lists behind the others
+    near: np.ndarray  # uint8 [all chunks, dim, LIST]: candidates as 2 * level + 1
+    table: np.ndarray  # uint8
+
+
+class _Kind(NamedTuple):
+    base: int
+    dim: int
+    distances: int  # that a list goes up to
+
+
+_KINDS = {
+    "IQ1_S": _Kind(3, 8, 3),
+    "IQ2_XXS": _Kind(3, 8, 2),
+    "IQ2_XS": _Kind(3, 8, 2),
+    "IQ2_S": _Kind(3, 8, 1),
+    "IQ3_XXS": _Kind(8, 4, 2),
+    "IQ3_S": _Kind(8, 4, 3),
+}
+_guard = threading.Lock()
+_made: dict[str, Grid] = {}
+
+
+def grid(name: str) -> Grid:
+    """The grid of a format, made once a process: read-only, for all threads."""
+    with _guard:
+        if name not in _made:
+            _made[name] = _make(name)
+        return _made[name]
+
+
+def level_bits(base: int) -> int:
+    """Bits of a level in `Grid.packed`."""
+    return 3 if base == 8 else 2
+
+
+def _make(name: str) -> Grid:
+    base, dim, distances = _KINDS[name]
+    levels = _levels(name, base, dim)
+    digits = base ** np.arange(dim)
+    codes = base**dim
+    place = np.zeros(codes, np.int32)
+    sizes = np.zeros(codes, np.int32)
+    on_grid = levels @ digits
+    place[on_grid] = np.arange(len(levels))
+    off_grid = np.setdiff1d(np.arange(codes), on_grid)
+    lists = []
+    for start in range(0, len(off_grid), _ROWS):
+        part = off_grid[start : start + _ROWS]
+        lists += _near(part[:, None] // digits % base, levels, distances)
+    short, short_sizes = np.zeros_like(sizes), np.zeros_like(sizes)
+    sizes[off_grid], starts = _chunks(lists)
+    place[off_grid] = -1 - starts
+    if name != "IQ1_S":
+        shorter = [
+            _short(levels[one] - code // digits % base, one)
+            for code, one in zip(off_grid, lists, strict=True)
+        ]
+        short_sizes[off_grid], more = _chunks(shorter)
+        short[off_grid] = more + (starts[-1] - (-sizes[off_grid[-1]] // LIST))
+        lists += shorter
+    points = np.concatenate([np.pad(one, (0, -len(one) % LIST), mode="edge") for one in lists])
+    points = points.astype(np.uint16).reshape(-1, LIST)
+    odd = (2 * levels + 1).astype(np.uint8)
+    near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
+    shifts = 15 + level_bits(base) * np.arange(dim)
+    packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.int32)
+    arrays = (place, sizes, short, short_sizes, packed, odd, points, near)
+    spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
+    memory = np.zeros(sum(spans) + LINE, np.uint8)
+    table = memory[-memory.ctypes.data % LINE :][: sum(spans)]
+    views, at = [], 0
+    for a, span in zip(arrays, spans, strict=True):
+        view = table[at : at + a.nbytes].view(a.dtype).reshape(a.shape)
+        view[:] = a
+        view.flags.writeable = False
+        views.append(view)
+        at += span
+    table.flags.writeable = False
+    place, sizes, short, short_sizes, packed, odd, points, near = views
+    return Grid(base, dim, place, sizes, short, short_sizes, packed, odd, points, near, table)
+
+
+def _chunks(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of lists, and the chunks with which they begin, one behind another."""
+    sizes = np.array([len(one) for one in lists])
+    chunks = -(-sizes // LIST)
+    return sizes, np.cumsum(chunks) - chunks
+
+
+def _short(apart: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Of a list's points, `apart` `[points, dim]` from the code, those that none is nearer than."""
+    near, far = apart[:, None], apart[None]
+    between = (near == far) | ((near * far >= 0) & (np.abs(near) < np.abs(far)))
+    dominated = between.all(2)
+    np.fill_diagonal(dominated, False)
+    kept: np.ndarray = points[~dominated.any(0)]
+    return kept
+
+
+def _levels(name: str, base: int, dim: int) -> np.ndarray:
+    """The points of a grid, int64 `[points, dim]`, from 0 to base - 1."""
+    from gguf import quants
+
+    kind = getattr(quants, name)
+    kind.init_grid()
+    values = np.asarray(kind.grid).reshape(-1, dim)
+    levels = np.searchsorted(np.asarray(kind.grid_map, values.dtype), values)
+    assert levels.max() == base - 1
+    return levels
+
+
+def _near(codes: np.ndarray, levels: np.ndarray, distances: int) -> list[np.ndarray]:
+    """The candidates of each of some codes, `[codes, dim]`."""
+    apart = np.square(codes).sum(1)[:, None] - 2 * codes @ levels.T + np.square(levels).sum(1)
+    farthest = apart.min(axis=1, keepdims=True)
+    for _ in range(distances - 1):
+        beyond = np.where(apart > farthest, apart, np.iinfo(apart.dtype).max)
+        farthest = beyond.min(axis=1, keepdims=True)
+    code, point = np.nonzero(apart <= farthest)
+    order = np.lexsort((point, apart[code, point], code))
+    starts = np.searchsorted(code, np.arange(1, len(codes)))
+    return np.split(point[order], starts)

@@ -1,0 +1,58 @@
+"""What a checkpoint lacks of its architecture: named in the spelling that it uses elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from typing import TYPE_CHECKING
+
+from quantkit.errors import TensorMissing
+from quantkit.gguf.tensor_names import in_block
+from quantkit.source.tensors import SourceTensor
+
+if TYPE_CHECKING:
+    from quantkit.model.placement import _Layout
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def check_nothing_missing(
+    layout: _Layout, sources: Mapping[str, SourceTensor], placed: Container[str]
+) -> None:
+    """Every tensor that the architecture has is placed. Raises TensorMissing."""
+    config = layout.config
+    tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
+    for m in layout.arch.maps:
+        if m.optional or (tied and m.source == "lm_head.weight"):
+            continue
+        for bid in layout.blocks_of(m):
+            for target in {in_block(p.role, bid) for p in layout.pieces(m, bid, 0)}:
+                if target in placed or not (missing := _missing(layout, bid, target, sources)):
+                    continue
+                n_experts = layout.dims[bid or 0].get("experts", 0)
+                experts = f" and {n_experts} experts" if n_experts else ""
+                raise TensorMissing(
+                    f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
+                    f"{target}); {config.where} says {config.layers} layers{experts}"
+                )
+
+
+def _missing(
+    layout: _Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
+) -> list[str]:
+    """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
+    elsewhere or else misses the smallest part of."""
+    present = {layout.arch.plain(name) for name in sources}
+    templates = {NUMBER.sub("*", name) for name in present}
+    spellings: list[tuple[bool, float, int, list[str]]] = []
+    for m in layout.arch.maps:
+        if layout.has(m, bid) and any(
+            in_block(p.role, bid) == target for p in layout.pieces(m, bid, 0)
+        ):
+            xids = range(layout.dims[bid or 0][m.experts] if "xid" in m.fields else 1)
+            mid = (bid or 0) - layout.config.layers
+            names = [m.source.format(bid=bid, mid=mid, xid=x, any=0) for x in xids]
+            missing = [name for name in names if name not in present]
+            unused = m.template not in templates
+            spellings.append((unused, len(missing) / len(names), len(spellings), missing))
+    return min(spellings)[-1]

@@ -1,0 +1,39 @@
+"""When llama.cpp's converter meets a tensor: the order decides the bytes of the file.
+
+It walks the files in order and the names in each in string order. What it keeps in blocks comes
+before that, what it rebuilds from parts of other names after it.
+"""
+
+from __future__ import annotations
+
+from quantkit.architectures.rules import Map
+from quantkit.model.blocks import BLOCKS
+from quantkit.source.tensors import SourceTensor
+
+# its turn, a block and a kind of experts, the file, the name there
+Order = tuple[int, int, str, str, str]
+
+_TEXT = "language_model."  # in the names of models of several modes
+_NVFP4, _TABLES, _MXFP4, _PLAIN, _REBUILT = range(5)
+_CODINGS = {"gptq": _REBUILT, "awq": _REBUILT, "packed": _REBUILT}
+
+
+def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
+    """The place of a tensor, number `number` of the checkpoint, that row `m` takes."""
+    # a fused tensor stands where the last of its experts would
+    name = t.name
+    if m.like:
+        at = name.find(_TEXT)
+        name = m.like.format(bid=bid, xid=9)
+        name = name if at < 0 else name[:at] + _TEXT + name[at:]
+    in_file = name if t.path.suffix == ".safetensors" else f"{number:09}"
+    place = (t.path.name, in_file)
+    if t.coding == "nvfp4":
+        return _NVFP4, 0, "", *place
+    if t.coding == "int32":  # block by block
+        return _TABLES, bid, "", *place
+    if t.coding == "mxfp4_pairs" and "xid" in m.fields:  # and kind by kind
+        return _MXFP4, bid, t.name.partition(f".{xid}.")[2], *place
+    first = t.coding in BLOCKS or t.data is not None  # what is computed, too
+    turn = _MXFP4 if first else _CODINGS.get(t.coding, _PLAIN)
+    return turn, 0, "", *place

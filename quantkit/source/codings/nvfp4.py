@@ -1,0 +1,141 @@
+"""NVFP4: E2M1 weights, an E4M3 scale for each 16 of a row, one float32 scale for the tensor.
+
+ggml keeps the weights and their scales as they are, in blocks of 64, and the tensor's scale in a
+tensor of its own. ModelOpt has `_scale_2` to multiply with, compressed-tensors `_global_scale` to
+divide by. llama.cpp: `conversion/base.py`, `_nvfp4_pack` and `_write_scales_tensor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from quantkit.errors import TensorShape
+from quantkit.gguf.types import type_by_name
+from quantkit.source.codings.parts import (
+    BYTES,
+    FLOATS,
+    Found,
+    Rows,
+    check_scales,
+    cut,
+    float4,
+    float8,
+    joined,
+    nibbles,
+    part,
+)
+from quantkit.source.codings.scaled import scale_values
+from quantkit.source.codings.settings import Settings
+from quantkit.source.tensors import Files, SourceTensor
+
+_BLOCK = 64  # weights of ggml's block
+# places of the parts in `settings`, 0 for one that is not there, and whether they divide
+_SECOND, _INPUT, _DIVIDES = range(3)
+
+
+def join(found: Found, name: str, codes_name: str, settings: Settings) -> SourceTensor:
+    """U8 `[rows, columns / 2]`, E4M3 `[rows, columns / 16]`, and the scales of the tensor and of
+    its input, each of one value, if they are there."""
+    codes = part(found, codes_name, BYTES)
+    if len(codes.shape) != 2 or codes.shape[1] % 8:
+        raise TensorShape(
+            f"{codes.path}: tensor {codes.name}: shape {list(codes.shape)} found, of NVFP4 are "
+            "matrices of whole groups of 16 weights read"
+        )
+    rows, half = codes.shape
+    parts = [codes, part(found, f"{name}_scale", ("F8_E4M3",), rows, half // 8)]
+    divides = codes_name != name  # compressed-tensors
+    stem = name.removesuffix("weight")
+    names = (
+        (f"{name}_global_scale", f"{stem}input_global_scale")
+        if divides else (f"{name}_scale_2", f"{stem}input_scale")
+    )  # fmt: skip
+    places = []
+    for scalar in names:
+        places.append(len(parts) if scalar in found else 0)
+        if scalar in found:
+            parts.append(_one(part(found, scalar, FLOATS)))
+    kept = 2 * half % _BLOCK == 0
+    t = joined(name, "NVFP4", (rows, 2 * half), "nvfp4", *parts, settings=(*places, int(divides)))
+    return t if kept else widened(t)
+
+
+def _one(t: SourceTensor) -> SourceTensor:
+    if t.n_rows * t.n_per_row != 1:
+        raise TensorShape(f"{t.path}: tensor {t.name}: shape {list(t.shape)} found, one expected")
+    return replace(t, shape=(1,))
+
+
+def widened(t: SourceTensor) -> SourceTensor:
+    """The tensor as float32, its scales multiplied in."""
+    return replace(t, ggml=type_by_name("F32"), coding="nvfp4_floats")
+
+
+def read_blocks(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
+) -> Rows:
+    """Bytes `[count, blocks * 36]`: four scales without their signs, then for each of them eight
+    bytes with weight j in the low and weight j + 8 in the high half of byte j (ggml
+    `block_nvfp4`)."""
+    codes = nibbles(files.read_rows(t.parts[0], first, count).reshape(count, -1, 4, 8))
+    packed = (codes[..., :8] | codes[..., 8:] << 4).reshape(count, -1, 32)
+    scales = files.read_rows(t.parts[1], first, count).reshape(count, -1, 4) & 0x7F
+    check_scales(t, scales, 0x7F, first)
+    return np.concatenate((scales, packed), -1).reshape(count, -1)
+
+
+def read_floats(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
+) -> Rows:
+    """A rectangle of the weights in float32, as ModelOpt (weight times the product of its scales)
+    or compressed-tensors (the scale divided by the tensor's) computes it."""
+    left, right = column // 2, -(-(column + width) // 2)
+    values = float4(cut(files, t.parts[0], first, count, left, right - left), column, width)
+    scales = float8("F8_E4M3")[files.read_rows(t.parts[1], first, count)]
+    if place := t.settings[_SECOND]:
+        second = scale_values(files, t.parts[place], 0, 1)[0, 0]
+        scales = scales / second if t.settings[_DIVIDES] else scales * second
+    out: Rows = values * scales[:, np.arange(column, column + width) // 16]
+    return out
+
+
+def scales(
+    name: str, of: Sequence[SourceTensor], inputs: bool = False, times: SourceTensor | None = None
+) -> SourceTensor:
+    """The tensor `name` of the scales of matrices, or of their inputs: one value a matrix, 1 where
+    it has none, times those of a tensor `times` if there is one."""
+    which = _INPUT if inputs else _SECOND
+    one = np.ones(1, np.float32)
+    parts = [
+        t.parts[t.settings[which]] if t.settings[which]
+        else SourceTensor(t.name, type_by_name("F32"), (1,), t.path, 0, one)
+        for t in of
+    ]  # fmt: skip
+    if times is not None:
+        parts.append(times)
+    return joined(name, "F32", (len(of),), "scales", *parts,
+                  settings=(of[0].settings[_DIVIDES], int(times is not None)))  # fmt: skip
+
+
+def read_scales(
+    files: Files, t: SourceTensor, first: int, count: int, column: int = 0, width: int = 1
+) -> Rows:
+    """Float32 `[count, 1]`, to be multiplied with."""
+    divides, multiplied = t.settings
+    found = [scale_values(files, p, 0, 1) for p in t.parts[first : first + count]]
+    values = np.concatenate(found)
+    if divides:
+        with np.errstate(divide="ignore"):  # infinity is found where it is written, and named
+            values = np.float32(1) / values
+    return values * scale_values(files, t.parts[-1], first, count) if multiplied else values
+
+
+def all_ones(files: Files, t: SourceTensor) -> bool:
+    """Whether llama.cpp's converter leaves the scales out: all of them are 1, or nearly."""
+    tolerance = 1e-6 if t.n_rows == 1 else 1.1e-5  # numpy's allclose adds its relative 1e-5
+    return all(
+        abs(float(read_scales(files, t, i, 1)[0, 0]) - 1) <= tolerance for i in range(t.n_rows)
+    )

@@ -1,0 +1,49 @@
+"""Numbers that stand by themselves in types that ggml does not compute with: float64 is read as the
+nearest float32, as llama.cpp's converter has it, tables of integers as int32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from quantkit.errors import CorruptFile
+from quantkit.gguf.types import type_by_name
+from quantkit.source.codings.parts import Rows, cut, joined
+from quantkit.source.tensors import Files, SourceTensor
+
+INTEGERS = ("I64", "I32")
+
+
+def float64(t: SourceTensor) -> SourceTensor:
+    """A float64 tensor as one of float32."""
+    return joined(t.name, "F32", t.shape, "float64", t)
+
+
+def int32(t: SourceTensor) -> SourceTensor:
+    """A table of integers as one of int32."""
+    rows = replace(t, shape=(t.n_rows, t.n_per_row))
+    return replace(joined(t.name, "I32", t.shape, "int32", rows), ggml=type_by_name("I32"))
+
+
+def read_float64(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
+) -> Rows:
+    """A rectangle of the values in float32."""
+    part = replace(t.parts[0], shape=(t.n_rows, t.n_per_row))
+    with np.errstate(over="ignore"):  # infinity is found later, and named
+        return cut(files, part, first, count, column, width).astype(np.float32)
+
+
+def read_int32(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
+) -> Rows:
+    """Rows of int32, as bytes. Raises CorruptFile for a number that is none."""
+    rows = files.read_rows(t.parts[0], first, count)
+    values = rows.astype(np.int32)
+    if (values != rows).any():
+        raise CorruptFile(
+            f"{t.path}: tensor {t.name} holds integers of more than 32 bits, which llama.cpp has "
+            "no table of"
+        )
+    return values.view(np.uint8)

@@ -1,0 +1,60 @@
+"""Where a model comes from: a path of this machine, or an address on the Hub; parsed once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.errors import SourceNotFound, UnsupportedSource
+from quantkit.hub.http import SCHEME
+from quantkit.hub.repository import Address
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint or a GGUF file, on this machine (`path`) or on the Hub (`address`)."""
+
+    path: Path | None = None
+    address: Address | None = None
+
+    @classmethod
+    def parse(cls, source: SourceLike) -> Source:
+        """A path, `hf://ORG/MODEL[@REVISION][/FILE.gguf]`, or a source that was parsed before.
+        Raises SourceNotFound: an address that is none."""
+        if isinstance(source, Source):
+            return source
+        if isinstance(source, str) and source.startswith(SCHEME):
+            return cls(address=Address.parse(source))
+        return cls(path=Path(source))
+
+    def __str__(self) -> str:
+        return str(self.address or self.path)
+
+    @property
+    def name(self) -> str:
+        """What a release says that it was made of: the address, or the last part of the path."""
+        return str(self.address) if self.address else self.local().resolve().name
+
+    @property
+    def model_on_hub(self) -> str | None:
+        """ORG/MODEL, if it is a whole model on the Hub."""
+        return self.address.repo if self.address and not self.address.file else None
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a whole model, and not one file. Raises SourceNotFound."""
+        if self.address:
+            return self.address.file is None
+        if not self.local().exists():
+            raise SourceNotFound(f"{self}: no such file or directory")
+        return self.local().is_dir()
+
+    def local(self) -> Path:
+        """The path on this machine. Raises UnsupportedSource if it is on the Hub."""
+        if self.path is None:
+            raise UnsupportedSource(f"{self}: a path of this machine is expected; download it")
+        return self.path
+
+
+SourceLike = str | os.PathLike[str] | Source

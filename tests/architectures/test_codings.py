@@ -1,0 +1,197 @@
+"""Whole models in codings: what is kept in blocks computes in the real llama.cpp as what is
+dequantized does, and what llama.cpp has no scales for is dequantized. (That the files are those of
+llama.cpp's converter, case by case, is in test_architectures.py.)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from quantkit import errors
+from quantkit.architectures.rules import DEFAULTS, ConversionOptions
+from quantkit.execution import pipeline
+from quantkit.gguf.container import read_header
+from quantkit.model import blocks
+from quantkit.model.edits import keep_experts
+from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.model.model import Model
+from quantkit.planning.build import Request, plan_conversion, plan_quantization
+from quantkit.planning.schedule import Schedule
+from quantkit.recipes.file_types import find_recipe
+from quantkit.source.checkpoint_files import CheckpointFiles
+from tests.conftest import sha256
+from tests.runtime import Llama
+from tests.test_errors import edit_config, edit_tensors
+
+Get = Callable[[str], Path]
+PROMPT = [1, 5, 9, 33, 7, 100, 2]
+NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+Tensors = dict[str, Any]  # name -> dtype, shape, bytes
+
+
+def model_of(source: Path, pre: str, options: ConversionOptions = DEFAULTS) -> Model:
+    return from_checkpoint(CheckpointFiles.local(source), "bf16", pre, options)
+
+
+def written(model: Model, path: Path) -> Path:
+    pipeline.execute(Schedule(plan_conversion(model, "BF16", path), 2))
+    return path
+
+
+def log_probabilities(path: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
+    found = Llama(path, exact=True).log_probabilities(PROMPT)
+    values = np.array([found[token] for token in sorted(found)])
+    assert np.isfinite(values).all()
+    return values
+
+
+def types(path: Path) -> dict[str, str]:
+    """Tensor -> its type in a file."""
+    from gguf import GGMLQuantizationType
+
+    return {t.name: GGMLQuantizationType(t.ggml_type).name for t in read_header(path).tensors}
+
+
+def in_nvfp4(tensors: Tensors, words: str) -> None:
+    """Matrices whose names have `words` in them, in NVFP4 with scales of their own."""
+    rng = np.random.default_rng(7)
+    for name, (_, shape, _) in list(tensors.items()):
+        if words in name and name.endswith("_proj.weight"):
+            rows, columns = shape
+            stem = name.removesuffix("weight")
+            codes = rng.integers(0, 256, (rows, columns // 2), dtype=np.uint8)
+            scales = rng.uniform(20, 200, (rows, columns // 16)).astype(ml_dtypes.float8_e4m3fn)
+            tensors[name] = ("U8", list(codes.shape), codes.tobytes())
+            tensors[f"{name}_scale"] = ("F8_E4M3", list(scales.shape), scales.tobytes())
+            for beside, value in (f"{name}_scale_2", 2e-4), (f"{stem}input_scale", 0.02):
+                factor = np.float32(value * rng.uniform(1, 2))
+                tensors[beside] = ("F32", [], factor.tobytes())
+                tensors.pop(f"{name}_scale_inv", None)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [("qwen3moe", ""), ("qwen3-dense", ""), ("nemotron-h-moe", ".experts."), ("qwen3next", "")],
+)
+def test_nvfp4_computes_as_what_it_means(
+    case: str, words: str, broken: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """llama.cpp multiplies with the scales beside the blocks; it rounds activations to 8 bits."""
+    source = broken(case)
+    edit_tensors(source, lambda t: in_nvfp4(t, words))
+    edit_config(source, quantization_config=NVFP4)
+    kept = model_of(source, "qwen2")
+    assert any(t.stored == "NVFP4" for t in kept.tensors)
+    monkeypatch.setattr(blocks, "SCALED", {})
+    wide = model_of(source, "qwen2")
+    assert {t.stored for t in wide.tensors} == {"BF16", "F32"}
+    assert any("in NVFP4 are written in BF16" in note for note in wide.notes)
+    a, b = (log_probabilities(written(m, tmp_path / n)) for m, n in ((kept, "a"), (wide, "b")))
+    assert (a - b).std() < 0.1 * b.std()
+
+
+def test_experts_left_out_take_their_scales_with_them(checkpoint: Get, tmp_path: Path) -> None:
+    model = model_of(checkpoint("qwen3moe-ct-nvfp4"), "qwen2")
+    path = written(keep_experts(model, [2, 0]), tmp_path / "a.gguf")
+    shapes = {t.name: t.shape for t in read_header(path).tensors}
+    assert shapes["blk.0.ffn_down_exps.scale"] == (2,)
+    log_probabilities(path)
+
+
+def test_other_formats_of_what_is_in_blocks(checkpoint: Get, tmp_path: Path) -> None:
+    """Only if it is asked for; the scales stay beside the tensors, and are multiplied with."""
+    model = model_of(checkpoint("qwen3moe-ct-nvfp4"), "qwen2")
+    wanted = [(find_recipe("Q6_K"), tmp_path / "a.gguf")]
+    with pytest.raises(errors.RecipeError, match=r"NVFP4 already .* --allow-requantize"):
+        plan_quantization(model, wanted)
+    plan = plan_quantization(model, wanted, Request(allow_requantize=True))
+    pipeline.execute(Schedule(plan, 2))
+    found = types(tmp_path / "a.gguf")
+    assert found["blk.0.ffn_down_exps.weight"] == "Q6_K"
+    assert found["blk.0.ffn_down_exps.scale"] == "F32"
+    plain = log_probabilities(written(model, tmp_path / "b.gguf"))
+    assert np.abs(log_probabilities(tmp_path / "a.gguf") - plain).max() < 0.3
+
+
+@pytest.mark.parametrize("case", ["deepseek-v3-fp8", "deepseek-v3"])
+def test_graphs_without_scales(case: str, broken: Callable[..., Path], tmp_path: Path) -> None:
+    """A DeepSeek-R1 in NVFP4: llama.cpp's own file computes NaN, or does not load."""
+    source = broken(case)
+    edit_tensors(source, lambda t: in_nvfp4(t, ".mlp."))
+    settings = {"quantization_config": NVFP4}
+    if case == "deepseek-v3-fp8":  # attention stays FP8, in blocks
+        settings["quantization_config"] = {**NVFP4, "weight_block_size": [128, 128]}
+    edit_config(source, **settings)
+    model = model_of(source, "deepseek-v3")
+    assert any("NVFP4 are written in BF16: llama.cpp computes" in note for note in model.notes)
+    path = written(model, tmp_path / "a.gguf")
+    assert {"NVFP4"}.isdisjoint(types(path).values())
+    assert not any("scale" in name for name in types(path))
+    log_probabilities(path)
+
+
+def test_layers_that_predict_are_dequantized(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """llama.cpp refuses a file with scales in layers that it does not predict with."""
+    source = broken("qwen35moe-nvfp4")
+    model = model_of(source, "qwen35")
+    path = written(model, tmp_path / "a.gguf")
+    last = int(read_header(path).get("qwen35moe.block_count")) - 1
+    kinds = {n: kind for n, kind in types(path).items() if n.startswith(f"blk.{last}.")}
+    assert "NVFP4" in types(path).values()
+    assert "NVFP4" not in kinds.values()
+    log_probabilities(path)
+
+
+def test_joined_tensors_have_one_scale(checkpoint: Get) -> None:
+    """q, k and v have a scale each: to be one tensor, they are dequantized."""
+    asked = ConversionOptions(fuse_qkv=True)
+    model = model_of(checkpoint("llama-nvfp4"), "llama-bpe", options=asked)
+    assert {t.name: t.stored for t in model.tensors}["blk.0.attn_qkv.weight"] == "BF16"
+
+
+def test_scales_of_activations_and_caches(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """Static FP8 converts as dynamic FP8 does, where llama.cpp's converter stops."""
+    source = broken("qwen3moe-ct-fp8-block")
+    plain = written(model_of(source, "qwen2"), tmp_path / "a.gguf")
+
+    def add(tensors: Tensors) -> None:
+        one = ("F32", [1], np.ones(1, np.float32).tobytes())
+        for name in [name for name in tensors if name.endswith("_proj.weight")]:
+            stem = name.removesuffix("weight")
+            tensors[f"{stem}input_scale"] = one
+            for kind in "kv":
+                if f".{kind}_proj." in name:
+                    tensors[name.replace(f"{kind}_proj.weight", f"{kind}_scale")] = one
+
+    edit_tensors(source, add)
+    path = written(model_of(source, "qwen2"), tmp_path / "b.gguf")
+    assert sha256(path) == sha256(plain)
+
+
+def test_float64(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """Weights of 64 bits are those of 32 bits that are nearest; integers are refused by name."""
+    source = broken("qwen3moe")
+    router = "model.layers.0.mlp.gate.weight"
+    rng = np.random.default_rng(7)
+
+    def edit(tensors: Tensors, dtype: Any) -> None:
+        values = rng.normal(0, 1, tensors[router][1])
+        kind = {"float64": "F64", "float32": "F32", "int64": "I64"}[np.dtype(dtype).name]
+        tensors[router] = (kind, tensors[router][1], values.astype(dtype).tobytes())
+
+    made = []
+    for dtype in np.float64, np.float32:
+        rng = np.random.default_rng(7)
+        edit_tensors(source, lambda t, dtype=dtype: edit(t, dtype))
+        model = model_of(source, "qwen2")
+        made.append(sha256(written(model, tmp_path / np.dtype(dtype).name)))
+    assert made[0] == made[1]
+    edit_tensors(source, lambda t: edit(t, np.int64))
+    with pytest.raises(errors.UnsupportedSource, match=r"mlp\.gate\.weight is I64"):
+        model_of(source, "qwen2")
