@@ -13,7 +13,7 @@ from quantkit.execution import pipeline
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.ray_cluster import quantize_on
 from quantkit.execution.stages import default_threads
-from quantkit.gguf.splits import NO_SPLITS, Splits
+from quantkit.gguf.splits import NO_SPLITS, Splits, is_gguf, unsplit_name
 from quantkit.hub.repository import RemoteFile
 from quantkit.model import edits, pruning
 from quantkit.model.from_checkpoint import KEPT, OUTTYPES
@@ -71,7 +71,7 @@ def convert(
     model = open_checkpoint(source, outtype, reading)
     label = _label(model)
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
-    return carry_out(Job(model, plan, {}), run)
+    return carry_out(_told(Job(model, plan, {}), splits), run)
 
 
 def quantize(
@@ -138,7 +138,7 @@ def prepare(
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
         model = replace(model, notes=(*model.notes, *notes))
         importance = imatrix.for_tensors(model.tensors, old_names)
-    return Job(model, plan, importance)
+    return _told(Job(model, plan, importance), request.splits)
 
 
 def _recipe_notes(plan: Plan, overrides: Overrides) -> list[str]:
@@ -183,13 +183,18 @@ def check_importance(
 
 def split(source: SourceLike, output: Path | None, splits: Splits, run: Run = ONCE) -> Plan:
     """Cut a GGUF file into splits, its bytes as they are. `output` names them without `-00001-of-`
-    (default: the name of the source, in the current directory)."""
+    (default: the name of the source, in the current directory); a directory that is there takes
+    them under the source's name."""
     if not splits:
         raise UsageError("say where to split: --split-max-size 4G or --split-max-tensors 128")
     source = Source.parse(source)
     model = open_gguf(source)
-    output = output or Path(f"{Path(str(source)).stem}.gguf")
-    return carry_out(Job(model, plan_copy(model, output, splits), {}), run)
+    own = f"{unsplit_name(Path(str(source)).name)}.gguf"
+    if output is None or output.is_dir():
+        output = (output or Path()) / own
+    elif not is_gguf(output):
+        output = output.with_name(f"{output.name}.gguf")
+    return carry_out(_told(Job(model, plan_copy(model, output, splits), {}), splits), run)
 
 
 def merge(first: SourceLike, output: Path, run: Run = ONCE) -> Plan:
@@ -217,6 +222,24 @@ def carry_out(job: Job, run: Run) -> Plan:
     return job.plan
 
 
+def _told(job: Job, splits: Splits) -> Job:
+    """The job with a note on tensors that are larger than a split may be: each is one."""
+    large = {
+        (t.name, t.nbytes)
+        for output in job.plan.outputs
+        for t in output.by_name.values()
+        if 0 < splits.max_bytes < t.nbytes
+    }
+    if not large:
+        return job
+    name, size = max(large, key=lambda found: found[1])
+    note = (
+        f"{len({n for n, _ in large})} tensors are larger than --split-max-size and take a split "
+        f"each ({name}: {size / 1e9:.2f} GB)"
+    )
+    return replace(job, model=replace(job.model, notes=(*job.model.notes, note)))
+
+
 def _tell_notes(job: Job, run: Run) -> None:
     for note in job.model.notes:
         run.progress.note(note)
@@ -229,7 +252,7 @@ def _label(model: Model) -> str:
 
 
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:
-    if output is not None and output.suffix == ".gguf" and not output.is_dir():
+    if output is not None and is_gguf(output) and not output.is_dir():
         if len(labels) > 1:
             raise UsageError(
                 f"{output} is one file and {len(labels)} types are asked for; give -o a directory"

@@ -134,5 +134,6 @@ def find(name: str) -> Architecture:
     near = [stems[s] for s in get_close_matches(name.partition("For")[0], stems, n=2)]
     hint = f" (nearest: {', '.join(near)})" if near else ""
     raise UnsupportedArchitecture(
-        f"architecture {name!r} is not supported{hint}; supported: {', '.join(supported())}"
+        f"architecture {name!r} is not supported{hint}; `quantkit inspect --architectures` lists "
+        "those that are"
     )

@@ -80,7 +80,7 @@ LLAMA = Architecture(
     hf_names=(
         "LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "IQuestCoderForCausalLM",
         "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration",
-        "LlavaForConditionalGeneration", "VoxtralForConditionalGeneration",
+        "LlavaForConditionalGeneration", "VoxtralForConditionalGeneration", "LlamaModel",
     ),
     gguf_arch="llama",
     keys=with_head_dim(TEXT_KEYS, "llama", "mistral"),

@@ -57,6 +57,7 @@ QWEN2 = Architecture(
     # the text parts of dots.ocr and Audio Flamingo 3, too
     hf_names=(
         "Qwen2ForCausalLM",
+        "Qwen2Model",
         "DotsOCRForCausalLM",
         "AudioFlamingo3ForConditionalGeneration",
     ),
@@ -84,7 +85,7 @@ QWEN2_VL = replace(
 
 QWEN3 = replace(
     QWEN2,
-    hf_names=("Qwen3ForCausalLM",),
+    hf_names=("Qwen3ForCausalLM", "Qwen3Model"),
     gguf_arch="qwen3",
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), *gated_mlp()),
     defaults={**QWEN2.defaults, "head_dim": 128},

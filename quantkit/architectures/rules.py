@@ -45,6 +45,9 @@ __all__ = [
     "whole",
 ]  # fmt: skip
 
+# what torch.compile, DataParallel, FSDP and checkpointed activations put into names
+_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|^module\.")
+MOST_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
 _REQUIRED: Any = object()
 _NUMBER = re.compile(r"\{\w+\}|(?<=\.)\d+(?=\.)")
 _RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38),
@@ -117,6 +120,8 @@ class Config:
     def layers(self) -> int:
         """Layers of the model itself."""
         n: int = self.get("num_hidden_layers", "n_layers", "num_layers")
+        if not isinstance(n, int) or not 1 <= n <= MOST_LAYERS:
+            raise ConfigError(f"{self.where}: 'num_hidden_layers' must be 1 to {MOST_LAYERS}")
         return n
 
     @property
@@ -256,12 +261,12 @@ class Map:
     times: str = ""
     beside: str = ""
 
-    @property
+    @cached_property
     def template(self) -> str:
         """The name with every number replaced by a star."""
         return re.sub(_NUMBER, "*", self.source)
 
-    @property
+    @cached_property
     def fields(self) -> list[str]:
         """What the stars stand for, in order: a number that is written out stands for itself."""
         return [field.strip("{}") for field in re.findall(_NUMBER, self.source)]
@@ -349,7 +354,7 @@ class Architecture:
 
     def plain(self, name: str) -> str:
         """The name of a source tensor as the maps spell it."""
-        name = name.replace("language_model.", "")
+        name = _WRAPPERS.sub("", name).replace("language_model.", "")
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name

@@ -12,14 +12,27 @@ from quantkit.commands.options import Json
 
 
 def inspect(
-    source: Annotated[str, typer.Argument(help="A checkpoint directory or a GGUF file.")],
+    source: Annotated[
+        str | None, typer.Argument(help="A checkpoint directory or a GGUF file.")
+    ] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Do not read the weights.")] = False,
+    architectures: Annotated[
+        bool, typer.Option("--architectures", help="List the architectures that are converted.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a model is, and what is wrong with it, before anything is made of it."""
     from quantkit import api
+    from quantkit.architectures import supported
+    from quantkit.errors import UsageError
     from quantkit.reporting.inspection import lines
 
+    if architectures:
+        names = supported()
+        typer.echo(json.dumps(names, indent=2) if as_json else "\n".join(names))
+        return
+    if source is None:
+        raise UsageError("name a checkpoint directory or a GGUF file, or give --architectures")
     with TerminalProgress() as progress:
         inspection = api.inspect(source, weights=not headers, progress=progress)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,8 @@ def quantize(
     from quantkit.recipes import choose
     from quantkit.recipes.file_types import find_format
 
-    listed = tensor_type_file.read_text(encoding="utf-8").split() if tensor_type_file else []
+    lines = tensor_type_file.read_text(encoding="utf-8").splitlines() if tensor_type_file else []
+    listed = [word for line in lines for word in re.sub(r"(^|\s)#.*", "", line).split()]
     overrides = choose.Overrides(
         pure,
         output_tensor_type and find_format(output_tensor_type),

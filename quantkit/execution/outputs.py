@@ -153,9 +153,16 @@ def check_outputs(plan: Plan, force: bool) -> None:
     for parent, size in needed.items():
         if size > (free := os_files.free_bytes(parent)):
             raise DiskFull(
-                f"{parent}: {size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; "
+                f"{parent}: {_amount(size)} needed, {_amount(free)} free; "
                 "make room, or name another disk with -o"
             )
+
+
+def _amount(nbytes: int) -> str:
+    """Bytes in a unit in which small numbers differ."""
+    unit, name = next(u for u in ((1e9, "GB"), (1e6, "MB"), (1, "bytes")) if nbytes >= 10 * u[0]
+                      or u[0] == 1)  # fmt: skip
+    return f"{nbytes / unit:,.{2 if unit > 1 else 0}f} {name}"
 
 
 @contextmanager

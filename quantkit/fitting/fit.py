@@ -11,6 +11,7 @@ from quantkit.errors import BudgetError
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import Errors, measure
 from quantkit.gguf.container import align
+from quantkit.gguf.splits import is_gguf
 from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.model.open import AS_IT_IS, Reading
@@ -156,7 +157,7 @@ def make(
 ) -> Plan:  # fmt: skip
     """Write the file that was chosen: to a `.gguf` path, or to `<name>-<base>-fit.gguf` in a
     directory. Raises QuantkitError."""
-    if output.suffix != ".gguf" or output.is_dir():
+    if not is_gguf(output) or output.is_dir():
         output /= f"{fit.name}-{fit.base}-fit.gguf"
     request = Request(fit.overrides)
     job = prepare(source, [fit.base], output, request=request, imatrix=imatrix, reading=reading)
@@ -187,6 +188,9 @@ def _room(
     Raises BudgetError: there are none, they need more in any case, or none needs so much.
     """
     if not free:
+        formats = {type_by_name(t.format) for t in job.plan.outputs[0].by_name.values()}
+        if all(fmt.is_float for fmt in formats):
+            raise BudgetError("no tensor of the model is of a kind that is quantized")
         raise BudgetError("the weights are quantized already; give a 16- or 32-bit source")
     (row,) = planned_rows(job.plan, budget.context, job.model.kv)
     if budget.size is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from quantkit.errors import CorruptFile, SourceNotFound, UnsupportedSource
 from quantkit.storage.inputs import File, open_input
+from quantkit.storage.substitutes import piece, pointer
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -175,6 +176,10 @@ def read_header(path: File) -> Header:
                 try:
                     header = _Reader(data, str(path)).header()
                     break
+                except CorruptFile:
+                    if what := pointer(data) or piece(path.name):
+                        raise UnsupportedSource(f"{path}: {what}") from None
+                    raise
                 except _Short:
                     if len(data) >= min(file_size, MAX_HEADER):
                         raise CorruptFile(
@@ -184,7 +189,12 @@ def read_header(path: File) -> Header:
                     size *= 4
     except FileNotFoundError:
         raise SourceNotFound(f"{path}: no such file") from None
-    _check_offsets(header, file_size, path)
+    try:
+        _check_offsets(header, file_size, path)
+    except CorruptFile:
+        if what := piece(path.name):
+            raise UnsupportedSource(f"{path}: {what}") from None
+        raise
     return header
 
 
@@ -286,6 +296,11 @@ class _Reader:
         if self.take(4) != MAGIC:
             raise CorruptFile(f"{self.where}: not a GGUF file (it does not start with 'GGUF')")
         version = self.unpack("I")
+        if version in (2 << 24, 3 << 24):
+            raise UnsupportedSource(
+                f"{self.where}: a big-endian GGUF file; llama.cpp's gguf_convert_endian.py makes a "
+                "little-endian one of it"
+            )
         if version not in (2, 3):
             raise UnsupportedSource(
                 f"{self.where}: GGUF version {version}; versions 2 and 3, little-endian, are read"

@@ -15,7 +15,7 @@ from pathlib import Path
 from quantkit.errors import UsageError
 from quantkit.gguf.container import KeyValue
 
-_NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
+_NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?i:gguf))")
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -70,9 +70,15 @@ def parse_numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted(out))
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path names a GGUF file, as a person may write it (`.GGUF`)."""
+    return path.suffix.lower() == ".gguf"
+
+
 def split_path(path: Path, index: int, count: int) -> Path:
     """The name of one of `count` files: `model.gguf` -> `model-00001-of-00003.gguf`."""
-    return path.with_name(f"{path.name.removesuffix('.gguf')}-{index + 1:05d}-of-{count:05d}.gguf")
+    stem, suffix = (path.stem, path.suffix) if is_gguf(path) else (path.name, ".gguf")
+    return path.with_name(f"{stem}-{index + 1:05d}-of-{count:05d}{suffix}")
 
 
 def split_siblings(name: str) -> list[str]:
@@ -80,8 +86,14 @@ def split_siblings(name: str) -> list[str]:
     match = _NAME.fullmatch(name)
     if not match:
         return [name]
-    base, count = Path(f"{match['prefix']}.gguf"), int(match["count"])
+    base, count = Path(match["prefix"] + match["suffix"]), int(match["count"])
     return [str(split_path(base, i, count)) for i in range(count)]
+
+
+def split_number(name: str) -> int | None:
+    """Which split a file is, from 1; None if it is whole."""
+    match = _NAME.fullmatch(name)
+    return int(match["no"]) if match else None
 
 
 def unsplit_name(name: str) -> str:

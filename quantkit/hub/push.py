@@ -4,6 +4,7 @@ sent again, so that a push that was cut goes on when it is given again."""
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,13 +25,15 @@ from quantkit.errors import (
 from quantkit.hub import http
 
 _T = TypeVar("_T")
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
 ASKED = 500  # paths in one request; the Hub takes 1,000
 
 
 @dataclass(frozen=True)
 class HubTarget:
     """Where a release goes. `private` is for a repository that is made anew (None: as the account
-    has it); `commit`: "each" GGUF file in a commit of its own, or "all" in one."""
+    has it); `commit`: "each" GGUF file in a commit of its own, with all its splits, or "all" in
+    one."""
 
     repo: str
     private: bool | None = None
@@ -111,7 +114,10 @@ def push(target: HubTarget, files: Sequence[Upload]) -> list[str]:
 
     wanted = missing(target, files)
     weights, beside = [f for f in wanted if f.sha256], [f for f in wanted if not f.sha256]
-    groups = [wanted] if target.commit == "all" else [*([f] for f in weights), beside]
+    sets: dict[str, list[Upload]] = {}  # the splits of one file are of no use alone
+    for f in weights:
+        sets.setdefault(_SPLIT.sub("", f.name), []).append(f)
+    groups = [wanted] if target.commit == "all" else [*sets.values(), beside]
     with _quietly():
         for group in filter(None, groups):
             adds = [CommitOperationAdd(f.name, str(f.path)) for f in group]

@@ -72,6 +72,8 @@ _LAYERS_UINT32 = """
 _LAYERS_FLOAT32 = """
     swiglu_clamp_exp swiglu_clamp_shexp xielu.alpha_n xielu.alpha_p xielu.beta xielu.eps
 """
+# keys of an architecture that are written without it before them
+UNPREFIXED = frozenset({"xielu.alpha_n", "xielu.alpha_p", "xielu.beta", "xielu.eps"})
 # arrays of one value a layer, whose length llama.cpp does not check: zeros follow a short one
 _LAYERS_ALONE = """
     attention.compress_ratios attention.rope_pattern attention.sliding_window_pattern

@@ -22,8 +22,10 @@ from quantkit.loading.keys import (
     GENERAL,
     KEYS,
     MAX_DIMS,
+    MAX_LAYERS,
     MAX_NAME,
     RANGES,
+    UNPREFIXED,
     WORDS,
     Key,
 )
@@ -65,7 +67,9 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
     values = {
-        item.key.removeprefix(f"{arch}."): item for item in kv if item.key.startswith(f"{arch}.")
+        item.key.removeprefix(f"{arch}."): item
+        for item in kv
+        if item.key.startswith(f"{arch}.") or item.key in UNPREFIXED
     }
     return [
         *found, *_types(arch, by_key, values), *_counts(arch, values), *_layers(arch, values),
@@ -194,6 +198,8 @@ def _layers(arch: str, values: Values) -> Iterator[str]:
         trunk = name == "attention.indexer.types" or name.startswith("xielu.")
         n = layers - ahead if trunk else layers
         fits = item.length == n if key.counted else layers - ahead <= item.length <= layers
+        if (arch, name) == ("deepseek4", "attention.compress_ratios"):  # more than layers may be
+            fits = layers <= item.length <= MAX_LAYERS
         if not fits:
             yield f"{arch}.{name} has {item.length} values for {n} layers"
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from quantkit.architectures import find
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorShape
@@ -14,13 +16,17 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
-from quantkit.model.placement import Placed, place, predicting_layers
+from quantkit.model.placement import Placed, place
+from quantkit.model.pooling import is_reranker, with_head
+from quantkit.model.predicting import predicting_layers
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
+from quantkit.source.mistaken import no_model
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.tokenizer.mistral import FORMAT
+from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
@@ -37,6 +43,7 @@ TEXT_CONFIGS = (
     "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
     "lfm",
 )  # fmt: skip
+HEADLESS = ("LlamaModel", "Qwen2Model", "Qwen3Model")  # saved without a head
 # models that are converted by their own name, whatever their text part calls itself
 # (llama.cpp `get_model_architecture`)
 OWN_NAMES = (
@@ -57,10 +64,32 @@ def from_checkpoint(
     before a quantizer reads it. `pre` names the pre-tokenizer, which is recognised otherwise.
     Raises SourceError, ModelError.
     """
+    name = _config_file(files, options)
+    label = files.label(name)
+    with malformed(ConfigError, f"{label}: its values are not of the kinds that they should be"):
+        arch, config = _read_config(files, name)
+        odd = _odd_lists(config)
+    with malformed(ConfigError, f"{label} contradicts itself{odd}"):
+        return _converted(files, name, arch, config, outtype, pre, options)
+
+
+def _odd_lists(config: Config) -> str:
+    """Lists that should have a value for each layer and do not, as part of a message."""
+    odd = (
+        f"'{name}' is {len(value)} values"
+        for name, value in config.values.items()
+        if "layer" in name and isinstance(value, list) and len(value) != config.layers
+    )
+    told = ", ".join(odd)
+    return f": {told} for {config.layers} layers" if told else ""
+
+
+def _converted(
+    files: CheckpointFiles, name: str, arch: Architecture, config: Config, outtype: str | None,
+    pre: str | None, options: ConversionOptions,
+) -> Model:  # fmt: skip
     from quantkit.model.metadata import checkpoint_metadata
 
-    name = _config_file(files, options)
-    arch, config = _read_config(files, name)
     stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
     settings = _settings(files, config)
     config = replace(config, values={**config.values, "quantization_config": settings.values})
@@ -78,6 +107,8 @@ def from_checkpoint(
     precision = precision_keys(placed, sources, settings)
     placed = with_scales(placed, sources)
     placed = _with_computed(placed, sources, arch, config, files)
+    if is_reranker(files, arch, config):
+        placed = with_head(placed, sources, files, config)
     tensors = tuple(
         ModelTensor(
             name,
@@ -93,6 +124,8 @@ def from_checkpoint(
         after = [item.key for item in kv].index("general.quantization_version") + 1
         kv = (*kv[:after], *precision, *kv[after:])
     said = (
+        _predicting_note(arch, config),
+        _head_note(config, by_name, sources),
         settings_note(stored, settings),
         _dequantized_note(arch, outtype, sources),
         *(e.differs(config) for e in arch.assumes),
@@ -110,7 +143,9 @@ def _config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
     own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
     name = FORMAT if own else "config.json"
     if not files.has(name):
-        raise SourceNotFound(f"{files.where}: no {name} in it; not a checkpoint directory")
+        what = no_model(files)
+        why = f"it is {what}" if what else "not a checkpoint directory"
+        raise SourceNotFound(f"{files.where}: no {name} in it; {why}")
     return name
 
 
@@ -133,6 +168,8 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Confi
         known = Config(values, label)
         if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:
             values[ours] = value
+    if used in HEADLESS or files.has("modules.json"):
+        values["tie_word_embeddings"] = True
     config = Config(values, label, wrapper="" if whole == used else whole)
     arch = arch.variant(config) or arch
     for expect in arch.expects:
@@ -144,6 +181,41 @@ def _architecture(values: Mapping[str, Any]) -> str:
     """The name that a config gives its model, or none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def _predicting_note(arch: Architecture, config: Config) -> str | None:
+    """A line where the weights have more layers that predict further tokens than is said."""
+    if config.mtp <= (declared := arch.mtp(config)):
+        return None
+    return (
+        f"{config.where} says {declared} layers that predict further tokens, and the weights have "
+        f"{config.mtp}: they are kept (--no-mtp leaves them out)"
+    )
+
+
+def _head_note(
+    config: Config, stored: Mapping[str, SourceTensor], used: Mapping[str, SourceTensor]
+) -> str | None:
+    """A line where a model is tied and its head was trained apart: three rows tell."""
+    if config.find("tie_word_embeddings") is not True:
+        return None
+    head, table = (
+        next((t for name, t in stored.items() if name.endswith(end)), None)
+        for end in ("lm_head.weight", "embed_tokens.weight")
+    )
+    if head is None or table is None or head.shape != table.shape or head.parts or table.parts:
+        return None
+    with Files([head.path, table.path]) as files:
+        rows = (0, head.n_rows // 2, head.n_rows - 1)
+        if all(
+            np.array_equal(files.read_rows(head, i, 1), files.read_rows(table, i, 1)) for i in rows
+        ):
+            return None
+    kept = "it is kept" if head.name in used else "it is left out"
+    return (
+        f"{head.name} is not the embedding, to which config.json ties it (tie_word_embeddings): "
+        f"{kept}, and transformers uses the embedding"
+    )
 
 
 def _integers(t: SourceTensor) -> list[int]:

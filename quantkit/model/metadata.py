@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quantkit.architectures.rules import Architecture, Config, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
+from quantkit.model.pooling import add_pooling
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.vocabulary import malformed, read_vocabulary
@@ -64,9 +68,11 @@ def checkpoint_metadata(
     _add_keys(writer, arch.keys, config)
     writer.add_file_type(file_type)
     _add_keys(writer, arch.late_keys, config)
+    pooled = add_pooling(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
-    return with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
+    kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
+    return kv, (*pooled, *notes)
 
 
 def with_vocabulary(
@@ -107,8 +113,11 @@ def add_general(
     from gguf import Metadata
 
     total, label = count_and_label((t.name, t.shape) for t in tensors)
-    with malformed(CorruptFile, f"{files.where}: malformed README.md or generation_config.json"):
-        metadata = Metadata.load(None, files.directory.resolve(), None, total)
+    with (
+        malformed(CorruptFile, f"{files.where}: malformed README.md or generation_config.json"),
+        _named(files) as directory,
+    ):
+        metadata = Metadata.load(None, directory, None, total)
         generation = files.optional("generation_config.json")
         if generation is not None and metadata.sampling_penalty_repeat is None:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
@@ -117,6 +126,23 @@ def add_general(
             metadata.size_label = label
         writer.add_type("model")
         metadata.set_gguf_meta_model(writer)
+
+
+@contextmanager
+def _named(files: CheckpointFiles) -> Iterator[Path]:
+    """A directory called as the model is, with the small files that gguf reads: it takes names
+    from the directory's."""
+    directory = files.directory.resolve()
+    if directory.name == files.name:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as parent:
+        named = Path(parent, files.name)
+        named.mkdir()
+        for name in ("README.md", "config.json", "generation_config.json"):
+            if files.has(name):
+                (named / name).write_bytes(files.data(name))
+        yield named
 
 
 def _check(metadata: Metadata, files: CheckpointFiles) -> None:
@@ -139,6 +165,33 @@ def _check(metadata: Metadata, files: CheckpointFiles) -> None:
             setattr(metadata, name, [str(v) for v in values])
 
 
+# keys that llama.cpp reads one value a layer of, where it is given a list
+_PER_LAYER = (
+    "attention.head_count", "attention.head_count_kv",
+    "attention.indexer.types", "attention.recurrent_layers", "attention.sliding_window_pattern",
+    "activation_sparsity_scale", "expert_feed_forward_length", "expert_used_count",
+    "feed_forward_length", "swiglu_clamp_exp", "swiglu_clamp_shexp", "xielu.alpha_n",
+    "xielu.alpha_p", "xielu.beta", "xielu.eps",
+)  # fmt: skip
+_OTHER_LISTS = (
+    "attention.compress_ratios", "classifier.output_labels", "rope.dimension_sections",
+)  # fmt: skip
+
+
+def _check_list(name: str, value: list[Any], config: Config) -> None:
+    """A list stands where llama.cpp reads one, and is as long as it wants it. Raises
+    ConfigError."""
+    if name.endswith(_OTHER_LISTS) or ".ple." in name or name.startswith("tokenizer."):
+        return
+    if not name.endswith(_PER_LAYER):
+        raise ConfigError(f"{config.where}: {name} is one number, not {value!r}")
+    if len(value) not in (config.layers, config.blocks):
+        raise ConfigError(
+            f"{config.where}: {name} is {len(value)} values, one for each of {config.layers} "
+            f"layers is expected: {value!r}"
+        )
+
+
 def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> None:
     """Add the keys of an architecture that have a value. Raises ConfigError."""
     from gguf import GGUFValueType
@@ -151,6 +204,7 @@ def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> No
             if key.kind == "UINT64":
                 writer.add_key_value(name, value, GGUFValueType.ARRAY, GGUFValueType.UINT64)
             elif isinstance(value, list):  # integers as INT32, as llama.cpp's converter has them
+                _check_list(name, value, config)
                 writer.add_array(name, value)
             else:
                 writer.add_key_value(name, value, GGUFValueType[key.kind])

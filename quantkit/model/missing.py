@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Mapping
 from typing import TYPE_CHECKING
 
 from quantkit.errors import TensorMissing
 from quantkit.gguf.tensor_names import in_block
+from quantkit.model.names import NUMBER
 from quantkit.source.tensors import SourceTensor
 
 if TYPE_CHECKING:
-    from quantkit.model.placement import _Layout
-
-NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+    from quantkit.model.placement import Layout
 
 
 def check_nothing_missing(
-    layout: _Layout, sources: Mapping[str, SourceTensor], placed: Container[str]
+    layout: Layout, sources: Mapping[str, SourceTensor], placed: Container[str]
 ) -> None:
     """Every tensor that the architecture has is placed. Raises TensorMissing."""
     config = layout.config
@@ -38,11 +36,11 @@ def check_nothing_missing(
 
 
 def _missing(
-    layout: _Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
+    layout: Layout, bid: int | None, target: str, sources: Mapping[str, SourceTensor]
 ) -> list[str]:
     """The source tensors that are missing for `target`, in the spelling that the checkpoint uses
     elsewhere or else misses the smallest part of."""
-    present = {layout.arch.plain(name) for name in sources}
+    present = {layout.names[name] for name in sources}
     templates = {NUMBER.sub("*", name) for name in present}
     spellings: list[tuple[bool, float, int, list[str]]] = []
     for m in layout.arch.maps:

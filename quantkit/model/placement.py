@@ -31,12 +31,14 @@ from quantkit.errors import (
 )
 from quantkit.gguf.tensor_names import in_block, parse
 from quantkit.model.blocks import BLOCKS, leaving
-from quantkit.model.missing import NUMBER, check_nothing_missing
+from quantkit.model.missing import check_nothing_missing
+from quantkit.model.names import NUMBER, known_names, predicts
 from quantkit.model.order import Order, order_of
 from quantkit.model.products import multiplied
 from quantkit.source.codings import widened
 from quantkit.source.codings.plain import INTEGERS, int32
 from quantkit.source.codings.scaled import by_rank, check_order
+from quantkit.source.mistaken import stranger
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 
@@ -59,7 +61,7 @@ def place(
 
     Raises ConfigError, TensorUnknown, TensorShape, TensorMissing.
     """
-    layout = _Layout(arch, config, options)
+    layout = Layout(arch, config, options, sources)
     layout.check_dims()
     placed: Placed = {}
     used: dict[str, SourceTensor] = {}
@@ -111,33 +113,6 @@ def _finish(names: Iterable[str], waiting: dict[str, _Waiting], placed: Placed) 
             placed[name] = (done.shape, tuple(segments))
 
 
-def predicting_layers(
-    arch: Architecture,
-    config: Config,
-    sources: Mapping[str, SourceTensor],
-    options: ConversionOptions,
-) -> int:
-    """How many layers that predict further tokens will be converted.
-
-    Fine-tunes often leave them out, whatever config.json says; then there are none.
-    Raises ConfigError if only they are wanted and there are none.
-    """
-    declared = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
-    if declared:
-        layout = _Layout(arch, replace(config, mtp=declared), options)
-        found = (layout.find(t)[1] for t in sources.values() if not layout.drops(t))
-        if not any(bid is not None and bid >= config.layers for bid in found):
-            declared = 0
-    if options.mtp == "only" and not declared:
-        if arch.mtp(config) and not arch.keeps_mtp:
-            raise ConfigError(
-                f"{config.where}: the layers of {arch.gguf_arch} that predict further tokens are "
-                "not converted"
-            )
-        raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
-    return declared
-
-
 @dataclass
 class _Waiting:
     """A tensor of which not all rows have arrived."""
@@ -172,12 +147,13 @@ class _Match:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """The architecture with the config's numbers put in."""
 
     arch: Architecture
     config: Config
     options: ConversionOptions
+    sources: Mapping[str, SourceTensor]
     kinds: dict[tuple[str, int], bool] = field(default_factory=dict)  # what `has` found
 
     @cached_property
@@ -199,6 +175,11 @@ class _Layout:
             raise ConfigError(
                 f"{self.config.where}: a list has fewer than {len(blocks)} values, one a layer"
             ) from None
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The sources' names as the architecture knows them."""
+        return known_names(self.sources, self.maps, self.arch.plain)
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
@@ -234,17 +215,21 @@ class _Layout:
                 out.update((role, (target + suffix, names)) for role in names)
         return out
 
+    @cached_property
+    def own_names(self) -> bool:
+        """Whether layers that predict further tokens are counted by themselves."""
+        ahead = ["bid" in m.fields for m in self.arch.maps if m.layers == "mtp"]
+        return bool(ahead) and not any(ahead)
+
     def joined(self, role: str) -> str:
         return self.renamed[role][0] if role in self.renamed else role
 
     def blocks_of(self, m: Map) -> Sequence[int | None]:
         """The blocks that must have the tensor."""
         layers, blocks = self.config.layers, self.config.blocks
-        ahead = ["bid" in m.fields for m in self.arch.maps if m.layers == "mtp"]
-        own_names = bool(ahead) and not any(ahead)
         if "bid" in m.fields:
             first = layers if self.options.mtp == "only" else 0
-            found: Sequence[int] = range(first, layers if own_names else blocks)
+            found: Sequence[int] = range(first, layers if self.own_names else blocks)
         elif "mid" in m.fields:
             found = range(layers, blocks)
         elif m.layers == "mtp":
@@ -264,7 +249,7 @@ class _Layout:
 
     def find(self, t: SourceTensor) -> tuple[Map | None, int | None, int]:
         """The row for a tensor, its block and its expert."""
-        name = self.arch.plain(t.name)
+        name = self.names[t.name]
         numbers = [int(n) for n in NUMBER.findall(name)]
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):
@@ -281,7 +266,17 @@ class _Layout:
 
     def drops(self, t: SourceTensor) -> bool:
         """Whether a tensor that no row takes may be left out."""
-        return any(d.fullmatch(t.name) for d in self.dropped)
+        name = self.names[t.name]
+        names = {t.name, name, name.removeprefix("model.")}
+        return any(d.fullmatch(name) for d in self.dropped for name in names)
+
+    def predicted(self, t: SourceTensor) -> int | None:
+        """The block of a tensor that only layers have which predict further tokens, counted after
+        the model's own; None for any other."""
+        if not predicts(self.names[t.name]):
+            return None
+        bid = self.find(t)[1]
+        return bid if bid is not None and bid >= self.config.layers else None
 
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
@@ -333,7 +328,7 @@ class _Layout:
             raise ConfigError(f"{self.config.where}: {per_token} experts are used of {experts}")
 
 
-def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
+def _kin(names: Iterable[str], bid: int | None, layout: Layout) -> list[str]:
     """All stacked experts of a block that are of one kind with `names`, in the family's order;
     none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
@@ -345,12 +340,16 @@ def _kin(names: Iterable[str], bid: int | None, layout: _Layout) -> list[str]:
     return found if {*names} <= {*found} else []
 
 
-def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
+def _matches(layout: Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_Match]:
     arch, config, blocks = layout.arch, layout.config, layout.blocks
-    left_out = arch.mtp(config) - config.mtp
+    ahead = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
+    if not ahead:  # those that are left out may lack what tells them
+        ahead.update(range(blocks, blocks + max(arch.mtp(config) - config.mtp, 0)))
     for i, t in enumerate(multiplied(arch.maps, sources).values()):
         m, bid, xid = layout.find(t)
-        if bid is not None and blocks <= bid < blocks + left_out:
+        if bid is not None and bid >= blocks and bid in ahead:
+            continue
+        if layout.names[t.name].startswith("mtp.") and not config.mtp:
             continue
         if layout.options.mtp == "only" and bid is not None and bid < config.layers:
             continue
@@ -361,7 +360,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
             kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
             raise TensorUnknown(
                 f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
-                "is the checkpoint of another architecture?"
+                f"{stranger(t.name, sources)}"
             )
         if m.integers and t.raw in INTEGERS:
             t = int32(t)
@@ -371,7 +370,7 @@ def _matches(layout: _Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_
         yield _Match(t, m, bid, xid, i)
 
 
-def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
+def _in_blocks(matches: list[_Match], layout: Layout) -> list[_Match]:
     """The matches, with sources in blocks as float32 where they cannot stay as they are."""
     if not any(m.tensor.coding in BLOCKS for m in matches):
         return matches
@@ -384,7 +383,7 @@ def _in_blocks(matches: list[_Match], layout: _Layout) -> list[_Match]:
     return [replace(m, tensor=widened(m.tensor)) if m.tensor.name in wide else m for m in matches]
 
 
-def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
+def _check_block(t: SourceTensor, bid: int | None, layout: Layout) -> None:
     if bid is not None and bid >= layout.blocks:
         raise TensorUnknown(
             f"tensor {t.name} is of layer {bid}; "
@@ -392,7 +391,7 @@ def _check_block(t: SourceTensor, bid: int | None, layout: _Layout) -> None:
         )
 
 
-def _check(m: _Match, layout: _Layout) -> None:
+def _check(m: _Match, layout: Layout) -> None:
     config = layout.config
     _check_block(m.tensor, m.bid, layout)
     experts = layout.dims[m.bid or 0].get(m.map.experts, 0)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from quantkit.architectures.rules import Map
 from quantkit.errors import TensorMissing
-from quantkit.model.missing import NUMBER
+from quantkit.model.names import NUMBER
 from quantkit.source.codings.beside import beside
 from quantkit.source.codings.product import product
 from quantkit.source.tensors import SourceTensor

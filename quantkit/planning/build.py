@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantkit.errors import NotLoadable, RecipeError
 from quantkit.gguf.container import KeyValue, align, header_size, replaced, uint32
-from quantkit.gguf.splits import NO_SPLITS, Splits, split_keys, split_path
+from quantkit.gguf.splits import NO_SPLITS, Splits, split_keys, split_number, split_path
 from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.loading.model import Info, container_faults, faults, is_known
 from quantkit.model.model import Model, ModelTensor
@@ -121,6 +121,8 @@ def _quantized(
     kv = replaced(replaced(kv, *request.kv), *request.late_kv)
     if request.keep_split:
         groups = _runs([_shard(model, t) for t in tensors])
+        if split_number(_shard(model, tensors[0]).name) == 2:  # the first holds metadata only
+            groups = [range(0), *groups]
     else:
         sizes = [tensor_bytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
         groups = request.splits.groups([align(size) for size in sizes])

@@ -11,6 +11,7 @@ from pathlib import Path
 from quantkit.errors import OtherRelease, OutputError, OutputExists, SourceNotFound
 from quantkit.execution.journal import other_version
 from quantkit.execution.outputs import journal_path
+from quantkit.gguf.splits import is_gguf
 from quantkit.progress import Progress
 from quantkit.releases import checksums, manifest
 from quantkit.releases.manifest import BegunFile, FileRecord, Manifest
@@ -77,14 +78,14 @@ def read(directory: Path, join: Sequence[Path] = (), anew: bool = False) -> Earl
 
 def check_place(source: Source, directory: Path, earlier: Earlier, force: bool) -> None:
     """Nothing that is not ours is written over. Raises OutputError, OutputExists."""
-    if directory.suffix == ".gguf" or directory.is_file():
+    if is_gguf(directory) or directory.is_file():
         raise OutputError(f"{directory}: a release is a directory; name one with -o")
     where = None if source.address else source.local().resolve()
     if where and directory.resolve() in (where, where.parent if where.is_file() else where):
         raise OutputError(f"{directory} is where the source lies; name another directory with -o")
     if force or earlier.whole or earlier.making or earlier.shares or not directory.is_dir():
         return
-    alien = sorted(p.name for p in directory.iterdir() if p.name in BESIDE or p.suffix == ".gguf")
+    alien = sorted(p.name for p in directory.iterdir() if p.name in BESIDE or is_gguf(p))
     if alien:
         raise OutputExists(
             f"{directory} holds {alien[0]}, which is not of a release; name another directory "

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
 from quantkit.gguf.types import type_by_name
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.mistaken import no_model
 from quantkit.source.safetensors import read_entries
 from quantkit.source.tensors import SourceTensor
 from quantkit.source.torch_zip import read_torch_entries
@@ -39,7 +40,8 @@ def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTe
             return _indexed(files, index)
         if names := sorted(name for name in files.weights if fnmatchcase(name, pattern)):
             return _read_all([files.weights[name] for name in names])
-    raise SourceNotFound(f"{files.where}: no model*.safetensors and no {INDEX} in it")
+    adapter = f"; it is {no_model(files)}" if files.has("adapter_config.json") else ""
+    raise SourceNotFound(f"{files.where}: no model*.safetensors and no {INDEX} in it{adapter}")
 
 
 def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:
@@ -56,9 +58,14 @@ def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:
                 f"{files.label(index)}: {name!r} points outside the checkpoint's directory"
             )
     if missing := [name for name in shards if name not in files.weights]:
+        pattern = "model*.safetensors" if index == INDEX else "pytorch_model*.bin"
+        others = sorted({n for n in files.weights if fnmatchcase(n, pattern)} - {*shards})
+        cure = "download them again"
+        if others:  # of another save
+            cure = f"if {others[0]} is the model, {index} is left from before: delete it"
         raise ShardMissing(
             f"{files.where}: {len(missing)} of {len(shards)} weight files are not there: "
-            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; download them again"
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; {cure}"
         )
     tensors = _read_all([files.weights[name] for name in shards])
     stored = {t.name for t in tensors}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CorruptFile, SourceError, SourceNotFound
+from quantkit.source.hub_cache import cached_model
 from quantkit.storage.inputs import File
 
 
@@ -37,8 +38,10 @@ class CheckpointFiles:
 
     @property
     def name(self) -> str:
-        """What the model is called: the name of its directory."""
-        return self.directory.resolve().name
+        """What the model is called: the name of its directory, or of the model in the Hub's cache
+        that it is a snapshot of."""
+        cached = cached_model(self.directory)
+        return cached.rpartition("/")[2] if cached else self.directory.resolve().name
 
     def path(self, name: str) -> Path:
         """Where a small file lies on this machine. Not for messages: see `label`."""

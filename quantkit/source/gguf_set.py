@@ -41,6 +41,12 @@ def open_gguf_set(
     if header.get("split.count", 0) < 2:
         return header, tensors
     names = split_siblings(path.name)
+    if len(names) < 2:
+        raise CorruptFile(
+            f"{path}: it is split {header.get('split.no', 0) + 1} of {header.get('split.count')} "
+            "under another name; splits are found by theirs: NAME-00001-of-"
+            f"{header.get('split.count'):05d}.gguf, and so on"
+        )
     if files is None:
         assert isinstance(path, Path)
         files = {f.name: f for f in map(path.with_name, names) if f.is_file()}
@@ -51,7 +57,12 @@ def open_gguf_set(
     opened = map_files(open_gguf, [files[name] for name in names])
     found = [(h.get("split.no"), h.get("split.count")) for h, _ in opened]
     if found != [(i, len(names)) for i in range(len(names))]:
-        raise CorruptFile(f"{path}: the splits beside it are not of one set: {found}")
+        raise CorruptFile(
+            f"{path}: the splits beside it are not of one set, in order, by their headers: "
+            + ", ".join(
+                f"{name} is {no} of {n}" for name, (no, n) in zip(names, found, strict=True)
+            )
+        )
     first = opened[0][0]
     tensors = _unique([t for _, shard in opened for t in shard])
     if first.get("split.tensors.count") != len(tensors):

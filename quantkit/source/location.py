@@ -9,6 +9,7 @@ from pathlib import Path
 from quantkit.errors import SourceNotFound, UnsupportedSource
 from quantkit.hub.http import SCHEME
 from quantkit.hub.repository import Address
+from quantkit.source.hub_cache import cached_model, in_cache
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,13 @@ class Source:
     @classmethod
     def parse(cls, source: SourceLike) -> Source:
         """A path, `hf://ORG/MODEL[@REVISION][/FILE.gguf]`, or a source that was parsed before.
-        Raises SourceNotFound: an address that is none."""
+        A model in the Hub's cache is its snapshot. Raises SourceNotFound: an address that is none,
+        or a model of several snapshots."""
         if isinstance(source, Source):
             return source
         if isinstance(source, str) and source.startswith(SCHEME):
             return cls(address=Address.parse(source))
-        return cls(path=Path(source))
+        return cls(path=in_cache(Path(source)))
 
     def __str__(self) -> str:
         return str(self.address or self.path)
@@ -34,11 +36,15 @@ class Source:
     @property
     def name(self) -> str:
         """What a release says that it was made of: the address, or the last part of the path."""
-        return str(self.address) if self.address else self.local().resolve().name
+        if self.address:
+            return str(self.address)
+        return cached_model(self.local()) or self.local().resolve().name
 
     @property
     def model_on_hub(self) -> str | None:
-        """ORG/MODEL, if it is a whole model on the Hub."""
+        """ORG/MODEL, if it is a whole model on the Hub, or in its cache."""
+        if self.path is not None:
+            return cached_model(self.path)
         return self.address.repo if self.address and not self.address.file else None
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 
 from quantkit.errors import CorruptFile, SourceNotFound, UnsupportedSource
 from quantkit.storage.inputs import File, open_input
+from quantkit.storage.substitutes import pointer
 
 MAX_HEADER = 100_000_000  # bytes, as in the library
 GUESS = 1 << 18  # bytes of the first read: most headers whole
@@ -52,6 +53,8 @@ def read_entries(file: File) -> list[Entry]:
     try:
         with closing(opened) as f:
             data = bytes(f.pread(GUESS, 0))
+            if what := pointer(data):
+                raise UnsupportedSource(f"{file}: {what}")
             if len(data) < 8:
                 raise ValueError(f"{len(data)} bytes in all")
             (size,) = struct.unpack_from("<Q", data)

@@ -33,6 +33,19 @@ class ByteLevel:
     notes: list[str] = field(default_factory=list)
 
 
+def is_byte_level(tokenizer: dict[str, Any]) -> bool:
+    """Whether the steps of a tokenizer.json write bytes as characters, whatever flags stand in its
+    model."""
+    steps = [tokenizer.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+    for step in steps:
+        if isinstance(step, dict):
+            steps += [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
+            steps += step.get("decoders", ())
+            if step.get("type") == "ByteLevel":
+                return True
+    return False
+
+
 def from_json(
     files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, pre: str | None,
     family: str, architecture: str,
@@ -72,6 +85,7 @@ def from_json(
     extra = hf.get_added_tokens_decoder()
     merges = read_merges(tokenizer, label)
     vocab = ByteLevel(name, [], [], merges, [f"pre-tokenizer {name}: {why}"])
+    kept: list[str] = []
     for i in range(size):
         token, kind = by_id.get(i), TokenType.NORMAL
         if token is None:
@@ -79,10 +93,19 @@ def from_json(
         elif i in extra:
             if not extra[i].normalized:
                 ids = hf.encode(token, add_special_tokens=False).ids
-                token = hf.decode(ids, skip_special_tokens=False)
+                text = hf.decode(ids, skip_special_tokens=False)
+                if "\ufffd" in text and "\ufffd" not in token:
+                    kept.append(token)  # letters beyond ASCII, taken for bytes by the decoder
+                else:
+                    token = text
             token, kind = added(token, extra[i].special)
         vocab.tokens.append(token)
         vocab.types.append(int(kind))
+    if kept:
+        vocab.notes.append(
+            f"{len(kept)} added tokens keep their text, which the decoder does not give back "
+            f"({', '.join(kept[:3])})"
+        )
     if beyond := sorted(i for i in by_id if i >= size):
         names = ", ".join(by_id[i] for i in beyond[:3])
         vocab.notes.append(

@@ -74,7 +74,7 @@ _LLAMA = VocabRules(
            "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "IQuestCoderForCausalLM",
            "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration",
            "Idefics3ForConditionalGeneration", "LlavaForConditionalGeneration",
-           "VoxtralForConditionalGeneration", "NanbeigeForCausalLM"),
+           "VoxtralForConditionalGeneration", "NanbeigeForCausalLM", "LlamaModel"),
     config_space_prefix="first", tekken=True,
 )  # fmt: skip
 _GRANITE = replace(

@@ -7,14 +7,15 @@ methods of families that add tokens in their own way.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import AddedTokens
-from quantkit.tokenizer.special_tokens import read_merges, tokenizer_config
+from quantkit.tokenizer.special_tokens import content, read_merges, tokenizer_config
 from quantkit.tokenizer.token_types import SPACE, TokenType, added
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def from_model(
             (_VISIBLE_NUL if p == "\0" else p, s, TokenType.UNUSED if p.startswith(unused) else t)
             for p, s, t in pieces
         ]
-    table = _with_added(files, dict(enumerate(pieces)), size, style)
+    by_id = dict(enumerate(pieces))
+    if not tokenizer_config(files).get("added_tokens_decoder"):  # transformers 5 writes none
+        _set_added(by_id, files.optional("tokenizer.json") or {})
+    table = _with_added(files, by_id, size, style)
     table.puts_space = sp.EncodeAsPieces("a")[0].startswith(SPACE)
     return table
 
@@ -79,6 +83,14 @@ def read_pieces(
     return [piece(i) for i in range(sp.vocab_size())], sp
 
 
+def has_bytes(tokenizer: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json has a piece for every byte, as SentencePiece's byte fallback."""
+    vocab = tokenizer["model"]["vocab"]
+    return bool(tokenizer["model"].get("byte_fallback")) or all(
+        f"<0x{byte:02X}>" in vocab for byte in range(256)
+    )
+
+
 def from_merges(
     files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, style: AddedTokens
 ) -> Pieces:
@@ -87,18 +99,25 @@ def from_merges(
     SentencePiece joins the neighbours whose joint piece has the best score; a BPE tokenizer joins
     those whose merge stands first. So the n-th piece that a merge makes gets the score -n, and the
     pieces that no merge makes follow in the order of their ids, as in the original.
+
+    Runs of spaces among the added tokens (Gemma's) stay pieces, which merges make: the tokenizer
+    looks for their visible spaces in the text as it is, and so never finds them there.
     """
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     extra = [t for t in tokenizer.get("added_tokens") or [] if isinstance(t, dict)]
-    specials = {t["content"] for t in extra if t.get("special")}
     config = tokenizer_config(files)
-    unknown = tokenizer["model"].get("unk_token") or _content(config.get("unk_token"))
+    unknown = tokenizer["model"].get("unk_token") or content(config.get("unk_token"))
 
     merged: dict[str, None] = {}
     for merge in read_merges(tokenizer, files.label("tokenizer.json")):
         left, _, right = merge.partition(" ")
         merged.setdefault((left + right).replace("\u0120", " "))
+    spaces = {
+        t["content"] for t in extra
+        if SPACE in t["content"] and not t.get("normalized", True)
+    }  # fmt: skip
     outside = {t["content"] for t in extra} | {p for p in vocab if _BYTE.fullmatch(p)}
+    outside -= spaces
     plain = (p for p, _ in sorted(vocab.items(), key=lambda item: item[1]))
     ranked = [*merged, *(p for p in plain if p not in merged and p not in outside)]
     scores = {p: -float(n) for n, p in enumerate(ranked)}
@@ -110,14 +129,10 @@ def from_merges(
             kind = TokenType.UNKNOWN
         elif _BYTE.fullmatch(p):
             kind = TokenType.BYTE
-        elif p in specials:
-            kind = TokenType.CONTROL
         pieces[i] = (p, scores.get(p, 0.0), kind)
-    for t in extra:
-        if t["content"] not in vocab:
-            text, kind = added(t["content"], bool(t.get("special")))
-            pieces[int(t["id"])] = (text, -1000.0, kind)
-    table = _with_added(files, pieces, size, style)
+    made = {i: pieces[i] for p, i in vocab.items() if p in spaces}
+    _set_added(pieces, tokenizer)
+    table = _with_added(files, pieces, size, style, made)
     table.notes.insert(
         0, f"scores of {len(merged)} pieces derived from the merges of tokenizer.json"
     )
@@ -131,10 +146,10 @@ def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int
     same. Tokens are CONTROL where tokenizer_config.json names them; whatever else is added to the
     vocabulary is USER_DEFINED (gguf-py `vocab.py`, LlamaHfVocab)."""
     config = tokenizer_config(files)
-    named = {_content(value) for key, value in config.items() if key.endswith("_token")}
+    named = {content(value) for key, value in config.items() if key.endswith("_token")}
     for kind in ("extra", "additional", "model_specific"):
         found = config.get(f"{kind}_special_tokens") or []
-        named |= {_content(t) for t in (found.values() if isinstance(found, dict) else found)}
+        named |= {content(t) for t in (found.values() if isinstance(found, dict) else found)}
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     more = {t["content"]: int(t["id"]) for t in tokenizer.get("added_tokens") or []}
     pieces: dict[int, Piece] = {}
@@ -150,10 +165,6 @@ def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int
     return table
 
 
-def _content(entry: Any) -> Any:
-    return entry.get("content") if isinstance(entry, dict) else entry
-
-
 def _prepends_space(tokenizer: dict[str, Any]) -> bool:
     """Whether the tokenizer puts a space before the text, as SentencePiece does by default."""
     steps = []
@@ -167,15 +178,31 @@ def _prepends_space(tokenizer: dict[str, Any]) -> bool:
     )
 
 
+def _set_added(pieces: dict[int, Piece], tokenizer: dict[str, Any]) -> None:
+    """Give the added tokens of a tokenizer.json their types, those that are pieces as well too.
+
+    As ordinary pieces they would be put together from others, and never where the text around them
+    does not allow it.
+    """
+    for t in tokenizer.get("added_tokens") or []:
+        i = int(t["id"])
+        if i not in pieces or pieces[i][2] == TokenType.NORMAL:
+            text, kind = added(t["content"], bool(t.get("special")))
+            pieces[i] = (text, pieces[i][1] if i in pieces else -1000.0, kind)
+
+
 def _with_added(
-    files: CheckpointFiles, pieces: dict[int, Piece], size: int | None, style: AddedTokens
-) -> Pieces:
-    """`pieces` by id and the tokens that other files add or change, padded or cut to `size`."""
+    files: CheckpointFiles, pieces: dict[int, Piece], size: int | None, style: AddedTokens,
+    fixed: Mapping[int, Piece] = MappingProxyType({}),
+) -> Pieces:  # fmt: skip
+    """`pieces` by id and the tokens that other files add or change, all but the `fixed` ones,
+    padded or cut to `size`."""
     size = 1 + max(pieces, default=-1) if size is None else size
     table = Pieces(
         [f"[PAD{i}]" for i in range(size)], [-10000.0] * size, [int(TokenType.UNUSED)] * size
     )
-    every = [*((i, *p) for i, p in pieces.items()), *_added_tokens(files, style)]
+    every = [*((i, *p) for i, p in pieces.items()), *_added_tokens(files, style),
+             *((i, *p) for i, p in fixed.items())]  # fmt: skip
     for i, token, score, kind in every:
         if 0 <= i < size:
             table.tokens[i], table.scores[i], table.types[i] = token, score, int(kind)
@@ -204,7 +231,7 @@ def _added_tokens(
                 token, kind = added(token, special)
             elif not special:
                 kind = TokenType.USER_DEFINED
-            elif style.unknown and token == _content(data.get("unk_token")):
+            elif style.unknown and token == content(data.get("unk_token")):
                 kind = TokenType.UNKNOWN
             else:
                 kind = TokenType.CONTROL

@@ -24,13 +24,15 @@ class SpecialTokens:
 
     `ids`: token ids. `add`: whether the tokenizer adds them to a text. `templates`: chat templates
     by name, "default" being the one used when none is asked for. `normalizer`: "lowercase" and
-    "strip_accents", where the tokenizer does that.
+    "strip_accents", where the tokenizer does that. `past`: ids that are left out because the
+    vocabulary ends before them.
     """
 
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     normalizer: dict[str, bool] = field(default_factory=dict)
+    past: dict[str, int] = field(default_factory=dict)
 
 
 def tokenizer_config(files: CheckpointFiles) -> dict[str, Any]:
@@ -38,13 +40,19 @@ def tokenizer_config(files: CheckpointFiles) -> dict[str, Any]:
     return files.optional("tokenizer_config.json") or {}
 
 
+def content(entry: Any) -> Any:
+    """A token's text, where it may be an object with flags."""
+    return entry.get("content") if isinstance(entry, dict) else entry
+
+
 def read_special_tokens(
-    files: CheckpointFiles, n_vocab: int | None = None, template_file_wins: bool = False
+    files: CheckpointFiles, n_vocab: int, template_file_wins: bool = False
 ) -> SpecialTokens:
     """Read tokenizer.json, tokenizer_config.json, config.json and the chat template files.
 
-    Ids of `n_vocab` and above are left out. `template_file_wins`: chat_template.jinja is preferred
-    to tokenizer_config.json. Raises CorruptFile, TokenizerError.
+    Ids of `n_vocab` and above are left out, and the next file that names one counts.
+    `template_file_wins`: chat_template.jinja is preferred to tokenizer_config.json. Raises
+    CorruptFile, TokenizerError.
     """
     special = SpecialTokens()
     tokenizer = files.optional("tokenizer.json")
@@ -60,8 +68,10 @@ def read_special_tokens(
             raise TokenizerError(
                 f"{files.label(file)}: the id of the {kind} token is {token_id}; ids start at 0"
             )
-        if n_vocab is None or token_id < n_vocab:
+        if token_id < n_vocab:
             special.ids.setdefault(kind, token_id)
+        elif kind not in special.ids:
+            special.past.setdefault(kind, token_id)
 
     if tokenizer is not None:
         names = _Names(dict(config or {}), config is not None)
@@ -75,10 +85,9 @@ def read_special_tokens(
         for kind in types:
             if isinstance(flag := config.get(f"add_{kind}_token"), bool):
                 special.add.setdefault(kind, flag)
-            entry = config.get(f"{kind}_token")
-            content = entry.get("content") if isinstance(entry, dict) else entry
-            if isinstance(content, str):
-                set_id(kind, by_content.get(content), "tokenizer.json")
+            text = content(config.get(f"{kind}_token"))
+            if isinstance(text, str):
+                set_id(kind, by_content.get(text), "tokenizer.json")
     for kind in types:
         set_id(kind, _value(model, f"{kind}_token_id"), "config.json")
     return special
@@ -196,6 +205,20 @@ def _templates(files: CheckpointFiles, config: dict[str, Any], file_wins: bool) 
     if file_wins:
         return _templates_of_files(files) or _by_name(config.get("chat_template"))
     return _by_name(config.get("chat_template")) or _templates_of_files(files)
+
+
+def unused_template(files: CheckpointFiles, file_wins: bool) -> str | None:
+    """A line where two places hold chat templates that differ, and one of them is not used."""
+    config = _by_name(tokenizer_config(files).get("chat_template"))
+    of_files = _templates_of_files(files)
+    if not config or not of_files or config == of_files:
+        return None
+    name = "chat_template.jinja" if files.has("chat_template.jinja") else "chat_template.json"
+    used, unused = "tokenizer_config.json", name
+    if file_wins:
+        used, unused = unused, used
+    empty = " (an empty text)" if not any((of_files if file_wins else config).values()) else ""
+    return f"the chat template of {used}{empty} is used; that of {unused} differs, and is not"
 
 
 def _templates_of_files(files: CheckpointFiles) -> dict[str, str]:

@@ -3,9 +3,9 @@
 Looked for in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
 
 1. `tokenizer.model`: a SentencePiece vocabulary, as it is.
-2. `tokenizer.json` with byte fallback: a SentencePiece vocabulary without its scores. llama.cpp
-   gives every piece the same one, and then splits text differently from the model; here they are
-   derived from the merges.
+2. `tokenizer.json` with byte pieces and no byte-level step: a SentencePiece vocabulary without its
+   scores. llama.cpp gives every piece the same one, and then splits text differently from the
+   model; here they are derived from the merges.
 3. any other BPE `tokenizer.json`: byte-level BPE with its merges.
 4. tiktoken ranks, or `vocab.json` with `merges.txt`: byte-level BPE in older files.
 
@@ -26,12 +26,14 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import byte_level, mistral, sentencepiece, tiktoken
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
+from quantkit.tokenizer.past_the_end import left_out
 from quantkit.tokenizer.sentencepiece import Pieces
 from quantkit.tokenizer.special_tokens import (
     SpecialTokens,
     read_merges,
     read_special_tokens,
     tokenizer_config,
+    unused_template,
 )
 from quantkit.tokenizer.token_types import TokenType
 
@@ -176,13 +178,12 @@ def _read(
             vocab.middle_space_prefix = table.puts_space
         if pre is not None:
             vocab.notes.append(f"--pre {pre} is of no effect: this vocabulary is SentencePiece's")
-        n_vocab = len(vocab.tokens)
-        vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     else:
         vocab = Vocabulary(
             "gpt2", table.pre, table.tokens, table.types, merges=table.merges, notes=table.notes
         )
-        vocab.special = read_special_tokens(files, None, rules.template_file_wins)
+    n_vocab = len(vocab.tokens)
+    vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     _apply(rules, vocab, files)
     _rename_padding(vocab)
     if rules.turns_end:
@@ -190,7 +191,25 @@ def _read(
         ends, bos = config.get("eos_token_id"), config.get("bos_token_id")
         others = [i for i in ends if i != bos] if isinstance(ends, list) else []
         vocab.late_ids |= dict(zip(("eot",), others, strict=False))
+    # what a family has always stays, as llama.cpp's converter writes it
+    fixed = {kind for kind, token in rules.late_ids if isinstance(token, int)}
+    vocab.late_ids = {k: i for k, i in vocab.late_ids.items() if i < n_vocab or k in fixed}
+    vocab.notes += filter(None, [unused_template(files, rules.template_file_wins), _lost(vocab)])
+    vocab.notes += left_out(vocab.special, vocab.tokens, files, fixed)
     return vocab
+
+
+def _lost(vocab: Vocabulary) -> str | None:
+    """A line on special tokens whose text is lost: no text holds U+FFFD, so none has them."""
+    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    lost = [
+        i for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True))
+        if kind in kinds and "\ufffd" in text
+    ]  # fmt: skip
+    if not lost:
+        return None
+    names = ", ".join(f"{vocab.tokens[i]!r} ({i})" for i in lost[:3])
+    return f"{len(lost)} added tokens hold U+FFFD and will be found in no text: {names}"
 
 
 def _of_mistral(found: mistral.MistralVocabulary) -> Vocabulary:
@@ -212,17 +231,23 @@ def _read_tokens(
         return sentencepiece.from_model(files, size, rules.added, rules.unused)
     if files.has("tokenizer.json"):
         tokenizer = files.json("tokenizer.json")
-        model = _checked_model(tokenizer, files.label("tokenizer.json"))
+        _checked_model(tokenizer, files.label("tokenizer.json"))
         if rules.model:
             return sentencepiece.of_merges_alone(files, tokenizer, size)
-        if model.get("byte_fallback"):
+        if sentencepiece.has_bytes(tokenizer) and not byte_level.is_byte_level(tokenizer):
             return sentencepiece.from_merges(files, tokenizer, size, rules.added)
     elif kind := tiktoken.kind_of(files):
         return tiktoken.read(files, kind, size, pre)
     elif files.has("vocab.json") and files.has("merges.txt"):
         tokenizer = byte_level.from_vocab_and_merges(files)
     else:
-        raise TokenizerError(f"{files.where}: neither tokenizer.model nor tokenizer.json is there")
+        tekken = (
+            " (tekken.json alone is Mistral's own form: the release with tokenizer.json has both)"
+            if files.has("tekken.json") else ""
+        )  # fmt: skip
+        raise TokenizerError(
+            f"{files.where}: neither tokenizer.model nor tokenizer.json is there{tekken}"
+        )
     return byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
 
 
@@ -251,8 +276,8 @@ def _holds_ranks(model: bytes) -> bool:
     return len(first) == 2 and first[1].isdigit()
 
 
-def _checked_model(tokenizer: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """The `model` of a tokenizer.json, if it is BPE with a vocabulary. Raises TokenizerError."""
+def _checked_model(tokenizer: Mapping[str, Any], label: str) -> None:
+    """The `model` of a tokenizer.json is BPE with a vocabulary. Raises TokenizerError."""
     model = tokenizer.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE":
@@ -261,7 +286,6 @@ def _checked_model(tokenizer: Mapping[str, Any], label: str) -> dict[str, Any]:
         isinstance(i, int) and i >= 0 for i in model["vocab"].values()
     ):
         raise TokenizerError(f"{label}: its vocabulary is not a table of pieces and ids")
-    return model
 
 
 def _number_in(files: CheckpointFiles, name: str, key: str) -> int | None:

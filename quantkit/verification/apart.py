@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,10 @@ from typing import Any
 from quantkit.errors import LlamaError
 from quantkit.verification.llama_cpp import Llama, complete, library
 
-_CAUSES = ("GGML_ASSERT", "GGML_ABORT", "what():")  # lines that say why it ended
+# lines of a process that llama.cpp ends, the most telling first; a stack trace follows them
+_REASONS = (
+    r".*GGML_(?:ASSERT|ABORT).*", r"terminate called.*|what\(\):.*", r"\w*Error\b.*|.*error:.*",
+)  # fmt: skip
 _SITE = "llama.cpp/"  # what its own path ends with in such a line
 
 
@@ -33,22 +37,21 @@ def ask(file: Path, question: dict[str, Any]) -> Any:
         env={**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"},
     )  # fmt: skip
     if found.returncode != 0:
-        raise LlamaError(_reason(found.returncode, found.stderr))
+        raise LlamaError(reason(found.returncode, found.stderr))
     answer = json.loads(found.stdout)
     if "error" in answer:
         raise LlamaError(answer["error"])
     return answer["answer"]
 
 
-def _reason(code: int, said: str) -> str:
-    """Why the process ended, in a line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    cause = next((line for line in lines if any(word in line for word in _CAUSES)), None)
-    if cause is not None:
-        return cause.rpartition(_SITE)[2].removeprefix("what():").strip()
+def reason(code: int, said: str) -> str:
+    """Why a process ended, in a line: of all that it wrote, the most telling."""
+    for pattern in _REASONS:
+        if lines := re.findall(pattern, said):
+            return " ".join(line.strip() for line in lines[:2]).rpartition(_SITE)[2]
     if code < 0:
         return f"it was ended by {signal.Signals(-code).name}"
-    return lines[-1] if lines else "no reason is given"
+    return (said.strip().splitlines() or ["no reason is given"])[-1].strip()
 
 
 def main() -> None:
@@ -57,7 +60,8 @@ def main() -> None:
     try:
         if "texts" in question:
             with Llama(file, 0) as model:
-                answer: Any = [model.tokenize(t.encode()).tolist() for t in question["texts"]]
+                texts = [text.encode() for text in question["texts"]]
+                answer: Any = [model.tokenize(t, parse=True).tolist() for t in texts]
         else:
             with Llama(file, question["context"], threads=question["threads"]) as model:
                 prompt = question.get("prompt")

@@ -203,11 +203,14 @@ class Llama:
         """Whether a token ends the text."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
 
-    def tokenize(self, text: bytes, special: bool = False) -> np.ndarray[Any, Any]:
-        """The int32 ids of a text in UTF-8; `special`: with the tokens that a model adds."""
+    def tokenize(
+        self, text: bytes, special: bool = False, parse: bool = False
+    ) -> np.ndarray[Any, Any]:
+        """The int32 ids of a text in UTF-8; `special`: with the tokens that a model adds; `parse`:
+        control tokens that are spelled in it are taken for what they are."""
         ids = np.empty(len(text) + 2, np.int32)
         n = self._lib.llama_tokenize(
-            self._vocab, text, len(text), ids.ctypes.data, len(ids), special, False
+            self._vocab, text, len(text), ids.ctypes.data, len(ids), special, parse
         )
         if n < 0:
             raise LlamaError(f"{self.path}: llama.cpp does not tokenize a text: {_reason()}")

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantkit.errors import LlamaError, LlamaMissing, TokenizerError
 from quantkit.tokenizer.vocabulary import malformed
 from quantkit.verification import apart
 from quantkit.verification.llama_cpp import library
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 Tokenize = Callable[[Sequence[str]], list[list[int]]]  # texts -> the token ids of each
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The tokenizer of a checkpoint: how it splits texts, its added tokens by id, and letters of
+    which it makes pieces."""
+
+    tokenize: Tokenize
+    added: Mapping[int, str] = field(default_factory=dict)
+    alphabet: str = "abc"
+
+
+VISIBLE_SPACES = {"\u2581", "\u0120"}  # SentencePiece's and the byte-level one
 
 # ordinary text of the kinds that vocabularies treat differently
 SAMPLES = (
@@ -25,7 +44,7 @@ SAMPLES = (
 )
 
 
-def reference(directory: Path) -> Tokenize | None:
+def reference(directory: Path) -> Reference | None:
     """The tokenizer of a checkpoint, by the library that it was made for; None where it is of a
     kind that only its own code reads. Raises TokenizerError."""
     model, fast = directory / "tokenizer.model", directory / "tokenizer.json"
@@ -33,16 +52,31 @@ def reference(directory: Path) -> Tokenize | None:
         if fast.is_file():
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(fast))
-            return lambda texts: [
-                list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts
-            ]
+            return _of_tokenizer_json(Tokenizer.from_file(str(fast)))
         if model.is_file():
             from sentencepiece import SentencePieceProcessor
 
             processor = SentencePieceProcessor(model_file=str(model))
-            return lambda texts: [list(processor.encode(text)) for text in texts]
+            return Reference(lambda texts: [list(processor.encode(text)) for text in texts])
     return None
+
+
+def _of_tokenizer_json(tokenizer: Tokenizer) -> Reference:
+    def tokenize(texts: Sequence[str]) -> list[list[int]]:
+        return [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
+
+    # llama.cpp finds a token inside a word, too, whatever its flags say; and one that is spelled
+    # with visible spaces where there are spaces
+    texts = {
+        i: token.content
+        for i, token in tokenizer.get_added_tokens_decoder().items()
+        if not token.single_word and not VISIBLE_SPACES & {*token.content}
+    }
+    alone = dict(zip(texts, tokenize([*texts.values()]), strict=True))
+    letters = "".join(c for c in map(chr, range(97, 123)) if tokenizer.token_to_id(c) is not None)
+    return Reference(
+        tokenize, {i: text for i, text in texts.items() if alone[i] == [i]}, letters or "abc"
+    )
 
 
 def splitting(file: Path) -> Tokenize:
@@ -64,14 +98,48 @@ def splitting(file: Path) -> Tokenize:
     return split
 
 
-def differences(ours: Tokenize, theirs: Tokenize) -> list[str]:
-    """Lines on the samples that the file splits otherwise than the source."""
-    out = []
-    for text, a, b in zip(SAMPLES, ours(SAMPLES), theirs(SAMPLES), strict=True):
-        if a != b:
+def differences(ours: Tokenize, theirs: Reference, n_vocab: int) -> list[str]:
+    """Lines on the samples that a file of `n_vocab` tokens splits otherwise than the source, and on
+    added tokens that it does not find in a text."""
+    added = {i: text for i, text in theirs.added.items() if i < n_vocab}
+    samples = [*SAMPLES, *_around(added, theirs.alphabet)]
+    out, lost = [], dict[int, None]()
+    for n, (text, a, b) in enumerate(zip(samples, ours(samples), theirs.tokenize(samples),
+                                         strict=True)):  # fmt: skip
+        if n >= len(SAMPLES):  # of the text around them, spaces at its ends may differ
+            missing = _missing([i for i in a if i in added], [i for i in b if i in added])
+            lost |= dict.fromkeys(missing)
+        elif a != b:
             at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
             out.append(
                 f"{text.splitlines()[0][:40]!r} is {len(a)} tokens in llama.cpp, {len(b)} in the "
                 f"source's tokenizer; token {at} is the first that differs"
             )
+    if lost:
+        names = ", ".join(repr(added[i]) for i in [*lost][:3])
+        out.append(
+            f"{len(lost)} of {len(added)} added tokens are cut to pieces in llama.cpp ({names})"
+        )
     return out
+
+
+TOGETHER = 16  # added tokens in one text
+
+
+def _around(added: Mapping[int, str], alphabet: str) -> list[str]:
+    """Texts with all added tokens in them, each between random strings of letters."""
+    draw = random.Random(0)
+    tokens = [*added.values()]
+    return [
+        "".join(
+            "".join(draw.choices(alphabet, k=draw.randrange(1, 9))) + token
+            for token in tokens[start : start + TOGETHER]
+        )
+        + alphabet[:1]
+        for start in range(0, len(tokens), TOGETHER)
+    ]
+
+
+def _missing(found: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """What of `wanted` is not in `found`, as often as it should be."""
+    return [i for i in dict.fromkeys(wanted) if found.count(i) < wanted.count(i)]

@@ -83,7 +83,7 @@ def verify(
         model = open_source(source, reading)
         checks.append(_check_metadata(header, model))
         if not faults and source.path:  # llama.cpp would read past the end of short arrays
-            checks.append(_check_tokenization(structure.first_split(file), source.path))
+            checks.append(_check_tokenization(header, structure.first_split(file), source.path))
         check, errors = _check_weights(header, tensors, model, imatrix, threads, progress)
         checks.append(check)
     return _verdict(file, checks, errors, sound)
@@ -165,7 +165,7 @@ def _check_metadata(header: Header, model: Model) -> Check:
     return Check(proven=["metadata and vocabulary are the source's"])
 
 
-def _check_tokenization(file: Path, checkpoint: Path) -> Check:
+def _check_tokenization(header: Header, file: Path, checkpoint: Path) -> Check:
     """Compare how llama.cpp splits texts with how the checkpoint's tokenizer does."""
     if not checkpoint.is_dir():
         return Check()
@@ -173,7 +173,8 @@ def _check_tokenization(file: Path, checkpoint: Path) -> Check:
         reference = tokenization.reference(checkpoint)
         if reference is None:
             return Check()
-        differences = tokenization.differences(tokenization.splitting(file), reference)
+        n_vocab = len(header.get("tokenizer.ggml.tokens") or ())
+        differences = tokenization.differences(tokenization.splitting(file), reference, n_vocab)
     except (TokenizerError, LlamaMissing) as e:
         return Check(notes=[f"texts were not split in llama.cpp: {e}"])
     except LlamaError as e:

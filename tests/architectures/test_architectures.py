@@ -278,7 +278,7 @@ def test_fp8_as_q8_0(checkpoint: Get, tmp_path: Path) -> None:
         ("qwen3moe", {"num_experts": 5}, "mlp.gate.weight & [4, 256] found & experts x hidden"),
         ("deepseek-v3", {"first_k_dense_replace": 2}, "model.layers.1.mlp.experts & layer 1"),
         ("deepseek-v3", {"first_k_dense_replace": 0}, "model.layers.0.mlp.down_proj & layer 0"),
-        ("deepseek-v3", {"num_nextn_predict_layers": 0}, "layer 2 & num_hidden_layers 2"),
+        ("deepseek-v3", {"num_hidden_layers": 1}, "layer 1 & num_hidden_layers 1"),
         ("deepseek-v3", {"kv_lora_rank": 128}, "kv_lora & expected"),
         ("llama4", {"text_config": {}}, "'num_hidden_layers' is missing"),
         ("gpt-oss", {"quantization_config": None}, "_blocks & no quantization_config"),

@@ -11,8 +11,8 @@ from quantkit import api, errors
 from quantkit.gguf.container import replaced, uint32
 from quantkit.jobs import quantize
 from quantkit.verification import apart, verify
-from quantkit.verification.llama_run import completion
-from quantkit.verification.verify import Verdict
+from quantkit.verification.llama_run import run
+from quantkit.verification.verdict import Verdict
 from tests.verification.damage import rewritten
 
 GROUPS = uint32("deepseek2.expert_group_count", 4)  # as many as there are experts
@@ -27,8 +27,7 @@ def aborts(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 
 def test_the_assertion_is_shown(aborts: Path) -> None:
-    found = Verdict(aborts.name)
-    completion(aborts, "Once", found)
+    found = run(Verdict(aborts.name), aborts, "Once")
     (finding,) = found.findings
     assert "llama.cpp ends as it runs it" in finding
     assert "GGML_ASSERT(hparams.n_expert_groups < hparams.n_expert) failed" in finding
@@ -56,15 +55,14 @@ def test_nan_is_no_answer(checkpoint: Callable[[str], Path], tmp_path: Path) -> 
                   span(header, "output_norm.weight").start + 4), b"\x00\x00\xc0\x7f",
         ),
     )  # fmt: skip
-    found = Verdict(bad.name)
-    completion(bad, "Once", found)
+    found = run(Verdict(bad.name), bad, "Once")
     assert any("llama.cpp computes NaN with it" in f for f in found.findings)
     assert any("output_norm.weight has NaN" in f for f in verify.verify(bad).findings)
 
 
 def test_why_a_process_ended() -> None:
     said = "loading\n/build/llama.cpp/src/llama-model.cpp:1393: GGML_ASSERT(n < 3) failed\n#0 x\n"
-    assert apart._reason(-6, said) == "src/llama-model.cpp:1393: GGML_ASSERT(n < 3) failed"
-    assert apart._reason(-11, "") == "it was ended by SIGSEGV"
-    assert apart._reason(1, "a\nlast words\n") == "last words"
-    assert apart._reason(1, "") == "no reason is given"
+    assert apart.reason(-6, said) == "src/llama-model.cpp:1393: GGML_ASSERT(n < 3) failed"
+    assert apart.reason(-11, "") == "it was ended by SIGSEGV"
+    assert apart.reason(1, "a\nlast words\n") == "last words"
+    assert apart.reason(1, "") == "no reason is given"
