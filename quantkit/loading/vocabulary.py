@@ -61,8 +61,16 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         item = kv.get(name)
         if item is None or item.type != "UINT32" or item.value == UNSET:
             continue
+        if name == "bos_token_id" and not _begins(kv, model):
+            continue
         if item.value >= count:
             yield f"tokenizer.ggml.{name} is {item.value}, of {count} tokens"
+
+
+def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:
+    """Whether texts begin with a token of their own: otherwise none is asked for."""
+    item = kv.get("add_bos_token")
+    return model != "gpt2" if item is None else bool(item.value)
 
 
 def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
