@@ -23,7 +23,6 @@ _HALFS: dict[str, tuple[int, ...]] = {
 _FLOATS: dict[str, tuple[type[Any], int]] = {
     "BF16": (np.uint16, 0x7F80),
     "F32": (np.uint32, 0x7F800000),
-    "F64": (np.uint64, 0x7FF0000000000000),
     "Q8_K": (np.uint32, 0x7F800000),  # its scale is a float32, at the start
 }
 _HALF = 0x7C00
@@ -44,6 +43,9 @@ def invalid_block(data: Bytes, name: str) -> int:
     elif name in _FLOATS:
         integer, exponent = _FLOATS[name]
         bad = _all_set(data[:, : np.dtype(integer).itemsize], integer, exponent)
+    elif name == "F64":  # ggml looks at them in float32
+        with np.errstate(over="ignore", invalid="ignore"):
+            bad = ~np.isfinite(data.view(np.float64)[:, 0].astype(np.float32))
     elif name == "MXFP4":  # the NaN of its scale, E8M0
         bad = data[:, 0] == 0xFF
     elif name == "IQ1_M":

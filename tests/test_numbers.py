@@ -53,8 +53,9 @@ def test_a_table_is_copied(kind: str, plain: Path, tmp_path: Path) -> None:
     assert verify(path).good
     assert verify(path, tmp_path / "s.gguf").good
     found = inspect(path)
-    assert found.problems == []
-    assert kind in found.facts["dtypes"]
+    assert list(found.problems) == []
+    assert found.description is not None
+    assert kind in found.description.dtypes
 
 
 @pytest.mark.parametrize("kind", sorted(DTYPES))
