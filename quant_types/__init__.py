@@ -71,6 +71,7 @@ from quant_types.errors import (
 )
 from quant_types.format import BlockFormat
 from quant_types.grids import grid
+from quant_types.validity import invalid_block
 
 __all__ = [
     "FORMATS",
@@ -87,6 +88,7 @@ __all__ = [
     "check_finite",
     "dequantize",
     "get_format",
+    "invalid_block",
     "prepare",
     "quantize",
     "quantize_into",
@@ -190,14 +192,20 @@ def quantize(
 
 def quantize_into(
     x: Any, wanted: Iterable[tuple[str | BlockFormat, Any]], importance: Any = None
-) -> None:
+) -> bool:
     """Quantize rows of weights into several formats: what `quantize` does for each, in less time
     between them.
+
+    Blocks of weights past the range of float16 (65,520 and more) are made as ggml makes them, with
+    scales that may be infinite; `invalid_block` finds those.
 
     Args:
         x: as for `quantize`.
         wanted: formats, each with its `out` as for `quantize`.
         importance: as for `quantize`.
+
+    Returns:
+        False where no weight is past the range of float16, so that every block is finite.
 
     Raises:
         What `quantize` raises, before a byte is written unless it is NotFinite or OutOfRange.
@@ -206,7 +214,7 @@ def quantize_into(
     rows, n = prod(x.shape[:-1]), x.shape[-1]
     found = [(get_format(fmt), out) for fmt, out in wanted]
     found = [(fmt, check_out(out, rows * fmt.row_bytes(n))) for fmt, out in found]
-    _run(x, chosen, found, importance)
+    return _run(x, chosen, found, importance)
 
 
 def _weights(x: Any, engine: str) -> tuple[Any, str]:
@@ -221,15 +229,16 @@ def _weights(x: Any, engine: str) -> tuple[Any, str]:
     return contiguous(x), chosen
 
 
-def _run(x: Any, engine: str, wanted: Wanted, importance: Any) -> None:
+def _run(x: Any, engine: str, wanted: Wanted, importance: Any) -> bool:
     for fmt, _ in wanted:
         if fmt.needs_importance and importance is None:
             raise NeedsImportance(fmt.name)
     if importance is not None:
         importance = check_importance(np.asarray(importance), tuple(x.shape))
-    if prod(x.shape):
-        run = quantize_lanes if engine == "lanes" else quantize_array
-        run(x, wanted, importance)
+    if not prod(x.shape):
+        return False
+    run = quantize_lanes if engine == "lanes" else quantize_array
+    return run(x, wanted, importance)
 
 
 def prepare(wanted: Iterable[tuple[str | BlockFormat, bool]], threads: int = 1) -> None:

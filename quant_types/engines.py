@@ -152,8 +152,12 @@ def load_kernels(wanted: Iterable[tuple[BlockFormat, bool]], threads: int) -> No
     kernels.prepare({kernel_name(*one) for one in wanted}, threads)
 
 
-def quantize_lanes(x: np.ndarray, wanted: Wanted, importance: np.ndarray | None) -> None:
-    """Quantize C-contiguous `x[..., n]` into every format wanted; no GIL is held meanwhile."""
+def quantize_lanes(x: np.ndarray, wanted: Wanted, importance: np.ndarray | None) -> bool:
+    """Quantize C-contiguous `x[..., n]` into every format wanted; no GIL is held meanwhile.
+
+    Kernels stop at weights past the range of float16, and array code takes their place. Returns
+    whether there are any.
+    """
     x = x if x.flags.aligned else x.copy()
     line = kernels.LINE
     memory = np.empty(kernels.MEMORY + line, np.uint8)
@@ -171,18 +175,24 @@ def quantize_lanes(x: np.ndarray, wanted: Wanted, importance: np.ndarray | None)
         points = grid(fmt.grid).table.ctypes.data if fmt.grid else None
         work = (out.ctypes.data, out.size, memory.ctypes.data, points)
         calls.append((kernel, (*given, *work, *rest)))
-    for kernel, arguments in calls:  # nothing between them, where other threads wait for the GIL
-        failed = kernel(*arguments)
-        if failed >= 0:
-            raise NotFinite(first_bad_row(x.reshape(-1), x.shape[-1]))
-        if failed == OVERFLOW:
-            raise OutOfRange
+    # nothing between the calls, where other threads wait for the GIL
+    failed = [kernel(*arguments) for kernel, arguments in calls]
+    if OVERFLOW in failed:
+        raise OutOfRange
+    stopped = [one for one, place in zip(wanted, failed, strict=True) if place >= 0]
+    if not stopped:
+        return False
+    if (row := first_bad_row(x.reshape(-1), x.shape[-1])) >= 0:
+        raise NotFinite(row)
+    return quantize_array(x, stopped, importance)
 
 
-def quantize_array(x: Array, wanted: Wanted, importance: Array | None) -> None:
-    """Quantize C-contiguous `x[..., n]` into every format wanted with array code."""
+def quantize_array(x: Array, wanted: Wanted, importance: Array | None) -> bool:
+    """Quantize C-contiguous `x[..., n]` into every format wanted with array code. Returns whether
+    weights may be past the range of float16, which is not looked at: True."""
     for fmt, out in wanted:
         _quantize_tiles(x, fmt, importance if fmt.takes_importance else None, out)
+    return True
 
 
 def _quantize_tiles(x: Array, fmt: BlockFormat, importance: Array | None, out: Array) -> None:

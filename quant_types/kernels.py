@@ -37,7 +37,8 @@ _WITHOUT = 'NumPy does the same, slower: engine="array", or no numba installed'
 _I, _P = ctypes.c_int64, ctypes.c_void_p
 # (x, weights, kind, out, bytes, memory, grid): x float32, or the bits of bfloat16 or float16;
 # memory `MEMORY` bytes, on a cache line; grid a table of `quant_types.grids`, or nothing. Returns
-# -1, or the index of a tile with NaN or infinity, or `OVERFLOW`.
+# -1, or the index of a tile with NaN, infinity or a weight past the range of float16, or
+# `OVERFLOW`.
 PLAIN = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P, _P)
 # and (table, its rows, its columns, rows, count): importance float32, and the row of it that each
 # row of x uses, int64

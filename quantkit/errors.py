@@ -18,6 +18,8 @@ QuantkitError
 │   ├── TensorUnknown          a tensor that no row of the architecture places
 │   ├── TensorShape            a tensor whose shape contradicts the config
 │   ├── TokenizerError
+│   ├── NotLoadable            what would be written is nothing that llama.cpp loads
+│   ├── WeightTooLarge         a weight past what its format holds, with its tensor and row
 │   └── NonFiniteWeight        NaN or infinity, with its tensor and row
 ├── RecipeError            a type that is unknown, or cannot be made from this source
 │   └── BudgetError            a size that no choice of formats keeps, or that all of them keep
@@ -112,6 +114,14 @@ class TensorShape(ModelError):
 
 class TokenizerError(ModelError):
     """A vocabulary that is missing, malformed or not recognised."""
+
+
+class NotLoadable(ModelError):
+    """Metadata and tensors that llama.cpp's loader refuses, or ends at."""
+
+
+class WeightTooLarge(ModelError):
+    """A weight that becomes infinite in the format that is asked for."""
 
 
 class NonFiniteWeight(ModelError):

@@ -15,7 +15,7 @@ from quantkit.execution.ray_cluster import quantize_on
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.splits import NO_SPLITS, Splits, is_gguf, unsplit_name
 from quantkit.hub.repository import RemoteFile
-from quantkit.model import edits
+from quantkit.model import edits, pruning
 from quantkit.model.from_checkpoint import KEPT, OUTTYPES
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_gguf, open_whole
@@ -127,7 +127,7 @@ def prepare(
     late_kv = imatrix.key_values if imatrix else ()
     old_names: Mapping[str, str] = {}
     if prune:
-        model, count, old_names = edits.prune(model, prune)
+        model, count, old_names = pruning.prune(model, prune)
         late_kv = (*late_kv, count)
     request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
     paths = _paths(model, [r.name for r in recipes], output)

@@ -16,6 +16,7 @@ LAYERS = (
     {"hub"},
     {"storage"},
     {"gguf"},
+    {"loading"},
     {"source"},
     {"recipes"},
     {"calibration"},

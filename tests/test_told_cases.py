@@ -23,7 +23,7 @@ from quantkit.model.open import open_source
 from quantkit.planning.build import Request
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.location import Source
-from quantkit.verification.tokenization import reason_of
+from quantkit.verification.apart import reason
 from tests.checkpoints import read_safetensors, write_safetensors
 from tests.test_errors import edit_config
 from tests.vocabularies import edit_json
@@ -148,10 +148,11 @@ def test_tekken_alone(broken: Broken) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("said", "told"),
     [
         ("/x/llama-vocab.cpp:2665: GGML_ASSERT(a == b) failed\n[New LWP 1]\n"
-         "360 ../csu/libc-start.c: No such file or directory.\n", "GGML_ASSERT(a == b) failed"),
+         "360 ../csu/libc-start.c: No such file or directory.\n",
+         "/x/llama-vocab.cpp:2665: GGML_ASSERT(a == b) failed"),
         ("terminate called after throwing an instance of 'std::out_of_range'\n"
          "  what():  map::at\n0x0 in ?? ()\n",
          "terminate called after throwing an instance of 'std::out_of_range' what():  map::at"),
@@ -160,8 +161,8 @@ def test_tekken_alone(broken: Broken) -> None:
         ("killed\n", "killed"),
     ],
 )  # fmt: skip
-def test_the_reason_of_a_process_that_ended(said: str, reason: str) -> None:
-    assert reason_of(said) == reason
+def test_the_reason_of_a_process_that_ended(said: str, told: str) -> None:
+    assert reason(1, said) == told
 
 
 # --- what is not used ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds half to even
 ZERO = np.float32(0.0)
 ONE = np.float32(1.0)
 _INFINITE = np.int32(0x7F800000)
+_LARGE = np.int32(0x477FF000)  # 65520.0, which rounds to a float16 that is infinite
 _TWO_112 = np.float32(2.0**112)
 _HALF = np.float32(0.5)
 
@@ -70,7 +71,8 @@ def from_half(h):
 
 @inner
 def load(floats, words, kind, start, count, tile):
-    """Decode `count` weights from `start` into float32 `tile`; False if one is not finite."""
+    """Decode `count` weights from `start` into float32 `tile`; False if one is not finite, or so
+    large that a float16 made of it may not be."""
     worst = np.int32(0)
     # Slices: an index that cannot be negative is one that LLVM turns into SIMD loads.
     if kind == F32:
@@ -80,7 +82,7 @@ def load(floats, words, kind, start, count, tile):
             tile[i] = v
             a = np.int32(bits(v) & np.int32(0x7FFFFFFF))
             worst = a if a > worst else worst
-        return worst < _INFINITE
+        return worst < _LARGE
     words = words[start : start + count]
     if kind == BF16:
         for i in range(words.size):
@@ -88,7 +90,7 @@ def load(floats, words, kind, start, count, tile):
             tile[i] = from_bits(b)
             a = np.int32(b & np.int32(0x7FFFFFFF))
             worst = a if a > worst else worst
-        return worst < _INFINITE
+        return worst < _LARGE
     for i in range(words.size):
         h = np.int32(words[i])
         tile[i] = from_half(h)

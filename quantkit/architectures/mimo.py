@@ -57,7 +57,8 @@ def _sparse(config: Config, bid: int) -> bool:
 
 
 def _has_sinks(config: Config, bid: int) -> bool:
-    kind = "swa" if _slides(config)[bid] else "full"
+    slides = _slides(config)
+    kind = "swa" if bid >= len(slides) or slides[bid] else "full"
     found: bool = config.get(f"add_{kind}_attention_sink_bias", kind="BOOL", default=False)
     return found
 

@@ -80,7 +80,7 @@ def quantize(
     """Quantize a checkpoint or a GGUF file: all types from one read, no 16-bit file in between."""
     from quantkit import api
     from quantkit.gguf.splits import parse_numbers
-    from quantkit.model.edits import parse_layers
+    from quantkit.model.pruning import parse_layers
     from quantkit.recipes import choose
     from quantkit.recipes.file_types import find_format
 

@@ -151,6 +151,8 @@ def check_outputs(plan: Plan, force: bool) -> None:
         parent = f.path.resolve().parent
         if not parent.is_dir():
             raise OutputError(f"{parent}: no such directory; make it first")
+        if f.path.is_dir():
+            raise OutputError(f"{f.path} is a directory; name the file with -o")
         if f.path.resolve() in inputs:
             raise OutputError(f"{f.path} is the input; name another output with -o")
         if f.path.exists() and not force and not journal_path(f.path).exists():

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantkit.calibration.imatrix import Importance
-from quantkit.errors import NonFiniteWeight
+from quantkit.errors import NonFiniteWeight, WeightTooLarge
 from quantkit.execution.outputs import OutputFile, open_outputs
 from quantkit.execution.rows import dequantize, fetch, source_row, source_rows
 from quantkit.execution.stages import in_stages
@@ -139,6 +139,8 @@ def _make(
     for fmt, group in groupby(targets, key=itemgetter(0)):
         outputs = [output for _, output in group]
         if plan.verbatim or (fmt == source.ggml.name and not source.ggml.is_float):
+            if not plan.verbatim:
+                _check_copied(rows, source, chunk)
             made.append((outputs, _bytes(rows)))
             continue
         floats = dequantize(rows, source) if floats is None else floats
@@ -151,6 +153,41 @@ def _make(
     if floats is not None:
         made += _quantized(floats, wanted, importance, chunk, source, memory)
     return Work(chunk, targets, made=tuple(made))
+
+
+def _check_copied(rows: np.ndarray[Any, Any], source: SourceTensor, chunk: Chunk) -> None:
+    """Blocks that are copied are finite. Raises NonFiniteWeight."""
+    import quant_types
+
+    kind = source.ggml
+    block = quant_types.invalid_block(rows.view(np.uint8).reshape(-1, kind.type_size), kind.name)
+    if block >= 0:
+        row = source_row(chunk, block * kind.block_size // chunk.segment.row_length(source))
+        raise NonFiniteWeight(
+            f"{source.path.name}: tensor {source.name} has NaN or infinity in row {row}; "
+            "the file is damaged, or was made of weights past what its format holds"
+        )
+
+
+def _check_blocks(data: np.ndarray[Any, Any], fmt: str, rows: Any, chunk: Chunk) -> None:
+    """Blocks of a format, `rows` of weights made them, are finite. Raises WeightTooLarge."""
+    import quant_types
+
+    kind = type_by_name(fmt)
+    block = quant_types.invalid_block(data.reshape(-1, kind.type_size), fmt)
+    if block >= 0:
+        raise _too_large(block * kind.block_size // rows.shape[-1], fmt, rows, chunk)
+
+
+def _too_large(row: int, fmt: str, rows: Any, chunk: Chunk) -> WeightTooLarge:
+    """The error of a row whose largest weight is past what a format holds."""
+    value = rows[row][np.abs(rows[row].astype(np.float32)).argmax()]
+    is_float = fmt in ("F16", "BF16", "F32")
+    instance = "" if is_float else f", for instance --tensor-type {chunk.tensor}=BF16"
+    return WeightTooLarge(
+        f"tensor {chunk.tensor}, row {chunk.row + row}: {float(value):g} is past what {fmt} holds; "
+        f"choose BF16 or F32 for it{instance}"
+    )
 
 
 def _bytes(rows: np.ndarray[Any, Any]) -> memoryview:
@@ -195,7 +232,9 @@ def _quantized(
     try:
         if wanted:
             formats = [fmt for fmt, _ in wanted]
-            quant_types.quantize_into(rows, zip(formats, rooms, strict=True), importance)
+            if quant_types.quantize_into(rows, zip(formats, rooms, strict=True), importance):
+                for fmt, room in zip(formats, rooms, strict=True):
+                    _check_blocks(room, fmt, rows, chunk)
         else:
             quant_types.check_finite(rows)
     except quant_types.NotFinite as e:
@@ -203,5 +242,9 @@ def _quantized(
             f"{source.path.name}: tensor {source.name} has NaN or infinity "
             f"in row {source_row(chunk, e.row)}; the checkpoint is damaged"
         ) from None
+    except quant_types.OutOfRange:  # finite, and past what the search of a format computes with
+        grids = [fmt for fmt, _ in wanted if quant_types.get_format(fmt).grid]
+        row = int(np.abs(rows.astype(np.float32)).max(axis=1).argmax())
+        raise _too_large(row, " and ".join(grids), rows, chunk) from None
     for room, (_, outputs) in zip(rooms, wanted, strict=True):
         yield outputs, room.data

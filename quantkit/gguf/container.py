@@ -21,7 +21,8 @@ from quantkit.storage.substitutes import piece, pointer
 
 MAGIC = b"GGUF"
 VERSION = 3
-ALIGNMENT = 32
+ALIGNMENT = 32  # of what is written; a file that says otherwise is read
+LEAST_ALIGNMENT = 8
 MAX_HEADER = 1 << 30  # bytes; the largest vocabularies need some 20 MB
 MAX_ITEMS = 1 << 22  # of a list; the largest vocabularies have some million merges
 _KEY_BYTES, _TENSOR_BYTES = 13, 32  # the least that one takes in a header
@@ -96,6 +97,7 @@ class Header:
     kv: tuple[KeyValue, ...]
     tensors: tuple[TensorInfo, ...]
     data_offset: int  # bytes from the start of the file
+    alignment: int = ALIGNMENT
 
     def get(self, key: str, default: Any = None) -> Any:
         """The decoded value of `key`, or `default`."""
@@ -215,7 +217,7 @@ def _check_offsets(header: Header, file_size: int, path: File) -> None:
         if not t.shape or t.shape[-1] % ggml.block_size or prod(t.shape) <= 0:
             raise CorruptFile(f"{path}: tensor {t.name}: shape {t.shape} does not fit {ggml.name}")
         end = header.data_offset + t.offset + prod(t.shape) // ggml.block_size * ggml.type_size
-        if t.offset % ALIGNMENT or end > file_size:
+        if t.offset % header.alignment or end > file_size:
             raise CorruptFile(
                 f"{path}: tensor {t.name} ends at byte {end}, the file at {file_size}; "
                 "it is truncated"
@@ -328,12 +330,13 @@ class _Reader:
             raise CorruptFile(f"{self.where}: {n_tensors} tensors and {n_kv} keys cannot be right")
         kv = tuple(self.key_value() for _ in range(n_kv))
         tensors = tuple(self.tensor() for _ in range(n_tensors))
-        alignment = next((item.value for item in kv if item.key == "general.alignment"), ALIGNMENT)
-        if alignment != ALIGNMENT:
-            raise UnsupportedSource(
-                f"{self.where}: alignment {alignment}; only {ALIGNMENT} is read"
+        n = next((item.value for item in kv if item.key == "general.alignment"), ALIGNMENT)
+        if not isinstance(n, int) or n < LEAST_ALIGNMENT or n & (n - 1):
+            raise CorruptFile(
+                f"{self.where}: general.alignment is {n!r}, not a power of two from "
+                f"{LEAST_ALIGNMENT} on"
             )
-        return Header(kv, tensors, align(self.at))
+        return Header(kv, tensors, align(self.at, n), n)
 
     def key_value(self) -> KeyValue:
         key, start = self.text(), self.at

@@ -25,6 +25,11 @@ class GGMLType:
         """F32, F16 and BF16: the types that are read without dequantizing blocks."""
         return self.name in ("F32", "F16", "BF16")
 
+    @property
+    def is_number(self) -> bool:
+        """Integers and F64: one value each, which nothing quantizes, and which are only copied."""
+        return self.block_size == 1 and not self.is_float
+
 
 # ggml.h, ggml.c `type_traits`. Our own table: the gguf package's lacks types and has a size wrong.
 TYPES: tuple[GGMLType, ...] = (

@@ -1,16 +1,17 @@
-"""What a person changes in a model before it is made: layers or experts left out, metadata set."""
+"""What a person changes in a model before it is made: experts left out, metadata set."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
 from quantkit.calibration.imatrix import Imatrix
 from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
-from quantkit.gguf.container import KeyValue, string, uint32
+from quantkit.gguf.container import ALIGNMENT, KeyValue, string, uint32
+from quantkit.loading.keys import KEYS
 from quantkit.model.metadata import count_and_label
 from quantkit.model.model import Model, ModelTensor
 from quantkit.source.segments import Segment
@@ -19,43 +20,7 @@ _SAME = {"UINT8": "int", "INT8": "int", "UINT16": "int", "INT16": "int", "UINT32
          "INT32": "int", "UINT64": "int", "INT64": "int", "FLOAT32": "float", "FLOAT64": "float",
          "BOOL": "bool", "STRING": "str"}  # fmt: skip
 
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """`3,7,8` as layer numbers. Raises UsageError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise UsageError(f"{text!r} is not a list of layers; for instance 3,7,8")
-    return tuple(sorted({int(part) for part in parts}))
-
-
-def prune(model: Model, layers: Iterable[int]) -> tuple[Model, KeyValue, Mapping[str, str]]:
-    """The model without some layers, the rest numbered anew.
-
-    Returns the model, its `block_count`, and the old name of every tensor by its new one. Raises
-    RecipeError.
-    """
-    gone = set(layers)
-    blocks = sorted(
-        {bid for t in model.tensors if (bid := tensor_names.parse(t.name).bid) is not None}
-    )
-    if unknown := sorted(gone - set(blocks)):
-        raise RecipeError(
-            f"layer {unknown[0]} cannot be pruned; the model has {len(blocks)} layers"
-        )
-    number = {bid: i for i, bid in enumerate(b for b in blocks if b not in gone)}
-    kept: list[ModelTensor] = []
-    old_names = {}
-    for t in model.tensors:
-        name = tensor_names.parse(t.name)
-        if name.bid in gone:
-            continue
-        new = t.name if name.bid is None else str(name._replace(bid=number[name.bid]))
-        kept.append(replace(t, name=new))
-        old_names[new] = t.name
-    used = {s.source for t in kept for s in t.segments}
-    sources = {name: t for name, t in model.sources.items() if name in used}
-    count = uint32(f"{model.arch}.block_count", len(number))
-    return replace(model, tensors=tuple(kept), sources=sources), count, old_names
+_OF_MODEL = ("general.architecture", "tokenizer.ggml.model")  # another one has other tensors
 
 
 def keep_experts(model: Model, keep: Sequence[int]) -> Model:
@@ -64,23 +29,40 @@ def keep_experts(model: Model, keep: Sequence[int]) -> Model:
     count = _expert_count(model)
     if not keep or len(set(keep)) != len(keep) or not all(0 <= x < count for x in keep):
         raise RecipeError(f"experts {list(keep)} cannot be kept; the model has 0 to {count - 1}")
-    groups = _number(model, "expert_group_count") or 1
-    if len(keep) % groups:
+    groups = _number(model, "expert_group_count") or 0
+    if groups and len(keep) % groups:
         raise RecipeError(f"{len(keep)} experts do not divide into the model's {groups} groups")
+    if groups and len(keep) == groups:
+        raise RecipeError(
+            f"{len(keep)} experts in {groups} groups are one in each; llama.cpp wants two or more"
+        )
     used = _number(model, "expert_used_count") or 1
     if len(keep) < used:
         raise RecipeError(
             f"{len(keep)} experts are fewer than the {used} that a token uses; give --experts-used"
         )
-    tensors, partial = [], set(model.partial)
+    shared = _whole_groups(keep, _number(model, "experts_per_group") or 1)
+    tensors, partial, known = [], set(model.partial), dict(model.sources)
     for t in model.tensors:
-        if _is_of_experts(t, count):
-            rows = prod(t.shape[1:-1]) if len(t.shape) > 1 else 1
+        role = tensor_names.parse(t.name).role
+        if "tid2eid" in role:
+            raise RecipeError(f"experts cannot be left out: {t.name} names them, token by token")
+        wanted = shared if role.endswith("_chexps") else keep
+        if wanted is not None and _is_of_experts(t, role, count):
+            if t.shape[0] == 1 < count:  # a bias, `[1, n]`: its values one by one
+                (s,) = t.segments
+                known[s.source] = replace(known[s.source], flat=True)
+                t = replace(t, segments=(Segment(s.source, 0, 0, count),))
+            axis = len(t.shape) - 1 if role == "exp_probs_b" else 0
+            rows = prod(t.shape[axis + 1 : -1])
             segments = tuple(
-                s for j, x in enumerate(keep) for s in _cut(t.segments, x * rows, rows, j * rows)
+                s for j, x in enumerate(wanted) for s in _cut(t.segments, x * rows, rows, j * rows)
             )
             partial |= {s.source for s in t.segments}
-            t = replace(t, shape=(len(keep), *t.shape[1:]), segments=segments)
+            shape = (*t.shape[:axis], len(wanted), *t.shape[axis + 1 :])
+            t = replace(t, shape=shape, segments=segments)
+        elif role.endswith("_chexps"):
+            raise RecipeError(f"{t.name} serves groups of experts; keep or leave whole groups")
         tensors.append(t)
     sources = {s.source for t in tensors for s in t.segments}
     labels = {_size_label(model.tensors): _size_label(tensors)}
@@ -90,7 +72,7 @@ def keep_experts(model: Model, keep: Sequence[int]) -> Model:
     )  # fmt: skip
     model = replace(
         model, tensors=tuple(tensors), kv=kv, partial=frozenset(partial & sources),
-        sources={name: t for name, t in model.sources.items() if name in sources},
+        sources={name: t for name, t in known.items() if name in sources},
     )  # fmt: skip
     return _with_number(model, "expert_count", len(keep))
 
@@ -106,19 +88,33 @@ def use_experts(model: Model, used: int) -> Model:
 def kept_importance(imatrix: Imatrix, model: Model, keep: Sequence[int]) -> Imatrix:
     """An importance matrix of the whole model, for the experts that are kept."""
     count = _expert_count(model)
-    stacked = {t.name for t in model.tensors if len(t.shape) > 2 and _is_of_experts(t, count)}
+    stacked = {t.name for t in model.tensors if len(t.shape) > 2 and t.shape[0] == count}
     values = {
         name: data.reshape(count, -1)[list(keep)].reshape(-1)
-        if name in stacked and data.size % count == 0 else data
+        if name in stacked and "_exps" in name and data.size % count == 0 else data
         for name, data in imatrix.values.items()
     }  # fmt: skip
     return replace(imatrix, values=values)
 
 
-def _is_of_experts(t: ModelTensor, count: int) -> bool:
-    """Stacked experts, and the router's rows and biases."""
-    role = tensor_names.parse(t.name).role
-    return t.shape[0] == count and ("_exps" in role or role in ("ffn_gate_inp", "exp_probs_b"))
+def _is_of_experts(t: ModelTensor, role: str, count: int) -> bool:
+    """Stacked experts (or what groups of them share), and the router's rows and biases."""
+    if role.endswith("_chexps"):
+        return True
+    if role == "exp_probs_b":
+        return t.shape[-1] == count
+    return t.shape[0] == count and ("_exps" in role or role == "ffn_gate_inp")
+
+
+def _whole_groups(keep: Sequence[int], size: int) -> list[int] | None:
+    """The groups of `size` experts each that are kept whole and in order; None if any is not."""
+    firsts = keep[::size]
+    whole = [x for first in firsts for x in range(first, first + size)]
+    return (
+        None
+        if whole != list(keep) or any(x % size for x in firsts)
+        else [x // size for x in firsts]
+    )
 
 
 def _cut(segments: Iterable[Segment], first: int, count: int, to: int) -> Iterator[Segment]:
@@ -149,8 +145,11 @@ def _expert_count(model: Model) -> int:
 
 
 def _number(model: Model, name: str) -> int | None:
-    key = f"{model.arch}.{name}"
-    return next((int(item.value) for item in model.kv if item.key == key), None)
+    """The most that a count of the model comes to, in whichever layer."""
+    item = next((item for item in model.kv if item.key == f"{model.arch}.{name}"), None)
+    if item is None:
+        return None
+    return max(map(int, item.value), default=0) if item.type == "ARRAY" else int(item.value)
 
 
 def _with_number(model: Model, name: str, value: int) -> Model:
@@ -167,7 +166,8 @@ def _size_label(tensors: Iterable[ModelTensor]) -> str:
 def parse_override(text: str, model: Model) -> KeyValue:
     """One `--override-kv KEY=TYPE:VALUE`, as llama.cpp stores it (integers as UINT32).
 
-    Raises UsageError, and RecipeError where the model's key is of another type.
+    Raises UsageError, and RecipeError where the model's key is of another type, or says what its
+    tensors and its file are.
     """
     key, equals, rest = text.partition("=")
     kind, colon, value = rest.partition(":")
@@ -179,6 +179,13 @@ def parse_override(text: str, model: Model) -> KeyValue:
     old = next((item for item in model.kv if item.key == key), None)
     if old is not None and _SAME.get(old.type) != kind:
         raise RecipeError(f"{key} is {old.type} in this model and cannot be set to {kind}:{value}")
+    item = _parsed(key, kind, value)
+    if why := _fixed(model, item):
+        raise RecipeError(f"--override-kv {key}={kind}:{value}: {why}")
+    return item
+
+
+def _parsed(key: str, kind: str, value: str) -> KeyValue:
     try:
         if kind == "int":
             return KeyValue(key, struct.pack("<II", 4, abs(int(value))))
@@ -189,3 +196,21 @@ def parse_override(text: str, model: Model) -> KeyValue:
     except (ValueError, KeyError, struct.error, OverflowError):
         raise UsageError(f"{key}: {value!r} is not a value of type {kind}") from None
     return string(key, value)
+
+
+def _fixed(model: Model, item: KeyValue) -> str | None:
+    """Why a key cannot be set to this, of those that no number makes otherwise."""
+    name = item.key.removeprefix(f"{model.arch}.")
+    old = next((i for i in model.kv if i.key == item.key), None)
+    if old is not None and old.raw == item.raw:
+        return None
+    if item.key == "general.alignment":
+        return None if item.value == ALIGNMENT else f"files are written with {ALIGNMENT}"
+    if item.key.startswith("split."):
+        return "it counts files, and is written where there are several"
+    known = KEYS.get(name) if name != item.key else None
+    if not (known and known.of_tensors) and item.key not in _OF_MODEL:
+        return None
+    if old is None:
+        return "it says what the tensors are, and this model has no such key"
+    return f"it says what the tensors are; it is {old.value} and stays so"

@@ -15,7 +15,8 @@ from quantkit.storage.inputs import File
 
 
 def from_gguf(path: File, files: Mapping[str, File] | None = None) -> Model:
-    """A GGUF file, or the set of splits that it is one of, taken as it is. Raises SourceError.
+    """A GGUF file, or the set of splits that it is one of, taken as it is; but for its alignment,
+    since all that is written has one. Raises SourceError.
 
     `files`: where the other splits are, by name, if not beside it.
     """
@@ -25,7 +26,7 @@ def from_gguf(path: File, files: Mapping[str, File] | None = None) -> Model:
         arch=header.get("general.architecture", ""),
         tensors=_with_stacked_experts(tensors),
         sources={t.name: t for t in tensors},
-        kv=header.kv,
+        kv=tuple(item for item in header.kv if item.key != "general.alignment"),
     )
 
 

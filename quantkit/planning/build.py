@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit.errors import RecipeError
+from quantkit.errors import NotLoadable, RecipeError
 from quantkit.gguf.container import KeyValue, align, header_size, replaced, uint32
 from quantkit.gguf.splits import NO_SPLITS, Splits, split_keys, split_number, split_path
-from quantkit.gguf.types import tensor_bytes
+from quantkit.gguf.types import tensor_bytes, type_by_name
+from quantkit.loading.model import Info, container_faults, faults, is_known
 from quantkit.model.model import Model, ModelTensor
 from quantkit.planning.plan import Output, Plan, PlannedFile, PlannedTensor, check
 from quantkit.recipes.choose import NO_OVERRIDES, Choice, Overrides, choose
@@ -41,7 +42,15 @@ PLAIN = Request()
 
 
 def plan_conversion(model: Model, label: str, path: Path, splits: Splits = NO_SPLITS) -> Plan:
-    """The model as a converter writes it: each tensor as `stored`, in the model's order."""
+    """The model as a converter writes it: each tensor as `stored`, in the model's order. Raises
+    NotLoadable."""
+    plan = laid_out(model, label, path, splits)
+    _check_loads(plan.outputs[0], faults)
+    return plan
+
+
+def laid_out(model: Model, label: str, path: Path, splits: Splits = NO_SPLITS) -> Plan:
+    """As `plan_conversion`, whether llama.cpp would load it or not."""
     choices = [Choice(t.stored) for t in model.tensors]
     sizes = [tensor_bytes(t.shape, t.stored) for t in model.tensors]
     groups = splits.groups(sizes)
@@ -49,16 +58,19 @@ def plan_conversion(model: Model, label: str, path: Path, splits: Splits = NO_SP
 
 
 def plan_copy(model: Model, path: Path, splits: Splits = NO_SPLITS) -> Plan:
-    """A GGUF model's own bytes, split in another way or not at all."""
+    """A GGUF model's own bytes, split in another way or not at all. Raises NotLoadable; a model of
+    an architecture that llama.cpp does not have need only be a GGUF file."""
     kv = tuple(item for item in model.kv if not item.key.startswith("split."))
-    plan = plan_conversion(replace(model, kv=kv), "", path, splits)
+    plan = laid_out(replace(model, kv=kv), "", path, splits)
+    _check_loads(plan.outputs[0], faults if is_known(model.arch) else container_faults)
     return replace(plan, verbatim=True)
 
 
 def plan_quantization(
     model: Model, outputs: Sequence[tuple[Recipe, Path]], request: Request = PLAIN
 ) -> Plan:
-    """The model in one output a recipe, in llama-quantize's order. Raises RecipeError."""
+    """The model in one output a recipe, in llama-quantize's order. Raises RecipeError,
+    NotLoadable."""
     plan, refused = plan_possible(model, outputs, request)
     for error in refused.values():
         raise error
@@ -69,7 +81,7 @@ def plan_possible(
     model: Model, outputs: Sequence[tuple[Recipe, Path]], request: Request = PLAIN
 ) -> tuple[Plan, dict[str, RecipeError]]:
     """The model in those of the recipes that can be made of it, and why the others cannot, by
-    name. Raises RecipeError where none can."""
+    name. Raises RecipeError where none can, NotLoadable."""
     tensors = sorted(model.tensors, key=lambda t: _quantize_order(t.name))
     if request.keep_split:
         shards = sorted({_shard(model, t) for t in tensors}, key=str)
@@ -84,6 +96,8 @@ def plan_possible(
             refused[recipe.name] = e
     if not planned:
         raise next(iter(refused.values()))
+    for output in planned:
+        _check_loads(output, faults)
     plan = _checked(model, planned)
     return (only(plan, request.only_splits) if request.only_splits else plan), refused
 
@@ -96,6 +110,7 @@ def _quantized(
     stored = [(t.name, t.shape, t.stored) for t in tensors]
     choices = choose(recipe, facts, stored, request.overrides)
     formats = [choice.format for choice in choices]
+    _check_numbers(already, tensors, formats)
     if not request.allow_requantize:
         _check_requantization(already, tensors, formats)
     kv = replaced(
@@ -207,6 +222,18 @@ def _check_requantization(
             )
 
 
+def _check_numbers(
+    already: Mapping[str, str], tensors: Sequence[ModelTensor], formats: Sequence[str]
+) -> None:
+    for t, wanted in zip(tensors, formats, strict=True):
+        kind = type_by_name(already.get(t.name, "F32"))
+        if kind.is_number and kind.name != wanted:
+            raise RecipeError(
+                f"tensor {t.name} is {kind.name}, which is not quantized, and would become "
+                f"{wanted}; leave the tensor out of the source, or store it as F32"
+            )
+
+
 def _check_honest(output: Output) -> None:
     for t in output.by_name.values():
         if t.fallback_from or t.overridden:
@@ -215,6 +242,17 @@ def _check_honest(output: Output) -> None:
                 f"{output.type} would differ from its label: {t.name} is {t.format}, which {why}; "
                 "--strict refuses that"
             )
+
+
+def _check_loads(
+    output: Output, ask: Callable[[Sequence[KeyValue], Sequence[Info]], Iterable[str]]
+) -> None:
+    """Nothing is written that llama.cpp would not load. Raises NotLoadable."""
+    first = output.files[0]
+    found = list(ask(first.kv, [Info(t.name, t.shape, t.format) for t in output.by_name.values()]))
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise NotLoadable(f"{first.path.name}: llama.cpp would not load it: {found[0]}{more}")
 
 
 def _output(

@@ -17,10 +17,12 @@ from quantkit.execution.rows import fetch
 from quantkit.execution.stages import default_threads, in_threads
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
+from quantkit.gguf.types import GGMLType
+from quantkit.loading.model import Info, faults
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.open import open_source
 from quantkit.model.provenance import Merge, read_merge
-from quantkit.planning.build import plan_conversion
+from quantkit.planning.build import laid_out
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.progress import SILENT, Progress
@@ -137,7 +139,7 @@ def inspect(source: SourceLike, weights: bool = True, progress: Progress = SILEN
         model = open_source(source)
     except ModelError as e:
         return Inspection(None, [str(e)])
-    problems = _vocabulary_problems(model)
+    problems = faults(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
     if weights:
         problems += _weight_problems(model, progress)
     return Inspection(describe(model, source), problems)
@@ -201,19 +203,9 @@ def _source_bytes(model: Model, t: ModelTensor) -> Iterable[int]:
     return (s.source_bytes(model.sources[s.source], s.count) for s in t.segments)
 
 
-def _vocabulary_problems(model: Model) -> list[str]:
-    tokens = next((i.value for i in model.kv if i.key == "tokenizer.ggml.tokens"), None)
-    rows = next((t.shape[0] for t in model.tensors if t.name == "token_embd.weight"), None)
-    if tokens is None:
-        return ["there is no vocabulary"]
-    if rows is not None and rows != len(tokens):
-        return [f"the vocabulary has {len(tokens)} tokens, the embedding {rows} rows"]
-    return []
-
-
 def _weight_problems(model: Model, progress: Progress) -> list[str]:
     """Read every weight once; lines on what is wrong."""
-    plan = plan_conversion(model, "", Path("unwritten"))
+    plan = laid_out(model, "", Path("unwritten"))
     bad: dict[str, int] = {}
     digests: dict[str, dict[int, bytes]] = defaultdict(dict)  # of chunks, by their first row
     routers: dict[str, dict[int, bytes]] = defaultdict(dict)
@@ -222,7 +214,7 @@ def _weight_problems(model: Model, progress: Progress) -> list[str]:
 
         def examine(chunk: Chunk) -> int:
             rows = fetch(chunk, plan, files)
-            if not _finite(rows):
+            if not _finite(rows, plan.sources[chunk.segment.source].ggml):
                 bad.setdefault(chunk.tensor, chunk.row)
             role = tensor_names.parse(chunk.tensor).role
             if "_exps" in role:
@@ -242,11 +234,12 @@ def _weight_problems(model: Model, progress: Progress) -> list[str]:
     return [*problems, *_same_experts(plan, digests), *_same_routes(routers)]
 
 
-def _finite(rows: np.ndarray[Any, Any]) -> bool:
+def _finite(rows: np.ndarray[Any, Any], ggml: GGMLType) -> bool:
     import quant_types
 
-    if rows.dtype == np.uint8:
-        return True  # blocks of a quantized source
+    if not ggml.is_float:
+        blocks = rows.view(np.uint8).reshape(-1, ggml.type_size)
+        return quant_types.invalid_block(blocks, ggml.name) < 0
     try:
         quant_types.check_finite(rows)
     except quant_types.NotFinite:

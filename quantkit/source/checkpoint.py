@@ -106,7 +106,7 @@ def read_weights(path: File) -> list[SourceTensor]:
         ggml = _WEIGHTS.get(e.dtype) or _RAW.get(e.dtype)
         if ggml is None:
             raise UnsupportedSource(
-                f"{path}: tensor {e.name} is {e.dtype}; F32, F16 and BF16 are read"
+                f"{path}: tensor {e.name} is {e.dtype}; F64, F32, F16 and BF16 are read"
             )
         # a scalar is a row of one weight
         raw = "" if e.dtype in _WEIGHTS else e.dtype

@@ -24,6 +24,10 @@ from quantkit.hub.repository import RemoteFile
 from quantkit.storage import os_files
 from quantkit.storage.inputs import File, Input, LocalInput, open_input
 
+_NUMBERS: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I16": np.int16, "I32": np.int32,
+    "I64": np.int64,
+}  # fmt: skip
 BANDS = 3  # matrices held whole at once, where the columns of a file on the Hub are wanted
 
 
@@ -190,6 +194,4 @@ def numpy_dtype(ggml: GGMLType) -> Any:
         import ml_dtypes
 
         return ml_dtypes.bfloat16
-    types = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "I16": np.int16,
-             "I32": np.int32, "I64": np.int64}  # fmt: skip
-    return types.get(ggml.name, np.uint8)
+    return _NUMBERS.get(ggml.name, np.uint8)

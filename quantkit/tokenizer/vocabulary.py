@@ -15,6 +15,7 @@ of its own (`mistral.py`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -184,6 +185,7 @@ def _read(
     n_vocab = len(vocab.tokens)
     vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     _apply(rules, vocab, files)
+    _rename_padding(vocab)
     if rules.turns_end:
         config = files.json("config.json")
         ends, bos = config.get("eos_token_id"), config.get("bos_token_id")
@@ -247,6 +249,24 @@ def _read_tokens(
             f"{files.where}: neither tokenizer.model nor tokenizer.json is there{tekken}"
         )
     return byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
+
+
+def _rename_padding(vocab: Vocabulary) -> None:
+    """llama.cpp names padding `[PAD<id>]`, and ends at one text for two tokens: another name where
+    a token has that one."""
+    padding = [i for i, kind in enumerate(vocab.types)
+               if kind == TokenType.UNUSED and vocab.tokens[i] == f"[PAD{i}]"]  # fmt: skip
+    if not padding:
+        return
+    count = Counter(vocab.tokens)
+    for i in padding:
+        name = vocab.tokens[i]
+        while count[name] > (name == vocab.tokens[i]):
+            name = f"[{name}]"
+        if name != vocab.tokens[i]:
+            vocab.notes.append(f"padding {i} is called {name}: another token is [PAD{i}]")
+            count[name] += 1
+            vocab.tokens[i] = name
 
 
 def _holds_ranks(model: bytes) -> bool:

@@ -268,6 +268,8 @@ def complete(model: Llama, prompt: str, count: int) -> str:
     position, answer = 0, list[int]()
     while len(answer) < count:
         logits = model.decode(ids[None], len(ids) - 1, None, position)
+        if np.isnan(logits).any():
+            raise LlamaError(f"{model.path}: llama.cpp computes NaN with it")
         position += len(ids)
         ids = np.array([logits[0, 0].argmax()], np.int32)
         if model.ends(int(ids[0])):

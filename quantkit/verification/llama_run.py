@@ -15,10 +15,9 @@ from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
 from quantkit.source.location import Source
+from quantkit.verification import apart
 from quantkit.verification.divergence import Divergence, divergences
-from quantkit.verification.llama_cpp import Llama, complete
 from quantkit.verification.structure import first_split
-from quantkit.verification.tokenization import splitting
 from quantkit.verification.verdict import Completion, Verdict
 
 TOKENS = 48  # of a completion
@@ -30,14 +29,13 @@ def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -
     path, text = first_split(file), ""
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
     try:
-        splitting(path)([])  # a bad vocabulary ends the process: try it in another
-        with Llama(path, context, threads=threads) as model:
-            text = complete(model, prompt, TOKENS)
+        asked = {"prompt": prompt, "count": TOKENS, "context": context}
+        text = apart.ask(path, {**asked, "threads": threads})
         verdict = replace(verdict, proven=[*verdict.proven, "llama.cpp runs it"])
     except LlamaMissing:
         raise
     except LlamaError as e:
-        verdict = replace(verdict, findings=[*verdict.findings, str(e)])
+        verdict = replace(verdict, findings=[*verdict.findings, _told(path, e)])
     return replace(verdict, completion=Completion(prompt, text))
 
 
@@ -47,10 +45,20 @@ def divergence(
 ) -> list[Divergence]:  # fmt: skip
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
     checkpoint what converting it raises."""
-    splitting(first_split(file))([])  # as above
+    path = first_split(file)
+    try:  # a file that ends the process ends another one
+        apart.ask(path, {"context": 64, "threads": threads})
+    except LlamaMissing:
+        raise
+    except LlamaError as e:
+        raise LlamaError(_told(path, e)) from None
     with as_gguf(against, reading, threads, file.parent) as base:
-        (row,) = divergences([first_split(file)], base, texts, context, threads, progress)
+        (row,) = divergences([path], base, texts, context, threads, progress)
     return row
+
+
+def _told(file: Path, e: LlamaError) -> str:
+    return str(e) if str(file) in str(e) else f"{file}: llama.cpp ends as it runs it: {e}"
 
 
 @contextmanager

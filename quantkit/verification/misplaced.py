@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from quantkit.execution.rows import fetch
+from quantkit.loading.model import listed
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.source.tensors import Files, SourceTensor
-from quantkit.verification.structure import listed
 from quantkit.verification.weights import Comparison, Floats, Place, floats, in_file, place
 
 SAMPLE = 1 << 15  # weights of a matrix that are compared

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
-import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quant_types import isolated
-from quantkit.errors import LlamaError, TokenizerError
+from quantkit.errors import LlamaError, LlamaMissing, TokenizerError
 from quantkit.storage.parse import parse_json
 from quantkit.tokenizer import trial
 from quantkit.tokenizer.vocabulary import malformed
-from quantkit.verification.llama_cpp import Llama, library
+from quantkit.verification import apart
+from quantkit.verification.llama_cpp import library
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -95,37 +91,15 @@ def splitting(file: Path) -> Tokenize:
     library()
 
     def split(texts: Sequence[str]) -> list[list[int]]:
-        found = subprocess.run(
-            isolated.command("quantkit.verification.tokenization", str(file.absolute())),
-            input=json.dumps(texts), capture_output=True, text=True, cwd=isolated.DIRECTORY,
-        )  # fmt: skip
-        if found.returncode != 0:
-            said = reason_of(found.stderr)
-            raise LlamaError(f"{file}: llama.cpp does not read its vocabulary: {said}")
-        ids: list[list[int]] = json.loads(found.stdout)
+        try:
+            ids: list[list[int]] = apart.ask(file, {"texts": texts})
+        except LlamaMissing:
+            raise
+        except LlamaError as e:
+            raise LlamaError(f"{file}: llama.cpp does not read its vocabulary: {e}") from None
         return ids
 
     return split
-
-
-# lines of a process that llama.cpp ends, the most telling first; a stack trace follows them
-_REASONS = (r"GGML_ASSERT\(.*", r"terminate called.*|what\(\):.*", r"\w*Error\b.*|.*error:.*")
-
-
-def reason_of(said: str) -> str:
-    """Why a process ended, of all that it wrote."""
-    for pattern in _REASONS:
-        if lines := re.findall(pattern, said):
-            return " ".join(line.strip() for line in lines[:2])
-    return (said.strip().splitlines() or ["no reason is given"])[-1].strip()
-
-
-def main() -> None:
-    """Split the texts on stdin, a JSON list, with the vocabulary of the file that is named."""
-    with Llama(Path(sys.argv[1]), 0) as model:
-        texts = [text.encode() for text in json.load(sys.stdin)]
-        ids = [model.tokenize(text, parse=True).tolist() for text in texts]
-    print(json.dumps(ids))
 
 
 def differences(ours: Tokenize, theirs: Reference, n_vocab: int) -> list[str]:
@@ -173,7 +147,3 @@ def _around(added: Mapping[int, str], alphabet: str) -> list[str]:
 def _missing(found: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """What of `wanted` is not in `found`, as often as it should be."""
     return [i for i in dict.fromkeys(wanted) if found.count(i) < wanted.count(i)]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Whether a GGUF file is what it should be: proof where it can be had, a judgement where not.
 
 1. Its bytes, where a release's `manifest.json` lies beside it: any change is found and named.
-2. Its structure, by itself.
+2. Its structure, and whether its blocks are finite, by itself.
 3. Its metadata, vocabulary and weights, against the source that it was made from.
 """
 
@@ -17,9 +17,10 @@ from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerErro
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
+from quantkit.loading.model import listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
-from quantkit.planning.build import plan_conversion
+from quantkit.planning.build import laid_out
 from quantkit.progress import SILENT, Progress
 from quantkit.releases import manifest
 from quantkit.releases.checksums import hash_file
@@ -27,7 +28,14 @@ from quantkit.releases.manifest import FileRecord
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 from quantkit.source.tensors import SourceTensor
-from quantkit.verification import metadata_check, misplaced, structure, tokenization, weights
+from quantkit.verification import (
+    blocks,
+    metadata_check,
+    misplaced,
+    structure,
+    tokenization,
+    weights,
+)
 from quantkit.verification.verdict import TensorErrors, Verdict, tensor_errors
 from quantkit.verification.weights import Comparison, Place
 
@@ -67,15 +75,16 @@ def verify(
     is_sound = f"the structure of {len(tensors)} tensors is sound"
     checks.append(Check(faults) if faults else Check(proven=[is_sound]))
     sound = not any(check.findings for check in checks)
+    threads = threads or default_threads()
+    if against is None and not faults:  # else its weights are compared with the source's
+        checks.append(Check(blocks.faults(tensors, threads, progress)))
     if against is not None:
         source = Source.parse(against)
         model = open_source(source, reading)
         checks.append(_check_metadata(header, model))
         if not faults and source.path:  # llama.cpp would read past the end of short arrays
             checks.append(_check_tokenization(header, structure.first_split(file), source.path))
-        check, errors = _check_weights(
-            header, tensors, model, imatrix, threads or default_threads(), progress
-        )
+        check, errors = _check_weights(header, tensors, model, imatrix, threads, progress)
         checks.append(check)
     return _verdict(file, checks, errors, sound)
 
@@ -130,7 +139,7 @@ def _changes(path: Path, record: FileRecord, advance: Callable[[int], None]) -> 
     size = path.stat().st_size
     if size != record.nbytes:
         cut = [t.name for t, (_, end) in zip(tensors, spans, strict=True) if end > size]
-        lost = f"; it ends before {structure.listed(cut)}" if cut else ""
+        lost = f"; it ends before {listed(cut)}" if cut else ""
         return [f"{path.name}: {size} bytes, {manifest.NAME} says {record.nbytes}{lost}"]
     changed = [
         f"{path.name}: the bytes of {t.name} were changed"
@@ -180,13 +189,14 @@ def _check_weights(
     threads: int, progress: Progress,
 ) -> tuple[Check, list[TensorErrors]]:  # fmt: skip
     """Compare every tensor with what the source gives."""
-    plan = plan_conversion(model, "", Path("unwritten"))
+    plan = laid_out(model, "", Path("unwritten"))
     faults, held = weights.differences(plan, tensors), weights.comparable(plan, tensors)
     importance = imatrix.for_tensors(model.tensors) if imatrix else {}
     comparisons = weights.compare(plan, held, threads, importance, progress)
     unknown = header.get("quantize.imatrix.file") is not None and imatrix is None
     bad = judge(comparisons, held, unknown)
-    instead = misplaced.find_misplaced(plan, held, comparisons, list(bad))
+    finite = [at for at in bad if comparisons[at].finite]
+    instead = misplaced.find_misplaced(plan, held, comparisons, finite)
     errors = tensor_errors(comparisons, held, plan)
     unnamed = [text for at, text in bad.items() if at not in instead]
     findings = [*faults, *misplaced.as_lines(instead, plan), *unnamed]
@@ -225,10 +235,10 @@ def judge(
         before = at[1] * shape[-2] if len(shape) > 2 else 0  # rows of the experts before it
         most = 2 * sum(same[kind]) > len(same[kind])
         error, usual = comparison.relative_error, comparison.expected_error
-        if comparison.same:
-            continue
         if not comparison.finite:
             bad[at] = f"{where} has NaN or infinity"
+        elif comparison.same:
+            continue
         elif _is_another(comparison):
             gives = "" if usual is None else f" where {kind} gives {usual:.4f}"
             bad[at] = f"{where} is not what the source has: relative error {error:.4f}{gives}"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.calibration.imatrix import Importance
+from quantkit.errors import NonFiniteWeight
 from quantkit.execution.rows import dequantize, fetch
 from quantkit.execution.stages import in_threads
 from quantkit.gguf.types import GGMLType
@@ -180,7 +181,7 @@ def in_file(chunk: Chunk, plan: Plan, files: Files, held: SourceTensor) -> np.nd
 
 def floats(rows: np.ndarray[Any, Any], t: SourceTensor) -> Floats:
     """The rows of a tensor, given as they are stored, as float32."""
-    if not t.ggml.is_float:
+    if not (t.ggml.is_float or t.ggml.is_number):
         return dequantize(rows, t)
     if rows.dtype == np.uint8:
         rows = rows.view(numpy_dtype(t.ggml))
@@ -194,14 +195,19 @@ def _quantize(
     import quant_types
 
     ggml = held.ggml
-    if ggml == source.ggml and not ggml.is_float:
-        return rows
+    if ggml == source.ggml and (not ggml.is_float or rows.dtype == numpy_dtype(ggml)):
+        return np.ascontiguousarray(rows).view(np.uint8)
     if not any(f.name == ggml.name for f in quant_types.FORMATS):
         return None
     if not quant_types.get_format(ggml.name).takes_importance:
         importance = None
     given = rows if source.ggml.is_float else floats(rows, source)
-    made: np.ndarray[Any, Any] = quant_types.quantize(given, ggml.name, importance)
+    try:
+        made: np.ndarray[Any, Any] = quant_types.quantize(given, ggml.name, importance)
+    except quant_types.NotFinite:
+        raise NonFiniteWeight(
+            f"{source.path.name}: tensor {source.name} has NaN or infinity; the source is damaged"
+        ) from None
     return made
 
 

@@ -21,7 +21,7 @@ from quantkit.gguf.container import TensorInfo, align, header_bytes, read_header
 from quantkit.model.from_checkpoint import OUTTYPES, from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
-from quantkit.planning.build import plan_conversion, plan_quantization
+from quantkit.planning.build import laid_out, plan_quantization
 from quantkit.planning.schedule import Schedule
 from quantkit.recipes.file_types import find_recipe
 from quantkit.source.checkpoint import read_weights
@@ -58,7 +58,7 @@ def convert(
     source: Path, out: Path, outtype: str, pre: str | None, asked: ConversionOptions
 ) -> Model:
     model = from_checkpoint(CheckpointFiles.local(source), outtype, pre, asked)
-    pipeline.execute(Schedule(plan_conversion(model, outtype.upper(), out), 2))
+    pipeline.execute(Schedule(laid_out(model, outtype.upper(), out), 2))
     return model
 
 

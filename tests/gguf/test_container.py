@@ -25,7 +25,9 @@ from quantkit.gguf.container import (
     uint32,
 )
 from quantkit.gguf.key_values import KeyValueWriter
-from quantkit.jobs import convert
+from quantkit.gguf.splits import Splits
+from quantkit.jobs import convert, merge, quantize, split
+from quantkit.verification.verify import verify
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 
@@ -171,3 +173,49 @@ def test_a_tensor_that_is_listed_twice(tmp_path: Path) -> None:
     path.write_bytes(header_bytes([], [t, t]) + bytes(4096))
     with pytest.raises(errors.CorruptFile, match="twice"):
         read_header(path)
+
+
+@pytest.mark.parametrize("alignment", [8, 16, 64, 128, 4096, 65536])
+def test_any_alignment_is_read_and_32_is_written(
+    alignment: int, small_file: Path, tmp_path: Path
+) -> None:
+    """What is made of the file is what is made of the one that it was laid out from."""
+    aligned = tmp_path / "aligned.gguf"
+    with_alignment(small_file, aligned, alignment)
+    header = read_header(aligned)
+    assert header.alignment == alignment
+    assert verify(aligned).good
+    for source, name in ((small_file, "a"), (aligned, "b")):
+        quantize(source, ["Q8_0"], tmp_path / f"{name}.gguf")
+        split(source, tmp_path / f"{name}-split.gguf", Splits(max_tensors=7))
+        merge(source, tmp_path / f"{name}-merged.gguf")
+    made = read_header(tmp_path / "b.gguf")
+    assert made.alignment == 32
+    assert made.get("general.alignment") is None
+    for name in ("{}.gguf", "{}-merged.gguf", "{}-split-00002-of-00004.gguf"):
+        a, b = ((tmp_path / name.format(which)).read_bytes() for which in "ab")
+        assert a == b
+
+
+def with_alignment(source: Path, out: Path, alignment: int) -> None:
+    """A GGUF file laid out anew."""
+    header, data = read_header(source), source.read_bytes()[read_header(source).data_offset :]
+    infos, body = [], b""
+    for t, end in zip(header.tensors, [*(t.offset for t in header.tensors[1:]), None], strict=True):
+        infos.append(TensorInfo(t.name, t.shape, t.ggml_type, len(body)))
+        body += data[t.offset : end]
+        body += bytes(-len(body) % alignment)
+    kv = (*header.kv, uint32("general.alignment", alignment))
+    size = 24 + sum(8 + len(i.key.encode()) + len(i.raw) for i in kv)
+    size += sum(24 + len(t.name) + 8 * len(t.shape) for t in infos)
+    text = header_bytes(kv, infos)[:size]  # without its padding
+    out.write_bytes(text + bytes(-len(text) % alignment) + body)
+
+
+@pytest.mark.parametrize("alignment", [0, 1, 4, 24, 33])
+def test_no_alignment_at_all(alignment: int, small_file: Path, tmp_path: Path) -> None:
+    header = read_header(small_file)
+    text = header_bytes((*header.kv, uint32("general.alignment", alignment)), header.tensors)
+    (tmp_path / "m.gguf").write_bytes(text + small_file.read_bytes()[header.data_offset :])
+    with pytest.raises(errors.CorruptFile, match="not a power of two from 8 on"):
+        read_header(tmp_path / "m.gguf")

@@ -136,3 +136,92 @@ def test_what_cannot_be(reading: Reading, words: str, checkpoint: Get, tmp_path:
 def test_a_model_without_experts(checkpoint: Get, tmp_path: Path) -> None:
     with pytest.raises(errors.RecipeError, match="has no experts"):
         convert(checkpoint("mistral-dense"), tmp_path, reading=Reading(experts_used=1))
+
+
+def test_a_bias_of_one_row_is_cut(checkpoint: Get, tmp_path: Path) -> None:
+    """ERNIE's is `[1, n]`; through a file as from the checkpoint."""
+    convert(checkpoint("ernie45moe"), tmp_path / "all.gguf")
+    reading = Reading(keep_experts=(2, 0), experts_used=1)
+    convert(checkpoint("ernie45moe"), tmp_path / "kept.gguf", reading=reading)
+    whole, kept = tensors(tmp_path / "all.gguf"), tensors(tmp_path / "kept.gguf")
+    biases = [name for name in whole if "exp_probs_b" in name]
+    assert biases
+    for name in biases:
+        assert kept[name].shape[-1] == 2
+        assert kept[name].ravel().tolist() == whole[name].ravel()[[2, 0]].tolist()
+    for source, name in ((tmp_path / "all.gguf", "a"), (checkpoint("ernie45moe"), "b")):
+        quantize(source, ["Q8_0"], tmp_path / f"{name}.gguf", reading=reading)
+    assert sha256(tmp_path / "a.gguf") == sha256(tmp_path / "b.gguf")
+
+
+def test_experts_that_share_a_part_go_together(checkpoint: Get, tmp_path: Path) -> None:
+    """Two of GroveMoE's share one more."""
+    convert(checkpoint("grovemoe"), tmp_path / "all.gguf")
+    reading = Reading(keep_experts=(2, 3), experts_used=1)
+    convert(checkpoint("grovemoe"), tmp_path / "kept.gguf", reading=reading)
+    whole, kept = tensors(tmp_path / "all.gguf"), tensors(tmp_path / "kept.gguf")
+    shared = [name for name in whole if "_chexps" in name]
+    assert shared
+    for name in shared:
+        assert kept[name].tobytes() == np.ascontiguousarray(whole[name][1:]).tobytes()
+    for keep in ((0, 2), (1, 0), (1, 2, 3)):
+        with pytest.raises(errors.RecipeError, match="keep or leave whole groups"):
+            convert(checkpoint("grovemoe"), tmp_path / "no.gguf",
+                    reading=Reading(keep_experts=keep, experts_used=1))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "keep", "words"),
+    [
+        ("deepseek-v3", (0, 1), "2 experts in 2 groups are one in each"),
+        ("deepseek-v3", (0, 1, 2), "3 experts do not divide into the model's 2 groups"),
+        ("afmoe", (0,), "1 experts in 1 groups are one in each"),
+    ],
+)
+def test_groups_of_experts(
+    case: str, keep: tuple[int, ...], words: str, checkpoint: Get, tmp_path: Path
+) -> None:
+    with pytest.raises(errors.RecipeError, match=words):
+        convert(checkpoint(case), tmp_path, reading=Reading(keep_experts=keep, experts_used=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("general.alignment=int:64", "files are written with 32"),
+        ("general.architecture=str:qwen3", "it says what the tensors are; it is llama"),
+        ("split.count=int:4", "it counts files"),
+        ("llama.block_count=int:1", "it says what the tensors are; it is 2 and stays so"),
+        ("llama.expert_count=int:3", "it says what the tensors are; it is 4"),
+        ("llama.expert_group_count=int:2", "this model has no such key"),
+        ("llama.feed_forward_length=int:128", "it says what the tensors are"),
+        ("tokenizer.ggml.model=str:gpt2", "it says what the tensors are; it is llama"),
+    ],
+)
+def test_keys_that_the_tensors_contradict(
+    override: str, words: str, checkpoint: Get, tmp_path: Path
+) -> None:
+    with pytest.raises(errors.RecipeError, match=words):
+        quantize(checkpoint("mixtral-4x"), ["Q8_0"], tmp_path, override_kv=[override])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("llama.rope.freq_base=int:5", "is FLOAT32 in this model"),
+        ("llama.rope.scaling.type=str:mrope", "not one of linear"),
+        ("llama.attention.layer_norm_rms_epsilon=float:nan", "is nan"),
+        ("llama.expert_used_count=int:5", "is 5, of 4 experts"),
+        ("llama.expert_used_count=int:0", "is 0, of 4 experts"),
+        ("tokenizer.ggml.eos_token_id=int:9999", "is 9999, of"),
+        ("llama.pooling_type=int:9", "llama.cpp works with 0 to 4"),
+    ],
+)
+def test_keys_that_llama_cpp_cannot_read(
+    override: str, words: str, checkpoint: Get, tmp_path: Path
+) -> None:
+    with pytest.raises((errors.RecipeError, errors.NotLoadable), match=words):
+        quantize(checkpoint("mixtral-4x"), ["Q8_0"], tmp_path, override_kv=[override])
+    assert list(tmp_path.iterdir()) == []

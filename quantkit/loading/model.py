@@ -1,0 +1,330 @@
+"""What llama.cpp's loader would say to a model: every line is a reason not to load it, or to end.
+
+Over key-values and tensor infos alone, so that a plan can be asked as well as a file. Sources, all
+of llama.cpp b11549: `ggml/src/gguf.cpp` (gguf_init_from_reader), `src/llama-model-loader.cpp`,
+`src/llama-model.cpp` (load_hparams, load_tensors) and `src/models/*.cpp`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from quantkit.gguf import tensor_names
+from quantkit.gguf.container import KeyValue
+from quantkit.gguf.types import type_by_name
+from quantkit.loading import vocabulary
+from quantkit.loading.keys import (
+    ARRAYS,
+    ELEMENTS,
+    FACTOR,
+    GENERAL,
+    KEYS,
+    MAX_DIMS,
+    MAX_LAYERS,
+    MAX_NAME,
+    RANGES,
+    UNPREFIXED,
+    WORDS,
+    Key,
+)
+from quantkit.loading.needs import needs
+from quantkit.loading.patterns import (
+    ALWAYS_SLIDE,
+    PATTERNS,
+    PREDICT_ALONE,
+    RECURRENT_WITHOUT_KV,
+    Pattern,
+)
+
+_STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
+# architectures of which llama.cpp runs something else than a language model, or half of one
+_OTHERS = {"clip"}
+
+
+class Info(NamedTuple):
+    """A tensor of a file: `shape` in NumPy order, `format` ggml's name of its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+
+
+Values = Mapping[str, KeyValue]  # of the architecture, by key without it
+
+
+def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
+    """All that llama.cpp would trip over."""
+    found = list(container_faults(kv, tensors))
+    by_key = {item.key: item for item in kv}
+    named = by_key.get("general.architecture")
+    arch = named.value if named is not None and named.type == "STRING" else None
+    if not arch:
+        return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
+    if arch in _OTHERS:
+        return found
+    if arch not in needs():
+        return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
+    values = {
+        item.key.removeprefix(f"{arch}."): item
+        for item in kv
+        if item.key.startswith(f"{arch}.") or item.key in UNPREFIXED
+    }
+    return [
+        *found, *_types(arch, by_key, values), *_counts(arch, values), *_layers(arch, values),
+        *_windows(arch, values, tensors), *_recurrent(arch, values),
+        *_blocks(arch, values, tensors), *_experts(arch, values, tensors),
+        *vocabulary.faults(by_key, tensors),
+    ]  # fmt: skip
+
+
+def is_known(arch: str) -> bool:
+    """Whether llama.cpp has the architecture."""
+    return arch in needs() or arch in _OTHERS
+
+
+def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterator[str]:
+    """What is wrong whatever the model: `gguf_init_from_reader`."""
+    for key, n in Counter(item.key for item in kv).items():
+        if n > 1:
+            yield f"the key {key} is there {n} times"
+        if not key:
+            yield "a key without a name"
+    for item in kv:
+        if item.key == "general.alignment" and (item.type != "UINT32" or not _power(item.value)):
+            yield f"general.alignment is {item.value!r}, not a power of two of type UINT32"
+    for name, n in Counter(t.name for t in tensors).items():
+        if n > 1:
+            yield f"the tensor {name} is there {n} times"
+        if (size := len(name.encode("utf-8", "surrogateescape"))) >= MAX_NAME:
+            yield f"the tensor name {name} has {size} bytes; {MAX_NAME - 1} is the most"
+    for t in tensors:
+        block = type_by_name(t.format).block_size
+        if not 0 < len(t.shape) <= MAX_DIMS or 0 in t.shape or t.shape[-1] % block:
+            yield f"{t.name}: shape {list(t.shape)} does not fit {t.format}"
+
+
+def _power(n: Any) -> bool:
+    return isinstance(n, int) and n > 0 and n & (n - 1) == 0
+
+
+def _types(arch: str, by_key: Mapping[str, KeyValue], values: Values) -> Iterator[str]:
+    """Keys that are not there, of another type than is read, or of a value it cannot work with."""
+    for name in needs()[arch].keys:
+        if name not in values:
+            yield f"{arch}.{name} is not there"
+    for name, item in by_key.items():
+        wanted = GENERAL.get(name)
+        if wanted is None and name.startswith("tokenizer.ggml.") and name.endswith("_token_id"):
+            wanted = "UINT32"
+        if wanted is not None and item.type != wanted:
+            yield f"{name} is {_kind(item)} where llama.cpp reads {wanted}"
+    for name, item in values.items():
+        if name in ARRAYS and item.type != "ARRAY":
+            yield f"{arch}.{name} is {item.type} where llama.cpp reads an array"
+        elif (key := KEYS.get(name)) is not None:
+            yield from _value(f"{arch}.{name}", name, key, item)
+
+
+def _value(label: str, name: str, key: Key, item: KeyValue) -> Iterator[str]:
+    if item.type == "ARRAY":
+        if not key.layers:
+            yield f"{label} is an array where llama.cpp reads one {key.type}"
+        elif item.element_type not in ELEMENTS[key.type]:
+            yield f"{label} is {_kind(item)} where llama.cpp reads {key.type}"
+        return
+    if item.type != key.type:
+        yield f"{label} is {item.type} where llama.cpp reads {key.type}"
+        return
+    value = item.value
+    allowed = RANGES.get(name, FACTOR if key.type == "FLOAT32" else None)
+    if allowed is not None and value not in allowed:
+        yield f"{label} is {value:g}; llama.cpp works with {allowed.least:g} to {allowed.most:g}"
+    elif name in WORDS and value not in WORDS[name]:
+        yield f"{label} is {value!r}, not one of {', '.join(sorted(WORDS[name]))}"
+
+
+def _kind(item: KeyValue) -> str:
+    return f"an array of {item.element_type}" if item.type == "ARRAY" else item.type
+
+
+def _number(values: Values, name: str, default: int = 0) -> int:
+    """A count of the model; the default where it is not there, or no number."""
+    item = values.get(name)
+    return int(item.value) if item is not None and item.type == "UINT32" else default
+
+
+def _counts(arch: str, values: Values) -> Iterator[str]:
+    """The asserts of load_hparams: layers, experts, experts used, groups of them."""
+    layers, ahead = _number(values, "block_count"), _number(values, "nextn_predict_layers")
+    if ahead and ahead >= layers:
+        yield f"{arch}.nextn_predict_layers is {ahead}, of {layers} layers"
+    experts = _number(values, "expert_count")
+    if arch in ("hunyuan_vl", "hunyuan-dense") and experts <= 1:
+        return
+    item = values.get("expert_used_count")
+    used = [0] if item is None else item.value
+    used = used if isinstance(used, list) else [used]
+    groups = _number(values, "expert_group_count")
+    taken = _number(values, "expert_group_used_count")
+    if max(used, default=0) > experts or min(used, default=0) < 0:
+        yield f"{arch}.expert_used_count is {_brief(used)}, of {experts} experts"
+    elif experts and not max(used, default=0):
+        yield f"{arch}.expert_used_count is 0, of {experts} experts"
+    each = _number(values, "experts_per_group")  # of GroveMoE: they share a smaller one
+    if each and (experts % each or max(used, default=0) > experts // each):
+        yield f"{arch}: {_brief(used)} of {experts} experts are used; {each} of them share a part"
+    if groups and groups >= experts:
+        yield f"{arch}.expert_group_count is {groups}, of {experts} experts; a group has 2 or more"
+    elif groups > 1 and experts % groups:
+        yield f"{arch}.expert_group_count is {groups}, which does not divide {experts} experts"
+    elif groups > 1 and not 0 < taken < groups:
+        yield f"{arch}.expert_group_used_count is {taken}, of {groups} groups"
+
+
+def _brief(values: Sequence[Any]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else str(list(values[:8]))
+
+
+def _layers(arch: str, values: Values) -> Iterator[str]:
+    """Arrays of one value a layer have as many as there are layers."""
+    layers, ahead = _number(values, "block_count"), _number(values, "nextn_predict_layers")
+    for name, item in values.items():
+        key = KEYS.get(name)
+        if key is None or not key.layers or item.type != "ARRAY":
+            continue
+        trunk = name == "attention.indexer.types" or name.startswith("xielu.")
+        n = layers - ahead if trunk else layers
+        fits = item.length == n if key.counted else layers - ahead <= item.length <= layers
+        if (arch, name) == ("deepseek4", "attention.compress_ratios"):  # more than layers may be
+            fits = layers <= item.length <= MAX_LAYERS
+        if not fits:
+            yield f"{arch}.{name} has {item.length} values for {n} layers"
+
+
+def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Where some layers are to see a window of the text, one has to (llama_kv_cache_iswa)."""
+    key, pattern = "attention.sliding_window_pattern", PATTERNS.get(arch)
+    if pattern is None:
+        if key not in needs()[arch].keys:
+            return
+        pattern = Pattern(key, key, 0)
+    elif pattern.key != key:
+        return
+    width = _number(values, "attention.sliding_window", pattern.window or 0)
+    if not width:
+        if arch in ALWAYS_SLIDE:
+            yield f"{arch}.attention.sliding_window is 0, which llama.cpp ends at"
+        return
+    trunk = _number(values, "block_count") - _number(values, "nextn_predict_layers")
+    item = values.get(key)
+    if item is not None and item.type == "ARRAY":
+        sliding = [bool(x) for x in item.value[:trunk]]
+    else:
+        period = _number(values, key, pattern.period)
+        sliding = [period < 1 or pattern.of_layer(i, period) for i in range(trunk)]
+    if not any(sliding) and sliding:
+        yield f"{arch}: no layer of {trunk} has the sliding window that it is run with"
+    if arch == "llama4" and all(sliding):  # the others scale attention, by an input of the graph
+        yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
+    # the others share the factors that their rotary positions are divided by
+    if arch == "gemma4" and all(sliding) and any(t.name == "rope_freqs.weight" for t in tensors):
+        yield f"{arch}: all {trunk} layers have a sliding window, rope_freqs.weight is for others"
+
+
+def _recurrent(arch: str, values: Values) -> Iterator[str]:
+    """Memory of two kinds is made, and both are used (llama_memory_hybrid)."""
+    trunk = _number(values, "block_count") - _number(values, "nextn_predict_layers")
+    pattern = PATTERNS.get(arch)
+    if arch in RECURRENT_WITHOUT_KV:
+        heads, widths = (
+            _of_layers(values, name, trunk)
+            for name in ("attention.head_count_kv", "feed_forward_length")
+        )
+        mlp = [arch.startswith("nemotron") and width > 0 for width in widths]  # neither of the two
+        kinds = [n == 0 for n, neither in zip(heads, mlp, strict=True) if n or not neither]
+    elif pattern is not None and pattern.key == "attention.recurrent_layers":
+        item = values.get(pattern.key)
+        period = _number(values, pattern.period_key, pattern.period)
+        if item is not None:
+            kinds = [bool(n) for n in _of_layers(values, pattern.key, trunk)]
+        else:
+            kinds = [period > 0 and pattern.of_layer(i, period) for i in range(trunk)]
+    else:
+        return
+    if trunk > 0 and len(set(kinds)) < 2:
+        kind = "recurrent" if all(kinds) else "of attention"
+        yield f"{arch}: all {trunk} layers are {kind}, and llama.cpp wants one of either kind"
+
+
+def _of_layers(values: Values, name: str, count: int) -> list[int]:
+    """One value a layer, whether they are given as one or as an array."""
+    item = values.get(name)
+    if item is None:
+        return [0] * count
+    found = item.value if item.type == "ARRAY" else [item.value] * count
+    return [int(n) for n in [*found, *[0] * count][:count]]
+
+
+def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """The tensors that the loader asks for: outside the blocks and in each of them."""
+    count, ahead = _number(values, "block_count"), _number(values, "nextn_predict_layers")
+    there: dict[int, set[str]] = {}
+    outside: dict[str, Info] = {}
+    for t in tensors:
+        name = tensor_names.parse(t.name)
+        if name.bid is None:
+            outside[t.name] = t
+        else:
+            there.setdefault(name.bid, set()).add(name.role + name.suffix)
+    asked = needs()[arch]
+    for wanted in asked.tensors:
+        if wanted not in outside:
+            yield f"{wanted} is not there"
+    width = _number(values, "embedding_length")
+    rows = outside.get("token_embd.weight")
+    if rows is not None and rows.shape[-1] != width:
+        yield f"{arch}.embedding_length is {width}, token_embd.weight is {rows.shape[-1]} wide"
+    if there and max(there) >= count:
+        yield f"{arch}.block_count is {count}, and there are tensors of layer {max(there)}"
+        return
+    trunk = range(max(count - ahead, 0))
+    if ahead and there and min(there) >= len(trunk):  # a file of the layers that predict alone
+        trunk = range(0)
+        if arch not in PREDICT_ALONE:
+            yield f"{arch}: layers that predict further tokens cannot be a file of their own"
+    elif lost := [bid for bid in trunk if bid not in there]:
+        if there or asked.in_blocks:
+            yield f"{arch}.block_count is {count}, and layer {lost[0]} has no tensors"
+        return
+    for bid in trunk:
+        if missing := [n for n in asked.in_blocks if n not in there[bid]]:
+            yield f"blk.{bid}.{missing[0]} is not there"
+            return
+
+
+def _experts(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Stacked experts, routers and their biases have as many rows as there are experts."""
+    count = _number(values, "expert_count")
+    wrong: dict[int, list[str]] = {}
+    for t in tensors:
+        name = tensor_names.parse(t.name)
+        if name.role in _STACKED and name.suffix:
+            found = t.shape[0] if len(t.shape) > (name.suffix != ".bias") + 1 else 1
+        elif name.role == "exp_probs_b":
+            found = t.shape[-1]
+        elif name.role == "ffn_gate_inp" and len(t.shape) == 2:
+            found = t.shape[0]
+        else:
+            continue
+        if found != count:
+            wrong.setdefault(found, []).append(t.name)
+    for found, names in wrong.items():
+        yield f"{arch}.expert_count is {count}, not the {found} of {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - 1
+    return names[0] if not more else f"{names[0]} and {more} more tensor{'s' if more > 1 else ''}"

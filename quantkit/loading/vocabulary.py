@@ -1,0 +1,133 @@
+"""What llama.cpp asks of a vocabulary: `llama_vocab::impl::load` of `src/llama-vocab.cpp`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from quantkit.gguf.container import KeyValue
+
+if TYPE_CHECKING:
+    from quantkit.loading.model import Info
+
+_MODELS = {"llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "plamo3",
+           "gemma4"}  # fmt: skip
+NONE = {"none", "no_vocab"}
+_MERGED = {"gpt2", "hybriddna", "whitespace", "gemma4"}
+# ids that llama.cpp falls back from where they are no token's: answers would not end, or begin
+_IDS = tuple(f"{kind}_token_id" for kind in ("bos", "eos", "unknown", "padding", "eot", "eom"))
+UNSET = 0xFFFFFFFF  # LLAMA_TOKEN_NULL
+# values of tokenizer.ggml.pre
+_PRE = """
+    a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell
+    cohere2moe command-r dbrx deepseek-coder deepseek-llm deepseek-r1-qwen deepseek-v3 default
+    exaone exaone-moe exaone4 f2llmv2 falcon falcon-h1 falcon3 gemma4 gigachat glm4 glm5 gpt-2
+    gpt-4o gpt3-finnish granite-docling granite-embed-multi-311m granite-embed-multi-97m grok-2
+    hunyuan hunyuan-dense hy_v4 jais jais-2 jina-de jina-es jina-v1-en jina-v2-code jina-v2-de
+    jina-v2-es jina-v5-nano joyai-llm k2-horizon kanana2 kimi-k2 kormo laguna lfm2 llada-moe
+    llama-bpe llama-v3 llama3 llama4 megrez mellum mellum2 midm-2.0 minerva-7b minicpm5
+    minimax-m2 mmbert modern-bert mpt olmo phi-2 pixtral poro-chat qwen2 qwen35 refact roberta-bpe
+    sarvam-moe seed-coder smaug-bpe smollm solar-open spark2_5 stablelm2 starcoder superbpe talkie
+    tekken tiny_aya trillion ufakzeka viking whitespace youtu
+"""
+PRE_TOKENIZERS = frozenset(_PRE.split())
+
+
+def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[str]:
+    """What is wrong with the vocabulary of a model."""
+    kv = {k.removeprefix("tokenizer.ggml."): item for k, item in by_key.items()}
+    model = kv["model"].value if "model" in kv else None
+    if model is None:
+        yield "tokenizer.ggml.model is not there: the file has no vocabulary"
+        return
+    if model in NONE:
+        return
+    if model not in _MODELS:
+        yield f"tokenizer.ggml.model is {model!r}, which llama.cpp does not know"
+        return
+    if "tokens" not in kv or kv["tokens"].type != "ARRAY" or not kv["tokens"].length:
+        yield "tokenizer.ggml.tokens is not there"
+        return
+    count = kv["tokens"].length
+    for name in ("token_embd.weight", "output.weight"):
+        t = next((t for t in tensors if t.name == name), None)
+        if t is not None and (rows := prod(t.shape[:-1])) != count:
+            yield f"the vocabulary has {count} tokens, {name} {rows} rows"
+    yield from _beside(kv, model, count)
+    yield from _repeated(kv["tokens"])
+    for name in _IDS:
+        item = kv.get(name)
+        if item is None or item.type != "UINT32" or item.value == UNSET:
+            continue
+        if name == "bos_token_id" and not _begins(kv, model):
+            continue
+        if item.value >= count:
+            yield f"tokenizer.ggml.{name} is {item.value}, of {count} tokens"
+
+
+def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:
+    """Whether texts begin with a token of their own: otherwise none is asked for."""
+    item = kv.get("add_bos_token")
+    return model != "gpt2" if item is None else bool(item.value)
+
+
+def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
+    """The arrays that go with the tokens."""
+    for name, kinds in (("scores", ("FLOAT32", "INT32")), ("token_type", ("INT32",))):
+        item = kv.get(name)
+        if item is None:
+            continue
+        if item.type != "ARRAY" or item.element_type not in kinds:
+            yield f"tokenizer.ggml.{name} is no array of {' or '.join(kinds)}"
+        elif item.length != count:
+            yield f"tokenizer.ggml.{name} has {item.length} entries for {count} tokens"
+    pre = kv["pre"].value if "pre" in kv else ""
+    merges = kv.get("merges")
+    if model == "llama":
+        yield from _scores(kv)
+    elif model in _MERGED and pre != "kimi-k2":
+        if merges is None or merges.type != "ARRAY" or not merges.length:
+            yield "tokenizer.ggml.merges is not there: text would be split into single bytes"
+        elif merges.element_type != "STRING":
+            yield "tokenizer.ggml.merges is no array of STRING"
+    if model in _MERGED - {"gemma4"} and pre and pre not in PRE_TOKENIZERS:
+        yield f"tokenizer.ggml.pre is {pre!r}, which llama.cpp does not know"
+
+
+def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
+    """A SentencePiece vocabulary joins the pair with the best score first."""
+    item = kv.get("scores")
+    if item is None or item.type != "ARRAY" or not item.length:
+        yield "tokenizer.ggml.scores is not there: text would be split at random"
+        return
+    scores, types = item.value, kv.get("token_type")
+    kinds = types.value if types is not None else [1] * len(scores)
+    ordinary = [s for s, kind in zip(scores, kinds, strict=False) if kind == 1]
+    if len(ordinary) > 1 and len(set(ordinary)) == 1:
+        yield (
+            f"tokenizer.ggml.scores are all {ordinary[0]:g}: they were lost, and text is split "
+            "otherwise than the model was trained with"
+        )
+
+
+@lru_cache(maxsize=4)  # the vocabulary of every output of a run is one object
+def _repeated(tokens: KeyValue) -> tuple[str, ...]:
+    """One text for two tokens, which llama.cpp ends at. An empty text is `[EMPTY_<id>]` to it."""
+    seen: dict[bytes, int] = {}
+    for i, text in enumerate(texts(tokens)):
+        first = seen.setdefault(text or b"[EMPTY_%d]" % i, i)
+        if first != i:
+            shown: Any = text.decode("utf-8", "replace")
+            return (f"tokens {first} and {i} have the same text, {shown!r}",)
+    return ()
+
+
+def texts(tokens: KeyValue) -> Iterator[bytes]:
+    """The elements of an array of strings, as they are stored."""
+    raw, at = tokens.raw, 16  # after the types and the count
+    for _ in range(tokens.length):
+        start = at + 8
+        at = start + int.from_bytes(raw[at:start], "little")
+        yield raw[start:at]

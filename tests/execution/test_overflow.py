@@ -1,0 +1,124 @@
+"""A weight past what its format holds: one line with its place, and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import quant_types
+from quantkit import errors
+from quantkit.gguf.container import read_header
+from quantkit.jobs import convert, quantize
+from quantkit.planning.build import Request
+from quantkit.recipes.choose import Overrides
+from quantkit.reporting.inspection import inspect
+from quantkit.verification.verify import verify
+from tests.test_errors import edit_tensors
+from tests.verification.damage import rewritten, span
+
+NAME, ROW = "model.layers.1.self_attn.q_proj.weight", 5
+OURS = "blk.1.attn_q.weight"  # its rows are permuted
+HOLD_IT = {"NVFP4", "F32", "BF16", "MXFP4"}
+WITH_MATRIX = {"IQ1_M", "IQ2_S", "IQ3_XXS"}  # llama-quantize does not make them without one
+# formats that an importance matrix is needed for stop at such weights in the same place
+REFUSE_IT = sorted(
+    f.name
+    for f in quant_types.FORMATS
+    if f.name not in HOLD_IT | WITH_MATRIX and not f.needs_importance
+)
+
+
+def with_weight(source: Path, value: float) -> Path:
+    def edit(tensors: dict[str, Any]) -> None:
+        dtype, shape, data = tensors[NAME]
+        x = np.frombuffer(data, ml_dtypes.bfloat16).reshape(shape).copy()
+        x[ROW, 7] = value
+        tensors[NAME] = (dtype, shape, x.tobytes())
+
+    edit_tensors(source, edit)
+    return source
+
+
+@pytest.fixture
+def huge(broken: Callable[..., Path]) -> Path:
+    return with_weight(broken("llama-dense"), 2.0**40)
+
+
+@pytest.mark.parametrize("fmt", REFUSE_IT)
+def test_every_format_with_a_float16(fmt: str, huge: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    recipe = "F16" if fmt == "F16" else "Q8_0"
+    request = (
+        Request() if fmt == "F16" else Request(overrides=Overrides(tensor_types=(("attn_q", fmt),)))
+    )
+    with pytest.raises(errors.WeightTooLarge) as caught:
+        quantize(huge, [recipe], out, request=request)
+    line = str(caught.value)
+    assert f"tensor {OURS}, row " in line
+    assert f"1.09951e+12 is past what {fmt} holds; choose BF16 or F32" in line
+    assert "\n" not in line
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+def test_a_conversion(outtype: str, huge: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.WeightTooLarge, match=f"is past what {outtype.upper()} holds"):
+        convert(huge, tmp_path / "m.gguf", outtype)
+    assert not list(tmp_path.glob("m.gguf*"))
+
+
+def test_the_row_is_named(huge: Path, tmp_path: Path) -> None:
+    """As it stands in the tensor that would be written."""
+    convert(huge, tmp_path / "m.gguf", "f32")
+    header = read_header(tmp_path / "m.gguf")
+    part = span(header, OURS)
+    data = (tmp_path / "m.gguf").read_bytes()[header.data_offset :][part]
+    x = np.frombuffer(data, np.float32).reshape(-1, 256)
+    row = int(np.abs(x).max(axis=1).argmax())
+    with pytest.raises(errors.WeightTooLarge, match=f"{OURS}, row {row}: "):
+        quantize(huge, ["Q4_K_M"], tmp_path)
+
+
+@pytest.mark.parametrize("fmt", ["BF16", "F32", "MXFP4"])
+def test_formats_that_hold_it(fmt: str, huge: Path, tmp_path: Path) -> None:
+    request = Request(overrides=Overrides(tensor_types=(("attn_q", fmt),)))
+    recipe = "Q8_0" if fmt == "MXFP4" else fmt
+    path = quantize(huge, [recipe], tmp_path, request=request).files[0].path
+    assert verify(path).good
+
+
+def test_what_fits_into_a_scale_is_made(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """70,000 is past float16 and not past a scale of Q8_0; the bytes are those of the source."""
+    source = with_weight(broken("llama-dense"), 70000.0)
+    path = quantize(source, ["Q8_0"], tmp_path).files[0].path
+    assert verify(path, source).good
+    with pytest.raises(errors.WeightTooLarge, match="70144 is past what F16 holds"):
+        convert(source, tmp_path / "f16.gguf", "f16")
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K_M", "F16", "BF16"])
+def test_blocks_that_are_infinite_are_found_in_files(
+    kind: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """By verify, alone and against themselves, where the bytes are the same; by inspect; and as
+    they would be copied."""
+    good = quantize(checkpoint("llama-dense"), [kind], tmp_path).files[0].path
+
+    def damage(header: Any, data: bytearray) -> None:
+        start = span(header, "blk.1.attn_k.weight").start
+        data[start : start + 2] = b"\x80\x7f" if kind == "BF16" else b"\x00\x7c"
+
+    bad = rewritten(good, tmp_path / "bad.gguf", damage)
+    (finding,) = verify(bad).findings
+    assert finding == "blk.1.attn_k.weight has NaN or infinity, first in row 0"
+    assert "blk.1.attn_k.weight has NaN or infinity" in verify(bad, bad).findings
+    assert "NaN or infinity in blk.1.attn_k.weight, first near row 0" in inspect(bad).problems
+    with pytest.raises(errors.NonFiniteWeight, match=r"in row 0"):
+        quantize(bad, ["COPY"], tmp_path / "copy.gguf")
+    assert not list(tmp_path.glob("copy.gguf*"))
