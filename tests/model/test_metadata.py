@@ -63,8 +63,8 @@ def test_several_base_models(tmp_path: Path) -> None:
     [
         ("license: {a: 1}", r"README\.md: license is .*, not text"),
         ("version: [1]", r"README\.md: version is \[1\], not text"),
-        ("name: [", "malformed README.md"),
-        ("base_model: 3\ndatasets: {a: b}\nname: &", "malformed README.md"),
+        ("name: [", r"README\.md: malformed YAML"),
+        ("base_model: 3\ndatasets: {a: b}\nname: &", r"README\.md: malformed YAML"),
     ],
 )
 def test_malformed_card(front: str, words: str, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_source_of_another_precision(source: Path, tmp_path: Path) -> None:
     assert verify(path, through_8_bits).good
 
 
-def test_a_type_that_is_not_made_here(files: dict[str, Path], source: Path, tmp_path: Path) -> None:
+def test_a_type_that_wants_importance(files: dict[str, Path], source: Path, tmp_path: Path) -> None:
     """IQ3_XXS by ggml itself, in the place of an F32 tensor."""
     name = "blk.1.ffn_down_exps.weight"
     path, lib = tmp_path / "iq.gguf", oracle.library()
@@ -191,10 +191,10 @@ def test_a_type_that_is_not_made_here(files: dict[str, Path], source: Path, tmp_
     path.write_bytes(header_bytes(header.kv, infos) + b"".join(blobs))
     found = verify(path, source)
     assert found.good
-    assert found.notes == ["IQ3_XXS cannot be made here: that their errors are usual was not "
-                           "shown, only that the weights are the source's"]  # fmt: skip
+    assert found.notes == []
     (t,) = (t.whole for t in found.tensors if t.name == name)
-    assert t.expected_error is t.ratio is None
+    assert t.expected_error is not None
+    assert t.ratio == pytest.approx(1, abs=0.05)
     assert t.relative_error is not None
     assert 0.1 < t.relative_error < 0.3
     bad = rewritten(path, tmp_path / "bad.gguf", swap(name, 0, 1))
