@@ -63,13 +63,23 @@ def write(out: Path, layers: int = 1, experts: int = 4) -> None:
                 x = rng.standard_normal(shape[-1], np.float32) * np.float32(0.02)
                 f.write((x.view(np.uint32) >> 16).astype(np.uint16).tobytes())
     config = {
-        "architectures": ["MixtralForCausalLM"], "hidden_act": "silu", "hidden_size": HIDDEN,
-        "intermediate_size": FFN, "num_hidden_layers": layers, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "vocab_size": VOCAB, "num_local_experts": experts,
-        "num_experts_per_tok": min(2, experts), "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": False,
-        "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "architectures": ["MixtralForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": VOCAB,
+        "num_local_experts": experts,
+        "num_experts_per_tok": min(2, experts),
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     (out / "config.json").write_text(json.dumps(config))
     (out / "tokenizer.json").write_text(json.dumps(_tokenizer()))
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -88,10 +98,14 @@ def _tokenizer() -> dict[str, object]:
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}]},
         "model": {
-            "type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True,
-            "vocab": {p: i for i, p in enumerate(pieces)}, "merges": [],
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "vocab": {p: i for i, p in enumerate(pieces)},
+            "merges": [],
         },
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -84,10 +84,17 @@ def small_experts() -> tuple[dict[str, Any], Shapes]:
                 shape = (width, ffn) if part == "down" else (ffn, width)
                 shapes[f"{layer}.mlp.experts.{x}.{part}_proj.weight"] = shape
     found = config(
-        "Qwen3MoeForCausalLM", layers, width, intermediate_size=ffn, moe_intermediate_size=ffn,
-        num_experts=experts, num_experts_per_tok=8, norm_topk_prob=True, decoder_sparse_step=1,
+        "Qwen3MoeForCausalLM",
+        layers,
+        width,
+        intermediate_size=ffn,
+        moe_intermediate_size=ffn,
+        num_experts=experts,
+        num_experts_per_tok=8,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
         mlp_only_layers=[],
-    )  # fmt: skip
+    )
     return found, shapes
 
 
@@ -115,12 +122,22 @@ def attention(layers: int, width: int) -> Shapes:
 def config(architecture: str, layers: int, width: int, **more: Any) -> dict[str, Any]:
     """A config.json."""
     return {
-        "architectures": [architecture], "hidden_act": "silu", "hidden_size": width,
-        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 4,
-        "head_dim": 64, "vocab_size": make_checkpoint.VOCAB, "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": False,
-        "bos_token_id": 1, "eos_token_id": 2, **more,
-    }  # fmt: skip
+        "architectures": [architecture],
+        "hidden_act": "silu",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": make_checkpoint.VOCAB,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
 
 
 def status() -> dict[str, int]:

@@ -64,8 +64,16 @@ def main() -> None:
         ("Q4_K_M from the checkpoint", source, ["Q4_K_M"], one),
         ("eight types in one read", source, EIGHT, eight),
     ]
-    heads = ["job", "time", "CPU", "from first chunk to last", "peak anonymous", "peak resident",
-             "llama-quantize's kernels", "our kernels alone"]  # fmt: skip
+    heads = [
+        "job",
+        "time",
+        "CPU",
+        "from first chunk to last",
+        "peak anonymous",
+        "peak resident",
+        "llama-quantize's kernels",
+        "our kernels alone",
+    ]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for label, read, types, plan in jobs:
         arguments = ["quantize" if types else "convert", str(read), "--threads", str(threads)]

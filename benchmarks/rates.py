@@ -59,10 +59,13 @@ def main() -> None:
             constant = m["seconds"]
         rate = weights / (m["seconds"] - constant) if source is not small else 0.0
         say(
-            label, f"{weights / 1e9:.2f} billion", f"{m['seconds']:.2f} s",
-            f"{100 * m['cpu'] / m['seconds']:.0f}%", f"{rate / 1e6:.0f}" if rate else "-",
+            label,
+            f"{weights / 1e9:.2f} billion",
+            f"{m['seconds']:.2f} s",
+            f"{100 * m['cpu'] / m['seconds']:.0f}%",
+            f"{rate / 1e6:.0f}" if rate else "-",
             f"{m['rss']:.0f} MB",
-        )  # fmt: skip
+        )
     lines.append(
         f"\nThe rate is that of what goes beyond the {constant:.2f} s that every run takes: "
         "Python, imports, and kernels from their cache.\n"
@@ -79,9 +82,12 @@ def main() -> None:
     for count in (1, 2, 4, 8):
         m = measured(sources[1], EIGHT[:count], options.threads)
         say(
-            str(count), f"{m['seconds']:.2f} s", f"{100 * m['cpu'] / m['seconds']:.0f}%",
-            f"{m['rss']:.0f} MB", ", ".join(EIGHT[:count]),
-        )  # fmt: skip
+            str(count),
+            f"{m['seconds']:.2f} s",
+            f"{100 * m['cpu'] / m['seconds']:.0f}%",
+            f"{m['rss']:.0f} MB",
+            ", ".join(EIGHT[:count]),
+        )
     if options.write:
         write_section(options.write, "rates", "\n".join(lines))
 

@@ -48,8 +48,11 @@ def tensor_by_tensor(source: Path, work: Path, texts: list[Path], threads: int |
     """Print the divergence over the relative error, of every tensor in every format."""
     job = prepare(source, ["COPY"])
     facts = model_facts(job.model)
-    names = [t.name for t in job.plan.outputs[0].by_name.values()
-             if is_quantized(t.name, t.shape, facts.arch)]  # fmt: skip
+    names = [
+        t.name
+        for t in job.plan.outputs[0].by_name.values()
+        if is_quantized(t.name, t.shape, facts.arch)
+    ]
     errors = measure(job.plan, dict.fromkeys(names, FORMATS), 2)
     base = work / "base.gguf"
     quantize(source, ["F32"], base, run=Run(force=True))
@@ -94,8 +97,10 @@ def elsewhere() -> None:
         for what, values in predicted.items():
             off = np.log(values) - measured
             ranks = [np.argsort(np.argsort(v)) for v in (values, measured)]
-            print(f"  {what}: off by {np.exp(off.std()):.2f} around {np.exp(off.mean()):.2f}, "
-                  f"rank correlation {np.corrcoef(*ranks)[0, 1]:.3f}")  # fmt: skip
+            print(
+                f"  {what}: off by {np.exp(off.std()):.2f} around {np.exp(off.mean()):.2f}, "
+                f"rank correlation {np.corrcoef(*ranks)[0, 1]:.3f}"
+            )
 
 
 def main() -> None:

@@ -25,15 +25,21 @@ def make_tokenizer(path: Path) -> int:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
-    tokenizer.decoder = decoders.Sequence([
-        decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(),
-        decoders.Strip(" ", 1, 0),
-    ])  # fmt: skip
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
     specials = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=specials, show_progress=False,
+        vocab_size=400,
+        special_tokens=specials,
+        show_progress=False,
         initial_alphabet=[chr(c) for c in range(33, 127)],
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([TEXT] * 10, trainer)
     saved = json.loads(tokenizer.to_str())
     saved["added_tokens"] = saved["added_tokens"][:3]  # the bytes are pieces, not added tokens
@@ -83,13 +89,25 @@ def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     vocab = make_tokenizer(out / "tokenizer.json")
     config = {
-        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu",
-        "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "vocab_size": vocab,
-        "num_local_experts": EXPERTS, "num_experts_per_tok": 2, "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5, "rope_theta": 1e6, "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": vocab,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     (out / "config.json").write_text(json.dumps(config, indent=2))
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (out / "tokenizer_config.json").write_text(json.dumps({**names, "add_bos_token": True}))

@@ -38,11 +38,18 @@ Size = int | str  # bytes, or text such as "512MB"
 
 
 def convert(
-    source: SourceLike, output: StrPath | None = None, *, outtype: str = "auto",
-    reading: Reading = AS_IT_IS, splits: Splits = NO_SPLITS, dry_run: bool = False,
-    threads: int | None = None, memory: Size | None = None, force: bool = False,
+    source: SourceLike,
+    output: StrPath | None = None,
+    *,
+    outtype: str = "auto",
+    reading: Reading = AS_IT_IS,
+    splits: Splits = NO_SPLITS,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: Size | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
-) -> Written:  # fmt: skip
+) -> Written:
     """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
 
     `output` is a `.gguf` path or a directory (default: the current one); `outtype` auto, f32, f16,
@@ -56,15 +63,29 @@ def convert(
 
 
 def quantize(
-    source: SourceLike, types: str | Iterable[str], output: StrPath | None = None, *,
-    recipe: str | None = None, overrides: Overrides = NO_OVERRIDES,
-    imatrix: StrPath | Imatrix | None = None, imatrix_strict: bool = False,
-    prune_layers: Sequence[int] = (), override_kv: Sequence[str] = (),
-    allow_requantize: bool = False, keep_split: bool = False, splits: Splits = NO_SPLITS,
-    only_splits: Sequence[int] = (), strict: bool = False, cluster: str | None = None,
-    reading: Reading = AS_IT_IS, dry_run: bool = False, threads: int | None = None,
-    memory: Size | None = None, force: bool = False, progress: Progress = SILENT,
-) -> Written:  # fmt: skip
+    source: SourceLike,
+    types: str | Iterable[str],
+    output: StrPath | None = None,
+    *,
+    recipe: str | None = None,
+    overrides: Overrides = NO_OVERRIDES,
+    imatrix: StrPath | Imatrix | None = None,
+    imatrix_strict: bool = False,
+    prune_layers: Sequence[int] = (),
+    override_kv: Sequence[str] = (),
+    allow_requantize: bool = False,
+    keep_split: bool = False,
+    splits: Splits = NO_SPLITS,
+    only_splits: Sequence[int] = (),
+    strict: bool = False,
+    cluster: str | None = None,
+    reading: Reading = AS_IT_IS,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: Size | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Written:
     """Quantize a checkpoint directory, a GGUF file or `hf://...`: every type from one read.
 
     `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
@@ -76,23 +97,39 @@ def quantize(
         formats = {t.name: t.stored for t in open_gguf(recipe).tensors}
         recipe, overrides = None, replace(overrides, formats=formats)
     request = Request(
-        overrides, splits=splits, only_splits=tuple(only_splits), keep_split=keep_split,
-        allow_requantize=allow_requantize, strict=strict,
-    )  # fmt: skip
+        overrides,
+        splits=splits,
+        only_splits=tuple(only_splits),
+        keep_split=keep_split,
+        allow_requantize=allow_requantize,
+        strict=strict,
+    )
     plan = jobs.quantize(
-        source, with_mixture(_types(types), recipe), _path(output), request=request,
-        imatrix=_imatrix(imatrix), imatrix_strict=imatrix_strict, prune=prune_layers,
-        override_kv=override_kv, reading=reading,
+        source,
+        with_mixture(_types(types), recipe),
+        _path(output),
+        request=request,
+        imatrix=_imatrix(imatrix),
+        imatrix_strict=imatrix_strict,
+        prune=prune_layers,
+        override_kv=override_kv,
+        reading=reading,
         run=_run(dry_run, threads, memory, force, progress, cluster),
-    )  # fmt: skip
+    )
     return Written(plan)
 
 
 def split(
-    source: SourceLike, output: StrPath | None = None, *, splits: Splits, dry_run: bool = False,
-    threads: int | None = None, memory: Size | None = None, force: bool = False,
+    source: SourceLike,
+    output: StrPath | None = None,
+    *,
+    splits: Splits,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: Size | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
-) -> Written:  # fmt: skip
+) -> Written:
     """Cut a GGUF file into splits, its bytes as they are. `output` names them without
     `-00001-of-` (default: the name of the source, in the current directory)."""
     run = _run(dry_run, threads, memory, force, progress)
@@ -100,27 +137,44 @@ def split(
 
 
 def merge(
-    first: SourceLike, output: StrPath, *, dry_run: bool = False, threads: int | None = None,
-    memory: Size | None = None, force: bool = False, progress: Progress = SILENT,
-) -> Written:  # fmt: skip
+    first: SourceLike,
+    output: StrPath,
+    *,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: Size | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Written:
     """Join a set of splits, of which `first` is any, into the file `output`."""
     run = _run(dry_run, threads, memory, force, progress)
     return Written(jobs.merge(first, Path(output), run))
 
 
 def plan(
-    source: SourceLike, types: str | Iterable[str] = (), *, context: int | None = None,
-    ram: Size | None = None, disk: Size | None = None, allow_requantize: bool = False,
-    splits: Splits = NO_SPLITS, reading: Reading = AS_IT_IS,
-) -> Survey:  # fmt: skip
+    source: SourceLike,
+    types: str | Iterable[str] = (),
+    *,
+    context: int | None = None,
+    ram: Size | None = None,
+    disk: Size | None = None,
+    allow_requantize: bool = False,
+    splits: Splits = NO_SPLITS,
+    reading: Reading = AS_IT_IS,
+) -> Survey:
     """What `quantize` would make of a source, from headers alone: of all types if none is named.
     Rows are marked with whether `ram` and `disk` have room for them."""
     from quantkit.reporting.survey import survey
 
     return survey(
-        source, _types(types), context, ram=_size(ram), disk=_size(disk),
-        reading=reading, request=Request(splits=splits, allow_requantize=allow_requantize),
-    )  # fmt: skip
+        source,
+        _types(types),
+        context,
+        ram=_size(ram),
+        disk=_size(disk),
+        reading=reading,
+        request=Request(splits=splits, allow_requantize=allow_requantize),
+    )
 
 
 def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SILENT) -> Inspection:
@@ -138,11 +192,18 @@ def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) ->
 
 
 def fit(
-    source: SourceLike, *, size: Size | None = None, ram: Size | None = None,
-    bits_per_weight: float | None = None, context: int | None = None,
-    formats: Sequence[str] | None = None, imatrix: StrPath | Imatrix | None = None,
-    reading: Reading = AS_IT_IS, threads: int | None = None, progress: Progress = SILENT,
-) -> Fit:  # fmt: skip
+    source: SourceLike,
+    *,
+    size: Size | None = None,
+    ram: Size | None = None,
+    bits_per_weight: float | None = None,
+    context: int | None = None,
+    formats: Sequence[str] | None = None,
+    imatrix: StrPath | Imatrix | None = None,
+    reading: Reading = AS_IT_IS,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Fit:
     """Choose a format for every tensor: the least error within one of `size` (of the file), `ram`
     (to run it, with `context` tokens) and `bits_per_weight`.
 
@@ -154,21 +215,38 @@ def fit(
         raise UsageError("give one of --size 12GB, --ram 16GB and --bpw 4.5")
     budget = fitting.Budget(_size(size), _size(ram), bits_per_weight, context)
     return fitting.fit(
-        source, budget, formats or fitting.FORMATS, imatrix=_imatrix(imatrix),
-        reading=reading, threads=threads, progress=progress,
-    )  # fmt: skip
+        source,
+        budget,
+        formats or fitting.FORMATS,
+        imatrix=_imatrix(imatrix),
+        reading=reading,
+        threads=threads,
+        progress=progress,
+    )
 
 
 def release(
-    source: SourceLike, output: StrPath, types: str | Iterable[str] | None = None, *,
-    recipe: str | None = None, push: str | HubTarget | None = None, discard: bool = False,
-    base_model: str | None = None, share: tuple[int, int] | None = None,
-    join: Sequence[StrPath] = (), context: int | None = None,
-    imatrix: StrPath | Imatrix | None = None, allow_requantize: bool = False,
-    splits: Splits = NO_SPLITS, reading: Reading = AS_IT_IS, dry_run: bool = False,
-    threads: int | None = None, memory: Size | None = None, force: bool = False,
+    source: SourceLike,
+    output: StrPath,
+    types: str | Iterable[str] | None = None,
+    *,
+    recipe: str | None = None,
+    push: str | HubTarget | None = None,
+    discard: bool = False,
+    base_model: str | None = None,
+    share: tuple[int, int] | None = None,
+    join: Sequence[StrPath] = (),
+    context: int | None = None,
+    imatrix: StrPath | Imatrix | None = None,
+    allow_requantize: bool = False,
+    splits: Splits = NO_SPLITS,
+    reading: Reading = AS_IT_IS,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: Size | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
-) -> Release:  # fmt: skip
+) -> Release:
     """Make every type of a source in the directory `output`, with model card, page, Modelfile,
     checksums and manifest; the same call again makes only what is missing or damaged.
 
@@ -199,11 +277,18 @@ def release(
 
 
 def verify(
-    file: StrPath, against: SourceLike | None = None, *, imatrix: StrPath | Imatrix | None = None,
-    run: bool = False, prompt: str = "Once upon a time", kl: Sequence[StrPath] = (),
-    context: int = 256, reading: Reading = AS_IT_IS, threads: int | None = None,
+    file: StrPath,
+    against: SourceLike | None = None,
+    *,
+    imatrix: StrPath | Imatrix | None = None,
+    run: bool = False,
+    prompt: str = "Once upon a time",
+    kl: Sequence[StrPath] = (),
+    context: int = 256,
+    reading: Reading = AS_IT_IS,
+    threads: int | None = None,
     progress: Progress = SILENT,
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """Verify a GGUF file (or the set of splits that it is one of): its bytes, structure, metadata
     and weights, `against` the source that it was made from.
 
@@ -218,9 +303,13 @@ def verify(
         raise UsageError("--kl and --imatrix need --against SOURCE")
     path, source = Path(file), None if against is None else Source.parse(against)
     verdict = judge(
-        path, source, reading=reading, imatrix=_imatrix(imatrix), threads=threads,
+        path,
+        source,
+        reading=reading,
+        imatrix=_imatrix(imatrix),
+        threads=threads,
         progress=progress,
-    )  # fmt: skip
+    )
     if run and verdict.sound:
         verdict = run_in_llama(verdict, path, prompt, threads)
     if kl and source is not None and verdict.sound:
@@ -247,7 +336,11 @@ def _imatrix(imatrix: StrPath | Imatrix | None) -> Imatrix | None:
 
 
 def _run(
-    dry_run: bool, threads: int | None, memory: Size | None, force: bool, progress: Progress,
+    dry_run: bool,
+    threads: int | None,
+    memory: Size | None,
+    force: bool,
+    progress: Progress,
     cluster: str | None = None,
-) -> jobs.Run:  # fmt: skip
+) -> jobs.Run:
     return jobs.Run(force, dry_run, threads, _size(memory), cluster, progress)

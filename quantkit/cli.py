@@ -64,9 +64,13 @@ class Commands(typer.core.TyperGroup):
 
 def _app(commands: Sequence[Callable[..., None]]) -> typer.Typer:
     made = typer.Typer(
-        cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
-        rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
-    )  # fmt: skip
+        cls=Commands,
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     made.callback()(root)
     for command in commands:
         made.command()(command)

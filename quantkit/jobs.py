@@ -58,9 +58,14 @@ class Job:
 
 
 def convert(
-    source: SourceLike, output: Path | None = None, outtype: str = "auto", *,
-    reading: Reading = AS_IT_IS, splits: Splits = NO_SPLITS, run: Run = ONCE,
-) -> Plan:  # fmt: skip
+    source: SourceLike,
+    output: Path | None = None,
+    outtype: str = "auto",
+    *,
+    reading: Reading = AS_IT_IS,
+    splits: Splits = NO_SPLITS,
+    run: Run = ONCE,
+) -> Plan:
     """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
 
     `outtype` is auto, f32, f16, bf16 or q8_0; `output` a `.gguf` path or a directory (default: the
@@ -75,11 +80,18 @@ def convert(
 
 
 def quantize(
-    source: SourceLike, types: Sequence[str], output: Path | None = None, *,
-    request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
-    prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
+    source: SourceLike,
+    types: Sequence[str],
+    output: Path | None = None,
+    *,
+    request: Request = PLAIN,
+    imatrix: Imatrix | None = None,
+    imatrix_strict: bool = False,
+    prune: Sequence[int] = (),
+    override_kv: Sequence[str] = (),
+    reading: Reading = AS_IT_IS,
     run: Run = ONCE,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Quantize a checkpoint directory, a GGUF file or `hf://...`: an output a type, in one read.
 
     `output` is a `.gguf` path for one type, or a directory (default: the current one) that gets
@@ -87,9 +99,13 @@ def quantize(
     KEY=TYPE:VALUE. Returns the plan that was carried out. Raises QuantkitError.
     """
     call: dict[str, Any] = {
-        "request": request, "imatrix": imatrix, "imatrix_strict": imatrix_strict,
-        "prune": prune, "override_kv": override_kv, "reading": reading,
-    }  # fmt: skip
+        "request": request,
+        "imatrix": imatrix,
+        "imatrix_strict": imatrix_strict,
+        "prune": prune,
+        "override_kv": override_kv,
+        "reading": reading,
+    }
     job = prepare(source, types, output, **call)
     if run.cluster and not run.dry:
         whole = (output or Path()).resolve()
@@ -106,11 +122,18 @@ def quantize(
 
 
 def prepare(
-    source: SourceLike, types: Sequence[str], output: Path | None = None, *,
-    request: Request = PLAIN, imatrix: Imatrix | None = None, imatrix_strict: bool = False,
-    prune: Sequence[int] = (), override_kv: Sequence[str] = (), reading: Reading = AS_IT_IS,
+    source: SourceLike,
+    types: Sequence[str],
+    output: Path | None = None,
+    *,
+    request: Request = PLAIN,
+    imatrix: Imatrix | None = None,
+    imatrix_strict: bool = False,
+    prune: Sequence[int] = (),
+    override_kv: Sequence[str] = (),
+    reading: Reading = AS_IT_IS,
     name: Callable[[Model], str] = lambda model: model.name,
-) -> Job:  # fmt: skip
+) -> Job:
     """Everything that `quantize` knows before it begins; `name` is what files are called after.
 
     Raises QuantkitError.
@@ -151,10 +174,11 @@ def _recipe_notes(plan: Plan, overrides: Overrides) -> list[str]:
     return [
         f"{len(some)} tensors are only in the {which}{end}: {some[0]}{' ...' if some[1:] else ''}"
         for some, which, end in (
-            (lone, "model", ", and follow the type"), (unused, "file of the recipe", "")
+            (lone, "model", ", and follow the type"),
+            (unused, "file of the recipe", ""),
         )
         if some
-    ]  # fmt: skip
+    ]
 
 
 def make_split(call: dict[str, Any], kind: str, number: int, threads: int) -> None:

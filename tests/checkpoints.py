@@ -71,11 +71,12 @@ def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
     header.pop("__metadata__", None)
     return {
         name: (
-            t["dtype"], t["shape"],
+            t["dtype"],
+            t["shape"],
             data[8 + size + t["data_offsets"][0] : 8 + size + t["data_offsets"][1]],
         )
         for name, t in header.items()
-    }  # fmt: skip
+    }
 
 
 def write_torch(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
@@ -129,11 +130,12 @@ def from_recipe(case: str, parent: Path) -> Path:
     for name, f in recipe["weights"].items():
         tensors = {
             t["name"]: (
-                t["dtype"], t["shape"],
+                t["dtype"],
+                t["shape"],
                 values(t["name"], t["dtype"], t["shape"], t["how"]).tobytes(),
             )
             for t in f["tensors"]
-        }  # fmt: skip
+        }
         if name.endswith(".bin"):
             write_torch(out / name, tensors)
         else:
@@ -163,8 +165,10 @@ def classic_frankenmoe(parent: Path) -> Path:
                     parts = dict(zip(("w1", "w3"), np.split(expert, 2), strict=True))
                 for wid, part in parts.items():
                     tensors[f"{block}.experts.{i}.{wid}.weight"] = (
-                        dtype, list(part.shape), part.tobytes(),
-                    )  # fmt: skip
+                        dtype,
+                        list(part.shape),
+                        part.tobytes(),
+                    )
     ordered = dict(sorted(tensors.items()))
     write_safetensors(out / "model.safetensors", ordered, {"format": "pt"})
     return out

@@ -55,11 +55,19 @@ def _edits(source: Path) -> Iterator[Edit]:
         if item.type != "ARRAY" and not item.key.startswith(("general.name", "general.sampling")):
             for value in _values(item):
                 yield Edit(f"--override-kv {item.key}={value}", override=f"{item.key}={value}")
-    for text in ("general.alignment=int:64", "general.alignment=int:33", "split.count=int:4",
-                 f"{arch}.expert_group_count=int:3", f"{arch}.nextn_predict_layers=int:1",
-                 f"{arch}.rope.freq_base=int:5", f"{'k' * 63}=int:1", f"{'k' * 64}=int:1",
-                 f"{arch}.leading_dense_block_count=int:1", f"{arch}.pooling_type=str:x",
-                 f"{arch}.classifier.activation=str:x"):  # fmt: skip
+    for text in (
+        "general.alignment=int:64",
+        "general.alignment=int:33",
+        "split.count=int:4",
+        f"{arch}.expert_group_count=int:3",
+        f"{arch}.nextn_predict_layers=int:1",
+        f"{arch}.rope.freq_base=int:5",
+        f"{'k' * 63}=int:1",
+        f"{'k' * 64}=int:1",
+        f"{arch}.leading_dense_block_count=int:1",
+        f"{arch}.pooling_type=str:x",
+        f"{arch}.classifier.activation=str:x",
+    ):
         yield Edit(f"--override-kv {text}", override=text)
     yield Edit("splits", request=Request(splits=SPLIT))
     yield Edit("--keep-split", request=Request(keep_split=True))
@@ -115,9 +123,14 @@ def outcome(edit: Edit, checkpoint: Path, source: Path, judge: Judge, directory:
             kv = [edit.override] if edit.override else []
             request = replace(edit.request, allow_requantize=True)
             plan = quantize(
-                source, ["F16"], out, prune=edit.prune, override_kv=kv, reading=edit.reading,
+                source,
+                ["F16"],
+                out,
+                prune=edit.prune,
+                override_kv=kv,
+                reading=edit.reading,
                 request=request,
-            )  # fmt: skip
+            )
         else:
             plan = split(source, out, SPLIT)
             if edit.job == "merge":

@@ -185,8 +185,9 @@ class Hub:
             self._used[key] = 0
         told = {
             "Location": f"{self.blob_url}/blob/{etag}?key={key}",
-            "X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(path.stat().st_size),
-        }  # fmt: skip
+            "X-Linked-Etag": f'"{etag}"',
+            "X-Linked-Size": str(path.stat().st_size),
+        }
         return 302, told, b""
 
     def _blob(

@@ -25,9 +25,12 @@ def sums(plan: Plan) -> dict[str, str]:
 def command(where: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "quantkit.cli", *arguments], cwd=where,
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **env},
-    )  # fmt: skip
+        [sys.executable, "-m", "quantkit.cli", *arguments],
+        cwd=where,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **env},
+    )
 
 
 def there(*parts: Path | str) -> Path:

@@ -99,9 +99,10 @@ class UploadHub:
             return self._validate(json.loads(body)["content"])
         parts = path.split("/")
         if path.endswith("/info/lfs/objects/batch"):
-            return 200, {"transfer": "basic", "objects": [
-                self._wanted(o["oid"], o["size"]) for o in json.loads(body)["objects"]
-            ]}  # fmt: skip
+            return 200, {
+                "transfer": "basic",
+                "objects": [self._wanted(o["oid"], o["size"]) for o in json.loads(body)["objects"]],
+            }
         repo = "/".join(parts[3:5])
         if repo not in self.repos:
             return 404, {"X-Error-Code": "RepoNotFound"}
@@ -154,10 +155,16 @@ class UploadHub:
 
     def _modes(self, repo: str, body: bytes) -> Answer:
         files = json.loads(body)["files"]
-        return 200, {"files": [
-            {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
-             "shouldIgnore": False} for f in files
-        ]}  # fmt: skip
+        return 200, {
+            "files": [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in files
+            ]
+        }
 
     def _commit(self, repo: str, body: bytes) -> Answer:
         lines = [json.loads(line) for line in body.splitlines()]

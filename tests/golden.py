@@ -38,17 +38,25 @@ def tensors(path: Path) -> list[dict[str, Any]]:
             n *= d
         start = header.data_offset + t.offset
         nbytes = n // ggml.block_size * ggml.type_size
-        out.append({
-            "name": t.name, "shape": list(t.shape[::-1]), "type": ggml.name, "n_bytes": nbytes,
-            "sha256": hashlib.sha256(data[start : start + nbytes]).hexdigest(),
-        })  # fmt: skip
+        out.append(
+            {
+                "name": t.name,
+                "shape": list(t.shape[::-1]),
+                "type": ggml.name,
+                "n_bytes": nbytes,
+                "sha256": hashlib.sha256(data[start : start + nbytes]).hexdigest(),
+            }
+        )
     return out
 
 
 def assert_same(
-    path: Path, golden: dict[str, Any], either: dict[str, Any] | None = None,
-    skip: str = "no keys", added: tuple[str, ...] = (),
-) -> None:  # fmt: skip
+    path: Path,
+    golden: dict[str, Any],
+    either: dict[str, Any] | None = None,
+    skip: str = "no keys",
+    added: tuple[str, ...] = (),
+) -> None:
     """Every key (order, type, value) and every tensor (order, shape, type, bytes) agree.
 
     `either` names keys that llama.cpp writes otherwise, or not (None), depending on how it loads

@@ -25,17 +25,25 @@ class Judge:
 
     def __enter__(self) -> Judge:
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.real_loader"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]),
-                 "GGML_NO_BACKTRACE": "1"},
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.real_loader"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+                "GGML_NO_BACKTRACE": "1",
+            },
+        )
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._server.communicate()
 
     def complaint(self, path: Path) -> str:

@@ -30,10 +30,15 @@ class Llama:
 
     def complete(self, prompt: str, n_predict: int = 8) -> dict[str, Any]:
         """The greedy completion, with the log-probability of each token."""
-        answer = self._server.handle_completions({
-            "prompt": prompt, "n_predict": n_predict, "temperature": 0.0, "logprobs": 1,
-            "cache_prompt": False,
-        })  # fmt: skip
+        answer = self._server.handle_completions(
+            {
+                "prompt": prompt,
+                "n_predict": n_predict,
+                "temperature": 0.0,
+                "logprobs": 1,
+                "cache_prompt": False,
+            }
+        )
         return answer if isinstance(answer, dict) else json.loads(answer)
 
     def log_probabilities(self, prompt: list[int]) -> dict[int, float]:
@@ -42,10 +47,16 @@ class Llama:
         The server shows none beside a token that ends the text, or is part of a character; the bias
         makes it choose another and does not change what it shows.
         """
-        answer = self._server.handle_completions({
-            "prompt": prompt, "n_predict": 1, "temperature": 0.0, "logprobs": 1 << 20,
-            "logit_bias": [["a", 1000.0]], "cache_prompt": False,
-        })  # fmt: skip
+        answer = self._server.handle_completions(
+            {
+                "prompt": prompt,
+                "n_predict": 1,
+                "temperature": 0.0,
+                "logprobs": 1 << 20,
+                "logit_bias": [["a", 1000.0]],
+                "cache_prompt": False,
+            }
+        )
         answer = answer if isinstance(answer, dict) else json.loads(answer)
         first = answer["choices"][0]["logprobs"]["content"][0]
         return {t["id"]: t["logprob"] for t in first["top_logprobs"]}
@@ -54,9 +65,10 @@ class Llama:
         """Token ids, without the special tokens that a model adds to a text."""
         body = json.dumps({"content": text, "add_special": False, "parse_special": False})
         request = urllib.request.Request(
-            f"{self._server.listening_address}/tokenize", body.encode(),
+            f"{self._server.listening_address}/tokenize",
+            body.encode(),
             {"Content-Type": "application/json"},
-        )  # fmt: skip
+        )
         with urllib.request.urlopen(request) as response:
             tokens: list[int] = json.load(response)["tokens"]
         return tokens

@@ -63,8 +63,12 @@ def test_the_code_of_the_documentation_runs(
     assert "unknown type 'Q4_KM'; did you mean Q4_K_M" in said
     assert "True [] [" in said  # the verdict
     assert {p.name for p in tmp_path.glob("*.gguf")} == {
-        "out.gguf", "My-Merge-4x-Q4_K_M.gguf", "My-Merge-4x-Q8_0.gguf", "smaller.gguf", "fit.gguf",
-    }  # fmt: skip
+        "out.gguf",
+        "My-Merge-4x-Q4_K_M.gguf",
+        "My-Merge-4x-Q8_0.gguf",
+        "smaller.gguf",
+        "fit.gguf",
+    }
     assert read_header(tmp_path / "smaller.gguf").get("llama.expert_count") == 2
 
 

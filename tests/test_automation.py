@@ -96,10 +96,16 @@ def test_the_action_runs(checkpoint: Callable[[str], Path], tmp_path: Path) -> N
 
     def run(**given: str) -> dict[str, Any]:
         env = {
-            **os.environ, **defaults, "SOURCE": str(checkpoint("mixtral-4x")), "TYPES": "Q4_0,Q8_0",
-            "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-            "RUNNER_TEMP": str(tmp_path), "GITHUB_OUTPUT": str(tmp_path / "output"), **given,
-        }  # fmt: skip
+            **os.environ,
+            **defaults,
+            "SOURCE": str(checkpoint("mixtral-4x")),
+            "TYPES": "Q4_0,Q8_0",
+            "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "RUNNER_TEMP": str(tmp_path),
+            "GITHUB_OUTPUT": str(tmp_path / "output"),
+            **given,
+        }
         subprocess.run(
             ["bash", "-e", "-c", step["run"]],
             env=env,

@@ -48,9 +48,10 @@ def _faults(case: str, checkpoint: Path, judge: Judge, directory: Path, tried: i
     }
     assert len(found) >= min(tried, len(wanted))
     return [
-        f"{words}: {said}" for words, said in found.items()
+        f"{words}: {said}"
+        for words, said in found.items()
         if said != "loads" and not said.startswith("refused: ")
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("case", CASES[::SAMPLED])

@@ -80,8 +80,9 @@ def test_unsupported_architecture(broken: Broken, tmp_path: Path) -> None:
     fails(
         errors.UnsupportedArchitecture,
         "'MixtralForSequenceClassification' & nearest: Mixtral & inspect --architectures",
-        source, tmp_path / "out",
-    )  # fmt: skip
+        source,
+        tmp_path / "out",
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,9 +166,11 @@ def test_tensor_of_the_wrong_shape(broken: Broken, tmp_path: Path) -> None:
 
     edit_tensors(source, shrink)
     fails(
-        errors.TensorShape, f"{name} & [64, 256] found & [128, 256] expected", source,
+        errors.TensorShape,
+        f"{name} & [64, 256] found & [128, 256] expected",
+        source,
         tmp_path / "out",
-    )  # fmt: skip
+    )
 
 
 def test_tensor_that_has_no_place(broken: Broken, tmp_path: Path) -> None:
@@ -352,9 +355,10 @@ def test_every_error_is_raised_by_a_test() -> None:
     """The tree in errors.py is the whole list; each leaf is named in the tests."""
     text = "".join(p.read_text() for p in Path(__file__).parent.rglob("test_*.py"))
     leaves = [
-        e for e in vars(errors).values()
+        e
+        for e in vars(errors).values()
         if isinstance(e, type) and issubclass(e, errors.QuantkitError) and not e.__subclasses__()
-    ]  # fmt: skip
+    ]
     assert len(leaves) >= 12
     assert [e.__name__ for e in leaves if e.__name__ not in text] == []
     assert [e.__name__ for e in leaves if e.__name__ not in (errors.__doc__ or "")] == []
@@ -376,9 +380,11 @@ def test_the_command_says_it_in_one_line(
 ) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "quantkit.cli", *arguments],
-        cwd=tmp_path, capture_output=True, text=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": ""},
-    )  # fmt: skip
+    )
     assert run.returncode == code
     assert run.stdout == ""
     assert words in run.stderr
@@ -388,9 +394,11 @@ def test_the_command_says_it_in_one_line(
 
 
 def test_kernels_that_cannot_be_compiled(
-    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """quant_types says so, and the command line says it in a line."""
     from quant_types import kernels
 

@@ -41,9 +41,11 @@ def test_the_classic_spelling_is_the_original(frankenmoe: dict[str, Path]) -> No
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("kind", TYPES)
 def test_quantize_gives_the_bytes_of_llama_quantize(
-    kind: str, spelling: str, quantized: dict[str, dict[str, Path]],
+    kind: str,
+    spelling: str,
+    quantized: dict[str, dict[str, Path]],
     frankenmoe_golden: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     path, expected = quantized[spelling][kind], frankenmoe_golden["quantize"][kind]
     assert golden.tensors(path) == expected["tensors"]
     assert sha256(path) == expected["file_sha256"]
@@ -52,9 +54,12 @@ def test_quantize_gives_the_bytes_of_llama_quantize(
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("outtype", ["bf16", "f16", "f32", "q8_0"])
 def test_convert_gives_the_bytes_of_llama_cpp(
-    outtype: str, spelling: str, frankenmoe: dict[str, Path], tmp_path: Path,
+    outtype: str,
+    spelling: str,
+    frankenmoe: dict[str, Path],
+    tmp_path: Path,
     frankenmoe_golden: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     path, expected = tmp_path / "out.gguf", frankenmoe_golden["convert"][outtype]
     convert(frankenmoe[spelling], path, outtype)
     golden.assert_same(path, expected)
@@ -85,9 +90,11 @@ def test_the_vocabulary_is_the_same_from_both(quantized: dict[str, dict[str, Pat
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q8_0", "BF16"])
 def test_llama_cpp_runs_it(
-    kind: str, spelling: str, quantized: dict[str, dict[str, Path]],
+    kind: str,
+    spelling: str,
+    quantized: dict[str, dict[str, Path]],
     frankenmoe_golden: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     model = Llama(quantized[spelling][kind])
     completions = frankenmoe_golden["quantize"][kind]["completions"]
     assert len(completions) >= 4

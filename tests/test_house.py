@@ -94,9 +94,10 @@ def test_the_tour_leads_through_every_room() -> None:
     rooms = [p.relative_to(ROOT / "quantkit") for p in (ROOT / "quantkit").rglob("*.py")]
     named = {f"{room.parts[0]}/" for room in rooms if len(room.parts) > 1}
     named |= {
-        room.name for room in rooms
+        room.name
+        for room in rooms
         if room.name != "__init__.py" and room.parent.name not in ("architectures", "commands")
-    }  # fmt: skip
+    }
     assert [name for name in sorted(named) if name not in tour] == []
     assert len(list((ROOT / "quantkit").glob("*.py"))) <= 8
 

@@ -84,9 +84,12 @@ def test_same_bytes_as_llama_quantize(
 @pytest.mark.parametrize("part", ["quantize", "quantize_imatrix"])
 @pytest.mark.parametrize("through", ["checkpoint", "bf16"])
 def test_the_trained_frankenmoe(
-    through: str, part: str, frankenmoe: dict[str, Path], tmp_path: Path,
+    through: str,
+    part: str,
+    frankenmoe: dict[str, Path],
+    tmp_path: Path,
     frankenmoe_golden: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """From the checkpoint and through a 16-bit file: the same whole files."""
     goldens = frankenmoe_golden[part]
     types = [name for name in goldens if name in NAMES]

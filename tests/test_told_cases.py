@@ -117,8 +117,11 @@ def test_renamed_splits(broken: Broken, tmp_path: Path) -> None:
     files = split(tmp_path / "m.gguf", tmp_path / "s.gguf", Splits(max_tensors=12)).files
     first, second = (f.path for f in files)
     second.rename(tmp_path / "other.gguf")
-    says(errors.CorruptFile, "split 2 of 2 under another name & -00001-of-00002.gguf",
-         tmp_path / "other.gguf")  # fmt: skip
+    says(
+        errors.CorruptFile,
+        "split 2 of 2 under another name & -00001-of-00002.gguf",
+        tmp_path / "other.gguf",
+    )
     second.write_bytes(first.read_bytes())
     says(errors.CorruptFile, f"in order, by their headers: & {second.name} is 0 of 2", first)
 
@@ -237,8 +240,9 @@ def test_splits_in_a_directory(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     split(whole, tmp_path / "out", Splits(max_tensors=12))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"
-    ]  # fmt: skip
+        "m-00001-of-00002.gguf",
+        "m-00002-of-00002.gguf",
+    ]
     split(whole, tmp_path / "one", Splits(max_tensors=99))
     assert (tmp_path / "one.gguf").is_file()
 

@@ -41,9 +41,10 @@ def indexer(layers: str, optional: bool = False) -> tuple[Map, ...]:
         *linear(f"{base}.wk", ("i_head", "hidden"), "indexer.attn_k", layers=layers, bias=False),
         vector(f"{base}.k_norm", "indexer.k_norm", "i_head", layers),
         Map(f"{base}.k_norm.bias", ("i_head",), whole("indexer.k_norm.bias"), layers),
-        *linear(f"{base}.weights_proj", ("i_heads", "hidden"), "indexer.proj", layers=layers,
-                bias=False),
-    )  # fmt: skip
+        *linear(
+            f"{base}.weights_proj", ("i_heads", "hidden"), "indexer.proj", layers=layers, bias=False
+        ),
+    )
     return tuple(replace(m, optional=optional) for m in maps)
 
 

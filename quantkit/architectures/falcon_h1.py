@@ -96,9 +96,7 @@ def _scaled(config: Config) -> Architecture:
             return replace(m, rows=edited(m.rows, ("scale", *factors[part])))
         return m
 
-    return replace(
-        FALCON_H1, maps=tuple(scaled(m) for m in FALCON_H1.maps), variant=lambda c: None
-    )  # fmt: skip
+    return replace(FALCON_H1, maps=tuple(scaled(m) for m in FALCON_H1.maps), variant=lambda c: None)
 
 
 FALCON_H1 = Architecture(

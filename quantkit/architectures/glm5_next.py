@@ -101,8 +101,13 @@ def _indexed(config: Config, bid: int) -> bool:
 
 
 def _pool(part: str, shape: tuple[str, str], layers: str, optional: bool) -> Map:
-    return Map(f"{ATTN}.indexer.index_kpool_compress_{part}", shape,
-               whole(f"indexer_compressor_{part}.weight"), layers, optional)  # fmt: skip
+    return Map(
+        f"{ATTN}.indexer.index_kpool_compress_{part}",
+        shape,
+        whole(f"indexer_compressor_{part}.weight"),
+        layers,
+        optional,
+    )
 
 
 def _indexer(layers: str, optional: bool = False) -> tuple[Map, ...]:

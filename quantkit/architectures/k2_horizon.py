@@ -52,8 +52,10 @@ def _dense(config: Config) -> int:
     said, dense = config.get("num_dense_layers", default=None), config.find("mlp_only_layers") or []
     n: int = said if said is not None else len(dense)
     if said is None and sorted(dense) != [*range(n)]:
-        raise ConfigError(f"{config.where}: 'mlp_only_layers' is {dense}; llama.cpp runs dense "
-                          "layers at the beginning")  # fmt: skip
+        raise ConfigError(
+            f"{config.where}: 'mlp_only_layers' is {dense}; llama.cpp runs dense "
+            "layers at the beginning"
+        )
     return n
 
 

@@ -38,8 +38,10 @@ def _heads(config: Config) -> list[int]:
     found = config.find("num_attention_heads_per_layer")
     heads = found or [config.get("num_attention_heads")] * config.layers
     if len(heads) != config.layers:
-        raise ConfigError(f"{config.where}: 'num_attention_heads_per_layer' must have a number for "
-                          f"each of {config.layers} layers")  # fmt: skip
+        raise ConfigError(
+            f"{config.where}: 'num_attention_heads_per_layer' must have a number for "
+            f"each of {config.layers} layers"
+        )
     return [int(n) for n in heads]
 
 

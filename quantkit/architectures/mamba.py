@@ -11,17 +11,25 @@ from quantkit.architectures.rules import Config, Dim, Key, Map, edited, linear, 
 def mamba2(base: str, layers: str) -> tuple[Map, ...]:
     """The tensors of one layer below `base`."""
     return (
-        Map(f"{base}.A_log", ("ssm_heads",),
-            edited(whole("ssm_a", "ssm_heads", "one"), ("minus_exp",)), layers),
+        Map(
+            f"{base}.A_log",
+            ("ssm_heads",),
+            edited(whole("ssm_a", "ssm_heads", "one"), ("minus_exp",)),
+            layers,
+        ),
         Map(f"{base}.D", ("ssm_heads",), whole("ssm_d", "ssm_heads", "one"), layers),
         Map(f"{base}.dt_bias", ("ssm_heads",), whole("ssm_dt.bias"), layers),
-        Map(f"{base}.conv1d.weight", ("conv", "one", "kernel"),
-            whole("ssm_conv1d.weight", "conv", "kernel"), layers),
+        Map(
+            f"{base}.conv1d.weight",
+            ("conv", "one", "kernel"),
+            whole("ssm_conv1d.weight", "conv", "kernel"),
+            layers,
+        ),
         Map(f"{base}.conv1d.bias", ("conv",), whole("ssm_conv1d.bias"), layers, optional=True),
         *linear(f"{base}.in_proj", ("ssm_in", "hidden"), "ssm_in", layers=layers, bias=False),
         *linear(f"{base}.out_proj", ("hidden", "inner"), "ssm_out", layers=layers, bias=False),
         Map(f"{base}.norm.weight", ("inner",), whole("ssm_norm.weight", "groups", "group"), layers),
-    )  # fmt: skip
+    )
 
 
 def mamba2_dims(heads: str, head: str, groups: str, state: str, kernel: str) -> dict[str, Dim]:

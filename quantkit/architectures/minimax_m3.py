@@ -48,8 +48,14 @@ def _index_setting(key: str) -> tuple[str, str]:
 def _sparse(config: Config, *names: str) -> list[bool]:
     """Which layers are sparse, as the first of `names` that is there lists them."""
     values = next((v for name in names if (v := config.find(name)) is not None), None)
-    known = {0: False, 1: True, "dense": False, "sparse": True, "full_attention": False,
-             "minimax_m3_sparse": True}  # fmt: skip
+    known = {
+        0: False,
+        1: True,
+        "dense": False,
+        "sparse": True,
+        "full_attention": False,
+        "minimax_m3_sparse": True,
+    }
     if not isinstance(values, list) or len(values) != config.layers or not {*values} <= {*known}:
         raise ConfigError(f"{config.where}: '{names[0]}' must tell of each of the layers")
     return [known[v] for v in values]
@@ -92,15 +98,27 @@ def _index(role: str, shape: tuple[str, str]) -> tuple[Map, ...]:
 def _fused_mlp(base: str, suffix: str, ffn: str, layers: str, like: str) -> tuple[Map, ...]:
     """A feed-forward network as transformers 5 keeps it, of the older spelling `like`."""
     return (
-        Map(f"{base}.gate_up_proj.weight", (f"2{ffn}", "hidden"),
-            halves(f"ffn_gate{suffix}.weight", f"ffn_up{suffix}.weight"), layers,
-            like=f"{like}.gate_proj.weight"),
-        *(
-            (Map(f"{base}.down_proj.weight", ("hidden", ffn), whole(f"ffn_down{suffix}.weight"),
-                 layers, like=f"{like}.down_proj.weight"),)
-            if base != like else ()
+        Map(
+            f"{base}.gate_up_proj.weight",
+            (f"2{ffn}", "hidden"),
+            halves(f"ffn_gate{suffix}.weight", f"ffn_up{suffix}.weight"),
+            layers,
+            like=f"{like}.gate_proj.weight",
         ),
-    )  # fmt: skip
+        *(
+            (
+                Map(
+                    f"{base}.down_proj.weight",
+                    ("hidden", ffn),
+                    whole(f"ffn_down{suffix}.weight"),
+                    layers,
+                    like=f"{like}.down_proj.weight",
+                ),
+            )
+            if base != like
+            else ()
+        ),
+    )
 
 
 MINIMAX_M3 = replace(

@@ -123,21 +123,51 @@ def _sparse(base: str, layers: str = "experts", latent: str = "latent experts") 
     return (
         router(f"{base}.gate", layers),
         router_bias(f"{base}.gate.e_score_correction_bias", layers),
-        *linear(f"{base}.fc1_latent_proj", ("latent", "hidden"), "ffn_latent_down", layers=latent,
-                bias=False),
-        *linear(f"{base}.fc2_latent_proj", ("hidden", "latent"), "ffn_latent_up", layers=latent,
-                bias=False),
+        *linear(
+            f"{base}.fc1_latent_proj",
+            ("latent", "hidden"),
+            "ffn_latent_down",
+            layers=latent,
+            bias=False,
+        ),
+        *linear(
+            f"{base}.fc2_latent_proj",
+            ("hidden", "latent"),
+            "ffn_latent_up",
+            layers=latent,
+            bias=False,
+        ),
         Map(up, ("expert_ffn", "latent"), stack("ffn_up_exps.weight"), layers),
         Map(down, ("latent", "expert_ffn"), stack("ffn_down_exps.weight"), layers),
-        Map(f"{x}.up_proj", ("experts", "expert_ffn", "latent"), whole("ffn_up_exps.weight"),
-            layers, like=up),
-        Map(f"{x}.down_proj", ("experts", "latent", "expert_ffn"), whole("ffn_down_exps.weight"),
-            layers, like=down),
-        *linear(f"{base}.shared_experts.up_proj", ("shared_ffn", "hidden"), "ffn_up_shexp",
-                layers=layers, bias=False),
-        *linear(f"{base}.shared_experts.down_proj", ("hidden", "shared_ffn"), "ffn_down_shexp",
-                layers=layers, bias=False),
-    )  # fmt: skip
+        Map(
+            f"{x}.up_proj",
+            ("experts", "expert_ffn", "latent"),
+            whole("ffn_up_exps.weight"),
+            layers,
+            like=up,
+        ),
+        Map(
+            f"{x}.down_proj",
+            ("experts", "latent", "expert_ffn"),
+            whole("ffn_down_exps.weight"),
+            layers,
+            like=down,
+        ),
+        *linear(
+            f"{base}.shared_experts.up_proj",
+            ("shared_ffn", "hidden"),
+            "ffn_up_shexp",
+            layers=layers,
+            bias=False,
+        ),
+        *linear(
+            f"{base}.shared_experts.down_proj",
+            ("hidden", "shared_ffn"),
+            "ffn_down_shexp",
+            layers=layers,
+            bias=False,
+        ),
+    )
 
 
 _HEAD = Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight"))

@@ -51,20 +51,31 @@ def _mixer(source: str, role: str, layers: str = "") -> tuple[Map, ...]:
     """How the residual streams become one: through a narrow matrix and a wide one."""
     return (
         *shifted(vector(f"{source}.hc_norm", f"{role}_norm", "streams", layers)),
-        Map(f"{source}.input_mix_weight_down.weight", ("low rank", "streams"),
-            whole(f"{role}_down.weight"), layers),
-        Map(f"{source}.input_mix_weight_up.weight", ("streams", "low rank"),
-            whole(f"{role}_up.weight"), layers),
-    )  # fmt: skip
+        Map(
+            f"{source}.input_mix_weight_down.weight",
+            ("low rank", "streams"),
+            whole(f"{role}_down.weight"),
+            layers,
+        ),
+        Map(
+            f"{source}.input_mix_weight_up.weight",
+            ("streams", "low rank"),
+            whole(f"{role}_up.weight"),
+            layers,
+        ),
+    )
 
 
 def _half(source: str, role: str) -> tuple[Map, ...]:
     """The streams before and after one half of a layer."""
     return (
         *_mixer(source, role),
-        Map(f"{source}.block_inject_weight.weight", ("n streams", "streams"),
-            whole(f"{role}_inject.weight")),
-    )  # fmt: skip
+        Map(
+            f"{source}.block_inject_weight.weight",
+            ("n streams", "streams"),
+            whole(f"{role}_inject.weight"),
+        ),
+    )
 
 
 _I = f"{L}.self_attn.indexer"

@@ -110,11 +110,19 @@ def transposed(*roles: str, interleave: bool = False) -> RowMap:
         k = len(roles)
         n = width // k
         return [
-            piece(role, (*lead, n, height), n, x * n, x * height, height=height,
-                  column=i if interleave else i * n, step=k if interleave else 1)
+            piece(
+                role,
+                (*lead, n, height),
+                n,
+                x * n,
+                x * height,
+                height=height,
+                column=i if interleave else i * n,
+                step=k if interleave else 1,
+            )
             for x in range(prod(lead))
             for i, role in enumerate(roles)
-        ]  # fmt: skip
+        ]
 
     return pieces
 

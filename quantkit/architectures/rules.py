@@ -166,9 +166,14 @@ class Map:
 
 
 def linear(
-    source: str, shape: tuple[str, ...], role: str, rows: Callable[..., RowMap] = whole,
-    *args: str, layers: str = "", bias: bool | None = None,
-) -> tuple[Map, ...]:  # fmt: skip
+    source: str,
+    shape: tuple[str, ...],
+    role: str,
+    rows: Callable[..., RowMap] = whole,
+    *args: str,
+    layers: str = "",
+    bias: bool | None = None,
+) -> tuple[Map, ...]:
     """A weight and the bias beside it: `bias` says whether there is one, None that some
     checkpoints have it."""
     weight = Map(f"{source}.weight", shape, rows(f"{role}.weight", *args), layers)

@@ -41,8 +41,13 @@ def _head_norm(part: str, heads: str) -> Map:
         shape = (dims[heads], dims["head"])
         return (piece(f"attn_{part}_norm.weight", shape, dims["head"], xid * dims["head"]),)
 
-    return Map(f"{A}.{part}_layernorm.norms.{{xid}}.weight", ("head",), pieces,
-               "norms of heads", experts=heads)  # fmt: skip
+    return Map(
+        f"{A}.{part}_layernorm.norms.{{xid}}.weight",
+        ("head",),
+        pieces,
+        "norms of heads",
+        experts=heads,
+    )
 
 
 STABLELM = Architecture(

@@ -106,10 +106,14 @@ def _from_gguf(path: Path, data: Bytes) -> Contents:
     """Sums of squares `[experts, n]` over counts `[experts]` (kept as float32, rounded here)."""
     header = read_header(path)
     infos = {t.name: t for t in header.tensors}
-    names = sorted({
-        t.name.removesuffix(suffix)
-        for t in header.tensors for suffix in (_SUMS, _COUNTS) if t.name.endswith(suffix)
-    })  # fmt: skip
+    names = sorted(
+        {
+            t.name.removesuffix(suffix)
+            for t in header.tensors
+            for suffix in (_SUMS, _COUNTS)
+            if t.name.endswith(suffix)
+        }
+    )
     if not names:
         raise ImatrixError(f"{path} is not an importance matrix: it has no {_SUMS} tensors")
     values = {}
@@ -136,8 +140,10 @@ def _gguf_origin(path: Path, header: Header) -> tuple[tuple[str, ...], int]:
         item = next((i for i in header.kv if i.key == f"imatrix.{key}"), None)
         wanted = "ARRAY" if key == "datasets" else "UINT32"
         if item is None or item.type != wanted:
-            raise ImatrixError(f"{path}: imatrix.{key} is missing, or not {wanted}; not a matrix "
-                               "of llama-imatrix, or a damaged one")  # fmt: skip
+            raise ImatrixError(
+                f"{path}: imatrix.{key} is missing, or not {wanted}; not a matrix "
+                "of llama-imatrix, or a damaged one"
+            )
         origin[key] = item.value
     return tuple(map(str, origin["datasets"])), origin["chunk_count"]
 
@@ -161,8 +167,10 @@ def _from_legacy(path: Path, data: Bytes) -> Contents:
     def take(n: int) -> Bytes:
         nonlocal at
         if not 0 <= n <= data.size - at:
-            raise ImatrixError(f"{path} is not an importance matrix, or a damaged one: "
-                               f"{n} bytes expected at byte {at} of {data.size}")  # fmt: skip
+            raise ImatrixError(
+                f"{path} is not an importance matrix, or a damaged one: "
+                f"{n} bytes expected at byte {at} of {data.size}"
+            )
         at += n
         return data[at - n : at]
 
@@ -242,19 +250,24 @@ class Coverage:
             out.append(f"no importances for {_some(self.missing)}: quantized without")
         if self.unreached:
             count = sum(map(len, self.unreached.values()))
-            first = [f"{name} expert {'/'.join(map(str, experts[:4]))}"
-                     for name, experts in self.unreached.items()]  # fmt: skip
-            out.append(f"matrices of experts that calibration never reached: {count}, which get a "
-                       f"neutral importance of 1: {_some(first)}")  # fmt: skip
+            first = [
+                f"{name} expert {'/'.join(map(str, experts[:4]))}"
+                for name, experts in self.unreached.items()
+            ]
+            out.append(
+                f"matrices of experts that calibration never reached: {count}, which get a "
+                f"neutral importance of 1: {_some(first)}"
+            )
         if self.unknown:
             out.append(f"importances for what the model does not have: {_some(self.unknown)}")
         return out
 
 
 def coverage(
-    imatrix: Imatrix, tensors: Iterable[tuple[str, tuple[int, ...], str]],
+    imatrix: Imatrix,
+    tensors: Iterable[tuple[str, tuple[int, ...], str]],
     old_names: Mapping[str, str] = UNCHANGED,
-) -> Coverage:  # fmt: skip
+) -> Coverage:
     """Compare a matrix with what will be made: (name, shape in NumPy order, format) of each tensor
     of each output, so a name may come up several times. `old_names` as for `for_tensors`."""
     import quant_types
@@ -303,16 +316,22 @@ def check_coverage(
     Raises ImatrixError.
     """
     if coverage.invalid:
-        raise ImatrixError(f"{imatrix.file}: NaN, infinite or negative importances for "
-                           f"{_some(coverage.invalid)}; the file is damaged")  # fmt: skip
+        raise ImatrixError(
+            f"{imatrix.file}: NaN, infinite or negative importances for "
+            f"{_some(coverage.invalid)}; the file is damaged"
+        )
     if coverage.mismatched:
         raise ImatrixError(_of_another_model(imatrix, coverage.mismatched))
     if len(coverage.unknown) == len(imatrix.values):
-        raise ImatrixError(f"{imatrix.file} is of another model: the model has none of its tensors "
-                           f"({_some(coverage.unknown)})")  # fmt: skip
+        raise ImatrixError(
+            f"{imatrix.file} is of another model: the model has none of its tensors "
+            f"({_some(coverage.unknown)})"
+        )
     if lacking := sorted(coverage.bare.intersection(needed)):
-        raise ImatrixError(f"{imatrix.file}: no importances for {_some(lacking)}, which so few "
-                           "bits need; choose a larger type")  # fmt: skip
+        raise ImatrixError(
+            f"{imatrix.file}: no importances for {_some(lacking)}, which so few "
+            "bits need; choose a larger type"
+        )
     if strict and (coverage.missing or coverage.unreached):
         raise ImatrixError(f"{imatrix.file}: {'; '.join(coverage.lines())}")
 

@@ -95,9 +95,14 @@ def scatter(
 
 
 def stacked(
-    title: str, names: Sequence[str], series: Mapping[str, Sequence[float]], axis: Axis, *,
-    share: bool = False, width: int = 720,
-) -> str:  # fmt: skip
+    title: str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    axis: Axis,
+    *,
+    share: bool = False,
+    width: int = 720,
+) -> str:
     """A bar across for each name, cut into series, with its sum beside it; with `share`, all bars
     are of one length."""
     head, top = pen.legend(_drawn(series), width)
@@ -134,9 +139,14 @@ def bars(title: str, values: Mapping[str, float], axis: Axis, *, width: int = 72
 
 
 def columns(
-    title: str, names: Sequence[str], series: Mapping[str, Sequence[float]], axis: Axis, *,
-    below: str = "", width: int = 720,
-) -> str:  # fmt: skip
+    title: str,
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    axis: Axis,
+    *,
+    below: str = "",
+    width: int = 720,
+) -> str:
     """A bar upwards for each name, cut into series: many narrow ones, such as layers.
 
     `below` says what the names are. Names are written where there is room for them.
@@ -179,9 +189,15 @@ def columns(
 
 
 def heat(
-    title: str, rows: Sequence[str], names: Sequence[str],
-    values: Sequence[Sequence[float | None]], axis: Axis, *, below: str = "", width: int = 720,
-) -> str:  # fmt: skip
+    title: str,
+    rows: Sequence[str],
+    names: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    axis: Axis,
+    *,
+    below: str = "",
+    width: int = 720,
+) -> str:
     """A field of shades: `values[row][name]`, None where there is nothing. More is darker on a
     light ground, and lighter on a dark one."""
     known = [v for row in values for v in row if v is not None and (v > 0 or not axis.log)]
@@ -237,21 +253,28 @@ def label_places(points: Sequence[Point], marks: Sequence[Box], room: Box) -> li
         spots = [
             Box(u, v, u + wide, v + 15)
             for u, v in (
-                (m.right + 2, y - 8), (m.left - 2 - wide, y - 8),
-                (x - wide / 2, m.top - 16), (x - wide / 2, m.bottom + 1),
-                (m.right - 2, m.top - 13), (m.left + 2 - wide, m.bottom - 2),
-                (m.right - 2, m.bottom - 2), (m.left + 2 - wide, m.top - 13),
+                (m.right + 2, y - 8),
+                (m.left - 2 - wide, y - 8),
+                (x - wide / 2, m.top - 16),
+                (x - wide / 2, m.bottom + 1),
+                (m.right - 2, m.top - 13),
+                (m.left + 2 - wide, m.bottom - 2),
+                (m.right - 2, m.bottom - 2),
+                (m.left + 2 - wide, m.top - 13),
                 *((x + side, m.top - up) for up in (36, 56, 76) for side in (-wide / 2, 4)),
                 *((x - wide / 2, m.bottom + down) for down in (20, 40)),
             )
-        ]  # fmt: skip
+        ]
         taken = [*found.values(), *marks[:i], *marks[i + 1 :]]
         free = (
-            s for s in spots
-            if s.left >= room.left and s.right <= room.right
-            and s.top >= room.top and s.bottom <= room.bottom
+            s
+            for s in spots
+            if s.left >= room.left
+            and s.right <= room.right
+            and s.top >= room.top
+            and s.bottom <= room.bottom
             and not any(s.meets(box) for box in taken)
-        )  # fmt: skip
+        )
         if points[i].label and (spot := next(free, None)):
             found[i] = spot
     return [found.get(i) for i in range(len(points))]

@@ -62,10 +62,13 @@ class TerminalProgress(Progress):
         if self._bar is not None:
             self._bar.stop()
         self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"), progress.BarColumn(),
-            progress.DownloadColumn(), progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(), console=Console(stderr=True),
-        )  # fmt: skip
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
         self._bar.start()
         self._step, self._task = step, self._bar.add_task(step, total=None)
 

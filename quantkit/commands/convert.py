@@ -32,7 +32,12 @@ def convert(
 
     with TerminalProgress() as progress:
         written = api.convert(
-            checkpoint, output, outtype=outtype, reading=reading, splits=splits,
-            progress=progress, **run,
-        )  # fmt: skip
+            checkpoint,
+            output,
+            outtype=outtype,
+            reading=reading,
+            splits=splits,
+            progress=progress,
+            **run,
+        )
     show_written(written, as_json, run["dry_run"], progress.seconds)

@@ -55,10 +55,17 @@ def fit(
     matrix = options.read_imatrix(imatrix)
     with TerminalProgress() as progress:
         fit = api.fit(
-            source, size=size, ram=ram, bits_per_weight=bpw, context=context,
-            formats=options.names(formats) if formats else None, imatrix=matrix,
-            reading=reading, threads=threads, progress=progress,
-        )  # fmt: skip
+            source,
+            size=size,
+            ram=ram,
+            bits_per_weight=bpw,
+            context=context,
+            formats=options.names(formats) if formats else None,
+            imatrix=matrix,
+            reading=reading,
+            threads=threads,
+            progress=progress,
+        )
     recipe_file = recipe_file or Path(f"{fit.name}-fit.txt")
     texts = {recipe_file: fit.recipe()} | ({picture: drawn(fit)} if picture else {})
     for path in texts:
@@ -85,8 +92,9 @@ def _lines(fit: Fit, recipe: Path, files: list[Path]) -> list[str]:
         f"{size:>10} {bits:>6} {error:>8}   {note}"
         for size, bits, error, note in (HEADINGS, *fit.lines())
     ]
-    lines.append(f"{recipe}: {len(fit.formats)} tensors, for --tensor-type-file with "
-                 f"--type {fit.base}")  # fmt: skip
+    lines.append(
+        f"{recipe}: {len(fit.formats)} tensors, for --tensor-type-file with --type {fit.base}"
+    )
     return [*lines, *map(str, files)]
 
 
@@ -97,8 +105,12 @@ def _json(fit: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str
 
     return {
         "chosen": asdict(fit.chosen) | {"use_case": use_case(fit.chosen.error)},
-        "base": fit.base, "recipe_file": str(recipe), "files": list(map(str, files)),
-        "formats": dict(fit.formats), "errors": {n: dict(e) for n, e in fit.errors.items()},
+        "base": fit.base,
+        "recipe_file": str(recipe),
+        "files": list(map(str, files)),
+        "formats": dict(fit.formats),
+        "errors": {n: dict(e) for n, e in fit.errors.items()},
         "types": [asdict(m) | {"best": asdict(fit.best[m.label])} for m in fit.types],
-        "frontier": [asdict(m) for m in fit.frontier], "seconds": round(seconds, 3),
-    }  # fmt: skip
+        "frontier": [asdict(m) for m in fit.frontier],
+        "seconds": round(seconds, 3),
+    }

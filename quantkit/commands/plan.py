@@ -43,10 +43,15 @@ def plan(
     from quantkit.gguf.splits import parse_size
 
     survey = api.plan(
-        source, options.names(types) if types else (), context=context, ram=ram, disk=disk,
-        allow_requantize=allow_requantize, splits=options.splitting(split_max_size),
+        source,
+        options.names(types) if types else (),
+        context=context,
+        ram=ram,
+        disk=disk,
+        allow_requantize=allow_requantize,
+        splits=options.splitting(split_max_size),
         reading=reading,
-    )  # fmt: skip
+    )
     for note in _refusals(survey.refused):
         say(f"note: {one_line(note)}", err=True)
     space = parse_size(disk) if disk else None

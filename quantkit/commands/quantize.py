@@ -95,12 +95,23 @@ def quantize(
     )
     with TerminalProgress() as progress:
         written = api.quantize(
-            source, types, output, recipe=recipe, overrides=overrides,
+            source,
+            types,
+            output,
+            recipe=recipe,
+            overrides=overrides,
             imatrix=options.read_imatrix(imatrix, include_weights, exclude_weights),
             imatrix_strict=imatrix_strict,
             prune_layers=parse_layers(prune_layers) if prune_layers else (),
-            override_kv=override_kv, allow_requantize=allow_requantize, keep_split=keep_split,
-            splits=splits, only_splits=parse_numbers(only_splits) if only_splits else (),
-            strict=strict, cluster=cluster, reading=reading, progress=progress, **run,
-        )  # fmt: skip
+            override_kv=override_kv,
+            allow_requantize=allow_requantize,
+            keep_split=keep_split,
+            splits=splits,
+            only_splits=parse_numbers(only_splits) if only_splits else (),
+            strict=strict,
+            cluster=cluster,
+            reading=reading,
+            progress=progress,
+            **run,
+        )
     show_written(written, as_json, run["dry_run"], progress.seconds)

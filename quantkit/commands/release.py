@@ -77,11 +77,23 @@ def release(
     target = HubTarget(push, private, commit.value) if push else None
     with TerminalProgress() as progress:
         made = api.release(
-            source, output, options.names(types) if types else None, recipe=recipe, push=target,
-            discard=discard, base_model=base_model, share=parse_share(share) if share else None,
-            join=join, context=context, imatrix=imatrix, allow_requantize=allow_requantize,
-            splits=splits, reading=reading, progress=progress, **run,
-        )  # fmt: skip
+            source,
+            output,
+            options.names(types) if types else None,
+            recipe=recipe,
+            push=target,
+            discard=discard,
+            base_model=base_model,
+            share=parse_share(share) if share else None,
+            join=join,
+            context=context,
+            imatrix=imatrix,
+            allow_requantize=allow_requantize,
+            splits=splits,
+            reading=reading,
+            progress=progress,
+            **run,
+        )
     for note in made.notes:
         say(f"note: {one_line(note)}", err=True)
     if as_json:
@@ -100,10 +112,15 @@ def release(
 def _summary(made: Release) -> dict[str, Any]:
     """The manifest without its tensors, and what was done."""
     files = [
-        {"name": f.name, "type": f.type, "bytes": f.nbytes, "sha256": f.sha256 or None,
-         "state": made.states[f.name]}
+        {
+            "name": f.name,
+            "type": f.type,
+            "bytes": f.nbytes,
+            "sha256": f.sha256 or None,
+            "state": made.states[f.name],
+        }
         for f in made.manifest.files
-    ]  # fmt: skip
+    ]
     data = made.manifest.as_data()
     kept = ("quantkit", "name", "source", "architecture", "parameters", "experts", "repo")
     return {

@@ -58,9 +58,17 @@ def verify(
         raise UsageError("--picture needs --against SOURCE")
     with TerminalProgress() as progress:
         verdict = api.verify(
-            file, against, imatrix=imatrix, run=run, prompt=prompt, kl=kl, context=context,
-            reading=reading, threads=threads, progress=progress,
-        )  # fmt: skip
+            file,
+            against,
+            imatrix=imatrix,
+            run=run,
+            prompt=prompt,
+            kl=kl,
+            context=context,
+            reading=reading,
+            threads=threads,
+            progress=progress,
+        )
     if len(rows := verdict.divergences) > 1:
         verdict = replace(verdict, divergences=[*rows, mean(rows)])
     if picture:
@@ -92,9 +100,12 @@ def _lines(verdict: Verdict) -> list[str]:
 
 def _divergence(d: Divergence) -> tuple[str, ...]:
     return (
-        d.text, f"{d.kl:.6f} ± {d.kl_error:.6f}", f"{d.perplexity:.4f}",
-        f"{d.base_perplexity:.4f}", f"{100 * d.same_top:.2f}%",
-    )  # fmt: skip
+        d.text,
+        f"{d.kl:.6f} ± {d.kl_error:.6f}",
+        f"{d.perplexity:.4f}",
+        f"{d.base_perplexity:.4f}",
+        f"{100 * d.same_top:.2f}%",
+    )
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

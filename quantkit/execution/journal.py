@@ -78,10 +78,19 @@ def plan_digest(plan: Plan, f: PlannedFile) -> str:
     digest = hashlib.sha256(f.header)
     for t in f.tensors:
         segments = [
-            [s.source, s.source_row, s.first_row, s.count, s.order, s.step, s.height, s.column,
-             s.edits]
+            [
+                s.source,
+                s.source_row,
+                s.first_row,
+                s.count,
+                s.order,
+                s.step,
+                s.height,
+                s.column,
+                s.edits,
+            ]
             for s in plan.segments[t.name]
-        ]  # fmt: skip
+        ]
         digest.update(json.dumps([t.name, segments], separators=(",", ":")).encode() + b"\n")
     return f"{DIGEST_VERSION}:{digest.hexdigest()}"
 
@@ -134,9 +143,8 @@ class Journal:
                 "--force"
             )
         differences = [
-            words for key, words in _DIFFERENCES.items()
-            if begun.get(key) != getattr(identity, key)
-        ]  # fmt: skip
+            words for key, words in _DIFFERENCES.items() if begun.get(key) != getattr(identity, key)
+        ]
         if differences:
             raise JournalMismatch(
                 f"{name} was begun with {' and '.join(differences)}; --force begins anew"

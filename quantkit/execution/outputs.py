@@ -169,8 +169,9 @@ def check_outputs(plan: Plan, force: bool) -> None:
 
 def _amount(nbytes: int) -> str:
     """Bytes in a unit in which small numbers differ."""
-    unit, name = next(u for u in ((1e9, "GB"), (1e6, "MB"), (1, "bytes")) if nbytes >= 10 * u[0]
-                      or u[0] == 1)  # fmt: skip
+    unit, name = next(
+        u for u in ((1e9, "GB"), (1e6, "MB"), (1, "bytes")) if nbytes >= 10 * u[0] or u[0] == 1
+    )
     return f"{nbytes / unit:,.{2 if unit > 1 else 0}f} {name}"
 
 

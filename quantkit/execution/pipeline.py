@@ -43,9 +43,11 @@ class Work(NamedTuple):
 
 
 def execute(
-    order: Schedule, progress: Progress = SILENT,
-    importance: Importance = MappingProxyType({}), force: bool = False,
-) -> None:  # fmt: skip
+    order: Schedule,
+    progress: Progress = SILENT,
+    importance: Importance = MappingProxyType({}),
+    force: bool = False,
+) -> None:
     """Write every file of the plan, or go on with what an earlier run left of them.
 
     `importance` holds float32 `[experts, n]` (one row for a plain matrix) by tensor name. Raises
@@ -216,9 +218,13 @@ def _copied(chunk: Chunk, plan: Plan, files: Files) -> tuple[int, int] | None:
 
 
 def _quantized(
-    rows: Any, wanted: list[tuple[str, list[OutputFile]]], importance: Any, chunk: Chunk,
-    source: SourceTensor, memory: direct_io.BlockPool,
-) -> Iterator[Made]:  # fmt: skip
+    rows: Any,
+    wanted: list[tuple[str, list[OutputFile]]],
+    importance: Any,
+    chunk: Chunk,
+    source: SourceTensor,
+    memory: direct_io.BlockPool,
+) -> Iterator[Made]:
     """The rows in each format, in memory from which they can be written directly. If none is
     wanted, they are looked at all the same."""
     import quant_types

@@ -20,9 +20,13 @@ Task = Callable[[dict[str, Any], str, int, int], None]
 
 
 def quantize_on(
-    cluster: str, plan: Plan, task: Task, call: Mapping[str, Any], threads: int,
+    cluster: str,
+    plan: Plan,
+    task: Task,
+    call: Mapping[str, Any],
+    threads: int,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     """Make every file of `plan` on a cluster ("ray" is the one there is), a task each.
 
     `task` makes one split of one output, given `call`, the output's type, the split's number and

@@ -31,18 +31,23 @@ _Queue = SimpleQueue[_Parcel | None]  # None: there is no more
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
     stop: Callable[[], None] = lambda: None,
-) -> Iterator[Result]:  # fmt: skip
+) -> Iterator[Result]:
     """`work` of every item, as it gets done; one item is ahead of the threads and no more. Errors
     as in `in_stages`."""
     return in_stages(items, [(work, threads)], lambda item: 1, threads + 1, stop)
 
 
 def in_stages(
-    items: Iterable[Any], stages: Sequence[tuple[Callable[[Any], Any], int]],
-    size: Callable[[Any], int], room: int, stop: Callable[[], None] = lambda: None,
-) -> Generator[Any, None, None]:  # fmt: skip
+    items: Iterable[Any],
+    stages: Sequence[tuple[Callable[[Any], Any], int]],
+    size: Callable[[Any], int],
+    room: int,
+    stop: Callable[[], None] = lambda: None,
+) -> Generator[Any, None, None]:
     """What the last of the stages makes of every item, as it gets done.
 
     A stage is a function and the threads that run it; it takes what the one before it made. Items

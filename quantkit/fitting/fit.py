@@ -78,9 +78,11 @@ class Fit:
     def overrides(self) -> Overrides:
         """The choice as `--tensor-type` takes it: a pattern for each tensor, which matches it and
         no other, in Python's regular expressions and in C++'s."""
-        return Overrides(tensor_types=tuple(
-            (f"^{name}$".replace(".", r"\."), fmt) for name, fmt in self.formats.items()
-        ))  # fmt: skip
+        return Overrides(
+            tensor_types=tuple(
+                (f"^{name}$".replace(".", r"\."), fmt) for name, fmt in self.formats.items()
+            )
+        )
 
     def recipe(self) -> str:
         """The choice as a file for `--tensor-type-file`, here and in llama-quantize."""
@@ -107,10 +109,15 @@ def _percent(error: float) -> str:
 
 
 def fit(
-    source: SourceLike, budget: Budget, formats: Sequence[str] = FORMATS, *,
-    imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS, threads: int | None = None,
+    source: SourceLike,
+    budget: Budget,
+    formats: Sequence[str] = FORMATS,
+    *,
+    imatrix: Imatrix | None = None,
+    reading: Reading = AS_IT_IS,
+    threads: int | None = None,
     progress: Progress = SILENT,
-) -> Fit:  # fmt: skip
+) -> Fit:
     """Choose a format for every tensor of a source: the least error in all within the budget.
 
     `formats` are those to choose from. Raises
@@ -119,17 +126,21 @@ def fit(
     formats = [find_format(name) for name in formats]
     job = prepare(source, ["COPY"], imatrix=imatrix, reading=reading)
     facts = model_facts(job.model, Request(has_imatrix=imatrix is not None))
-    tensors = [t for t in job.plan.outputs[0].by_name.values()
-               if is_quantized(t.name, t.shape, facts.arch)]  # fmt: skip
+    tensors = [
+        t for t in job.plan.outputs[0].by_name.values() if is_quantized(t.name, t.shape, facts.arch)
+    ]
     free = [t for t in tensors if type_by_name(t.format).is_float]  # the rest stays as it is
     wanted = {t.name: candidates(formats, t.shape[-1]) for t in free}
     sizes = [[align(tensor_bytes(t.shape, fmt)) for fmt in wanted[t.name]] for t in free]
     room = _room(budget, job, free, sizes)
     errors = measure(job.plan, wanted, threads or default_threads(), job.importance, progress)
-    items = [[
-        Option(fmt, size, sensitivity(t.name, facts) * errors[t.name][fmt])
-        for fmt, size in zip(wanted[t.name], sizes_of, strict=True)
-    ] for t, sizes_of in zip(free, sizes, strict=True)]  # fmt: skip
+    items = [
+        [
+            Option(fmt, size, sensitivity(t.name, facts) * errors[t.name][fmt])
+            for fmt, size in zip(wanted[t.name], sizes_of, strict=True)
+        ]
+        for t, sizes_of in zip(free, sizes, strict=True)
+    ]
     allocation = allocate(items, room)
     mark = _Marker(job.plan.outputs[0], facts, free)
     chosen = mark(allocation.nbytes, allocation.error)
@@ -138,7 +149,8 @@ def fit(
     marks = tuple(mark(*total, label) for label, total in types.items())
     return Fit(
         name=job.model.name,
-        formats={t.name: t.format for t in tensors} | {
+        formats={t.name: t.format for t in tensors}
+        | {
             t.name: options[j].format
             for t, options, j in zip(free, items, allocation.chosen, strict=True)
         },
@@ -148,13 +160,18 @@ def fit(
         types=marks,
         best={label: mark(best.nbytes, best.error) for label, best in rivals.items()},
         errors=errors,
-    )  # fmt: skip
+    )
 
 
 def make(
-    source: SourceLike, fit: Fit, output: Path, *, imatrix: Imatrix | None = None,
-    reading: Reading = AS_IT_IS, run: Run = ONCE,
-) -> Plan:  # fmt: skip
+    source: SourceLike,
+    fit: Fit,
+    output: Path,
+    *,
+    imatrix: Imatrix | None = None,
+    reading: Reading = AS_IT_IS,
+    run: Run = ONCE,
+) -> Plan:
     """Write the file that was chosen: to a `.gguf` path, or to `<name>-<base>-fit.gguf` in a
     directory. Raises QuantkitError."""
     if not is_gguf(output) or output.is_dir():
@@ -171,8 +188,11 @@ def picture(fit: Fit) -> str:
 
     ends = fit.types[0].nbytes, fit.types[-1].nbytes
     step = max(len(fit.frontier) // 40, 1)
-    points = [Point("", m.nbytes, 100 * m.error, "best of its size")
-              for m in fit.frontier[::step] if ends[0] <= m.nbytes <= ends[1]]  # fmt: skip
+    points = [
+        Point("", m.nbytes, 100 * m.error, "best of its size")
+        for m in fit.frontier[::step]
+        if ends[0] <= m.nbytes <= ends[1]
+    ]
     points += [Point(m.label, m.nbytes, 100 * m.error, "llama.cpp") for m in fit.types]
     points.append(Point("chosen", fit.chosen.nbytes, 100 * fit.chosen.error, "fit"))
     size = Axis("size", lambda n: gigabytes(round(n)))
@@ -182,7 +202,7 @@ def picture(fit: Fit) -> str:
 
 def _room(
     budget: Budget, job: Job, free: Sequence[PlannedTensor], sizes: Sequence[Sequence[int]]
-) -> int:  # fmt: skip
+) -> int:
     """Bytes that the budget leaves for the tensors that there is a choice for.
 
     Raises BudgetError: there are none, they need more in any case, or none needs so much.
@@ -207,11 +227,15 @@ def _room(
 
     least, most = sum(map(min, sizes)), sum(map(max, sizes))
     if room < least:
-        raise BudgetError(f"{said(given)} is too little: the smallest that can be made takes "
-                          f"{said(given + least - room)}")  # fmt: skip
+        raise BudgetError(
+            f"{said(given)} is too little: the smallest that can be made takes "
+            f"{said(given + least - room)}"
+        )
     if room >= most:
-        raise BudgetError(f"{said(given)} leaves nothing to choose: with every tensor in its "
-                          f"largest format it takes {said(given + most - room)}")  # fmt: skip
+        raise BudgetError(
+            f"{said(given)} leaves nothing to choose: with every tensor in its "
+            f"largest format it takes {said(given + most - room)}"
+        )
     return room
 
 

@@ -31,10 +31,12 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def measure(
-    plan: Plan, wanted: Mapping[str, Sequence[str]], threads: int,
+    plan: Plan,
+    wanted: Mapping[str, Sequence[str]],
+    threads: int,
     importance: Importance = MappingProxyType({}),
     progress: Progress = SILENT,
-) -> dict[str, Errors]:  # fmt: skip
+) -> dict[str, Errors]:
     """The relative squared error of every wanted format of every wanted tensor.
 
     That is the sum of (w - q)^2 over the sum of w^2, each weighed by the channel's importance where
@@ -71,12 +73,14 @@ def mean_errors(
     errors = measure(plan, {n: sorted(f) for n, f in wanted.items()}, threads, importance)
     return {
         o.type: mean_error(
-            [Judged(name, t.shape, errors.get(name, {}).get(t.format, 0.0))
-             for name, t in o.by_name.items()],
+            [
+                Judged(name, t.shape, errors.get(name, {}).get(t.format, 0.0))
+                for name, t in o.by_name.items()
+            ],
             facts,
         )
         for o in plan.outputs
-    }  # fmt: skip
+    }
 
 
 def relative_error(rows: Floats, fmt: str, importance: Floats | None = None) -> float:

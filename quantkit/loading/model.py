@@ -72,11 +72,16 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
         if item.key.startswith(f"{arch}.") or item.key in UNPREFIXED
     }
     return [
-        *found, *_types(arch, by_key, values), *_counts(arch, values), *_layers(arch, values),
-        *_windows(arch, values, tensors), *_recurrent(arch, values),
-        *_blocks(arch, values, tensors), *_experts(arch, values, tensors),
+        *found,
+        *_types(arch, by_key, values),
+        *_counts(arch, values),
+        *_layers(arch, values),
+        *_windows(arch, values, tensors),
+        *_recurrent(arch, values),
+        *_blocks(arch, values, tensors),
+        *_experts(arch, values, tensors),
         *vocabulary.faults(by_key, tensors),
-    ]  # fmt: skip
+    ]
 
 
 def is_known(arch: str) -> bool:

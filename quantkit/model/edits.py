@@ -68,12 +68,17 @@ def keep_experts(model: Model, keep: Sequence[int]) -> Model:
     labels = {_size_label(model.tensors): _size_label(tensors)}
     kv = tuple(
         string(item.key, labels.get(item.value, item.value))
-        if item.key == "general.size_label" else item for item in model.kv
-    )  # fmt: skip
+        if item.key == "general.size_label"
+        else item
+        for item in model.kv
+    )
     model = replace(
-        model, tensors=tuple(tensors), kv=kv, partial=frozenset(partial & sources),
+        model,
+        tensors=tuple(tensors),
+        kv=kv,
+        partial=frozenset(partial & sources),
         sources={name: t for name, t in known.items() if name in sources},
-    )  # fmt: skip
+    )
     return _with_number(model, "expert_count", len(keep))
 
 
@@ -91,9 +96,10 @@ def kept_importance(imatrix: Imatrix, model: Model, keep: Sequence[int]) -> Imat
     stacked = {t.name for t in model.tensors if len(t.shape) > 2 and t.shape[0] == count}
     values = {
         name: data.reshape(count, -1)[list(keep)].reshape(-1)
-        if name in stacked and "_exps" in name and data.size % count == 0 else data
+        if name in stacked and "_exps" in name and data.size % count == 0
+        else data
         for name, data in imatrix.values.items()
-    }  # fmt: skip
+    }
     return replace(imatrix, values=values)
 
 
@@ -125,10 +131,12 @@ def _cut(segments: Iterable[Segment], first: int, count: int, to: int) -> Iterat
             continue
         skipped = (start - s.first_row) * s.step
         yield replace(
-            s, first_row=to + start - first, count=end - start,
+            s,
+            first_row=to + start - first,
+            count=end - start,
             source_row=s.source_row + (0 if s.height else skipped),
             column=s.column + (skipped if s.height else 0),
-        )  # fmt: skip
+        )
 
 
 def _expert_count(model: Model) -> int:

@@ -54,9 +54,11 @@ OWN_NAMES = (
 
 
 def from_checkpoint(
-    files: CheckpointFiles, outtype: str | None = "auto", pre: str | None = None,
+    files: CheckpointFiles,
+    outtype: str | None = "auto",
+    pre: str | None = None,
     options: ConversionOptions = DEFAULTS,
-) -> Model:  # fmt: skip
+) -> Model:
     """A Hugging Face checkpoint as a model.
 
     `outtype` is one of OUTTYPES, or "auto" (bf16 stays, everything else becomes f16, as llama.cpp's
@@ -85,9 +87,14 @@ def _odd_lists(config: Config) -> str:
 
 
 def _converted(
-    files: CheckpointFiles, name: str, arch: Architecture, config: Config, outtype: str | None,
-    pre: str | None, options: ConversionOptions,
-) -> Model:  # fmt: skip
+    files: CheckpointFiles,
+    name: str,
+    arch: Architecture,
+    config: Config,
+    outtype: str | None,
+    pre: str | None,
+    options: ConversionOptions,
+) -> Model:
     from quantkit.model.metadata import checkpoint_metadata
 
     stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
@@ -236,9 +243,7 @@ def _integers(t: SourceTensor) -> list[int]:
         return [int(n) for n in files.read_rows(t, 0, t.n_rows).ravel()]
 
 
-def _with_scalars(
-    arch: Architecture, config: Config, sources: dict[str, SourceTensor]
-) -> Config:  # fmt: skip
+def _with_scalars(arch: Architecture, config: Config, sources: dict[str, SourceTensor]) -> Config:
     """The config with the values that the checkpoint keeps as tensors of one element, one a layer.
     They are taken out of `sources`. Raises TensorMissing, TensorShape."""
     if not arch.scalars:
@@ -270,9 +275,12 @@ def _settings(files: CheckpointFiles, config: Config) -> Settings:
 
 
 def _with_computed(
-    placed: Placed, sources: dict[str, SourceTensor], arch: Architecture, config: Config,
+    placed: Placed,
+    sources: dict[str, SourceTensor],
+    arch: Architecture,
+    config: Config,
     files: CheckpointFiles,
-) -> Placed:  # fmt: skip
+) -> Placed:
     """The tensors with those that are computed from the config, which stand after what is kept in
     NVFP4 and before all else. Adds them to `sources`."""
     computed: Placed = {}
@@ -323,9 +331,14 @@ def _chosen(
 
 
 def _stored(
-    name: str, shape: tuple[int, ...], outtype: str, arch: Architecture, config: Config,
-    options: ConversionOptions, source: SourceTensor,
-) -> str:  # fmt: skip
+    name: str,
+    shape: tuple[int, ...],
+    outtype: str,
+    arch: Architecture,
+    config: Config,
+    options: ConversionOptions,
+    source: SourceTensor,
+) -> str:
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name

@@ -53,9 +53,13 @@ FIELDS = {
 
 
 def checkpoint_metadata(
-    files: CheckpointFiles, arch: Architecture, config: Config, tensors: Sequence[ModelTensor],
-    file_type: int, pre: str | None,
-) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:  # fmt: skip
+    files: CheckpointFiles,
+    arch: Architecture,
+    config: Config,
+    tensors: Sequence[ModelTensor],
+    file_type: int,
+    pre: str | None,
+) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
     """All key-values of the file, and notes for people on what was chosen.
 
     `file_type` is llama.cpp's number for the label of the file.

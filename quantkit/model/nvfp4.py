@@ -58,10 +58,11 @@ def precision_keys(
     """ModelOpt's W4A16_NVFP4: activations stay in 16 bits, where llama.cpp would round them to
     four. The keys that say so, or none."""
     names = sorted(
-        name for name in placed
+        name
+        for name in placed
         if (parts := _parts(name, placed, sources))
         and _algorithm(parts[0].name, settings) == "W4A16_NVFP4"
-    )  # fmt: skip
+    )
     if not names:
         return ()
     values = [False] * len(names)

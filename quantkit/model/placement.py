@@ -53,9 +53,11 @@ _JOINS = {
 
 
 def place(
-    arch: Architecture, config: Config, sources: Mapping[str, SourceTensor],
+    arch: Architecture,
+    config: Config,
+    sources: Mapping[str, SourceTensor],
     options: ConversionOptions = DEFAULTS,
-) -> tuple[Placed, dict[str, SourceTensor]]:  # fmt: skip
+) -> tuple[Placed, dict[str, SourceTensor]]:
     """Every GGUF tensor of the model, in the order of llama.cpp's converter, and the sources that
     make them.
 
@@ -199,10 +201,11 @@ class Layout:
         wanted = [
             name
             for name, on in (
-                ("qkv", self.options.fuse_qkv), ("gate_up_exps", self.options.fuse_gate_up_exps)
+                ("qkv", self.options.fuse_qkv),
+                ("gate_up_exps", self.options.fuse_gate_up_exps),
             )
             if on
-        ]  # fmt: skip
+        ]
         out: dict[str, tuple[str, tuple[str, ...]]] = {}
         for name in wanted:
             if name not in self.arch.fuses:
@@ -301,10 +304,12 @@ class Layout:
             matrix, row = divmod(p.rows.first_row + done, mine)
             count = min(mine - row, p.rows.count - done)
             part = replace(
-                p.rows, count=count, first_row=matrix * sum(heights) + before + row,
+                p.rows,
+                count=count,
+                first_row=matrix * sum(heights) + before + row,
                 source_row=p.rows.source_row + (0 if p.rows.height else done * p.rows.step),
                 column=p.rows.column + (done * p.rows.step if p.rows.height else 0),
-            )  # fmt: skip
+            )
             yield Piece(target, shape, part)
             done += count
 

@@ -84,8 +84,10 @@ def _pooling_type(files: CheckpointFiles) -> int | None:
     if not files.has("modules.json"):
         embedding = (files.optional("embedding_config.json") or {}).get("pooling")
         if embedding not in (None, "last_token"):
-            raise ConfigError(f"{files.label('embedding_config.json')}: pooling is {embedding!r}; "
-                              "'last_token' is read")  # fmt: skip
+            raise ConfigError(
+                f"{files.label('embedding_config.json')}: pooling is {embedding!r}; "
+                "'last_token' is read"
+            )
         return LAST if embedding else None
     folder = _pooling_folder(files)
     if folder is None:
@@ -132,9 +134,15 @@ def with_head(
         ]  # bfloat16, float16 or float32
     data = np.concatenate(rows).astype(np.float32)
     head = replace(
-        source, name=HEAD, ggml=type_by_name("F32"), shape=data.shape, data=data, parts=(),
-        coding="", raw="",
-    )  # fmt: skip
+        source,
+        name=HEAD,
+        ggml=type_by_name("F32"),
+        shape=data.shape,
+        data=data,
+        parts=(),
+        coding="",
+        raw="",
+    )
     out: Placed = {}
     for other, where in placed.items():
         if other == name:

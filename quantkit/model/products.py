@@ -20,8 +20,9 @@ def multiplied(
 
     Raises TensorMissing: one of a pair is not there. TensorShape: they do not fit.
     """
-    pairs = [(m, name) for m in maps if m.times or m.beside
-             for name in (m.source, m.times or m.beside)]  # fmt: skip
+    pairs = [
+        (m, name) for m in maps if m.times or m.beside for name in (m.source, m.times or m.beside)
+    ]
     if not pairs:
         return sources
     templates = {NUMBER.sub("*", name.format(bid="0")): m for m, name in pairs}

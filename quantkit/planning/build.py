@@ -103,9 +103,14 @@ def plan_possible(
 
 
 def _quantized(
-    model: Model, tensors: Sequence[ModelTensor], already: Mapping[str, str], facts: ModelFacts,
-    recipe: Recipe, path: Path, request: Request,
-) -> Output:  # fmt: skip
+    model: Model,
+    tensors: Sequence[ModelTensor],
+    already: Mapping[str, str],
+    facts: ModelFacts,
+    recipe: Recipe,
+    path: Path,
+    request: Request,
+) -> Output:
     """One output of a plan. Raises RecipeError."""
     stored = [(t.name, t.shape, t.stored) for t in tensors]
     choices = choose(recipe, facts, stored, request.overrides)
@@ -256,9 +261,13 @@ def _check_loads(
 
 
 def _output(
-    label: str, path: Path, kv: Sequence[KeyValue], tensors: Sequence[ModelTensor],
-    choices: Sequence[Choice], groups: Sequence[range],
-) -> Output:  # fmt: skip
+    label: str,
+    path: Path,
+    kv: Sequence[KeyValue],
+    tensors: Sequence[ModelTensor],
+    choices: Sequence[Choice],
+    groups: Sequence[range],
+) -> Output:
     count = len(groups)
     files = []
     for i, group in enumerate(groups):
@@ -277,8 +286,17 @@ def _file(
     planned, offset = [], size
     for t, choice in tensors:
         nbytes = tensor_bytes(t.shape, choice.format)
-        planned.append(PlannedTensor(t.name, t.shape, choice.format, offset, nbytes,
-                                     choice.fallback_from, choice.overridden))  # fmt: skip
+        planned.append(
+            PlannedTensor(
+                t.name,
+                t.shape,
+                choice.format,
+                offset,
+                nbytes,
+                choice.fallback_from,
+                choice.overridden,
+            )
+        )
         offset += align(nbytes)
     return PlannedFile(path, tuple(kv), tuple(planned), size)
 

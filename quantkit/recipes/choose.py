@@ -150,9 +150,11 @@ def choose(
 
 
 def _moe(
-    recipe: Recipe, facts: ModelFacts, tensors: Sequence[tuple[str, tuple[int, ...], str]],
+    recipe: Recipe,
+    facts: ModelFacts,
+    tensors: Sequence[tuple[str, tuple[int, ...], str]],
     overrides: Overrides,
-) -> list[Choice]:  # fmt: skip
+) -> list[Choice]:
     """In no more bytes than llama.cpp's mixture of that name, the formats that lose least.
 
     What experts hold is large, and an error there costs no more than elsewhere; so few bits less
@@ -161,11 +163,16 @@ def _moe(
     from quantkit.recipes.knapsack import Option, allocate
 
     if facts.n_experts < 2:
-        raise RecipeError(f"{recipe.name} is for mixtures of experts, and the model has none; "
-                          "leave --recipe out, or choose a size with quantkit fit")  # fmt: skip
+        raise RecipeError(
+            f"{recipe.name} is for mixtures of experts, and the model has none; "
+            "leave --recipe out, or choose a size with quantkit fit"
+        )
     out = choose(find_recipe(recipe.name.removesuffix("-moe")), facts, tensors, overrides)
-    free = [i for i, (name, shape, _) in enumerate(tensors)
-            if is_quantized(name, shape, facts.arch) and not out[i].overridden]  # fmt: skip
+    free = [
+        i
+        for i, (name, shape, _) in enumerate(tensors)
+        if is_quantized(name, shape, facts.arch) and not out[i].overridden
+    ]
     # of tensors that are alike, those get more bits to whom llama.cpp gives them
     free.sort(
         key=lambda i: not more_bits(tensor_names.parse(tensors[i][0]).bid or 0, facts.n_layers)
@@ -174,10 +181,12 @@ def _moe(
     for i in free:
         name, shape, _ = tensors[i]
         weight = sensitivity(name, facts)
-        items.append([
-            Option(fmt, align(tensor_bytes(shape, fmt)), weight * NORMAL_ERROR[fmt])
-            for fmt in candidates(MOE_FORMATS, shape[-1])
-        ])  # fmt: skip
+        items.append(
+            [
+                Option(fmt, align(tensor_bytes(shape, fmt)), weight * NORMAL_ERROR[fmt])
+                for fmt in candidates(MOE_FORMATS, shape[-1])
+            ]
+        )
         budget += align(tensor_bytes(shape, out[i].format))
     for i, options, j in zip(free, items, allocate(items, budget).chosen, strict=True):
         out[i] = Choice(options[j].format)

@@ -117,11 +117,16 @@ def _walk(items: Items) -> tuple[list[int], list[Step]]:
     """The smallest choice, and the steps from it to the best, the dearest first."""
     hulls = [hull(options) for options in items]
     moves = [
-        Step(_price(options, a, b), i, b, options[b].nbytes - options[a].nbytes,
-             options[b].error - options[a].error)
+        Step(
+            _price(options, a, b),
+            i,
+            b,
+            options[b].nbytes - options[a].nbytes,
+            options[b].error - options[a].error,
+        )
         for i, (options, path) in enumerate(zip(items, hulls, strict=True))
         for a, b in pairwise(path)
-    ]  # fmt: skip
+    ]
     return [path[0] for path in hulls], sorted(moves, key=lambda move: -move.price)
 
 

@@ -23,9 +23,12 @@ MEMORIES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # GB th
 
 
 def render(
-    manifest: Manifest, rows: Sequence[Row], description: Description, values: Mapping[str, Any],
+    manifest: Manifest,
+    rows: Sequence[Row],
+    description: Description,
+    values: Mapping[str, Any],
     pictures: Mapping[str, str] = MappingProxyType({}),
-) -> str:  # fmt: skip
+) -> str:
     """The card's text. `values` is the model's metadata, `pictures` the title of each picture
     beside the card, by file name."""
     import yaml
@@ -37,18 +40,32 @@ def render(
     shown = columns(["name", "type", "bits", "size", "ram", "experts-on-cpu", "use"])
     moe = description.experts
     environment = Environment(
-        loader=PackageLoader("quantkit.releases"), undefined=StrictUndefined, autoescape=False,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
+        loader=PackageLoader("quantkit.releases"),
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters |= {"escaped": escaped, "billions": billions, "linked": linked}
     text: str = environment.get_template("card.md").render(
-        front=front, manifest=manifest, rows=rows, description=description, moe=moe,
-        repo=manifest.repo, base=manifest.base_model,
+        front=front,
+        manifest=manifest,
+        rows=rows,
+        description=description,
+        moe=moe,
+        repo=manifest.repo,
+        base=manifest.base_model,
         table=as_markdown(rows, shown if moe else CARD),
-        choices=choices(rows), usual=usual(rows), first=manifest.first_file(usual(rows).type),
-        merge=description.merge, checksums=CHECKSUMS, context=rows[0].context, pictures=pictures,
+        choices=choices(rows),
+        usual=usual(rows),
+        first=manifest.first_file(usual(rows).type),
+        merge=description.merge,
+        checksums=CHECKSUMS,
+        context=rows[0].context,
+        pictures=pictures,
         chats="tokenizer.chat_template" in values,
-    )  # fmt: skip
+    )
     return text
 
 
@@ -66,9 +83,11 @@ def front_matter(
     if manifest.base_model:
         bases, relation = [manifest.base_model], "quantized"
     tags = [
-        *values.get("general.tags", []), "gguf",
-        *(["moe"] if moe else []), *(["mergekit", "merge"] if merge else []),
-    ]  # fmt: skip
+        *values.get("general.tags", []),
+        "gguf",
+        *(["moe"] if moe else []),
+        *(["mergekit", "merge"] if merge else []),
+    ]
     matter = {
         **provenance.licence(values),
         "language": values.get("general.languages"),

@@ -46,10 +46,12 @@ class Turns:
         for message in messages:
             role = message["role"]
             words = {
-                ("", "system"): self.system or "", ("", "user"): self.start,
-                ("system", "user"): self.instructed, ("assistant", "user"): self.answered,
+                ("", "system"): self.system or "",
+                ("", "user"): self.start,
+                ("system", "user"): self.instructed,
+                ("assistant", "user"): self.answered,
                 ("user", "assistant"): self.ask,
-            }  # fmt: skip
+            }
             text, last = text + words[last, role] + message["content"], role
         return text + self.reply
 

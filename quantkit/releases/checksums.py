@@ -19,9 +19,10 @@ BLOCK = 1 << 22  # bytes hashed at once; hashlib lets other threads run meanwhil
 
 
 def hash_file(
-    path: Path, spans: Sequence[tuple[int, int]] = (),
+    path: Path,
+    spans: Sequence[tuple[int, int]] = (),
     advance: Callable[[int], None] = lambda n: None,
-) -> tuple[str, list[str]]:  # fmt: skip
+) -> tuple[str, list[str]]:
     """The SHA-256 of a file, and of spans of bytes (start, end) in it, in order and apart from each
     other. The file is read once, from the disk and not from the system's cache.
 
@@ -52,9 +53,11 @@ def _stretches(
 
 
 def hash_files(
-    files: Mapping[Path, tuple[BegunFile, PlannedFile]], threads: int, progress: Progress,
+    files: Mapping[Path, tuple[BegunFile, PlannedFile]],
+    threads: int,
+    progress: Progress,
     note: Callable[[Path, FileRecord], None],
-) -> None:  # fmt: skip
+) -> None:
     """Hash files that were made, given what each is. `note` is called with each record as soon as
     it is there, from one thread at a time."""
     stop, one = Event(), Lock()

@@ -38,9 +38,13 @@ class TensorRecord:
     def as_data(self) -> dict[str, Any]:
         """Plain values, as the manifest has them."""
         return {
-            "name": self.name, "format": self.format, "shape": list(self.shape),
-            "offset": self.offset, "bytes": self.nbytes, "sha256": self.sha256,
-        }  # fmt: skip
+            "name": self.name,
+            "format": self.format,
+            "shape": list(self.shape),
+            "offset": self.offset,
+            "bytes": self.nbytes,
+            "sha256": self.sha256,
+        }
 
     @classmethod
     def of_data(cls, data: Any) -> TensorRecord:
@@ -49,9 +53,13 @@ class TensorRecord:
         if not all(isinstance(n, int) for n in shape):
             raise ValueError("'shape' is not one of whole numbers")
         return cls(
-            _get(data, "name", str), _get(data, "format", str), tuple(shape),
-            _count(data, "offset"), _count(data, "bytes"), _get(data, "sha256", str),
-        )  # fmt: skip
+            _get(data, "name", str),
+            _get(data, "format", str),
+            tuple(shape),
+            _count(data, "offset"),
+            _count(data, "bytes"),
+            _get(data, "sha256", str),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,14 @@ class FileRecord:
     def as_data(self) -> dict[str, Any]:
         """Plain values, as the manifest has them."""
         return {
-            "name": self.name, "type": self.type, "bytes": self.nbytes, "sha256": self.sha256,
-            "tensors": [t.as_data() for t in self.tensors], "plan": self.plan,
+            "name": self.name,
+            "type": self.type,
+            "bytes": self.nbytes,
+            "sha256": self.sha256,
+            "tensors": [t.as_data() for t in self.tensors],
+            "plan": self.plan,
             **({"seen": self.seen} if self.seen is not None else {}),
-        }  # fmt: skip
+        }
 
     @classmethod
     def of_data(cls, data: Any) -> FileRecord:
@@ -96,10 +108,14 @@ class FileRecord:
         if not name or name != os.path.basename(name):
             raise ValueError(f"{name!r} is not a file of its directory")
         return cls(
-            name, _get(data, "type", str), _count(data, "bytes"), _get(data, "sha256", str),
+            name,
+            _get(data, "type", str),
+            _count(data, "bytes"),
+            _get(data, "sha256", str),
             tuple(map(TensorRecord.of_data, _get(data, "tensors", list))),
-            _get(data, "plan", str), _get(data, "seen", str, type(None)),
-        )  # fmt: skip
+            _get(data, "plan", str),
+            _get(data, "seen", str, type(None)),
+        )
 
 
 @dataclass(frozen=True)
@@ -144,12 +160,17 @@ class Manifest:
     def as_data(self) -> dict[str, Any]:
         """Plain values, as manifest.json has them."""
         data = {
-            "quantkit": self.quantkit, "name": self.name, "source": self.source,
-            "architecture": self.architecture, "parameters": asdict(self.parameters),
+            "quantkit": self.quantkit,
+            "name": self.name,
+            "source": self.source,
+            "architecture": self.architecture,
+            "parameters": asdict(self.parameters),
             "experts": asdict(self.experts) if self.experts else None,
-            "made_from": asdict(self.made_from), "base_model": self.base_model, "repo": self.repo,
+            "made_from": asdict(self.made_from),
+            "base_model": self.base_model,
+            "repo": self.repo,
             "files": [f.as_data() for f in self.files],
-        }  # fmt: skip
+        }
         unless_empty = {
             "left": [f.as_data() for f in self.left],
             "errors": dict(self.errors),
@@ -173,9 +194,8 @@ class Manifest:
             source=_get(data, "source", str),
             architecture=_get(data, "architecture", str),
             parameters=Parameters(_get(size, "total", int), _get(size, "active", int)),
-            experts=experts and Experts(
-                _get(experts, "count", int), _get(experts, "used", int, type(None))
-            ),
+            experts=experts
+            and Experts(_get(experts, "count", int), _get(experts, "used", int, type(None))),
             made_from=MadeFrom(_get(made_from, "source", str), _get(made_from, "importance", str)),
             base_model=_get(data, "base_model", str, type(None)),
             repo=_get(data, "repo", str, type(None)),
@@ -183,7 +203,7 @@ class Manifest:
             left=tuple(map(FileRecord.of_data, data.get("left", []))),
             errors=errors,
             begun=tuple(map(BegunFile.of_data, data.get("begun", []))),
-        )  # fmt: skip
+        )
 
 
 def _get(data: Any, key: str, *kinds: type) -> Any:

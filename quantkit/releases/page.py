@@ -94,9 +94,12 @@ def render(
 
     entries = _entries(manifest, rows)
     environment = Environment(
-        loader=PackageLoader("quantkit.releases"), undefined=StrictUndefined, autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("quantkit.releases"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"gigabytes": gigabytes, "url": lambda name: "./" + quote(name)}
 
     def drawn(figure: Figure) -> dict[str, Markup]:
@@ -223,11 +226,12 @@ def _figures(entries: Sequence[Entry]) -> list[Figure]:
 
     return [
         Figure(
-            "Size against bits", "The real bits: those of all tensors, divided by all weights.",
+            "Size against bits",
+            "The real bits: those of all tensors, divided by all weights.",
             size,
         ),
         Figure("Where the bytes are", _largest(held), parts),
-    ]  # fmt: skip
+    ]
 
 
 def _present(held: Iterable[Counter[str]]) -> list[str]:
@@ -257,9 +261,13 @@ def _by_layer(entry: Entry) -> Figure:
 
     def draw(*, width: int) -> str:
         return plots.columns(
-            f"Bytes of {entry.row.type} by layer", list(map(str, bids)), series,
-            Axis("Bytes of a layer", _amount(unit)), below="layer", width=width,
-        )  # fmt: skip
+            f"Bytes of {entry.row.type} by layer",
+            list(map(str, bids)),
+            series,
+            Axis("Bytes of a layer", _amount(unit)),
+            below="layer",
+            width=width,
+        )
 
     outside = f"Outside the layers: {gigabytes(totals[None])}." if totals[None] else ""
     return Figure(entry.row.type, outside, draw)

@@ -62,11 +62,20 @@ class Release:
 
 
 def release(
-    source: SourceLike, directory: Path, types: Sequence[str] = RELEASE_TYPES, *,
-    request: Request = PLAIN, imatrix: Imatrix | None = None, reading: Reading = AS_IT_IS,
-    context: int | None = None, base_model: str | None = None, target: push.HubTarget | None = None,
-    share: tuple[int, int] | None = None, join: Sequence[Path] = (), run: Run = ONCE,
-) -> Release:  # fmt: skip
+    source: SourceLike,
+    directory: Path,
+    types: Sequence[str] = RELEASE_TYPES,
+    *,
+    request: Request = PLAIN,
+    imatrix: Imatrix | None = None,
+    reading: Reading = AS_IT_IS,
+    context: int | None = None,
+    base_model: str | None = None,
+    target: push.HubTarget | None = None,
+    share: tuple[int, int] | None = None,
+    join: Sequence[Path] = (),
+    run: Run = ONCE,
+) -> Release:
     """Make every type of a source in `directory`, with card, page, checksums and manifest.
 
     The table's Max RAM is for `context` tokens; `base_model` is the model's own name on the Hub
@@ -138,9 +147,14 @@ def shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
 
 
 def _make_files(
-    directory: Path, job: Job, this: Manifest, plans: Sequence[BegunFile],
-    earlier: previous.Earlier, target: push.HubTarget | None, run: Run,
-) -> Release:  # fmt: skip
+    directory: Path,
+    job: Job,
+    this: Manifest,
+    plans: Sequence[BegunFile],
+    earlier: previous.Earlier,
+    target: push.HubTarget | None,
+    run: Run,
+) -> Release:
     """Make the files that are missing or damaged, hash them, and complete the manifest."""
     planned = {f.path: f for f in job.plan.files}
     threads = run.threads or default_threads()
@@ -197,9 +211,15 @@ def _on_the_hub(
 
 
 def _dry_run(
-    directory: Path, job: Job, this: Manifest, plans: Sequence[BegunFile], rows: Sequence[Row],
-    earlier: previous.Earlier, target: push.HubTarget | None, run: Run,
-) -> Release:  # fmt: skip
+    directory: Path,
+    job: Job,
+    this: Manifest,
+    plans: Sequence[BegunFile],
+    rows: Sequence[Row],
+    earlier: previous.Earlier,
+    target: push.HubTarget | None,
+    run: Run,
+) -> Release:
     """What a run would leave, as far as can be told without reading the files that are there."""
     sizes = {f.path: f.size for f in job.plan.files}
     there = previous.whole_files(sizes)
@@ -242,8 +262,9 @@ def _begin_manifest(
     identity = identities(job.plan, job.importance)
     plans = [
         BegunFile(f.path.name, o.type, identity[f.path].plan)
-        for o in job.plan.outputs for f in o.files
-    ]  # fmt: skip
+        for o in job.plan.outputs
+        for f in o.files
+    ]
     of_any = next(iter(identity.values()))
     this = Manifest(
         quantkit=__version__,
@@ -253,7 +274,7 @@ def _begin_manifest(
         parameters=description.parameters,
         experts=description.experts,
         made_from=MadeFrom(of_any.source, of_any.importance),
-    )  # fmt: skip
+    )
     return this, plans
 
 

@@ -21,9 +21,14 @@ RECORDS = "parts"  # where the records of parts are kept until the release is wh
 
 
 def release_in_parts(
-    source: SourceLike, directory: Path, types: Sequence[str], *, target: push.HubTarget,
-    run: Run = ONCE, **options: Any,
-) -> Release:  # fmt: skip
+    source: SourceLike,
+    directory: Path,
+    types: Sequence[str],
+    *,
+    target: push.HubTarget,
+    run: Run = ONCE,
+    **options: Any,
+) -> Release:
     """As `release`, whose `options` these are, but every GGUF file is removed once the Hub has it.
 
     There are as many parts as it takes for each to fit on the disk. The source is read about once

@@ -61,9 +61,12 @@ class Tokenizer:
     def as_data(self) -> dict[str, Any]:
         """Plain values, as `inspect --json` prints them."""
         return {
-            "model": self.model, "pre": self.pre, "tokens": self.tokens, "unused": self.unused,
+            "model": self.model,
+            "pre": self.pre,
+            "tokens": self.tokens,
+            "unused": self.unused,
             "chat template": self.chat_template,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,20 @@ class Description:
     def as_data(self) -> dict[str, Any]:
         """Plain values in the order in which they are shown, as `inspect --json` prints them."""
         data: dict[str, Any] = {
-            "name": self.name, "architecture": self.architecture,
-            "parameters": asdict(self.parameters), "layers": self.layers,
-            "embedding": self.embedding, "context": self.context,
-        }  # fmt: skip
+            "name": self.name,
+            "architecture": self.architecture,
+            "parameters": asdict(self.parameters),
+            "layers": self.layers,
+            "embedding": self.embedding,
+            "context": self.context,
+        }
         if self.experts:
             data["experts"] = asdict(self.experts)
         data |= {
-            "bytes": dict(self.part_bytes), "dtypes": dict(self.dtypes),
+            "bytes": dict(self.part_bytes),
+            "dtypes": dict(self.dtypes),
             "tied embeddings": self.tied_embeddings,
-        }  # fmt: skip
+        }
         if self.tokenizer:
             data["tokenizer"] = self.tokenizer.as_data()
         if self.notes:
@@ -194,9 +201,12 @@ def _describe_tokenizer(kv: Mapping[str, KeyValue]) -> Tokenizer | None:
     if tokens is None:
         return None
     return Tokenizer(
-        value("model"), value("pre"), len(tokens), (value("token_type") or []).count(5),
+        value("model"),
+        value("pre"),
+        len(tokens),
+        (value("token_type") or []).count(5),
         "tokenizer.chat_template" in kv,
-    )  # fmt: skip
+    )
 
 
 def _source_bytes(model: Model, t: ModelTensor) -> Iterable[int]:

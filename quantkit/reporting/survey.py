@@ -44,10 +44,15 @@ class Survey:
 
 
 def survey(
-    source: SourceLike, types: Sequence[str] = (), context: int | None = None, *,
-    ram: int | None = None, disk: int | None = None, reading: Reading = AS_IT_IS,
+    source: SourceLike,
+    types: Sequence[str] = (),
+    context: int | None = None,
+    *,
+    ram: int | None = None,
+    disk: int | None = None,
+    reading: Reading = AS_IT_IS,
     request: Request = PLAIN,
-) -> Survey:  # fmt: skip
+) -> Survey:
     """The table of what `quantize` would make of a source: of all types, if none is named.
 
     `ram` and `disk`: bytes that each row is held against. Raises QuantkitError.

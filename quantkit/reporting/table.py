@@ -130,9 +130,14 @@ class _Metadata:
 
 
 def _row(
-    name: str, label: str, size: int, files: int, metadata: _Metadata,
-    tensors: Sequence[Weights], context: int | None,
-) -> Row:  # fmt: skip
+    name: str,
+    label: str,
+    size: int,
+    files: int,
+    metadata: _Metadata,
+    tensors: Sequence[Weights],
+    context: int | None,
+) -> Row:
     context = context or min(metadata.values.get("context_length", CONTEXT), CONTEXT)
     need = metadata.memory(tensors, context)
     weights = sum(prod(t.shape) for t in tensors)

@@ -27,9 +27,11 @@ def ask(module: str, question: Any, seconds: int = SECONDS, memory: int = MEMORY
     try:
         done = subprocess.run(
             isolated.command(module, memory=memory, seconds=seconds),
-            input=json.dumps(question).encode(), capture_output=True, timeout=seconds,
+            input=json.dumps(question).encode(),
+            capture_output=True,
+            timeout=seconds,
             cwd=isolated.DIRECTORY,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         raise ChildFailed(f"it takes longer than {seconds} s") from None
     if done.returncode:

@@ -48,9 +48,13 @@ def is_byte_level(tokenizer: dict[str, Any]) -> bool:
 
 
 def from_json(
-    files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, pre: str | None,
-    family: str, architecture: str,
-) -> ByteLevel:  # fmt: skip
+    files: CheckpointFiles,
+    tokenizer: dict[str, Any],
+    size: int | None,
+    pre: str | None,
+    family: str,
+    architecture: str,
+) -> ByteLevel:
     """A byte-level BPE tokenizer.json, or what older files would be as one, as transformers loads
     it.
 
@@ -64,9 +68,13 @@ def from_json(
 
 
 def read(
-    files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, pre: str | None,
-    family: str, architecture: str,
-) -> ByteLevel:  # fmt: skip
+    files: CheckpointFiles,
+    tokenizer: dict[str, Any],
+    size: int | None,
+    pre: str | None,
+    family: str,
+    architecture: str,
+) -> ByteLevel:
     """The same in this process, whatever the tokenizer does to it."""
     from tokenizers import Tokenizer
 
@@ -146,8 +154,12 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
         config = {**config, **(files.optional("special_tokens_map.json") or {})}
         ids = files.optional("added_tokens.json") or {}
         names = {*_named(config)}
-        hf.add_tokens([AddedToken(token, normalized=token not in names, special=token in names)
-                       for token, _ in sorted(ids.items(), key=lambda item: item[1])])  # fmt: skip
+        hf.add_tokens(
+            [
+                AddedToken(token, normalized=token not in names, special=token in names)
+                for token, _ in sorted(ids.items(), key=lambda item: item[1])
+            ]
+        )
     known = {t.content for t in hf.get_added_tokens_decoder().values()}
     new = dict.fromkeys(t for t in _named(config) if t not in known)
     hf.add_tokens([AddedToken(t, special=True) for t in new])
@@ -184,18 +196,29 @@ def from_vocab_and_merges(files: CheckpointFiles) -> dict[str, Any]:
         {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False}
         for p in row.patterns
     ]
-    steps.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": False})  # fmt: skip
+    steps.append(
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    )
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
         "normalizer": {"type": "NFC"} if nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
-                    "use_regex": True},
-        "model": {"type": "BPE", "vocab": files.json("vocab.json"),
-                  "merges": _read_merges_txt(files.text("merges.txt"))},
-    }  # fmt: skip
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
+        "model": {
+            "type": "BPE",
+            "vocab": files.json("vocab.json"),
+            "merges": _read_merges_txt(files.text("merges.txt")),
+        },
+    }
 
 
 def _read_merges_txt(text: str) -> list[str]:

@@ -113,10 +113,14 @@ def _tekken(files: CheckpointFiles, name: str) -> tuple[MistralVocabulary, str, 
         [*special, *map(byte_text, pieces)],
         [0] * size,  # whole numbers in llama.cpp's files, too
         [int(TokenType.CONTROL)] * n_special + [int(TokenType.NORMAL)] * len(pieces),
-        {kind: special.index(text) for kind, text in
-         (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>"))},
-        None, _merges(path, pieces), "tekken",
-    )  # fmt: skip
+        {
+            kind: special.index(text)
+            for kind, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>"))
+        },
+        None,
+        _merges(path, pieces),
+        "tekken",
+    )
     return vocab, "tekken", str(config.get("version", ""))
 
 

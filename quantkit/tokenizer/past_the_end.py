@@ -18,9 +18,11 @@ _WORDS = {"bos": "begin token", "eos": "end token"}
 
 
 def left_out(
-    special: SpecialTokens, tokens: Sequence[str], files: CheckpointFiles,
+    special: SpecialTokens,
+    tokens: Sequence[str],
+    files: CheckpointFiles,
     fixed: Container[str] = (),
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Take ids past the `tokens` out of `special`, but for kinds that are `fixed`, and another end
     token if need be into it; lines for people on what was done. Raises TokenizerError: no end token
     is left."""

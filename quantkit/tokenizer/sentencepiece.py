@@ -42,7 +42,7 @@ class Pieces:
 
 def from_model(
     files: CheckpointFiles, size: int | None, style: AddedTokens, unused: str = ""
-) -> Pieces:  # fmt: skip
+) -> Pieces:
     """`tokenizer.model`, padded or cut to `size` tokens; pieces that begin with `unused` are
     UNUSED. Raises TokenizerError."""
     pieces, sp = read_pieces(files, "tokenizer.model")
@@ -59,9 +59,7 @@ def from_model(
     return table
 
 
-def read_pieces(
-    files: CheckpointFiles, name: str
-) -> tuple[list[Piece], SentencePieceProcessor]:  # fmt: skip
+def read_pieces(files: CheckpointFiles, name: str) -> tuple[list[Piece], SentencePieceProcessor]:
     """Every piece of a SentencePiece model, and the model. Raises TokenizerError."""
     from sentencepiece import SentencePieceProcessor
 
@@ -74,9 +72,11 @@ def read_pieces(
 
     def piece(i: int) -> Piece:
         tests = (
-            (sp.IsUnknown, TokenType.UNKNOWN), (sp.IsControl, TokenType.CONTROL),
-            (sp.IsUnused, TokenType.UNUSED), (sp.IsByte, TokenType.BYTE),
-        )  # fmt: skip
+            (sp.IsUnknown, TokenType.UNKNOWN),
+            (sp.IsControl, TokenType.CONTROL),
+            (sp.IsUnused, TokenType.UNUSED),
+            (sp.IsByte, TokenType.BYTE),
+        )
         kind = next((kind for test, kind in tests if test(i)), TokenType.NORMAL)
         return sp.IdToPiece(i), sp.GetScore(i), kind
 
@@ -113,9 +113,8 @@ def from_merges(
         left, _, right = merge.partition(" ")
         merged.setdefault((left + right).replace("\u0120", " "))
     spaces = {
-        t["content"] for t in extra
-        if SPACE in t["content"] and not t.get("normalized", True)
-    }  # fmt: skip
+        t["content"] for t in extra if SPACE in t["content"] and not t.get("normalized", True)
+    }
     outside = {t["content"] for t in extra} | {p for p in vocab if _BYTE.fullmatch(p)}
     outside -= spaces
     plain = (p for p, _ in sorted(vocab.items(), key=lambda item: item[1]))
@@ -192,17 +191,23 @@ def _set_added(pieces: dict[int, Piece], tokenizer: dict[str, Any]) -> None:
 
 
 def _with_added(
-    files: CheckpointFiles, pieces: dict[int, Piece], size: int | None, style: AddedTokens,
+    files: CheckpointFiles,
+    pieces: dict[int, Piece],
+    size: int | None,
+    style: AddedTokens,
     fixed: Mapping[int, Piece] = MappingProxyType({}),
-) -> Pieces:  # fmt: skip
+) -> Pieces:
     """`pieces` by id and the tokens that other files add or change, all but the `fixed` ones,
     padded or cut to `size`."""
     size = 1 + max(pieces, default=-1) if size is None else size
     table = Pieces(
         [f"[PAD{i}]" for i in range(size)], [-10000.0] * size, [int(TokenType.UNUSED)] * size
     )
-    every = [*((i, *p) for i, p in pieces.items()), *_added_tokens(files, style),
-             *((i, *p) for i, p in fixed.items())]  # fmt: skip
+    every = [
+        *((i, *p) for i, p in pieces.items()),
+        *_added_tokens(files, style),
+        *((i, *p) for i, p in fixed.items()),
+    ]
     for i, token, score, kind in every:
         if 0 <= i < size:
             table.tokens[i], table.scores[i], table.types[i] = token, score, int(kind)

@@ -63,16 +63,24 @@ def _ends(step: Any) -> bool:
 
 
 def in_child(
-    files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None, pre: str | None,
-    family: str, architecture: str,
-) -> dict[str, Any]:  # fmt: skip
+    files: CheckpointFiles,
+    tokenizer: dict[str, Any],
+    size: int | None,
+    pre: str | None,
+    family: str,
+    architecture: str,
+) -> dict[str, Any]:
     """The fields of `byte_level.read`'s result, from a process with limits. Raises
     TokenizerError."""
     question = {
-        "directory": str(files.directory.absolute()), "where": files.where, "size": size,
+        "directory": str(files.directory.absolute()),
+        "where": files.where,
+        "size": size,
         "tokenizer": None if files.has("tokenizer.json") else tokenizer,
-        "pre": pre, "family": family, "architecture": architecture,
-    }  # fmt: skip
+        "pre": pre,
+        "family": family,
+        "architecture": architecture,
+    }
     try:
         found: dict[str, Any] = child.ask(__name__, question, SECONDS, MEMORY)
     except child.ChildFailed as e:

@@ -131,9 +131,12 @@ def _write_templates(writer: GGUFWriter, templates: Mapping[str, str]) -> None:
 
 
 def read_vocabulary(
-    files: CheckpointFiles, vocab_size: int | None, pre: str | None = None,
-    rules: VocabRules | None = None, architecture: str = "",
-) -> Vocabulary:  # fmt: skip
+    files: CheckpointFiles,
+    vocab_size: int | None,
+    pre: str | None = None,
+    rules: VocabRules | None = None,
+    architecture: str = "",
+) -> Vocabulary:
     """The vocabulary of a checkpoint, padded to `vocab_size` tokens (None: as many as there are).
 
     `pre` names a BPE pre-tokenizer, which is recognised otherwise; `rules` are the family's.
@@ -169,9 +172,14 @@ def _read(
     table = _read_tokens(files, size, pre, rules, architecture)
     if isinstance(table, Pieces):
         vocab = Vocabulary(
-            rules.model or "llama", "" if rules.model else "default", table.tokens, table.types,
-            table.scores, space_prefix=table.space_prefix, notes=table.notes,
-        )  # fmt: skip
+            rules.model or "llama",
+            "" if rules.model else "default",
+            table.tokens,
+            table.types,
+            table.scores,
+            space_prefix=table.space_prefix,
+            notes=table.notes,
+        )
         if rules.model:  # llama.cpp joins by merges in such a model
             vocab.merges = read_merges(files.json("tokenizer.json"), files.label("tokenizer.json"))
         if rules.model_space_prefix:
@@ -203,9 +211,10 @@ def _lost(vocab: Vocabulary) -> str | None:
     """A line on special tokens whose text is lost: no text holds U+FFFD, so none has them."""
     kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
     lost = [
-        i for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True))
+        i
+        for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True))
         if kind in kinds and "\ufffd" in text
-    ]  # fmt: skip
+    ]
     if not lost:
         return None
     names = ", ".join(f"{vocab.tokens[i]!r} ({i})" for i in lost[:3])
@@ -217,9 +226,16 @@ def _of_mistral(found: mistral.MistralVocabulary) -> Vocabulary:
     special = SpecialTokens(found.ids, {"bos": True, "eos": False}, templates)
     model = "gpt2" if found.pre else "llama"
     return Vocabulary(
-        model, found.pre, found.tokens, found.types, found.scores, found.merges, special=special,
-        notes=found.notes, of_mistral=True,
-    )  # fmt: skip
+        model,
+        found.pre,
+        found.tokens,
+        found.types,
+        found.scores,
+        found.merges,
+        special=special,
+        notes=found.notes,
+        of_mistral=True,
+    )
 
 
 def _read_tokens(
@@ -243,8 +259,9 @@ def _read_tokens(
     else:
         tekken = (
             " (tekken.json alone is Mistral's own form: the release with tokenizer.json has both)"
-            if files.has("tekken.json") else ""
-        )  # fmt: skip
+            if files.has("tekken.json")
+            else ""
+        )
         raise TokenizerError(
             f"{files.where}: neither tokenizer.model nor tokenizer.json is there{tekken}"
         )
@@ -254,8 +271,11 @@ def _read_tokens(
 def _rename_padding(vocab: Vocabulary) -> None:
     """llama.cpp names padding `[PAD<id>]`, and ends at one text for two tokens: another name where
     a token has that one."""
-    padding = [i for i, kind in enumerate(vocab.types)
-               if kind == TokenType.UNUSED and vocab.tokens[i] == f"[PAD{i}]"]  # fmt: skip
+    padding = [
+        i
+        for i, kind in enumerate(vocab.types)
+        if kind == TokenType.UNUSED and vocab.tokens[i] == f"[PAD{i}]"
+    ]
     if not padding:
         return
     count = Counter(vocab.tokens)

@@ -32,9 +32,13 @@ def ask(file: Path, question: dict[str, Any]) -> Any:
     library()
     found = subprocess.run(
         isolated.command(__name__, str(file.absolute())),
-        input=json.dumps(question), capture_output=True, text=True, errors="replace",
-        cwd=isolated.DIRECTORY, env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-    )  # fmt: skip
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        cwd=isolated.DIRECTORY,
+        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    )
     if found.returncode != 0:
         raise LlamaError(reason(found.returncode, found.stderr))
     answer = json.loads(found.stdout)

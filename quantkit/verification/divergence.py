@@ -48,9 +48,13 @@ class Divergence:
 
 
 def divergences(
-    models: Sequence[Path], base: Path, texts: Sequence[Path], context: int = 256,
-    threads: int | None = None, progress: Progress = SILENT,
-) -> list[list[Divergence]]:  # fmt: skip
+    models: Sequence[Path],
+    base: Path,
+    texts: Sequence[Path],
+    context: int = 256,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> list[list[Divergence]]:
     """GGUF models against one that is the base, over texts (files in UTF-8): a row for each model,
     in it a text each. All of the models are in memory at once.
 
@@ -58,8 +62,9 @@ def divergences(
     """
     with Llama(base, 0) as alone:
         n_vocab, bos = alone.n_vocab, alone.bos
-        chunks = [_chunks(path, alone.tokenize(_text(path), special=True), context)
-                  for path in texts]  # fmt: skip
+        chunks = [
+            _chunks(path, alone.tokenize(_text(path), special=True), context) for path in texts
+        ]
     at_once = max(min(BATCH, LOGITS // (2 * n_vocab)) // context, 1)
     done, total = 0, sum(map(len, chunks))
     out: list[list[Divergence]] = [[] for _ in models]
@@ -87,12 +92,15 @@ def mean(rows: Sequence[Divergence]) -> Divergence:
     """Several texts as one, each of the same weight; perplexities by their logarithms."""
     n = len(rows)
     return Divergence(
-        "mean", sum(d.tokens for d in rows), sum(d.kl for d in rows) / n,
-        sqrt(sum(d.kl_error**2 for d in rows)) / n, max(d.kl_max for d in rows),
+        "mean",
+        sum(d.tokens for d in rows),
+        sum(d.kl for d in rows) / n,
+        sqrt(sum(d.kl_error**2 for d in rows)) / n,
+        max(d.kl_max for d in rows),
         exp(sum(np.log(d.perplexity) for d in rows) / n),
         exp(sum(np.log(d.base_perplexity) for d in rows) / n),
         sum(d.same_top for d in rows) / n,
-    )  # fmt: skip
+    )
 
 
 def _text(path: Path) -> bytes:
@@ -146,6 +154,12 @@ def _summary(text: str, numbers: Floats) -> Divergence:
     n = numbers.shape[1]
     kl, nll, base_nll, top = (float(x) for x in numbers.mean(axis=1))
     return Divergence(
-        text, n, kl, float(numbers[0].std()) / sqrt(max(n - 1, 1)), float(numbers[0].max()),
-        exp(nll), exp(base_nll), top,
-    )  # fmt: skip
+        text,
+        n,
+        kl,
+        float(numbers[0].std()) / sqrt(max(n - 1, 1)),
+        float(numbers[0].max()),
+        exp(nll),
+        exp(base_nll),
+        top,
+    )

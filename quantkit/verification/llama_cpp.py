@@ -180,9 +180,11 @@ class Llama:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -248,10 +250,18 @@ class Llama:
         pointers = ids.ctypes.data + 4 * np.arange(count * n, dtype=np.uintp)
         wanted = np.zeros((count, n), np.int8)
         wanted[:, first:last] = 1
-        status = self._lib.llama_decode(self._ctx, _Batch(
-            count * n, tokens.ctypes.data, None, places.ctypes.data, ones.ctypes.data,
-            pointers.ctypes.data, wanted.ctypes.data,
-        ))  # fmt: skip
+        status = self._lib.llama_decode(
+            self._ctx,
+            _Batch(
+                count * n,
+                tokens.ctypes.data,
+                None,
+                places.ctypes.data,
+                ones.ctypes.data,
+                pointers.ctypes.data,
+                wanted.ctypes.data,
+            ),
+        )
         if status != 0:
             raise LlamaError(f"{self.path}: llama.cpp does not decode ({status}): {_reason()}")
         shape = (count, int(wanted[0].sum()), self.n_vocab)

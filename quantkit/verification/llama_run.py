@@ -40,9 +40,14 @@ def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -
 
 
 def divergence(
-    file: Path, against: Source, texts: Sequence[Path], context: int, reading: Reading,
-    threads: int | None, progress: Progress,
-) -> list[Divergence]:  # fmt: skip
+    file: Path,
+    against: Source,
+    texts: Sequence[Path],
+    context: int,
+    reading: Reading,
+    threads: int | None,
+    progress: Progress,
+) -> list[Divergence]:
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
     checkpoint what converting it raises."""
     path = first_split(file)

@@ -27,9 +27,11 @@ MOST = 64  # matrices that are searched for in the whole source
 
 
 def find_misplaced(
-    plan: Plan, held: Mapping[str, SourceTensor], comparisons: Mapping[Place, Comparison],
+    plan: Plan,
+    held: Mapping[str, SourceTensor],
+    comparisons: Mapping[Place, Comparison],
     bad: Sequence[Place],
-) -> dict[Place, Place]:  # fmt: skip
+) -> dict[Place, Place]:
     """The matrix of the source that the file holds in a place instead of the right one. Experts
     that are not proven are looked for among those of their tensor; `bad` matrices that are not
     found there, in the whole source."""
@@ -63,9 +65,13 @@ def _matrix_shape(plan: Plan, at: Place) -> tuple[int, ...]:
 
 
 def _nearest(
-    plan: Plan, held: Mapping[str, SourceTensor], files: Files, first: Mapping[Place, Chunk],
-    suspects: Sequence[Place], candidates: Iterable[Place],
-) -> dict[Place, Place]:  # fmt: skip
+    plan: Plan,
+    held: Mapping[str, SourceTensor],
+    files: Files,
+    first: Mapping[Place, Chunk],
+    suspects: Sequence[Place],
+    candidates: Iterable[Place],
+) -> dict[Place, Place]:
     """The suspects that are nearer to another candidate than to the right one, and to which."""
     mine = np.stack([_file_sample(plan, files, _sample(first[at], plan), held) for at in suspects])
     power = (mine * mine).sum(axis=1, dtype=np.float64)

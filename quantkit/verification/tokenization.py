@@ -108,8 +108,9 @@ def differences(ours: Tokenize, theirs: Reference, n_vocab: int) -> list[str]:
     added = {i: text for i, text in theirs.added.items() if i < n_vocab}
     samples = [*SAMPLES, *_around(added, theirs.alphabet)]
     out, lost = [], dict[int, None]()
-    for n, (text, a, b) in enumerate(zip(samples, ours(samples), theirs.tokenize(samples),
-                                         strict=True)):  # fmt: skip
+    for n, (text, a, b) in enumerate(
+        zip(samples, ours(samples), theirs.tokenize(samples), strict=True)
+    ):
         if n >= len(SAMPLES):  # of the text around them, spaces at its ends may differ
             missing = _missing([i for i in a if i in added], [i for i in b if i in added])
             lost |= dict.fromkeys(missing)

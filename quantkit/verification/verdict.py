@@ -37,9 +37,13 @@ class MatrixErrors:
     def of(cls, c: Comparison) -> MatrixErrors:
         """The errors of rows that were compared."""
         return cls(
-            _finite(c.relative_error), _finite(c.expected_error), _finite(c.ratio),
-            _finite(c.cosine), _finite(c.worst), c.same,
-        )  # fmt: skip
+            _finite(c.relative_error),
+            _finite(c.expected_error),
+            _finite(c.ratio),
+            _finite(c.cosine),
+            _finite(c.worst),
+            c.same,
+        )
 
 
 def _finite(x: float | None) -> float | None:
@@ -59,16 +63,17 @@ class TensorErrors:
     def as_data(self) -> dict[str, Any]:
         """Plain values, as `verify --json` prints them."""
         return {
-            "name": self.name, "format": self.format, "shape": list(self.shape),
-            **asdict(self.whole), "experts": [asdict(expert) for expert in self.experts],
-        }  # fmt: skip
+            "name": self.name,
+            "format": self.format,
+            "shape": list(self.shape),
+            **asdict(self.whole),
+            "experts": [asdict(expert) for expert in self.experts],
+        }
 
     def cells(self) -> tuple[str, ...]:
         """Its line in a table under TENSORS."""
         errors = self.whole
-        numbers = (
-            errors.relative_error, errors.expected_error, errors.cosine, errors.worst_block
-        )  # fmt: skip
+        numbers = (errors.relative_error, errors.expected_error, errors.cosine, errors.worst_block)
         texts = ("?" if x is None else f"{x:.4f}" for x in numbers)
         return self.name, self.format, *texts, "same" if errors.same else "other"
 
@@ -138,11 +143,14 @@ class Verdict:
     def as_data(self) -> dict[str, Any]:
         """Plain values, as `verify --json` prints them."""
         data: dict[str, Any] = {
-            "verdict": "good" if self.good else "bad", "file": self.file,
-            "findings": list(self.findings), "notes": list(self.notes),
-            "proven": list(self.proven), "tensors": [t.as_data() for t in self.tensors],
+            "verdict": "good" if self.good else "bad",
+            "file": self.file,
+            "findings": list(self.findings),
+            "notes": list(self.notes),
+            "proven": list(self.proven),
+            "tensors": [t.as_data() for t in self.tensors],
             "sound": self.sound,
-        }  # fmt: skip
+        }
         if self.completion:
             data["run"] = asdict(self.completion)
         if self.divergences:

@@ -55,10 +55,14 @@ class Check:
 
 
 def verify(
-    file: Path, against: SourceLike | None = None, *, reading: Reading = AS_IT_IS,
-    imatrix: Imatrix | None = None, threads: int | None = None,
+    file: Path,
+    against: SourceLike | None = None,
+    *,
+    reading: Reading = AS_IT_IS,
+    imatrix: Imatrix | None = None,
+    threads: int | None = None,
     progress: Progress = SILENT,
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """Verify a GGUF file, or the set of splits that it is one of; `against` its source, if given:
     a checkpoint or a GGUF file, read as `reading` says.
 
@@ -143,8 +147,9 @@ def _changes(path: Path, record: FileRecord, advance: Callable[[int], None]) -> 
         return [f"{path.name}: {size} bytes, {manifest.NAME} says {record.nbytes}{lost}"]
     changed = [
         f"{path.name}: the bytes of {t.name} were changed"
-        for t, digest in zip(tensors, parts, strict=True) if digest != t.sha256
-    ]  # fmt: skip
+        for t, digest in zip(tensors, parts, strict=True)
+        if digest != t.sha256
+    ]
     if changed:
         return changed
     with path.open("rb") as f:
@@ -185,9 +190,13 @@ def _check_tokenization(header: Header, file: Path, checkpoint: Path) -> Check:
 
 
 def _check_weights(
-    header: Header, tensors: Sequence[SourceTensor], model: Model, imatrix: Imatrix | None,
-    threads: int, progress: Progress,
-) -> tuple[Check, list[TensorErrors]]:  # fmt: skip
+    header: Header,
+    tensors: Sequence[SourceTensor],
+    model: Model,
+    imatrix: Imatrix | None,
+    threads: int,
+    progress: Progress,
+) -> tuple[Check, list[TensorErrors]]:
     """Compare every tensor with what the source gives."""
     plan = laid_out(model, "", Path("unwritten"))
     faults, held = weights.differences(plan, tensors), weights.comparable(plan, tensors)

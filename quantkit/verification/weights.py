@@ -56,13 +56,16 @@ class Comparison:
         known = self.expected is not None and other.expected is not None
         worst = max(self, other, key=lambda c: c.worst)
         return Comparison(
-            self.source + other.source, self.file + other.file, self.product + other.product,
+            self.source + other.source,
+            self.file + other.file,
+            self.product + other.product,
             self.error + other.error,
             (self.expected or 0) + (other.expected or 0) if known else None,
-            worst.worst, worst.worst_row,
+            worst.worst,
+            worst.worst_row,
             min((d for d in (self.differs, other.differs) if d is not None), default=None),
             self.finite and other.finite,
-        )  # fmt: skip
+        )
 
     @property
     def same(self) -> bool:
@@ -98,10 +101,12 @@ def _relative(error: float, source: float) -> float:
 
 
 def compare(
-    plan: Plan, held: Mapping[str, SourceTensor], threads: int,
+    plan: Plan,
+    held: Mapping[str, SourceTensor],
+    threads: int,
     importance: Importance = MappingProxyType({}),
     progress: Progress = SILENT,
-) -> dict[Place, Comparison]:  # fmt: skip
+) -> dict[Place, Comparison]:
     """Compare every matrix. `plan` is how the source becomes the model, `held` are the file's
     tensors by name, as `comparable` gives them.
 
@@ -155,11 +160,16 @@ def _compare(
         multiples = np.nan_to_num(errors / least, nan=np.inf)
         worst = int(multiples.argmax())
         return Comparison(
-            float(power.sum()), _dot(q, q), _dot(w, q), float(errors.sum()),
+            float(power.sum()),
+            _dot(q, q),
+            _dot(w, q),
+            float(errors.sum()),
             None if expected is None else float(expected.sum()),
-            sqrt(multiples[worst]), chunk.row + worst * chunk.count // len(multiples),
-            None if differs is None else chunk.row + differs, finite,
-        )  # fmt: skip
+            sqrt(multiples[worst]),
+            chunk.row + worst * chunk.count // len(multiples),
+            None if differs is None else chunk.row + differs,
+            finite,
+        )
 
 
 def _first_difference(

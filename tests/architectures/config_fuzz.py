@@ -106,8 +106,13 @@ class Vocabularies:
 
     def __call__(self, files: CheckpointFiles, size: Any, pre: Any, rules: Any, name: str) -> Any:
         text = files.json("config.json")
-        ids = {k: v for t in (text, text.get("text_config")) if isinstance(t, dict)
-               for k, v in t.items() if k.endswith("_token_id")}  # fmt: skip
+        ids = {
+            k: v
+            for t in (text, text.get("text_config"))
+            if isinstance(t, dict)
+            for k, v in t.items()
+            if k.endswith("_token_id")
+        }
         key = (files.where, repr(size), pre, name, repr(ids))
         if key not in self.read:
             try:

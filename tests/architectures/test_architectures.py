@@ -49,9 +49,11 @@ def options(args: list[str]) -> ConversionOptions:
     """What the case asks of the converter."""
     mtp = "only" if "--mtp" in args else "without" if "--no-mtp" in args else "with"
     return ConversionOptions(
-        mtp, "--fuse-qkv" in args, "--fuse-gate-up-exps" in args,
+        mtp,
+        "--fuse-qkv" in args,
+        "--fuse-gate-up-exps" in args,
         mistral_format="--mistral-format" in args,
-    )  # fmt: skip
+    )
 
 
 def convert(
@@ -365,10 +367,13 @@ def test_experts_in_tensors_of_their_own_are_stacked(
             n, *shape = t.shape
             size = len(data[t.name]) // n
             parts = [
-                (t.name.replace("_exps", f".{x}"), tuple(shape),
-                 data[t.name][x * size : (x + 1) * size])
+                (
+                    t.name.replace("_exps", f".{x}"),
+                    tuple(shape),
+                    data[t.name][x * size : (x + 1) * size],
+                )
                 for x in range(n)
-            ]  # fmt: skip
+            ]
             if t.name == "blk.1.ffn_up_exps.weight" and damage == "missing":
                 del parts[2]
             if t.name == "blk.1.ffn_up_exps.weight" and damage == "shape":

@@ -79,9 +79,12 @@ def in_nvfp4(tensors: Tensors, words: str) -> None:
     [("qwen3moe", ""), ("qwen3-dense", ""), ("nemotron-h-moe", ".experts."), ("qwen3next", "")],
 )
 def test_nvfp4_computes_as_what_it_means(
-    case: str, words: str, broken: Callable[..., Path], tmp_path: Path,
+    case: str,
+    words: str,
+    broken: Callable[..., Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """llama.cpp multiplies with the scales beside the blocks; it rounds activations to 8 bits."""
     source = broken(case)
     edit_tensors(source, lambda t: in_nvfp4(t, words))

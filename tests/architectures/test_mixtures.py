@@ -36,10 +36,14 @@ def fuse(tensors: dict[str, Any]) -> None:
             place[PARTS[part]] = tensors.pop(name)
     for block, experts in found.items():
         stacks = [
-            np.stack([np.frombuffer(experts[i][part][2], np.uint16).reshape(experts[i][part][1])
-                      for i in range(len(experts))])
+            np.stack(
+                [
+                    np.frombuffer(experts[i][part][2], np.uint16).reshape(experts[i][part][1])
+                    for i in range(len(experts))
+                ]
+            )
             for part in range(3)
-        ]  # fmt: skip
+        ]
         for name, x in (("gate_up_proj", np.concatenate(stacks[:2], 1)), ("down_proj", stacks[2])):
             tensors[f"{block}.mlp.experts.{name}"] = ("BF16", list(x.shape), x.tobytes())
 

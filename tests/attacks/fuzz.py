@@ -81,11 +81,33 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Callable[[Path], object]]
     head = json.dumps({"a": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]}}).encode()
     archive = small.pickled(directory / "seed.bin", _TENSOR, **{"data/0": bytes(128)}).read_bytes()
     record = {
-        "quantkit": "0", "name": "a", "source": "a", "architecture": "llama", "parameters":
-        {"total": 1, "active": 1}, "experts": None, "made_from": {"source": "", "importance": ""},
-        "files": [{"name": "f", "type": "x", "bytes": 1, "sha256": "", "plan": "", "tensors": [
-            {"name": "x", "format": "F32", "shape": [1], "offset": 0, "bytes": 4, "sha256": ""}]}],
-    }  # fmt: skip
+        "quantkit": "0",
+        "name": "a",
+        "source": "a",
+        "architecture": "llama",
+        "parameters": {"total": 1, "active": 1},
+        "experts": None,
+        "made_from": {"source": "", "importance": ""},
+        "files": [
+            {
+                "name": "f",
+                "type": "x",
+                "bytes": 1,
+                "sha256": "",
+                "plan": "",
+                "tensors": [
+                    {
+                        "name": "x",
+                        "format": "F32",
+                        "shape": [1],
+                        "offset": 0,
+                        "bytes": 4,
+                        "sha256": "",
+                    }
+                ],
+            }
+        ],
+    }
     identity = Identity("0", "2:a", "b", "c")
     line = json.dumps({"quantkit": "0", "plan": "2:a", "source": "b", "importance": "c"})
     config = json.dumps({"num_hidden_layers": 2, "head_dim": 8, "rope_scaling": {"type": "yarn"}})
@@ -105,12 +127,14 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Callable[[Path], object]]
         "safetensors": (len(head).to_bytes(8, "little") + head + bytes(32), read_entries),
         "bin": (archive, read_torch_entries),
         "pickle": (_TENSOR, lambda path: _pickle(path.read_bytes())),
-        "yaml": (b"a: &a [1, 2.5, x]\nb: {c: *a, d: 2024-01-02}\n? e\n: |\n  f\n",
-                 lambda path: parse_yaml(path.read_bytes(), "f")),
+        "yaml": (
+            b"a: &a [1, 2.5, x]\nb: {c: *a, d: 2024-01-02}\n? e\n: |\n  f\n",
+            lambda path: parse_yaml(path.read_bytes(), "f"),
+        ),
         "config": (config.encode(), configured),
         "manifest": (json.dumps(record).encode(), manifest.read),
         "journal": (line.encode() + b"\n0 0 4\n1 0 2\ncomplete\n", journal),
-    }  # fmt: skip
+    }
 
 
 def _pickle(data: bytes) -> None:

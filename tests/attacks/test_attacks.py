@@ -386,8 +386,11 @@ def test_closed_streams(tmp_path: Path) -> None:
     program = "from quantkit.cli import main; main()"
     done = subprocess.run(
         ["sh", "-c", f'"{sys.executable}" -c "{program}" report a.gguf 2>&-'],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
 

@@ -97,8 +97,9 @@ def test_sums_become_means_and_unreached_experts_neutral(tmp_path: Path) -> None
 def test_counts_are_rounded_half_away_from_zero(tmp_path: Path, count: float, whole: int) -> None:
     found = read(tmp_path, gguf(entry("x", [[3.0, 7.0]], [count])))
     assert found.values["x"].tolist() == [
-        float(np.float32(3) / np.float32(whole)), float(np.float32(7) / np.float32(whole))
-    ]  # fmt: skip
+        float(np.float32(3) / np.float32(whole)),
+        float(np.float32(7) / np.float32(whole)),
+    ]
 
 
 @pytest.mark.parametrize("count", [0.4, -3.0])
@@ -111,8 +112,10 @@ def test_legacy_means_are_divided_by_their_calls(tmp_path: Path) -> None:
     entries = [(b"x", 3, [3.0, 1.0]), (b"y", 0, [3.0, 1.0]), (b"z\0junk", 1, [2.0])]
     found = read(tmp_path, legacy(entries, tail))
     assert {n: v.tolist() for n, v in found.values.items()} == {
-        "x": [1.0, float(np.float32(1) / np.float32(3))], "y": [3.0, 1.0], "z": [2.0]
-    }  # fmt: skip
+        "x": [1.0, float(np.float32(1) / np.float32(3))],
+        "y": [3.0, 1.0],
+        "z": [2.0],
+    }
     assert (found.datasets, found.chunks) == (("new.txt",), 9)
 
 
@@ -120,8 +123,9 @@ def test_the_oldest_legacy_files_end_after_their_entries(tmp_path: Path) -> None
     found = read(tmp_path, legacy([(b"x", 1, [1.0])]))
     assert (found.datasets, found.chunks) == ((), 0)
     assert [item.key for item in found.key_values] == [
-        "quantize.imatrix.file", "quantize.imatrix.entries_count"
-    ]  # fmt: skip
+        "quantize.imatrix.file",
+        "quantize.imatrix.entries_count",
+    ]
 
 
 def test_both_forms_of_one_matrix_agree() -> None:
@@ -181,8 +185,9 @@ def test_weights_are_included_or_excluded_by_parts_of_their_names() -> None:
     matrix = matrix_of("blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.1.attn_q.weight")
     assert list(selected(matrix).values) == list(matrix.values)
     assert list(selected(matrix, include=["blk.1", "attn_k"]).values) == [
-        "blk.0.attn_k.weight", "blk.1.attn_q.weight"
-    ]  # fmt: skip
+        "blk.0.attn_k.weight",
+        "blk.1.attn_q.weight",
+    ]
     chosen = selected(matrix, exclude=["blk.1", "attn_k"])
     assert list(chosen.values) == ["blk.0.attn_q.weight"]
     assert chosen.key_values[-2].value == 1  # entries_count
@@ -318,8 +323,9 @@ def test_pruned_models_find_their_data_under_the_old_names() -> None:
     assert (found.covered, found.missing, found.unknown) == (2, (), ())
     tensors = [ModelTensor(name, shape, "", ()) for name, shape, _ in moved]
     assert matrix.for_tensors(tensors, old).keys() == {
-        "blk.7.attn_q.weight", "blk.7.ffn_down_exps.weight"
-    }  # fmt: skip
+        "blk.7.attn_q.weight",
+        "blk.7.ffn_down_exps.weight",
+    }
 
 
 # bad files
@@ -376,9 +382,11 @@ def test_no_such_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
     keep=st.none() | st.integers(0, 1 << 16),
 )
 def test_any_bytes_are_read_or_refused_by_name(
-    tmp_path_factory: pytest.TempPathFactory, good: bytes, edits: list[tuple[int, bytes]],
+    tmp_path_factory: pytest.TempPathFactory,
+    good: bytes,
+    edits: list[tuple[int, bytes]],
     keep: int | None,
-) -> None:  # fmt: skip
+) -> None:
     data = bytearray(good)
     for at, new in edits:
         at %= len(good)

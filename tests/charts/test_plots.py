@@ -66,9 +66,10 @@ def test_a_page_takes_the_drawing_alone(kind: str) -> None:
     marks = [(e.tag, e.attrib) for e in root.iter() if e.tag in ("text", "path", "rect")]
     assert len(marks) > 2
     assert marks == [
-        (e.tag, e.attrib) for e in parsed(whole).iter()
+        (e.tag, e.attrib)
+        for e in parsed(whole).iter()
         if e.tag in ("text", "path", "rect") and e.get("class") != "ground"
-    ]  # fmt: skip
+    ]
 
 
 def test_bars_are_as_long_as_their_values() -> None:
@@ -79,8 +80,11 @@ def test_bars_are_as_long_as_their_values() -> None:
         [1 / 6, 1 / 2, 1 / 3, 2 / 3], abs=0.002
     )
     assert [r.findtext("title") for r in rects] == [
-        "a, x: 10 (25%)", "a, y: 30 (75%)", "b, x: 20 (33%)", "b, y: 40 (67%)",
-    ]  # fmt: skip
+        "a, x: 10 (25%)",
+        "a, y: 30 (75%)",
+        "b, x: 20 (33%)",
+        "b, y: 40 (67%)",
+    ]
     assert {"40", "60"} <= {t.text for t in parsed(picture).iter("text")}
 
 
@@ -112,8 +116,10 @@ def test_heat_shades_by_value_and_leaves_gaps() -> None:
     )
     cells = [r for r in parsed(picture).iter("rect") if r.find("title") is not None]
     assert [(c.get("class"), c.findtext("title")) for c in cells] == [
-        ("h0", "a, 0: 0.01"), ("h3", "a, 1: 0.1"), ("h6", "a, 3: 1"),
-    ]  # fmt: skip
+        ("h0", "a, 0: 0.01"),
+        ("h3", "a, 1: 0.1"),
+        ("h6", "a, 3: 1"),
+    ]
 
 
 def test_the_frontier_is_what_no_other_beats() -> None:
@@ -214,12 +220,13 @@ def linear(colour: str) -> list[float]:
 def oklab(rgb: list[float]) -> tuple[float, ...]:
     r, g, b = (min(max(c, 0), 1) for c in rgb)
     long, medium, small = (
-        x ** (1 / 3) for x in (
+        x ** (1 / 3)
+        for x in (
             0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b,
             0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b,
             0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b,
         )
-    )  # fmt: skip
+    )
     return (
         0.2104542553 * long + 0.7936177850 * medium - 0.0040720468 * small,
         1.9779984951 * long - 2.4285922050 * medium + 0.4505937099 * small,

@@ -59,12 +59,17 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
             shutil.copy(FRANKENMOE / name, out)
         config = json.loads((FRANKENMOE / "config.json").read_text())
         config |= {
-            "hidden_size": make_checkpoint.HIDDEN, "intermediate_size": make_checkpoint.FFN,
-            "num_hidden_layers": 32, "num_attention_heads": make_checkpoint.HEADS,
-            "num_key_value_heads": make_checkpoint.KV_HEADS, "head_dim": None,
-            "vocab_size": make_checkpoint.VOCAB, "num_local_experts": experts,
-            "tie_word_embeddings": False, "max_position_embeddings": 32768,
-        }  # fmt: skip
+            "hidden_size": make_checkpoint.HIDDEN,
+            "intermediate_size": make_checkpoint.FFN,
+            "num_hidden_layers": 32,
+            "num_attention_heads": make_checkpoint.HEADS,
+            "num_key_value_heads": make_checkpoint.KV_HEADS,
+            "head_dim": None,
+            "vocab_size": make_checkpoint.VOCAB,
+            "num_local_experts": experts,
+            "tie_word_embeddings": False,
+            "max_position_embeddings": 32768,
+        }
         (out / "config.json").write_text(json.dumps(config))
         write_sparse(out / "model.safetensors", make_checkpoint.shapes(32, experts))
         return out

@@ -102,6 +102,9 @@ def test_what_a_task_refuses_is_said(
     request = Request(splits=Splits(max_tensors=12))
     with pytest.raises(errors.OutputExists):
         quantize(
-            checkpoint("mixtral-4x"), ["Q8_0"], tmp_path / "m.gguf",
-            request=request, run=Run(cluster="ray"),
-        )  # fmt: skip
+            checkpoint("mixtral-4x"),
+            ["Q8_0"],
+            tmp_path / "m.gguf",
+            request=request,
+            run=Run(cluster="ray"),
+        )

@@ -94,9 +94,18 @@ def test_the_budget_is_bits_bytes_or_memory() -> None:
 def test_the_frontier_is_below_every_type() -> None:
     found = fitted(bits_per_weight=4.5)
     assert [m.label for m in found.types] == [
-        "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
-        "Q6_K", "Q8_0",
-    ]  # fmt: skip
+        "Q2_K",
+        "Q3_K_S",
+        "Q3_K_M",
+        "Q3_K_L",
+        "IQ4_XS",
+        "Q4_K_S",
+        "Q4_K_M",
+        "Q5_K_S",
+        "Q5_K_M",
+        "Q6_K",
+        "Q8_0",
+    ]
     assert found.base == "Q3_K_L"
     for mark in found.types:
         best = found.best[mark.label]
@@ -224,10 +233,14 @@ def test_an_importance_matrix_weighs(tmp_path: Path) -> None:
 def mixtral(experts: int, layers: int = 32, width: int = 4096, ffn: int = 14336) -> list[Any]:
     """The matrices of a mixture of these sizes, as quantize orders them."""
     sizes = {
-        "attn_k": (1024, width), "attn_output": (width, width), "attn_q": (width, width),
-        "attn_v": (1024, width), "ffn_down_exps": (experts, width, ffn),
-        "ffn_gate_exps": (experts, ffn, width), "ffn_up_exps": (experts, ffn, width),
-    }  # fmt: skip
+        "attn_k": (1024, width),
+        "attn_output": (width, width),
+        "attn_q": (width, width),
+        "attn_v": (1024, width),
+        "ffn_down_exps": (experts, width, ffn),
+        "ffn_gate_exps": (experts, ffn, width),
+        "ffn_up_exps": (experts, ffn, width),
+    }
     ends = [(f"{n}.weight", (32000, width), "BF16") for n in ("output", "token_embd")]
     blocks = [(f"blk.{i}.{n}.weight", s, "BF16") for i in range(layers) for n, s in sizes.items()]
     return [*ends, *blocks]
@@ -262,8 +275,12 @@ def test_what_a_person_chose_stays_in_the_mixture() -> None:
     tensors = mixtral(4, layers=4)
     facts = ModelFacts("llama", 4, 4, 32, 8, False)
     given = Overrides(output_tensor_type="Q8_0", tensor_types=(("attn_k", "Q2_K"),))
-    found = {t[0]: c for t, c in zip(tensors, choose(find_recipe("Q4_K_M-moe"), facts, tensors,
-                                                      given), strict=True)}  # fmt: skip
+    found = {
+        t[0]: c
+        for t, c in zip(
+            tensors, choose(find_recipe("Q4_K_M-moe"), facts, tensors, given), strict=True
+        )
+    }
     assert found["output.weight"] == ("Q8_0", None, True)
     assert found["blk.2.attn_k.weight"] == ("Q2_K", None, True)
 
@@ -288,8 +305,9 @@ def test_recipes_by_name(checkpoint: Get, tmp_path: Path) -> None:
         with_mixture(["Q4_K_M"], "dense")
     with pytest.raises(RecipeError, match="the model has none"):
         quantize(checkpoint("llama-dense"), ["Q4_K_M-moe"], tmp_path)
-    result = run(app, ["quantize", str(FRANKENMOE), "-t", "Q4_K_M", "--recipe", "MOE", "-o",
-                       str(tmp_path)])  # fmt: skip
+    result = run(
+        app, ["quantize", str(FRANKENMOE), "-t", "Q4_K_M", "--recipe", "MOE", "-o", str(tmp_path)]
+    )
     assert result.exit_code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["frankenmoe-mergekit-Q4_K_M-moe.gguf"]
 

@@ -55,9 +55,14 @@ def test_values_survive(
     writer.add_array("numbers", [number // 2, 7])
     values = {item.key: item.value for item in writer.entries}
     assert values == {
-        "general.architecture": "llama", "strings": strings, "number": number, "real": real,
-        "flag": flag, "text": text, "numbers": [number // 2, 7],
-    }  # fmt: skip
+        "general.architecture": "llama",
+        "strings": strings,
+        "number": number,
+        "real": real,
+        "flag": flag,
+        "text": text,
+        "numbers": [number // 2, 7],
+    }
 
 
 @pytest.mark.parametrize("values", [[1, -2], [True, False], [0.5, 3.0], ["ä", "", "b"], [b"\xff"]])

@@ -21,9 +21,13 @@ def add_all(writer: GGUFWriter) -> None:
     writer.add_string("empty", "")  # which adds nothing, as an empty array
     writer.add_array("nothing", [])
     for name, values in {
-        "texts": ["a", "", "ß"], "integers": [1, -2], "numbers": [0.5, 2.0], "flags": [True, False],
-        "bytes": b"\0\1\2", "texts as bytes": [b"a", b"\xff"],
-    }.items():  # fmt: skip
+        "texts": ["a", "", "ß"],
+        "integers": [1, -2],
+        "numbers": [0.5, 2.0],
+        "flags": [True, False],
+        "bytes": b"\0\1\2",
+        "texts as bytes": [b"a", b"\xff"],
+    }.items():
         writer.add_array(name, values)
     writer.add_key_value("sub", [1, 2], GGUFValueType.ARRAY, sub_type=GGUFValueType.UINT64)
     writer.add_token_types([1, 3])

@@ -87,9 +87,14 @@ REFUSED = {"X-Error-Message": "Invalid credentials in Authorization header"}
     ],
 )  # fmt: skip
 def test_answers_that_are_none(
-    kind: str, fault: Fault, error: type[errors.QuantkitError], words: str, sharded: Path,
-    hub: Hub, tmp_path: Path,
-) -> None:  # fmt: skip
+    kind: str,
+    fault: Fault,
+    error: type[errors.QuantkitError],
+    words: str,
+    sharded: Path,
+    hub: Hub,
+    tmp_path: Path,
+) -> None:
     hub.fault = lambda r: fault if r.kind == kind else None
     says(error, words, MODEL, tmp_path)
 
@@ -160,9 +165,14 @@ def test_errors_of_small_files_name_the_model(
     ],
 )  # fmt: skip
 def test_errors_of_contents_name_the_model(
-    name: str, data: str | bytes, error: type[errors.QuantkitError], words: str,
-    broken: Callable[..., Path], hub: Hub, tmp_path: Path,
-) -> None:  # fmt: skip
+    name: str,
+    data: str | bytes,
+    error: type[errors.QuantkitError],
+    words: str,
+    broken: Callable[..., Path],
+    hub: Hub,
+    tmp_path: Path,
+) -> None:
     """And never the directory in which the small files lie for a while."""
     source = broken(SHARDED)
     if name == "chat_template.jinja":

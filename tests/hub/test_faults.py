@@ -57,9 +57,15 @@ def every(n: int, kind: str, fault: Fault) -> tuple[Callable[[Request], Fault | 
     ids=lambda value: str(value) if not isinstance(value, Fault) else "",
 )
 def test_what_passes(
-    n: int, kind: str, fault: Fault, sharded: Path, local_sums: dict[str, str], hub: Hub,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    n: int,
+    kind: str,
+    fault: Fault,
+    sharded: Path,
+    local_sums: dict[str, str],
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from huggingface_hub import constants
 
     if fault.delay:

@@ -143,9 +143,11 @@ def test_a_name_that_the_hub_refuses(
 
 
 def test_without_a_token_nothing_begins(
-    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    server: UploadHub,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(errors.NotLoggedIn, match="hf auth login"):
@@ -215,9 +217,12 @@ def test_shares_are_pushed_by_many_and_joined_by_one(
 
 
 def test_a_disk_that_is_smaller_than_the_release(
-    checkpoint: Callable[[str], Path], made: Release, tmp_path: Path, server: UploadHub,
+    checkpoint: Callable[[str], Path],
+    made: Release,
+    tmp_path: Path,
+    server: UploadHub,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """It is made in parts; a run that is cut short goes on with those that are not on the Hub."""
     source, out = checkpoint("mixtral-4x"), tmp_path / "out"
     sizes = [f.nbytes for f in made.manifest.files]

@@ -180,8 +180,11 @@ def test_gguf_files(checkpoint: Get, hub: Hub, tmp_path: Path) -> None:
     assert sums(quantize(first, TYPES, there(tmp_path, "pieces"))) == here
     merge(first, tmp_path / "joined.gguf")
     assert sha256(tmp_path / "joined.gguf") == sha256(model)
-    cut = split("hf://org/gguf/model-BF16.gguf", there(tmp_path, "cut") / "model-BF16.gguf",
-                Splits(max_tensors=12))  # fmt: skip
+    cut = split(
+        "hf://org/gguf/model-BF16.gguf",
+        there(tmp_path, "cut") / "model-BF16.gguf",
+        Splits(max_tensors=12),
+    )
     assert sums(cut) == sums(pieces)
     (repo / pieces.files[1].path.name).unlink()
     hub.publish("org/gguf", repo.parent)

@@ -56,8 +56,9 @@ def without(key: str) -> Change:
 
 def tensor(which: str, **new: Any) -> Change:
     return lambda model: (
-        model[0], tuple(t._replace(**new) if t.name == which else t for t in model[1])
-    )  # fmt: skip
+        model[0],
+        tuple(t._replace(**new) if t.name == which else t for t in model[1]),
+    )
 
 
 def no_tensor(name: str) -> Change:
@@ -159,10 +160,11 @@ def test_llama_cpp_knows_every_pre_tokenizer_that_is_written() -> None:
 def test_it_is_fast(good: Model) -> None:
     """A vocabulary of 256k tokens, and 100,000 tensors."""
     kv = replaced(
-        good[0], array("tokenizer.ggml.tokens", [f"token {i}" for i in range(1 << 18)]),
+        good[0],
+        array("tokenizer.ggml.tokens", [f"token {i}" for i in range(1 << 18)]),
         array("tokenizer.ggml.scores", [float(-i) for i in range(1 << 18)]),
         array("tokenizer.ggml.token_type", [1] * (1 << 18)),
-    )  # fmt: skip
+    )
     many = [Info(f"blk.{i % 500}.extra_{i}.weight", (256, 256), "Q4_K") for i in range(100_000)]
     started = time.process_time()
     faults(kv, [*good[1], *many])

@@ -91,9 +91,13 @@ def test_the_importances_follow_to_a_cluster(
     imatrix = read_imatrix(DATA / "imatrix" / "mixtral-4x.gguf")
     for cluster, name in ((None, "a"), ("ray", "b")):
         quantize(
-            checkpoint("mixtral-4x"), ["Q4_K_M"], tmp_path / f"{name}.gguf",
-            imatrix=imatrix, reading=KEPT, run=Run(cluster=cluster),
-        )  # fmt: skip
+            checkpoint("mixtral-4x"),
+            ["Q4_K_M"],
+            tmp_path / f"{name}.gguf",
+            imatrix=imatrix,
+            reading=KEPT,
+            run=Run(cluster=cluster),
+        )
     assert sha256(tmp_path / "a.gguf") == sha256(tmp_path / "b.gguf")
 
 
@@ -104,16 +108,37 @@ def tensors_raw(path: Path) -> dict[str, bytes]:
 
 
 def test_experts_used(checkpoint: Get, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, [
-        "quantize", str(checkpoint("mixtral-4x")), "-t", "Q8_0", "-o", str(tmp_path / "m.gguf"),
-        "--experts-used", "1", "--keep-experts", "2",
-    ])  # fmt: skip
+    result = CliRunner().invoke(
+        app,
+        [
+            "quantize",
+            str(checkpoint("mixtral-4x")),
+            "-t",
+            "Q8_0",
+            "-o",
+            str(tmp_path / "m.gguf"),
+            "--experts-used",
+            "1",
+            "--keep-experts",
+            "2",
+        ],
+    )
     assert result.exit_code == 0
     assert read_header(tmp_path / "m.gguf").get("llama.expert_count") == 1
-    result = CliRunner().invoke(app, [
-        "quantize", str(checkpoint("mixtral-4x")), "-t", "Q8_0", "-o", str(tmp_path / "m.gguf"),
-        "--experts-used", "3", "--force",
-    ])  # fmt: skip
+    result = CliRunner().invoke(
+        app,
+        [
+            "quantize",
+            str(checkpoint("mixtral-4x")),
+            "-t",
+            "Q8_0",
+            "-o",
+            str(tmp_path / "m.gguf"),
+            "--experts-used",
+            "3",
+            "--force",
+        ],
+    )
     assert result.exit_code == 0
     assert read_header(tmp_path / "m.gguf").get("llama.expert_used_count") == 3
 
@@ -166,8 +191,11 @@ def test_experts_that_share_a_part_go_together(checkpoint: Get, tmp_path: Path) 
         assert kept[name].tobytes() == np.ascontiguousarray(whole[name][1:]).tobytes()
     for keep in ((0, 2), (1, 0), (1, 2, 3)):
         with pytest.raises(errors.RecipeError, match="keep or leave whole groups"):
-            convert(checkpoint("grovemoe"), tmp_path / "no.gguf",
-                    reading=Reading(keep_experts=keep, experts_used=1))  # fmt: skip
+            convert(
+                checkpoint("grovemoe"),
+                tmp_path / "no.gguf",
+                reading=Reading(keep_experts=keep, experts_used=1),
+            )
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,11 @@ def test_what_is_dropped_is_dropped_under_any_prefix(prefix: str, broken: Broken
     source = broken("gemma3-dense")
     path = source / "model.safetensors"
     tensors = read_safetensors(path)
-    extra = ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq",
-             "vision_tower.encoder.layers.0.weight")  # fmt: skip
+    extra = (
+        "lm_head.weight",
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "vision_tower.encoder.layers.0.weight",
+    )
     for name in extra:
         tensors[name] = tensors["model.embed_tokens.weight"]
     write_safetensors(path, {prefix + name: t for name, t in tensors.items()})

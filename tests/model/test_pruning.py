@@ -54,8 +54,12 @@ def test_arrays_are_cut_where_layers_are(case: str, gone: tuple[int, ...], check
 )
 def test_counts_of_layers(gone: tuple[int, ...], dense: int, ahead: int) -> None:
     """The first two of eight layers are dense, the last two predict further tokens."""
-    whole = model("glm4moe", 8, uint32("glm4moe.leading_dense_block_count", 2),
-                  uint32("glm4moe.nextn_predict_layers", 2))  # fmt: skip
+    whole = model(
+        "glm4moe",
+        8,
+        uint32("glm4moe.leading_dense_block_count", 2),
+        uint32("glm4moe.nextn_predict_layers", 2),
+    )
     pruned, count, _ = prune(whole, gone)
     assert count.value == 8 - len(gone)
     assert value(pruned.kv, "glm4moe.leading_dense_block_count") == dense

@@ -83,8 +83,10 @@ def test_planned_sizes_are_the_bytes_on_disk(
 
 def test_a_plan_is_a_value(checkpoint: Callable[[str], Path]) -> None:
     outputs = [(find_recipe("Q4_K_M"), Path("a.gguf"))]
-    a, b = (build.plan_quantization(open_checkpoint(checkpoint("mixtral-4x"), None), outputs)
-            for _ in range(2))  # fmt: skip
+    a, b = (
+        build.plan_quantization(open_checkpoint(checkpoint("mixtral-4x"), None), outputs)
+        for _ in range(2)
+    )
     assert a.outputs == b.outputs
     assert a.segments == b.segments
 

@@ -283,8 +283,20 @@ def test_what_is_never_quantized() -> None:
 
 def test_the_layers_that_matter_most() -> None:
     assert [i for i in range(32) if more_bits(i, 32)] == [
-        *range(4), 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31,
-    ]  # fmt: skip
+        *range(4),
+        6,
+        9,
+        12,
+        15,
+        18,
+        21,
+        24,
+        27,
+        28,
+        29,
+        30,
+        31,
+    ]
 
 
 def test_a_recipe_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,14 @@ def items_of(count: int, seed: int) -> Items:
     for _ in range(count):
         weights = int(rng.choice([1 << 14, 1 << 16, 5 << 16, 1 << 18, 1 << 20]))
         scale = float(rng.lognormal())
-        out.append([
-            Option(name, int(weights * bits / 8), scale * 4.0**-bits * float(rng.lognormal(0, 0.2)))
-            for name, bits in BITS.items()
-        ])  # fmt: skip
+        out.append(
+            [
+                Option(
+                    name, int(weights * bits / 8), scale * 4.0**-bits * float(rng.lognormal(0, 0.2))
+                )
+                for name, bits in BITS.items()
+            ]
+        )
     return out
 
 
@@ -84,8 +88,13 @@ def test_the_frontier_falls_from_the_smallest_to_the_largest() -> None:
 
 
 def test_an_option_that_two_others_beat_is_not_on_the_hull() -> None:
-    options = [Option("Q3_K", 3, 23.0), Option("IQ4_XS", 4, 6.0), Option("Q4_K", 5, 5.0),
-               Option("Q5_K", 6, 1.0), Option("worse", 7, 2.0)]  # fmt: skip
+    options = [
+        Option("Q3_K", 3, 23.0),
+        Option("IQ4_XS", 4, 6.0),
+        Option("Q4_K", 5, 5.0),
+        Option("Q5_K", 6, 1.0),
+        Option("worse", 7, 2.0),
+    ]
     assert [options[i].format for i in hull(options)] == ["Q3_K", "IQ4_XS", "Q5_K"]
     # what is off the hull is chosen all the same where it is what fits
     assert allocate([options], 5).chosen == (2,)

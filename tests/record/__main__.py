@@ -171,9 +171,14 @@ def main() -> int:
         command = commands.add_parser(name, help=(function.__doc__ or "").partition(";")[0])
         command.set_defaults(function=function)
         command.add_argument("--llama-cpp", type=Path, required=True, help="its source tree")
-        command.add_argument("--python", type=Path, required=True, action="append",
-                             help="of an environment with torch and transformers; more than once "
-                                  "for more than one transformers")  # fmt: skip
+        command.add_argument(
+            "--python",
+            type=Path,
+            required=True,
+            action="append",
+            help="of an environment with torch and transformers; more than once "
+            "for more than one transformers",
+        )
         if name == "add":
             command.add_argument("source", type=Path, help="a checkpoint directory, or a recipe")
             command.add_argument("--case", required=True, help="its name")

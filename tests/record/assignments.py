@@ -85,10 +85,21 @@ class Oracle:
 
     def formats(self, case: dict[str, Any], tensors: list[list[Any]]) -> list[str]:
         """The format of each tensor, all of them such as are quantized."""
-        model = self.model(ctypes.byref(_Description(
-            case["arch"].encode(), 256, 256, case["n_layers"], case["n_heads"],
-            case["n_kv_heads"], case["n_experts"], 64, 64,
-        )))  # fmt: skip
+        model = self.model(
+            ctypes.byref(
+                _Description(
+                    case["arch"].encode(),
+                    256,
+                    256,
+                    case["n_layers"],
+                    case["n_heads"],
+                    case["n_kv_heads"],
+                    case["n_experts"],
+                    64,
+                    64,
+                )
+            )
+        )
         parameters = self.defaults()
         state = self.state(model, ctypes.byref(parameters))
         memory = self.ggml.ggml_init(_Memory(512 * (len(tensors) + 8), None, True))
@@ -109,13 +120,21 @@ def make_case(oracle: Oracle, kind: str, seed: int) -> dict[str, Any]:
     rng = random.Random(f"{kind} {seed}")
     heads = rng.choice((8, 16, 64))
     case: dict[str, Any] = {
-        "arch": rng.choice(ARCHITECTURES), "n_layers": rng.choice((8, 16, 20, 80)),
-        "n_experts": rng.choice((0, 0, 4, 8)), "n_heads": heads,
-        "n_kv_heads": rng.choice((heads, heads // 2, heads // 8)), "has_imatrix": False,
+        "arch": rng.choice(ARCHITECTURES),
+        "n_layers": rng.choice((8, 16, 20, 80)),
+        "n_experts": rng.choice((0, 0, 4, 8)),
+        "n_heads": heads,
+        "n_kv_heads": rng.choice((heads, heads // 2, heads // 8)),
+        "has_imatrix": False,
         "recipe": kind,
-        "overrides": {"pure": False, "output_tensor_type": None, "token_embedding_type": None,
-                      "leave_output_tensor": False, "tensor_types": []},
-    }  # fmt: skip
+        "overrides": {
+            "pure": False,
+            "output_tensor_type": None,
+            "token_embedding_type": None,
+            "leave_output_tensor": False,
+            "tensor_types": [],
+        },
+    }
     roles = [role for role in ROLES if rng.random() < 0.7]
     names = [f"blk.{i}.{role}.weight" for i in range(case["n_layers"]) for role in roles]
     names = rng.sample(["output.weight", "token_embd.weight"], rng.choice((1, 2))) + names

@@ -38,10 +38,20 @@ class Converter:
         """
         with tempfile.TemporaryDirectory() as folder:
             made = out or Path(folder) / "out.gguf"
-            _run([
-                str(self.python), str(HERE / "converter.py"), str(self.tree), case["pre"] or "-",
-                str(checkpoint), "--outfile", str(made), "--outtype", outtype, *case["args"],
-            ])  # fmt: skip
+            _run(
+                [
+                    str(self.python),
+                    str(HERE / "converter.py"),
+                    str(self.tree),
+                    case["pre"] or "-",
+                    str(checkpoint),
+                    "--outfile",
+                    str(made),
+                    "--outtype",
+                    outtype,
+                    *case["args"],
+                ]
+            )
             files = [fingerprint.of_file(p) for p in sorted(made.parent.glob("*.gguf"))]
         return files[0] if len(files) == 1 else {"splits": files}
 
@@ -56,8 +66,10 @@ class Converter:
         for path in sorted((self.tree / "conversion").glob("*.py")):
             digest.update(path.read_bytes())
         return {
-            "conversion": digest.hexdigest()[:12], "torch": torch, "transformers": transformers,
-        }  # fmt: skip
+            "conversion": digest.hexdigest()[:12],
+            "torch": torch,
+            "transformers": transformers,
+        }
 
 
 def quantize(program: Path, source: Path, name: str, imatrix: Path | None) -> dict[str, Any]:

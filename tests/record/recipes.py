@@ -40,11 +40,12 @@ def write(recipe: dict[str, Any], tokenizers: Path, parent: Path) -> Path:
     for name, file in recipe["weights"].items():
         tensors = {
             t["name"]: (
-                t["dtype"], t["shape"],
+                t["dtype"],
+                t["shape"],
                 values(t["name"], t["dtype"], t["shape"], t["how"]).tobytes(),
             )
             for t in file["tensors"]
-        }  # fmt: skip
+        }
         if name.endswith(".bin"):
             write_torch(out / name, tensors)
         else:
@@ -75,9 +76,12 @@ def from_checkpoint(directory: Path, case: str) -> tuple[dict[str, Any], dict[st
         else:
             files[name] = data.decode("utf-8")
     recipe = {
-        "case": case, "dir": directory.resolve().name, "files": files,
-        "tokenizer_files": tokenizer_files, "weights": weights,
-    }  # fmt: skip
+        "case": case,
+        "dir": directory.resolve().name,
+        "files": files,
+        "tokenizer_files": tokenizer_files,
+        "weights": weights,
+    }
     return recipe, stored
 
 

@@ -90,10 +90,11 @@ def save_quantized(
             return entry
         rest = {k: v for k, v in entry.items() if k not in ("tensors", "general.file_type")}
         return {
-            **rest, "file_type": entry["general.file_type"],
+            **rest,
+            "file_type": entry["general.file_type"],
             "formats": [kind for _, kind, _ in entry["tensors"]],
             "sha256": [index.setdefault(sha, len(index)) for _, _, sha in entry["tensors"]],
-        }  # fmt: skip
+        }
 
     kv = {key: field["value"] for key, field in source["kv"].items() if "value" in field}
     arch, tensors = kv["general.architecture"], {t["name"]: t for t in source["tensors"]}
@@ -105,7 +106,7 @@ def save_quantized(
         "file_type": kv["general.file_type"],
         **{part: {name: pack(e) for name, e in types.items()} for part, types in made.items()},
         "tensors": [[t["name"], t["shape"][::-1], t["type"]] for t in order],
-    }  # fmt: skip
+    }
     text = json.dumps({**packed, "sha256": list(index)}, separators=(",", ":"))
     _packed_path(folder).write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 

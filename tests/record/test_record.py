@@ -96,12 +96,20 @@ def test_a_recipe_makes_a_checkpoint_that_makes_the_recipe(tmp_path: Path) -> No
 def test_small_tensors_stay_as_they_are_and_integers_in_their_range(tmp_path: Path) -> None:
     small = {"data": [1.5, -2.0]}
     recipe = {
-        "case": "x", "dir": "x", "files": {"config.json": "{}\n"}, "tokenizer_files": {},
-        "weights": {"model.safetensors": {"tensors": [
-            {"name": "a", "dtype": "BF16", "shape": [2], "how": small},
-            {"name": "b", "dtype": "U8", "shape": [64, 64], "how": {"low": 3, "high": 9}},
-        ], "metadata": {"format": "pt"}}},
-    }  # fmt: skip
+        "case": "x",
+        "dir": "x",
+        "files": {"config.json": "{}\n"},
+        "tokenizer_files": {},
+        "weights": {
+            "model.safetensors": {
+                "tensors": [
+                    {"name": "a", "dtype": "BF16", "shape": [2], "how": small},
+                    {"name": "b", "dtype": "U8", "shape": [64, 64], "how": {"low": 3, "high": 9}},
+                ],
+                "metadata": {"format": "pt"},
+            }
+        },
+    }
     checkpoint = recipes.write(recipe, tmp_path, tmp_path)
     assert recipes.from_checkpoint(checkpoint, "x")[0] == recipe
     (checkpoint / "pytorch_model.bin").write_bytes(b"")
@@ -119,9 +127,11 @@ shutil.copy(os.environ["MADE"], out)
 
 
 def test_a_case_is_recorded_and_checked(
-    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """All but llama.cpp: in its place a program that copies a file."""
     monkeypatch.setattr(llama_cpp, "HERE", tmp_path)
     monkeypatch.setattr(llama_cpp.Converter, "versions", lambda self: {"transformers": "4.57.6"})

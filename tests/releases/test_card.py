@@ -90,16 +90,20 @@ def metadata(**values: Any) -> dict[str, Any]:
 
 def test_what_the_source_says_is_carried_over(made: Release) -> None:
     values = metadata(
-        license="cc-by-nc-4.0", tags=["merge", "text"], languages=["en", "de"],
-        base_model__count=2, base_model__0__repo_url="https://huggingface.co/org/prose",
+        license="cc-by-nc-4.0",
+        tags=["merge", "text"],
+        languages=["en", "de"],
+        base_model__count=2,
+        base_model__0__repo_url="https://huggingface.co/org/prose",
         base_model__1__repo_url="https://huggingface.co/org/code",
-    )  # fmt: skip
+    )
     found = card.front_matter(made.manifest, DENSE, values)
     assert found["license"] == "cc-by-nc-4.0"
     assert found["language"] == ["en", "de"]
     assert (found["base_model"], found["base_model_relation"]) == (
-        ["org/prose", "org/code"], "merge",
-    )  # fmt: skip
+        ["org/prose", "org/code"],
+        "merge",
+    )
     assert found["tags"] == ["merge", "text", "gguf"]
     published = replace(made.manifest, repo="me/Merge-GGUF", base_model="me/Merge")
     found = card.front_matter(published, DENSE, values)
@@ -158,8 +162,10 @@ def test_which_file_to_choose(made: Release) -> None:
 
     rows = [row("Q2_K", 3, 3), row("Q4_0", 4.5, 7), row("Q4_K_M", 4.8, 7.5), row("Q8_0", 8.5, 30)]
     assert [(n, r.type) for n, r in card.choices(rows)] == [
-        (4, "Q2_K"), (8, "Q4_K_M"), (32, "Q8_0"),
-    ]  # fmt: skip
+        (4, "Q2_K"),
+        (8, "Q4_K_M"),
+        (32, "Q8_0"),
+    ]
     assert card.choices([row("Q8_0", 8.5, 5000)]) == []
     assert [r.type for _, r in card.choices(rows[1:2])] == ["Q4_0"]
     assert card.usual(rows).type == "Q4_K_M"

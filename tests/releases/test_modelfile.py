@@ -129,8 +129,10 @@ def metadata(template: str, special: Sequence[str] = (), **more: Any) -> dict[st
         "tokenizer.chat_template": template,
         "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁a", *special],
         "tokenizer.ggml.token_type": [2, 3, 3, 1, *[3] * len(special)],
-        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, **more,
-    }  # fmt: skip
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        **more,
+    }
 
 
 def go(text: str, messages: Sequence[Message]) -> str:

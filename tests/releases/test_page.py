@@ -98,9 +98,15 @@ def seen(made: Release) -> Element:
 def row(size: int = 10**9, **changes: Any) -> Row:
     fields: dict[str, Any] = {f.name: None for f in dataclasses.fields(Row)}
     fields |= {
-        "name": "M-Q4_K_M.gguf", "type": "Q4_K_M", "bits_per_weight": 4.85, "file_bytes": size,
-        "files": 1, "max_ram_bytes": size, "context": 4096, "use_case": "",
-    }  # fmt: skip
+        "name": "M-Q4_K_M.gguf",
+        "type": "Q4_K_M",
+        "bits_per_weight": 4.85,
+        "file_bytes": size,
+        "files": 1,
+        "max_ram_bytes": size,
+        "context": 4096,
+        "use_case": "",
+    }
     return Row(**fields | changes)
 
 
@@ -125,17 +131,24 @@ def test_every_number_is_that_of_the_files(made: Release, seen: Element) -> None
         for d in seen.every("dl", _class="numbers")[0].every("div")
     }
     assert numbers == {
-        "Parameters": "4.0M", "Active for a token": "2.8M", "Experts": "4, 2 used", "Layers": "3",
-        "Tokens of context": "2,048", "Architecture": "llama",
-    }  # fmt: skip
+        "Parameters": "4.0M",
+        "Active for a token": "2.8M",
+        "Experts": "4, 2 used",
+        "Layers": "3",
+        "Tokens of context": "2,048",
+        "Architecture": "llama",
+    }
     lines = seen.every("table", _class="files")[0].every("tbody")[0].every("tr")
     assert len(lines) == len(made.rows) == 2
     for line, r in zip(lines, sorted(made.rows, key=lambda r: r.file_bytes), strict=True):
         values = [c.attributes["data-value"] for c in line.every() if "data-value" in c.attributes]
         assert values == [
-            r.type, str(r.bits_per_weight), str(r.file_bytes), str(r.max_ram_bytes),
+            r.type,
+            str(r.bits_per_weight),
+            str(r.file_bytes),
+            str(r.max_ram_bytes),
             str(r.experts_on_cpu_vram_bytes),
-        ]  # fmt: skip
+        ]
         assert r.use_case in line.text
         assert gigabytes(r.file_bytes) in line.text
         links = [unquote(a.attributes["href"]) for a in line.every("a")]
@@ -201,15 +214,36 @@ def test_who_the_experts_are() -> None:
 def test_what_fits_which_memory() -> None:
     rows = [
         row(8 * 10**9, name="A.gguf", type="Q2_K"),
-        row(8 * 10**9 + 1, name="B.gguf", type="Q3_K_M", bits_per_weight=5.0,
-            experts_on_cpu_ram_bytes=8 * 10**9, experts_on_cpu_vram_bytes=2 * 10**9),
-        row(130 * 10**9, name="C.gguf", type="Q8_0", experts_on_cpu_ram_bytes=129 * 10**9,
-            experts_on_cpu_vram_bytes=3 * 10**9),
-    ]  # fmt: skip
+        row(
+            8 * 10**9 + 1,
+            name="B.gguf",
+            type="Q3_K_M",
+            bits_per_weight=5.0,
+            experts_on_cpu_ram_bytes=8 * 10**9,
+            experts_on_cpu_vram_bytes=2 * 10**9,
+        ),
+        row(
+            130 * 10**9,
+            name="C.gguf",
+            type="Q8_0",
+            experts_on_cpu_ram_bytes=129 * 10**9,
+            experts_on_cpu_vram_bytes=3 * 10**9,
+        ),
+    ]
     table = tree(made_up(rows)).every("table", _class="fit")[0]
     assert [th.text for th in table.every("thead")[0].every("th")] == [
-        "", "12", "16", "24", "32", "48", "64", "96", "128", "192", "VRAM",
-    ]  # fmt: skip
+        "",
+        "12",
+        "16",
+        "24",
+        "32",
+        "48",
+        "64",
+        "96",
+        "128",
+        "192",
+        "VRAM",
+    ]
     marks = [
         [i.attributes["class"] for i in tr.every("i")] for tr in table.every("tbody")[0].every("tr")
     ]
@@ -280,8 +314,11 @@ def test_pictures_of_others_and_for_others(made: Release) -> None:
 def test_pictures_of_measured_error() -> None:
     rows = [row(n * 10**9, name=f"M-{t}.gguf", type=t) for n, t in ((2, "Q2_K"), (3, "Q8_0"))]
     by_size = page.error_by_size(rows, {"Q2_K": 0.09, "Q8_0": 0.0004})
-    titles = [t.text for f in tree(made_up(rows, more=[by_size])).every("figure")
-              for t in f.every("title")]  # fmt: skip
+    titles = [
+        t.text
+        for f in tree(made_up(rows, more=[by_size])).every("figure")
+        for t in f.every("title")
+    ]
     assert {"Q2_K: 2 GB, 9%", "Q8_0: 3 GB, 0.04%"} <= set(titles)
 
 

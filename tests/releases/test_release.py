@@ -296,8 +296,15 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
     told = json.loads(run(app, [*arguments, "--dry-run", "--json"]).stdout)
     types = [f["type"] for f in told["files"]]
     assert types == [
-        "Q2_K-moe", "Q3_K_M-moe", "Q4_0", "Q4_K_M-moe", "Q5_0", "Q5_K_M-moe", "Q6_K-moe", "Q8_0",
-    ]  # fmt: skip
+        "Q2_K-moe",
+        "Q3_K_M-moe",
+        "Q4_0",
+        "Q4_K_M-moe",
+        "Q5_0",
+        "Q5_K_M-moe",
+        "Q6_K-moe",
+        "Q8_0",
+    ]
     assert run(app, [*arguments, "--types", "Q4_K_M, Q8_0"]).exit_code == 2
     assert run(app, [*arguments, "--types", "Q4_K_M"]).exit_code == 0
     text = (tmp_path / "out" / "README.md").read_text()

@@ -56,8 +56,14 @@ def test_the_same_from_gguf(frankenmoe: dict[str, Path], tmp_path: Path) -> None
 def test_mixtral_8x7b_from_headers_alone(broken: Callable[..., Path]) -> None:
     """46.7B parameters, 12.9B of them active; the weights are a hole in a file."""
     source = broken("mixtral-8x")
-    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000}  # fmt: skip
+    sizes = {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+    }
     edit_config(source, **sizes)
     header: dict[str, Any] = {}
     offset = 0
@@ -161,9 +167,20 @@ def test_the_command(frankenmoe: dict[str, Path]) -> None:
     assert "problem          experts 0 and 2 are identical in every layer" in shown
     data = json.loads(run(app, ["inspect", source, "--json"]).stdout)
     assert list(data["facts"]) == [
-        "name", "architecture", "parameters", "layers", "embedding", "context", "experts", "bytes",
-        "dtypes", "tied embeddings", "tokenizer", "notes", "merged from",
-    ]  # fmt: skip
+        "name",
+        "architecture",
+        "parameters",
+        "layers",
+        "embedding",
+        "context",
+        "experts",
+        "bytes",
+        "dtypes",
+        "tied embeddings",
+        "tokenizer",
+        "notes",
+        "merged from",
+    ]
     assert data["facts"]["layers"] == 3
     assert data["facts"]["experts"] == {"count": 4, "used": 2}
     assert data["facts"]["tokenizer"]["chat template"] is True

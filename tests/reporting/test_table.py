@@ -37,8 +37,12 @@ def test_markdown() -> None:
     assert line == "| --- | --- | --- | --- | --- | --- |"
     name, *cells = re.split(r" (?<!\\)\| ", row.removeprefix("| ").removesuffix(" |"))
     assert cells == [
-        "Q4_K_M", "4 (4.87 bpw)", "28.45 GB (26.49 GiB)", "29.24 GB", "balanced: the usual choice",
-    ]  # fmt: skip
+        "Q4_K_M",
+        "4 (4.87 bpw)",
+        "28.45 GB (26.49 GiB)",
+        "29.24 GB",
+        "balanced: the usual choice",
+    ]
     assert name == r"A\|B\_\<i\>c\</i\>, \*d\* \[e\](f) \`g\` \& \\h\_.gguf"
     assert re.sub(r"\\(.)", r"\1", name) == ROW.name
     assert "\n" not in table.as_markdown([replace(ROW, name="a\nb")]).split("\n", 2)[2]

@@ -67,9 +67,11 @@ def gptq(bits: int = 4) -> Callable[[np.random.Generator], Coded]:
         scales = _scales(rng, *zeros.shape).astype(np.float16)
         groups = rng.integers(0, COLUMNS // GROUP, COLUMNS).astype(np.int32)
         arrays = {
-            "w.qweight": words(q.T, bits).T.copy(), "w.qzeros": words(zeros, bits),
-            "w.scales": scales, "w.g_idx": groups,
-        }  # fmt: skip
+            "w.qweight": words(q.T, bits).T.copy(),
+            "w.qzeros": words(zeros, bits),
+            "w.scales": scales,
+            "w.g_idx": groups,
+        }
         scale, zero = scales.astype(F32)[groups], zeros[groups] + 1
         return arrays, {"quant_method": "gptq", "bits": bits}, (scale * (q - zero)).T
 
@@ -95,8 +97,10 @@ def compressed(fmt: str, **weights: Any) -> dict[str, Any]:
     """The settings of compressed-tensors with one group."""
     group = {"targets": ["Linear"], "weights": weights}
     return {
-        "quant_method": "compressed-tensors", "format": fmt, "config_groups": {"group_0": group}
-    }  # fmt: skip
+        "quant_method": "compressed-tensors",
+        "format": fmt,
+        "config_groups": {"group_0": group},
+    }
 
 
 def packed(
@@ -107,9 +111,10 @@ def packed(
         q = rng.integers(0, 1 << bits, (ROWS, COLUMNS))
         scales = _scales(rng, ROWS, COLUMNS // group).astype(np.float16)
         arrays = {
-            "w.weight_packed": words(q, bits), "w.weight_scale": scales,
+            "w.weight_packed": words(q, bits),
+            "w.weight_scale": scales,
             "w.weight_shape": np.array([ROWS, COLUMNS]),
-        }  # fmt: skip
+        }
         zero = np.full(scales.shape, 1 << (bits - 1))
         if zeros:
             zero = rng.integers(0, 1 << bits, scales.shape)
@@ -118,9 +123,12 @@ def packed(
         if order:
             groups = arrays["w.weight_g_idx"] = rng.permutation(groups).astype(np.int32)
         settings = compressed(
-            "pack-quantized", num_bits=bits, type="int", strategy=strategy,
+            "pack-quantized",
+            num_bits=bits,
+            type="int",
+            strategy=strategy,
             group_size=GROUP if strategy == "group" else None,
-        )  # fmt: skip
+        )
         return arrays, settings, (q - zero[:, groups]) * scales.astype(F32)[:, groups]
 
     return make
@@ -137,9 +145,14 @@ def blocks(rng: np.random.Generator) -> Coded:
 
 
 def scaled(
-    shape: tuple[int, ...], dtype: Any = FP8, scale: Any = F32, name: str = "w.weight_scale",
-    settings: dict[str, Any] | None = None, height: int = 0, width: int = 0,
-) -> Callable[[np.random.Generator], Coded]:  # fmt: skip
+    shape: tuple[int, ...],
+    dtype: Any = FP8,
+    scale: Any = F32,
+    name: str = "w.weight_scale",
+    settings: dict[str, Any] | None = None,
+    height: int = 0,
+    width: int = 0,
+) -> Callable[[np.random.Generator], Coded]:
     """Codes of a byte with scales of `shape`, each for `height` rows and `width` columns."""
 
     def make(rng: np.random.Generator) -> Coded:
@@ -168,9 +181,12 @@ def int8_with_zeros(rng: np.random.Generator) -> Coded:
 
 
 def mxfp4(
-    codes_name: str, scale_name: str, settings: dict[str, Any], dtype: Any = np.uint8,
+    codes_name: str,
+    scale_name: str,
+    settings: dict[str, Any],
+    dtype: Any = np.uint8,
     scale: Any = np.uint8,
-) -> Callable[[np.random.Generator], Coded]:  # fmt: skip
+) -> Callable[[np.random.Generator], Coded]:
     def make(rng: np.random.Generator) -> Coded:
         codes = rng.integers(0, 16, (ROWS, COLUMNS))
         powers = rng.integers(100, 140, (ROWS, COLUMNS // 32)).astype(np.uint8)
@@ -189,16 +205,20 @@ def nvfp4(modelopt: bool, columns: int = COLUMNS) -> Callable[[np.random.Generat
         if modelopt:
             second = np.array(0.0007, F32)
             arrays = {
-                "w.weight": pairs(codes), "w.weight_scale": scales, "w.weight_scale_2": second,
+                "w.weight": pairs(codes),
+                "w.weight_scale": scales,
+                "w.weight_scale_2": second,
                 "w.input_scale": np.array(0.02, F32),
-            }  # fmt: skip
+            }
             settings = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
             return arrays, settings, values * np.repeat(scales.astype(F32) * second, 16, 1)
         whole = np.array([1400.0], F32)
         arrays = {
-            "w.weight_packed": pairs(codes), "w.weight_scale": scales,
-            "w.weight_global_scale": whole, "w.input_global_scale": np.array([50.0], F32),
-        }  # fmt: skip
+            "w.weight_packed": pairs(codes),
+            "w.weight_scale": scales,
+            "w.weight_global_scale": whole,
+            "w.input_global_scale": np.array([50.0], F32),
+        }
         settings = compressed("nvfp4-pack-quantized", num_bits=4, type="float", group_size=16)
         return arrays, settings, values * np.repeat(scales.astype(F32) / whole, 16, 1)
 
@@ -218,8 +238,12 @@ def bitsandbytes4(nested: bool) -> Callable[[np.random.Generator], Coded]:
         codes = rng.integers(0, 16, ROWS * COLUMNS)
         table = np.sort(rng.normal(0, 1, 16)).astype(F32)
         n, offset = ROWS * COLUMNS // 64, 0.125
-        state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16",
-                 "shape": [ROWS, COLUMNS]}  # fmt: skip
+        state = {
+            "quant_type": "nf4",
+            "blocksize": 64,
+            "dtype": "bfloat16",
+            "shape": [ROWS, COLUMNS],
+        }
         arrays: Arrays = {
             "w.weight": (codes[::2] << 4 | codes[1::2]).astype(np.uint8)[:, None],
             "w.weight.quant_map": table,
@@ -227,8 +251,11 @@ def bitsandbytes4(nested: bool) -> Callable[[np.random.Generator], Coded]:
         if nested:
             outer, values = (rng.normal(1, 0.1, k).astype(F32) for k in (-(-n // 256), 256))
             held = rng.integers(0, 256, n).astype(np.uint8)
-            arrays |= {"w.weight.absmax": held, "w.weight.nested_absmax": outer,
-                       "w.weight.nested_quant_map": values}  # fmt: skip
+            arrays |= {
+                "w.weight.absmax": held,
+                "w.weight.nested_absmax": outer,
+                "w.weight.nested_quant_map": values,
+            }
             state |= {"nested_blocksize": 256, "nested_offset": offset, "nested_dtype": "float32"}
             scales = values[held] * np.repeat(outer, 256)[:n] + F32(offset)
         else:

@@ -191,10 +191,14 @@ def test_a_stack_of_matrices(tmp_path: Path) -> None:
     codes = rng.normal(0, 40, (3, 48, 64)).astype(FP8)
     path = tmp_path / "model.safetensors"
     for shape, block, whole in (
-        ((3,), None, (1, 1)), ((3, 1, 1), None, (1, 1)), ((3, 48, 1), None, (48, 1)),
-        ((3, 48), None, (48, 1)), ((3, 1, 64), None, (1, 64)), ((3, 2, 3), [32, 24], (2, 3)),
+        ((3,), None, (1, 1)),
+        ((3, 1, 1), None, (1, 1)),
+        ((3, 48, 1), None, (48, 1)),
+        ((3, 48), None, (48, 1)),
+        ((3, 1, 64), None, (1, 64)),
+        ((3, 2, 3), [32, 24], (2, 3)),
         ((1,), None, (1, 1)),
-    ):  # fmt: skip
+    ):
         values = rng.normal(1, 0.2, shape).astype(F32)
         coded.write({"x.gate_up_proj": codes, "x.gate_up_proj_scale_inv": values}, path)
         settings = {"quant_method": "fp8", "weight_block_size": block}
@@ -273,8 +277,16 @@ def test_groups_of_settings(tmp_path: Path) -> None:
 def test_what_activations_and_caches_leave(tmp_path: Path) -> None:
     arrays, settings, _ = SCHEMES["fp8 by row"](np.random.default_rng(7))
     one = np.ones(1, F32)
-    left = ["w.input_scale", "w.k_scale", "w.v_scale", "w.activation_scale", "w.output_scale",
-            "x.down_proj_activation_scale", "w.qscale_act", "w.input_scale_ub"]  # fmt: skip
+    left = [
+        "w.input_scale",
+        "w.k_scale",
+        "w.v_scale",
+        "w.activation_scale",
+        "w.output_scale",
+        "x.down_proj_activation_scale",
+        "w.qscale_act",
+        "w.input_scale_ub",
+    ]
     path = tmp_path / "model.safetensors"
     coded.write({**arrays, **dict.fromkeys(left, one), "w.norm_scale": one}, path)
     assert [t.name for t in coded.joined(path, settings)] == ["w.norm_scale", "w.weight"]

@@ -42,9 +42,11 @@ def test_a_good_file(tmp_path: Path) -> None:
         (e.name, e.dtype, e.shape, e.start - begin, e.end - begin) for e in read_entries(path)
     ]
     assert entries == [
-        ("a", "F32", (), 12, 16), ("b", "BF16", (2, 3), 0, 12),
-        ("c", "F8_E4M3", (8,), 16, 24), ("empty", "F16", (0, 7), 16, 16),
-    ]  # fmt: skip
+        ("a", "F32", (), 12, 16),
+        ("b", "BF16", (2, 3), 0, 12),
+        ("c", "F8_E4M3", (8,), 16, 24),
+        ("empty", "F16", (0, 7), 16, 16),
+    ]
 
 
 def test_a_header_longer_than_the_first_read(tmp_path: Path) -> None:

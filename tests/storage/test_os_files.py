@@ -26,9 +26,11 @@ from tests.conftest import sha256
     ],
 )
 def test_the_same_file_without_them(
-    lacking: tuple[str, ...], checkpoint: Callable[[str], Path], tmp_path: Path,
+    lacking: tuple[str, ...],
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(outputs, "HELD_BYTES", 1 << 16)
     for name in lacking:
         if name == "sync_file_range":

@@ -35,10 +35,17 @@ def with_added(case: str, tmp_path: Path, texts: Iterable[str] = TEXTS) -> Path:
     for text in texts:
         if text not in vocab:
             vocab[text], free = free, free + 1
-        data["added_tokens"].append({
-            "id": vocab[text], "content": text, "single_word": False, "lstrip": False,
-            "rstrip": False, "normalized": False, "special": False,
-        })  # fmt: skip
+        data["added_tokens"].append(
+            {
+                "id": vocab[text],
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": False,
+            }
+        )
     (directory / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     edit_json(directory / "tokenizer_config.json", added_tokens_decoder=None)
     config = read_json(directory / "config.json")

@@ -71,8 +71,15 @@ def refused(write: Callable[..., Any], directory: Path, *rest: Any) -> None:
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    names = ("llama-dense", "mixtral-4x-hfvocab", "mixtral-4x", "phimoe", "qwen2-dense-slowtok",
-             "kimi-k2", "meta-llama3-4x8b-instruct-v2")  # fmt: skip
+    names = (
+        "llama-dense",
+        "mixtral-4x-hfvocab",
+        "mixtral-4x",
+        "phimoe",
+        "qwen2-dense-slowtok",
+        "kimi-k2",
+        "meta-llama3-4x8b-instruct-v2",
+    )
     return {n: write_files(n, tmp_path_factory.mktemp(n)) for n in names}
 
 

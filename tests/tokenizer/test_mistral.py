@@ -21,10 +21,11 @@ def tekken(directory: Path, **changes: Any) -> CheckpointFiles:
     pieces = [*(bytes([b]) for b in range(256)), b"ab"]
     data = {
         "config": {"default_vocab_size": 279, "default_num_special_tokens": 22, "version": "v3"},
-        "vocab": [{"rank": i, "token_bytes": base64.b64encode(p).decode()}
-                  for i, p in enumerate(pieces)],
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(p).decode()} for i, p in enumerate(pieces)
+        ],
         **changes,
-    }  # fmt: skip
+    }
     (directory / "tekken.json").write_text(json.dumps(data))
     return CheckpointFiles.local(directory)
 

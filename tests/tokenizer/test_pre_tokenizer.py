@@ -161,8 +161,9 @@ def test_normalization_tells_names_apart(
 def test_family_decides_and_says_when_the_split_is_another(unsplit: dict[str, Any]) -> None:
     qwen = with_steps(unsplit, split_step(QWEN2))
     assert find_pre(qwen, "grok-2", "Grok1ForCausalLM") == (
-        "grok-2", "llama.cpp's for Grok1ForCausalLM"
-    )  # fmt: skip
+        "grok-2",
+        "llama.cpp's for Grok1ForCausalLM",
+    )
     name, why = find_pre(qwen, "refact", "GraniteMoeForCausalLM")
     assert name == "refact"
     assert "splits as qwen2 does (--pre qwen2 follows it)" in why

@@ -280,8 +280,13 @@ def test_hunyuans_tiktoken(tmp_path: Path) -> None:
     vocab = vocabulary(directory)
     assert vocab.pre == "hunyuan"
     assert vocab.tokens[500:506] == [
-        "<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>", "<|extra_0|>"
-    ]  # fmt: skip
+        "<|endoftext|>",
+        "<|startoftext|>",
+        "<|bos|>",
+        "<|eos|>",
+        "<|pad|>",
+        "<|extra_0|>",
+    ]
     assert keys(vocab)["tokenizer.ggml.bos_token_id"]["value"] == 127959
 
 
@@ -301,9 +306,7 @@ def test_gemma_4_joins_by_merges_and_shows_its_channels(tmp_path: Path) -> None:
     assert written["tokenizer.ggml.add_bos_token"]["value"] is True
     assert set(vocab.scores or ()) == {-1000.0}
     # what tokenizer_config.json does not name is shown
-    assert vocab.types[515:] == [
-        TokenType.USER_DEFINED, TokenType.USER_DEFINED, TokenType.CONTROL
-    ]  # fmt: skip
+    assert vocab.types[515:] == [TokenType.USER_DEFINED, TokenType.USER_DEFINED, TokenType.CONTROL]
 
 
 def test_llama_3_ranks_beside_a_tokenizer_json(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ Change = Callable[[Header, bytearray], None]
 
 
 def rewritten(
-    path: Path, out: Path, change: Change = lambda header, data: None,
+    path: Path,
+    out: Path,
+    change: Change = lambda header, data: None,
     kv: Callable[[tuple[KeyValue, ...]], Iterable[KeyValue]] = lambda kv: kv,
-) -> Path:  # fmt: skip
+) -> Path:
     """A copy of a GGUF file with its tensors' bytes or its metadata changed."""
     header = read_header(path)
     data = bytearray(path.read_bytes()[header.data_offset :])

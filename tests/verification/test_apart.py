@@ -49,12 +49,16 @@ def test_nan_is_no_answer(checkpoint: Callable[[str], Path], tmp_path: Path) -> 
 
     path = quantize(checkpoint("llama-dense"), ["F32"], tmp_path).files[0].path
     bad = rewritten(
-        path, tmp_path / "bad.gguf",
+        path,
+        tmp_path / "bad.gguf",
         lambda header, data: data.__setitem__(
-            slice(span(header, "output_norm.weight").start,
-                  span(header, "output_norm.weight").start + 4), b"\x00\x00\xc0\x7f",
+            slice(
+                span(header, "output_norm.weight").start,
+                span(header, "output_norm.weight").start + 4,
+            ),
+            b"\x00\x00\xc0\x7f",
         ),
-    )  # fmt: skip
+    )
     found = run(Verdict(bad.name), bad, "Once")
     assert any("llama.cpp computes NaN with it" in f for f in found.findings)
     assert any("output_norm.weight has NaN" in f for f in verify.verify(bad).findings)

@@ -47,8 +47,16 @@ def test_the_command(
     assert lines[0].startswith("good: frankenmoe-4x-Q4_K_M.gguf: the structure of 33 tensors")
     assert any(line.startswith("text.txt") and f"{kl['kl']:.6f}" in line for line in lines)
     table = lines.index("Tensor" + lines[-11].removeprefix("Tensor"))
-    assert lines[table].split() == ["Tensor", "Format", "Error", "Expected", "Cosine", "Worst",
-                                    "block", "Bytes"]  # fmt: skip
+    assert lines[table].split() == [
+        "Tensor",
+        "Format",
+        "Error",
+        "Expected",
+        "Cosine",
+        "Worst",
+        "block",
+        "Bytes",
+    ]
     errors = [float(line.split()[2]) for line in lines[table + 1 :]]
     assert errors == sorted(errors, reverse=True)
     assert len(errors) == 10
@@ -91,8 +99,9 @@ def test_the_command_says_what_is_bad(files: dict[str, Path], source: Path, tmp_
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert lines[:2] == [
-        "bad: bad.gguf: 1 finding", "  experts 0 and 1 are swapped in blk.0.ffn_up_exps.weight",
-    ]  # fmt: skip
+        "bad: bad.gguf: 1 finding",
+        "  experts 0 and 1 are swapped in blk.0.ffn_up_exps.weight",
+    ]
     assert lines[4].split()[:2] == ["blk.0.ffn_up_exps.weight", "Q2_K"]
     missing = run(app, ["verify", str(bad), "--kl", "x.txt"])
     assert missing.exit_code == 2
@@ -110,8 +119,9 @@ def test_without_llama_cpp(
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
     found = verify(files["Q2_K"], source)
     assert found.good
-    assert found.notes == ["texts were not split in llama.cpp: llama.cpp is not installed; "
-                           "pip install quantkit[llama]"]  # fmt: skip
+    assert found.notes == [
+        "texts were not split in llama.cpp: llama.cpp is not installed; pip install quantkit[llama]"
+    ]
     result = run(app, ["verify", str(files["Q2_K"]), "--run"])
     assert isinstance(result.exception, LlamaMissing)
     monkeypatch.undo()

@@ -36,9 +36,12 @@ def test_it_is_what_llama_perplexity_prints(
 ) -> None:
     texts, progress = [TEXT / "held-prose.txt"], Told()
     found = divergences(
-        [files[kind] for kind in TYPES], files["f32"], texts, threads=1,
+        [files[kind] for kind in TYPES],
+        files["f32"],
+        texts,
+        threads=1,
         progress=progress,
-    )  # fmt: skip
+    )
     for kind, (ours,) in zip(TYPES, found, strict=True):
         golden = frankenmoe_golden["quantize"][kind]
         # it keeps the base's logits in 16 bits and prints six places

@@ -118,8 +118,9 @@ def test_tensors_that_are_missing_or_of_another_shape(
 
     found = other(name="blk.0.attn_z.weight")
     assert found.findings[:2] == [
-        "blk.0.attn_q.weight is not in the file", "blk.0.attn_z.weight is not in the source",
-    ]  # fmt: skip
+        "blk.0.attn_q.weight is not in the file",
+        "blk.0.attn_z.weight is not in the source",
+    ]
     found = other(shape=(128, 512))
     assert found.findings == [
         "blk.0.attn_q.weight is [128, 512] in the file, [256, 256] in the source"
@@ -134,8 +135,11 @@ def test_tensors_that_are_missing_or_of_another_shape(
 
 def test_truncated_files(files: dict[str, Path], tmp_path: Path) -> None:
     path, whole = tmp_path / "bad.gguf", files["Q2_K"].read_bytes()
-    for size, words in ((len(whole) - 1000, "it is truncated"), (5000, "truncated or damaged"),
-                        (2, "truncated")):  # fmt: skip
+    for size, words in (
+        (len(whole) - 1000, "it is truncated"),
+        (5000, "truncated or damaged"),
+        (2, "truncated"),
+    ):
         path.write_bytes(whole[:size])
         (finding,) = verify(path).findings
         assert words in finding

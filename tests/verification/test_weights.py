@@ -27,10 +27,11 @@ def test_what_llama_quantize_makes_is_proven(source: Path, tmp_path: Path) -> No
         found = verify(output.files[0].path, source)
         assert found.findings == found.notes == [], output.type
         assert found.proven == [
-            "the structure of 33 tensors is sound", "metadata and vocabulary are the source's",
+            "the structure of 33 tensors is sound",
+            "metadata and vocabulary are the source's",
             "llama.cpp splits texts as the source's tokenizer does",
             "every tensor is byte for byte what its format gives",
-        ]  # fmt: skip
+        ]
         assert all(t.whole.same and t.whole.ratio == 1 for t in found.tensors)
         assert sum(len(t.experts) for t in found.tensors) == 3 * 3 * 4
 
@@ -43,8 +44,9 @@ def test_with_an_importance_matrix_too(source: Path, imatrix: Imatrix, tmp_path:
         errors = [x.ratio for t in found.tensors for x in (t.whole, *t.experts)]
         assert max(x or np.inf for x in errors) < 1.1
         if not all(t.whole.same for t in found.tensors):
-            assert found.notes == ["made with an importance matrix; with --imatrix its bytes can "
-                                   "be proven"]  # fmt: skip
+            assert found.notes == [
+                "made with an importance matrix; with --imatrix its bytes can be proven"
+            ]
         proof = verify(path, source, imatrix=imatrix)
         assert proof.proven[-1] == "every tensor is byte for byte what its format gives"
         assert proof.notes == []
@@ -77,9 +79,14 @@ def test_with_an_importance_matrix_too(source: Path, imatrix: Imatrix, tmp_path:
 )
 @pytest.mark.parametrize("kind", ["Q4_K_M", "Q2_K", "weighed"])
 def test_weights_of_another_are_named(
-    kind: str, change: Change, finding: str, files: dict[str, Path], weighed: Path, source: Path,
+    kind: str,
+    change: Change,
+    finding: str,
+    files: dict[str, Path],
+    weighed: Path,
+    source: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     path = rewritten({**files, "weighed": weighed}[kind], tmp_path / "bad.gguf", change)
     assert verify(path, source).findings == [finding]
 

@@ -28,8 +28,9 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     group = group if group > 0 else n_in
     scales = part(found, f"{name}.scales", FLOATS, n_in // group, n_out)
     zeros = part(found, f"{name}.qzeros", WORDS, n_in // group, n_out // 8)
-    return joined(f"{name}.weight", "F32", (n_out, n_in), "awq", codes, zeros, scales,
-                  settings=(group,))  # fmt: skip
+    return joined(
+        f"{name}.weight", "F32", (n_out, n_in), "awq", codes, zeros, scales, settings=(group,)
+    )
 
 
 def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:

@@ -88,8 +88,9 @@ def join_four_bits(found: Found, name: str, settings: Settings) -> SourceTensor 
         parts += [flat(outer, 1), part(found, f"{name}.nested_quant_map", FLOATS, 256)]
     bits = int(np.float32(offset).view(np.int32))
     del found[stated.name]
-    return joined(name, "F32", (rows, columns), "bitsandbytes4", *parts,
-                  settings=(size, nested, bits))  # fmt: skip
+    return joined(
+        name, "F32", (rows, columns), "bitsandbytes4", *parts, settings=(size, nested, bits)
+    )
 
 
 def _state(t: SourceTensor) -> dict[str, Any]:

@@ -27,8 +27,17 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     scales = part(found, f"{name}.scales", FLOATS)
     zeros = part(found, f"{name}.qzeros", WORDS, scales.shape[0], n_out * bits // 32)
     plus = 0 if settings.values.get("checkpoint_format", "gptq") == "gptq_v2" else 1
-    return joined(f"{name}.weight", "F32", (n_out, n_in), "gptq", codes, zeros, scales, groups,
-                  settings=(bits, plus))  # fmt: skip
+    return joined(
+        f"{name}.weight",
+        "F32",
+        (n_out, n_in),
+        "gptq",
+        codes,
+        zeros,
+        scales,
+        groups,
+        settings=(bits, plus),
+    )
 
 
 def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:

@@ -51,8 +51,9 @@ def join(found: Found, name: str, codes_name: str, settings: Settings) -> Source
     stem = name.removesuffix("weight")
     names = (
         (f"{name}_global_scale", f"{stem}input_global_scale")
-        if divides else (f"{name}_scale_2", f"{stem}input_scale")
-    )  # fmt: skip
+        if divides
+        else (f"{name}_scale_2", f"{stem}input_scale")
+    )
     places = []
     for scalar in names:
         places.append(len(parts) if scalar in found else 0)
@@ -110,14 +111,21 @@ def scales(
     which = _INPUT if inputs else _SECOND
     one = np.ones(1, np.float32)
     parts = [
-        t.parts[t.settings[which]] if t.settings[which]
+        t.parts[t.settings[which]]
+        if t.settings[which]
         else SourceTensor(t.name, type_by_name("F32"), (1,), t.path, 0, one)
         for t in of
-    ]  # fmt: skip
+    ]
     if times is not None:
         parts.append(times)
-    return joined(name, "F32", (len(of),), "scales", *parts,
-                  settings=(of[0].settings[_DIVIDES], int(times is not None)))  # fmt: skip
+    return joined(
+        name,
+        "F32",
+        (len(of),),
+        "scales",
+        *parts,
+        settings=(of[0].settings[_DIVIDES], int(times is not None)),
+    )
 
 
 def read_scales(

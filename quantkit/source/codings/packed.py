@@ -52,8 +52,9 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     if f"{name}_g_idx" in found:  # columns of a group are not side by side
         group_at = len(parts)
         parts.append(part(found, f"{name}_g_idx", INTEGERS, columns))
-    return joined(name, "F32", (rows, columns), "packed", *parts,
-                  settings=(bits, group, zero_at, group_at))  # fmt: skip
+    return joined(
+        name, "F32", (rows, columns), "packed", *parts, settings=(bits, group, zero_at, group_at)
+    )
 
 
 def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:

@@ -60,14 +60,24 @@ def wrong_shape(t: SourceTensor, expected: tuple[int, ...]) -> TensorShape:
 
 
 def joined(
-    name: str, ggml: str, shape: tuple[int, ...], coding: str, *parts: SourceTensor,
+    name: str,
+    ggml: str,
+    shape: tuple[int, ...],
+    coding: str,
+    *parts: SourceTensor,
     settings: tuple[int, ...] = (),
-) -> SourceTensor:  # fmt: skip
+) -> SourceTensor:
     """One tensor made of `parts`, of which the first holds its weights."""
     return replace(
-        parts[0], name=name, ggml=type_by_name(ggml), shape=shape, raw="", coding=coding,
-        parts=parts, settings=settings,
-    )  # fmt: skip
+        parts[0],
+        name=name,
+        ggml=type_by_name(ggml),
+        shape=shape,
+        raw="",
+        coding=coding,
+        parts=parts,
+        settings=settings,
+    )
 
 
 def flat(t: SourceTensor, width: int) -> SourceTensor:
