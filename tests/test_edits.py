@@ -14,12 +14,15 @@ from tests.checkpoints import architectures
 from tests.edits import edits, outcome
 from tests.real_loader import Judge
 
-CASES = sorted(architectures())
+# converted as llama.cpp's converter does, of sizes that its runtime does not know: DeepSeek V2
+# without compressed queries has 26 or 27 layers, Command R+ 64
+TOO_SMALL = {"deepseek-v2-lite", "command-r-plus"}
+CASES = sorted({*architectures()} - TOO_SMALL)
 # llama.cpp loads no file of these checkpoints: more experts used than there are, a bias or a rank
 # that is missing, layers of another kind than it knows
 UNLOADABLE = {
     "glm4moe-tf5fused", "minimax-m2-tf5fused", "olmoe-tf5fused", "qwen3moe-yarn-mixed",
-    "phimoe-tf5fused", "deepseek-v2-lite",
+    "phimoe-tf5fused",
 }  # fmt: skip
 SAMPLED, TRIED = 9, 12  # every ninth architecture, and so many edits of it
 

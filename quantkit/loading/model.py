@@ -71,10 +71,11 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
         for item in kv
         if item.key.startswith(f"{arch}.") or item.key in UNPREFIXED
     }
+    found += [*_types(arch, by_key, values), *_counts(arch, values)]
+    if _number(values, "block_count") > MAX_LAYERS:  # told; the rest goes through every layer
+        return found
     return [
         *found,
-        *_types(arch, by_key, values),
-        *_counts(arch, values),
         *_layers(arch, values),
         *_windows(arch, values, tensors),
         *_recurrent(arch, values),
