@@ -149,6 +149,7 @@ RANGES: dict[str, Range] = {
     "attention.compress_rope_freq_base": POSITIVE, "rope.scaling.factor": Range(0, 1e6),
     "rope.scaling.yarn_beta_fast": POSITIVE, "rope.scaling.yarn_beta_slow": POSITIVE,
     "logit_scale": POSITIVE, "attn_logit_softcapping": POSITIVE,
+    "attention.indexer.top_k": Range(1, 0xFFFFFFFF),
     "block_count": Range(1, MAX_LAYERS), "expert_count": Range(0, MAX_EXPERTS),
     "expert_gating_func": Range(1, 4), "context_length": Range(1, 2**31 - 1),
     "pooling_type": Range(0, 4), "classifier.pooling_type": Range(0, 4),
