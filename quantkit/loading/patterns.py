@@ -99,6 +99,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
 # architectures of which single layers are addressed in llama.cpp's code, or all of them by one
 # tensor, so that none can go
 UNPRUNABLE = {
+    "deepseek4": "its layers compress by their numbers, and llama.cpp ends at others",
     "gemma3n": "20 layers have keys and values of their own, by their number",
     "granite-switch": "its adapters' layers are counted in its code",
     "hrm-text": "its layers are run in two loops of a fixed length",

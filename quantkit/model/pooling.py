@@ -8,7 +8,6 @@ the rows of its head for "yes" and "no".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from quantkit.model.placement import Placed
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
+from quantkit.storage.parse import parse_json
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -106,10 +106,10 @@ def _pooling_type(files: CheckpointFiles) -> int | None:
 def _pooling_folder(files: CheckpointFiles) -> str | None:
     label = files.label("modules.json")
     try:
-        modules = json.loads(files.text("modules.json"))
+        modules = parse_json(files.data("modules.json"), label)
         found = (str(m["path"]) for m in modules if str(m["type"]).endswith("Pooling"))
         folder = next(found, None)
-    except (ValueError, TypeError, KeyError) as e:
+    except (TypeError, KeyError) as e:
         raise CorruptFile(f"{label}: not a list of modules ({type(e).__name__}: {e})") from None
     if folder is not None and (".." in folder or folder.startswith("/")):
         raise CorruptFile(f"{label}: {folder!r} points outside the checkpoint's directory")

@@ -87,8 +87,6 @@ class _Metadata:
         reason = UNPRUNABLE.get(self.arch)
         if self.arch == "deepseek2" and "attention.q_lora_rank" not in self.values:
             reason = "without q_lora_rank llama.cpp knows it by its number of layers"
-        if self.arch == "deepseek4":
-            reason = "its layers compress by their numbers, and llama.cpp ends at others"
         if reason:
             raise RecipeError(f"layers of {self.arch} cannot be pruned: {reason}")
         kept = [i for i in range(self.layers) if i not in gone]

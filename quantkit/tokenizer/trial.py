@@ -7,15 +7,18 @@ else there is goes to a child with limits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.storage import child
 from quantkit.tokenizer.pre_tokenizer_patterns import SPLITS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SECONDS, MEMORY = 60, 6 << 30  # of a vocabulary of a million tokens: 20 s and 3 GB
 _MAX_STEPS = 32
@@ -90,13 +93,9 @@ def in_child(
     return found
 
 
-def tokenize(directory: Path) -> Callable[[Sequence[str]], list[list[int]]]:
-    """A function from texts to the token ids of each, by the tokenizer.json in a directory. Both
-    may raise anything."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    return lambda texts: [list(tokenizer.encode(t, add_special_tokens=False).ids) for t in texts]
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, in this process. May raise anything."""
+    return [list(tokenizer.encode(t, add_special_tokens=False).ids) for t in texts]
 
 
 def encoded(directory: Path, texts: Sequence[str]) -> list[list[int]]:
@@ -110,10 +109,13 @@ def encoded(directory: Path, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _answer(question: dict[str, Any]) -> Any:
+    from tokenizers import Tokenizer
+
     from quantkit.tokenizer import byte_level
 
     if "texts" in question:
-        return tokenize(Path(question["directory"]))(question["texts"])
+        file = Path(question["directory"], "tokenizer.json")
+        return token_ids(Tokenizer.from_file(str(file)), question["texts"])
     files = CheckpointFiles(Path(question.pop("directory")), question.pop("where"), {})
     tokenizer = question.pop("tokenizer") or files.json("tokenizer.json")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,9 +67,7 @@ def reference(directory: Path) -> Reference | None:
 
 
 def _of_tokenizer_json(tokenizer: Tokenizer) -> Reference:
-    def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        return [list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts]
-
+    tokenize = partial(trial.token_ids, tokenizer)
     # llama.cpp finds a token inside a word, too, whatever its flags say; and one that is spelled
     # with visible spaces where there are spaces
     texts = {

@@ -6,7 +6,6 @@ The numbers are those of bitsandbytes' `int8_vectorwise_dequant` and `dequantize
 
 from __future__ import annotations
 
-import json
 from math import prod
 from typing import Any
 
@@ -27,6 +26,7 @@ from quantkit.source.codings.parts import (
 )
 from quantkit.source.codings.settings import Settings
 from quantkit.source.tensors import Files, SourceTensor
+from quantkit.storage.parse import parse_json
 
 _STEP = np.float32(1 / 127)
 
@@ -96,7 +96,7 @@ def join_four_bits(found: Found, name: str, settings: Settings) -> SourceTensor 
 def _state(t: SourceTensor) -> dict[str, Any]:
     with Files([t.path]) as files:
         data = files.read_rows(flat(t, 1), 0, t.n_rows * t.n_per_row).tobytes()
-    found = json.loads(data)
+    found = parse_json(data, f"{t.path}: tensor {t.name}")
     if not isinstance(found, dict):
         raise ConfigError(f"{t.path}: tensor {t.name} is no table")
     return found
