@@ -139,10 +139,14 @@ class Range:
     def __contains__(self, value: float) -> bool:
         return self.least <= value <= self.most  # NaN is in none
 
+    def __str__(self) -> str:
+        least, most = f"{self.least:g}", f"{self.most:g}"
+        return f"{least} alone" if least == most else f"{least} to {most}"
+
 
 EPSILON, POSITIVE = Range(0, 1), Range(1e-6, 1e30)
 FACTOR = Range(-1e6, 1e6)  # of every other FLOAT32
-RANGES: dict[str, Range] = {
+RANGES: dict[str, Range] = {  # the key of one architecture has the architecture before it
     "attention.layer_norm_epsilon": EPSILON, "attention.layer_norm_rms_epsilon": EPSILON,
     "attention.group_norm_epsilon": EPSILON, "hyper_connection.epsilon": EPSILON,
     "rope.freq_base": POSITIVE, "rope.freq_base_swa": POSITIVE,
@@ -153,6 +157,12 @@ RANGES: dict[str, Range] = {
     "block_count": Range(1, MAX_LAYERS), "expert_count": Range(0, MAX_EXPERTS),
     "expert_gating_func": Range(1, 4), "context_length": Range(1, 2**31 - 1),
     "pooling_type": Range(0, 4), "classifier.pooling_type": Range(0, 4),
+    "hyper_connection.sinkhorn_iterations": Range(1, 1000),
+    "qwen4exp.hyper_connection.count": Range(2, 1024),
+    "glm5-next.hyper_connection.count": Range(4, 4),
+    "deepseek4.hyper_connection.count": Range(4, 4),
+    "deepseek4.expert_gating_func": Range(4, 4), "bailingmoe3.kda.safe_gate": Range(1, 1),
+    "bailingmoe3.kda.gate_lower_bound": Range(-1e6, -1e-6),
 }  # fmt: skip
 WORDS: dict[str, frozenset[str]] = {  # texts that llama.cpp knows
     "rope.scaling.type": frozenset({"none", "linear", "yarn", "longrope"}),

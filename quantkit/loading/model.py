@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
-from quantkit.loading import vocabulary
+from quantkit.loading import families, layers, vocabulary
 from quantkit.loading.keys import (
     ARRAYS,
     ELEMENTS,
@@ -30,28 +30,12 @@ from quantkit.loading.keys import (
     Key,
 )
 from quantkit.loading.needs import needs
-from quantkit.loading.patterns import (
-    ALWAYS_SLIDE,
-    PATTERNS,
-    PREDICT_ALONE,
-    RECURRENT_WITHOUT_KV,
-    Pattern,
-)
+from quantkit.loading.patterns import PREDICT_ALONE
+from quantkit.loading.values import Info, Values, listed, number
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 # architectures of which llama.cpp runs something else than a language model, or half of one
 _OTHERS = {"clip"}
-
-
-class Info(NamedTuple):
-    """A tensor of a file: `shape` in NumPy order, `format` ggml's name of its type."""
-
-    name: str
-    shape: tuple[int, ...]
-    format: str
-
-
-Values = Mapping[str, KeyValue]  # of the architecture, by key without it
 
 
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
@@ -72,15 +56,15 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
         if item.key.startswith(f"{arch}.") or item.key in UNPREFIXED
     }
     found += [*_types(arch, by_key, values), *_counts(arch, values)]
-    if _number(values, "block_count") > MAX_LAYERS:  # told; the rest goes through every layer
+    if number(values, "block_count") > MAX_LAYERS:  # told; the rest goes through every layer
         return found
     return [
         *found,
-        *_layers(arch, values),
-        *_windows(arch, values, tensors),
-        *_recurrent(arch, values),
+        *_lengths(arch, values),
+        *layers.faults(arch, values, tensors),
         *_blocks(arch, values, tensors),
         *_experts(arch, values, tensors),
+        *families.faults(arch, values, tensors),
         *vocabulary.faults(by_key, tensors),
     ]
 
@@ -144,9 +128,9 @@ def _value(label: str, name: str, key: Key, item: KeyValue) -> Iterator[str]:
         yield f"{label} is {item.type} where llama.cpp reads {key.type}"
         return
     value = item.value
-    allowed = RANGES.get(name, FACTOR if key.type == "FLOAT32" else None)
+    allowed = RANGES.get(label) or RANGES.get(name, FACTOR if key.type == "FLOAT32" else None)
     if allowed is not None and value not in allowed:
-        yield f"{label} is {value:g}; llama.cpp works with {allowed.least:g} to {allowed.most:g}"
+        yield f"{label} is {value:g}; llama.cpp works with {allowed}"
     elif name in WORDS and value not in WORDS[name]:
         yield f"{label} is {value!r}, not one of {', '.join(sorted(WORDS[name]))}"
 
@@ -155,30 +139,24 @@ def _kind(item: KeyValue) -> str:
     return f"an array of {item.element_type}" if item.type == "ARRAY" else item.type
 
 
-def _number(values: Values, name: str, default: int = 0) -> int:
-    """A count of the model; the default where it is not there, or no number."""
-    item = values.get(name)
-    return int(item.value) if item is not None and item.type == "UINT32" else default
-
-
 def _counts(arch: str, values: Values) -> Iterator[str]:
     """The asserts of load_hparams: layers, experts, experts used, groups of them."""
-    layers, ahead = _number(values, "block_count"), _number(values, "nextn_predict_layers")
-    if ahead and ahead >= layers:
-        yield f"{arch}.nextn_predict_layers is {ahead}, of {layers} layers"
-    experts = _number(values, "expert_count")
+    count, ahead = number(values, "block_count"), number(values, "nextn_predict_layers")
+    if ahead and ahead >= count:
+        yield f"{arch}.nextn_predict_layers is {ahead}, of {count} layers"
+    experts = number(values, "expert_count")
     if arch in ("hunyuan_vl", "hunyuan-dense") and experts <= 1:
         return
     item = values.get("expert_used_count")
     used = [0] if item is None else item.value
     used = used if isinstance(used, list) else [used]
-    groups = _number(values, "expert_group_count")
-    taken = _number(values, "expert_group_used_count")
+    groups = number(values, "expert_group_count")
+    taken = number(values, "expert_group_used_count")
     if max(used, default=0) > experts or min(used, default=0) < 0:
         yield f"{arch}.expert_used_count is {_brief(used)}, of {experts} experts"
     elif experts and not max(used, default=0):
         yield f"{arch}.expert_used_count is 0, of {experts} experts"
-    each = _number(values, "experts_per_group")  # of GroveMoE: they share a smaller one
+    each = number(values, "experts_per_group")  # of GroveMoE: they share a smaller one
     if each and (experts % each or max(used, default=0) > experts // each):
         yield f"{arch}: {_brief(used)} of {experts} experts are used; {each} of them share a part"
     if groups and groups >= experts:
@@ -193,89 +171,25 @@ def _brief(values: Sequence[Any]) -> str:
     return str(values[0]) if len(set(values)) == 1 else str(list(values[:8]))
 
 
-def _layers(arch: str, values: Values) -> Iterator[str]:
+def _lengths(arch: str, values: Values) -> Iterator[str]:
     """Arrays of one value a layer have as many as there are layers."""
-    layers, ahead = _number(values, "block_count"), _number(values, "nextn_predict_layers")
+    count, ahead = number(values, "block_count"), number(values, "nextn_predict_layers")
     for name, item in values.items():
         key = KEYS.get(name)
         if key is None or not key.layers or item.type != "ARRAY":
             continue
         trunk = name == "attention.indexer.types" or name.startswith("xielu.")
-        n = layers - ahead if trunk else layers
-        fits = item.length == n if key.counted else layers - ahead <= item.length <= layers
+        n = count - ahead if trunk else count
+        fits = item.length == n if key.counted else count - ahead <= item.length <= count
         if (arch, name) == ("deepseek4", "attention.compress_ratios"):  # more than layers may be
-            fits = layers <= item.length <= MAX_LAYERS
+            fits = count <= item.length <= MAX_LAYERS
         if not fits:
             yield f"{arch}.{name} has {item.length} values for {n} layers"
 
 
-def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
-    """Where some layers are to see a window of the text, one has to (llama_kv_cache_iswa)."""
-    key, pattern = "attention.sliding_window_pattern", PATTERNS.get(arch)
-    if pattern is None:
-        if key not in needs()[arch].keys:
-            return
-        pattern = Pattern(key, key, 0)
-    elif pattern.key != key:
-        return
-    width = _number(values, "attention.sliding_window", pattern.window or 0)
-    if not width:
-        if arch in ALWAYS_SLIDE:
-            yield f"{arch}.attention.sliding_window is 0, which llama.cpp ends at"
-        return
-    trunk = _number(values, "block_count") - _number(values, "nextn_predict_layers")
-    item = values.get(key)
-    if item is not None and item.type == "ARRAY":
-        sliding = [bool(x) for x in item.value[:trunk]]
-    else:
-        period = _number(values, key, pattern.period)
-        sliding = [period < 1 or pattern.of_layer(i, period) for i in range(trunk)]
-    if not any(sliding) and sliding:
-        yield f"{arch}: no layer of {trunk} has the sliding window that it is run with"
-    if arch == "llama4" and all(sliding):  # the others scale attention, by an input of the graph
-        yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
-    # the others share the factors that their rotary positions are divided by
-    if arch == "gemma4" and all(sliding) and any(t.name == "rope_freqs.weight" for t in tensors):
-        yield f"{arch}: all {trunk} layers have a sliding window, rope_freqs.weight is for others"
-
-
-def _recurrent(arch: str, values: Values) -> Iterator[str]:
-    """Memory of two kinds is made, and both are used (llama_memory_hybrid)."""
-    trunk = _number(values, "block_count") - _number(values, "nextn_predict_layers")
-    pattern = PATTERNS.get(arch)
-    if arch in RECURRENT_WITHOUT_KV:
-        heads, widths = (
-            _of_layers(values, name, trunk)
-            for name in ("attention.head_count_kv", "feed_forward_length")
-        )
-        mlp = [arch.startswith("nemotron") and width > 0 for width in widths]  # neither of the two
-        kinds = [n == 0 for n, neither in zip(heads, mlp, strict=True) if n or not neither]
-    elif pattern is not None and pattern.key == "attention.recurrent_layers":
-        item = values.get(pattern.key)
-        period = _number(values, pattern.period_key, pattern.period)
-        if item is not None:
-            kinds = [bool(n) for n in _of_layers(values, pattern.key, trunk)]
-        else:
-            kinds = [period > 0 and pattern.of_layer(i, period) for i in range(trunk)]
-    else:
-        return
-    if trunk > 0 and len(set(kinds)) < 2:
-        kind = "recurrent" if all(kinds) else "of attention"
-        yield f"{arch}: all {trunk} layers are {kind}, and llama.cpp wants one of either kind"
-
-
-def _of_layers(values: Values, name: str, count: int) -> list[int]:
-    """One value a layer, whether they are given as one or as an array."""
-    item = values.get(name)
-    if item is None:
-        return [0] * count
-    found = item.value if item.type == "ARRAY" else [item.value] * count
-    return [int(n) for n in [*found, *[0] * count][:count]]
-
-
 def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """The tensors that the loader asks for: outside the blocks and in each of them."""
-    count, ahead = _number(values, "block_count"), _number(values, "nextn_predict_layers")
+    count, ahead = number(values, "block_count"), number(values, "nextn_predict_layers")
     there: dict[int, set[str]] = {}
     outside: dict[str, Info] = {}
     for t in tensors:
@@ -288,7 +202,7 @@ def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]
     for wanted in asked.tensors:
         if wanted not in outside:
             yield f"{wanted} is not there"
-    width = _number(values, "embedding_length")
+    width = number(values, "embedding_length")
     rows = outside.get("token_embd.weight")
     if rows is not None and rows.shape[-1] != width:
         yield f"{arch}.embedding_length is {width}, token_embd.weight is {rows.shape[-1]} wide"
@@ -312,7 +226,7 @@ def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]
 
 def _experts(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """Stacked experts, routers and their biases have as many rows as there are experts."""
-    count = _number(values, "expert_count")
+    count = number(values, "expert_count")
     wrong: dict[int, list[str]] = {}
     for t in tensors:
         name = tensor_names.parse(t.name)
@@ -328,9 +242,3 @@ def _experts(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str
             wrong.setdefault(found, []).append(t.name)
     for found, names in wrong.items():
         yield f"{arch}.expert_count is {count}, not the {found} of {listed(names)}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
-    more = len(names) - 1
-    return names[0] if not more else f"{names[0]} and {more} more tensor{'s' if more > 1 else ''}"

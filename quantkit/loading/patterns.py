@@ -49,8 +49,10 @@ PATTERNS = {
 
 
 # architectures of two kinds of layers whose recurrent ones have no key-value heads
-RECURRENT_WITHOUT_KV = {"granitehybrid", "jamba", "kimi-linear", "lfm2", "lfm2moe", "nemotron_h",
-                        "nemotron_h_moe"}  # fmt: skip
+RECURRENT_WITHOUT_KV = {
+    "bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2",
+    "lfm2moe", "nemotron_h", "nemotron_h_moe",
+}  # fmt: skip
 # those whose layers that predict further tokens may be a file of their own (`nextn_flags`)
 PREDICT_ALONE = {
     "bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.gguf.container import KeyValue
 
 if TYPE_CHECKING:
-    from quantkit.loading.model import Info
+    from quantkit.loading.values import Info
 
 _MODELS = {"llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "plamo3",
            "gemma4"}  # fmt: skip

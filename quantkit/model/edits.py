@@ -96,7 +96,7 @@ def kept_importance(imatrix: Imatrix, model: Model, keep: Sequence[int]) -> Imat
     stacked = {t.name for t in model.tensors if len(t.shape) > 2 and t.shape[0] == count}
     values = {
         name: data.reshape(count, -1)[list(keep)].reshape(-1)
-        if name in stacked and "_exps" in name and data.size % count == 0
+        if name in stacked and _is_stacked(name) and data.size % count == 0
         else data
         for name, data in imatrix.values.items()
     }
@@ -109,7 +109,13 @@ def _is_of_experts(t: ModelTensor, role: str, count: int) -> bool:
         return True
     if role == "exp_probs_b":
         return t.shape[-1] == count
-    return t.shape[0] == count and ("_exps" in role or role == "ffn_gate_inp")
+    return t.shape[0] == count and (_is_stacked(role) or role == "ffn_gate_inp")
+
+
+def _is_stacked(name: str) -> bool:
+    """Whether experts of the feed-forward part are stacked there; values of attention may have
+    some of their own, which stay."""
+    return "_exps" in name and "ffn_" in name
 
 
 def _whole_groups(keep: Sequence[int], size: int) -> list[int] | None:

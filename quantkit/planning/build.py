@@ -10,7 +10,8 @@ from quantkit.errors import NotLoadable, RecipeError
 from quantkit.gguf.container import KeyValue, align, header_size, replaced, uint32
 from quantkit.gguf.splits import NO_SPLITS, Splits, split_keys, split_number, split_path
 from quantkit.gguf.types import tensor_bytes, type_by_name
-from quantkit.loading.model import Info, container_faults, faults, is_known
+from quantkit.loading.model import container_faults, faults, is_known
+from quantkit.loading.values import Info
 from quantkit.model.model import Model, ModelTensor
 from quantkit.planning.plan import Output, Plan, PlannedFile, PlannedTensor, check
 from quantkit.recipes.choose import NO_OVERRIDES, Choice, Overrides, choose

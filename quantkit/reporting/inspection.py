@@ -18,7 +18,8 @@ from quantkit.execution.stages import default_threads, in_threads
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import GGMLType
-from quantkit.loading.model import Info, faults
+from quantkit.loading.model import faults
+from quantkit.loading.values import Info
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.open import open_source
 from quantkit.model.provenance import Merge, read_merge

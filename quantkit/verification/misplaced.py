@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.execution.rows import fetch
-from quantkit.loading.model import listed
+from quantkit.loading.values import listed
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.source.tensors import Files, SourceTensor

@@ -12,7 +12,7 @@ from quantkit.gguf.container import ALIGNMENT, Header, align
 from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import tensor_bytes
 from quantkit.loading import model as loading
-from quantkit.loading.model import Info
+from quantkit.loading.values import Info
 from quantkit.source.tensors import SourceTensor
 
 

@@ -17,7 +17,7 @@ from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerErro
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
-from quantkit.loading.model import listed
+from quantkit.loading.values import listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.planning.build import laid_out

@@ -10,14 +10,24 @@ from typing import Any
 import pytest
 
 from quantkit import errors
-from quantkit.gguf.container import KeyValue, array, read_header, replaced, scalar, string, uint32
+from quantkit.gguf.container import (
+    Header,
+    KeyValue,
+    array,
+    read_header,
+    replaced,
+    scalar,
+    string,
+    uint32,
+)
 from quantkit.gguf.splits import Splits
 from quantkit.gguf.types import type_by_id
 from quantkit.jobs import Run, convert, merge, quantize, split
 from quantkit.loading.keys import ARRAYS, KEYS
-from quantkit.loading.model import Info, faults
+from quantkit.loading.model import faults
 from quantkit.loading.needs import needs
 from quantkit.loading.patterns import PATTERNS, STEPS
+from quantkit.loading.values import Info
 from quantkit.loading.vocabulary import PRE_TOKENIZERS
 from quantkit.tokenizer.pre_tokenizer_hashes import HASHES
 from quantkit.verification.verify import verify
@@ -38,12 +48,17 @@ def file(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def good(file: Path) -> Model:
     header = read_header(file)
-    infos = []
-    for t in header.tensors:
-        ggml = type_by_id(t.ggml_type)
-        assert ggml is not None
-        infos.append(Info(t.name, t.shape, ggml.name))
-    return header.kv, tuple(infos)
+    return header.kv, infos(header)
+
+
+def infos(header: Header) -> tuple[Info, ...]:
+    """What is known of the tensors of a file."""
+    types = [type_by_id(t.ggml_type) for t in header.tensors]
+    return tuple(
+        Info(t.name, t.shape, ggml.name)
+        for t, ggml in zip(header.tensors, types, strict=True)
+        if ggml
+    )
 
 
 def keys(*new: KeyValue) -> Change:

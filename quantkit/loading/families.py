@@ -1,0 +1,114 @@
+"""What single architectures ask beside the keys and tensors of `needs.txt`: values that belong
+together.
+
+Sources: `load_arch_hparams`, `load_arch_tensors` and the graphs of `src/models/*.cpp` (llama.cpp
+b11549), each named beside its check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from quantkit.loading.keys import MAX_LAYERS
+from quantkit.loading.values import Info, Values, number, of_layers
+
+Check = Callable[[Values, Sequence[Info]], Iterator[str]]
+
+
+def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """What the architecture's own code would end at."""
+    yield from _positions(arch, values, tensors)
+    for check in CHECKS.get(arch, ()):
+        yield from (f"{arch}: {words}" for words in check(values, tensors))
+
+
+def _positions(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """A table of positions has a row for each (bert.cpp, gpt2.cpp, mpt.cpp, starcoder.cpp)."""
+    length = number(values, "context_length")
+    for t in tensors:
+        if t.name == "position_embd.weight" and t.shape[0] != length:
+            yield f"{arch}.context_length is {length}, not the {t.shape[0]} of {t.name}"
+
+
+def _pooled(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """The tokens that an indexer takes are whole pools (glm5-next.cpp)."""
+    yield from _pools(number(values, "attention.indexer.kpool"), values)
+
+
+def _compressed(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """The same, where the pools are said by the layers' compress ratios (qwen4exp.cpp)."""
+    ratios = sorted({r for r in of_layers(values, "attention.compress_ratios", MAX_LAYERS) if r})
+    if len(ratios) > 1:
+        yield f"layers compress by {ratios[0]} and {ratios[1]}, and llama.cpp has one ratio for all"
+    elif ratios:
+        yield from _pools(ratios[0], values)
+
+
+def _pools(size: int, values: Values) -> Iterator[str]:
+    taken = number(values, "attention.indexer.top_k")
+    if size < 2 or taken % size:
+        yield f"attention.indexer.top_k is {taken}, no multiple of pools of {size} tokens"
+
+
+def _hashed(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Layers that route by the token have a table of the experts used (deepseek4.cpp)."""
+    used = number(values, "expert_used_count")
+    for t in tensors:
+        if t.name.endswith(".ffn_gate_tid2eid.weight") and t.shape[-1] != used:
+            yield f"expert_used_count is {used}, not the {t.shape[-1]} of {t.name}"
+            return
+
+
+def _chunked(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """The graph scales attention by position, which only models with a window say (llama4.cpp)."""
+    item = values.get("attention.sliding_window")
+    if item is not None and item.value == 0:
+        yield "attention.sliding_window is 0, and llama.cpp ends at a model without chunks"
+
+
+def _scaled(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Attention is scaled by the position of the original context (mistral3.cpp)."""
+    item = values.get("attention.temperature_scale")
+    if (
+        item is not None
+        and item.value
+        and not number(values, "rope.scaling.original_context_length")
+    ):
+        yield "attention.temperature_scale without a rope.scaling.original_context_length"
+
+
+def _predicting(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """The tensors of layers that predict are skipped, and one of all layers is counted a second
+    time (exaone-moe.cpp)."""
+    if number(values, "nextn_predict_layers") and any(
+        t.name == "rope_freqs.weight" for t in tensors
+    ):
+        yield (
+            "rope_freqs.weight beside layers that predict further tokens, which llama.cpp does "
+            "not load; leave them out with --no-mtp"
+        )
+
+
+def _values(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Values of attention have experts of their own (k2-horizon.cpp)."""
+    count = number(values, "attention.value_expert_count")
+    used = number(values, "attention.value_expert_used_count")
+    if not (0 < used <= count or used == count == 0):
+        yield f"attention.value_expert_used_count is {used}, of {count} value experts"
+    if count and number(values, "expert_gating_func", 2) not in (1, 2):
+        yield "expert_gating_func is neither 1 (softmax) nor 2 (sigmoid), as value experts want it"
+    for t in tensors:
+        if t.name.endswith(".attn_v_exps.weight") and t.shape[0] != count:
+            yield f"attention.value_expert_count is {count}, not the {t.shape[0]} of {t.name}"
+            return
+
+
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "deepseek4": (_hashed,),
+    "exaone-moe": (_predicting,),
+    "glm5-next": (_pooled,),
+    "k2-horizon": (_values,),
+    "llama4": (_chunked,),
+    "mistral3": (_scaled,),
+    "qwen4exp": (_compressed,),
+}

@@ -1,0 +1,103 @@
+"""Kinds of layers of which llama.cpp wants one each, or one before the others: with a window of the
+text, with a recurrent state, with an indexer of sparse attention.
+
+Sources: `load_arch_hparams` and the graphs of `src/models/*.cpp`, `src/llama-model.cpp`
+(create_memory), all of llama.cpp b11549.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from quantkit.loading.needs import needs
+from quantkit.loading.patterns import ALWAYS_SLIDE, PATTERNS, RECURRENT_WITHOUT_KV, Pattern
+from quantkit.loading.values import Info, Values, number, of_layers
+
+# architectures with indexers of their own in some layers, which the layers after them share
+_SHARE_INDEXERS = {"glm-dsa", "glm5-next", "hy_v4"}
+
+
+def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """A kind of layer that is not there, or stands where none of its kind can."""
+    yield from _windows(arch, values, tensors)
+    yield from _recurrent(arch, values)
+    yield from _indexers(arch, values, tensors)
+
+
+def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Where some layers are to see a window of the text, one has to (llama_kv_cache_iswa)."""
+    key, pattern = "attention.sliding_window_pattern", PATTERNS.get(arch)
+    if pattern is None:
+        if key not in needs()[arch].keys:
+            return
+        pattern = Pattern(key, key, 0)
+    elif pattern.key != key:
+        return
+    width = number(values, "attention.sliding_window", pattern.window or 0)
+    if not width:
+        if arch in ALWAYS_SLIDE:
+            yield f"{arch}.attention.sliding_window is 0, which llama.cpp ends at"
+        return
+    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+    item = values.get(key)
+    if item is not None and item.type == "ARRAY":
+        sliding = [bool(x) for x in item.value[:trunk]]
+    else:
+        period = number(values, key, pattern.period)
+        sliding = [period < 1 or pattern.of_layer(i, period) for i in range(trunk)]
+    if not any(sliding) and sliding:
+        yield f"{arch}: no layer of {trunk} has the sliding window that it is run with"
+    if arch == "llama4" and all(sliding):  # the others scale attention, by an input of the graph
+        yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
+    # the others share the factors that their rotary positions are divided by
+    if arch == "gemma4" and all(sliding) and any(t.name == "rope_freqs.weight" for t in tensors):
+        yield f"{arch}: all {trunk} layers have a sliding window, rope_freqs.weight is for others"
+
+
+def _recurrent(arch: str, values: Values) -> Iterator[str]:
+    """Memory of two kinds is made, and both are used (llama_memory_hybrid)."""
+    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+    pattern = PATTERNS.get(arch)
+    if arch in RECURRENT_WITHOUT_KV:
+        heads, widths = (
+            of_layers(values, name, trunk)
+            for name in ("attention.head_count_kv", "feed_forward_length")
+        )
+        mlp = [arch.startswith("nemotron") and width > 0 for width in widths]  # neither of the two
+        kinds = [n == 0 for n, neither in zip(heads, mlp, strict=True) if n or not neither]
+    elif pattern is not None and pattern.key == "attention.recurrent_layers":
+        item = values.get(pattern.key)
+        period = number(values, pattern.period_key, pattern.period)
+        if item is not None:
+            kinds = [bool(n) for n in of_layers(values, pattern.key, trunk)]
+        else:
+            kinds = [period > 0 and pattern.of_layer(i, period) for i in range(trunk)]
+    else:
+        return
+    if trunk > 0 and len(set(kinds)) < 2:
+        kind = "recurrent" if all(kinds) else "of attention"
+        yield f"{arch}: all {trunk} layers are {kind}, and llama.cpp wants one of either kind"
+
+
+def _indexers(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Sparse attention takes the tokens that an indexer chose: of its own layer, or of one before
+    it. MiniMax M3 has one in each layer with experts, and wants one."""
+    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+    if arch == "minimax-m3" and number(values, "leading_dense_block_count") >= trunk:
+        yield f"{arch}: all {trunk} layers are dense, and llama.cpp wants one of sparse attention"
+    item = values.get("attention.indexer.types")
+    if arch not in _SHARE_INDEXERS or item is None or not number(values, "attention.indexer.top_k"):
+        return
+    own = [bool(n) for n in of_layers(values, "attention.indexer.types", trunk)]
+    attends = [True] * trunk
+    if arch in RECURRENT_WITHOUT_KV:
+        attends = [n > 0 for n in of_layers(values, "attention.head_count_kv", trunk)]
+    first = next((i for i in range(trunk) if attends[i]), None)
+    if first is not None and not own[first]:
+        yield f"{arch}: layer {first} shares the indexer of a layer before it, and none has one"
+    there = {t.name for t in tensors}
+    for i in range(trunk):  # of which a file of layers that predict has none
+        name = f"blk.{i}.indexer.attn_k.weight"
+        if own[i] and attends[i] and f"blk.{i}.attn_norm.weight" in there and name not in there:
+            yield f"{name} is not there"
+            return

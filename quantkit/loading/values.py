@@ -1,0 +1,40 @@
+"""What is asked: the key-values of an architecture, and what is known of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from quantkit.gguf.container import KeyValue
+
+
+class Info(NamedTuple):
+    """A tensor of a file: `shape` in NumPy order, `format` ggml's name of its type."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+
+
+Values = Mapping[str, KeyValue]  # of the architecture, by key without it
+
+
+def number(values: Values, name: str, default: int = 0) -> int:
+    """A count of the model; the default where it is not there, or no number."""
+    item = values.get(name)
+    return int(item.value) if item is not None and item.type == "UINT32" else default
+
+
+def of_layers(values: Values, name: str, count: int) -> list[int]:
+    """One value a layer, whether they are given as one or as an array."""
+    item = values.get(name)
+    if item is None:
+        return [0] * count
+    found = item.value if item.type == "ARRAY" else [item.value] * count
+    return [int(n) for n in [*found, *[0] * count][:count]]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = len(names) - 1
+    return names[0] if not more else f"{names[0]} and {more} more tensor{'s' if more > 1 else ''}"
