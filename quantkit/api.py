@@ -187,8 +187,10 @@ def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SI
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
     """The table of a model card for GGUF files: a row for each, and one for each set of splits.
     Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
+    from quantkit.releases.manifest import use_of
+
     paths = [files] if isinstance(files, str | os.PathLike) else list(files)
-    return Table(tuple(read_rows([Path(p) for p in paths], context)))
+    return Table(tuple(read_rows([Path(p) for p in paths], context, use_of)))
 
 
 def fit(

@@ -25,6 +25,7 @@ from quantkit.planning.schedule import schedule
 from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import Overrides, needs_importance
 from quantkit.recipes.file_types import find_recipe
+from quantkit.source.codings import kept_as
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def prepare(
     request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
-    model = replace(model, notes=(*model.notes, *_recipe_notes(plan, request.overrides)))
+    notes = [*_recipe_notes(plan, request.overrides), *_requantized_notes(plan)]
+    model = replace(model, notes=(*model.notes, *notes))
     importance: Importance = {}
     if imatrix:
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
@@ -178,6 +180,21 @@ def _recipe_notes(plan: Plan, overrides: Overrides) -> list[str]:
             (unused, "file of the recipe", ""),
         )
         if some
+    ]
+
+
+def _requantized_notes(plan: Plan) -> list[str]:
+    """That an output is of a source which was quantized before, unless it is only copied."""
+    before = {n: kept_as(plan.sources[s.source]) for n, rows in plan.segments.items() for s in rows}
+    made = {
+        n for o in plan.outputs for n, t in o.by_name.items() if before[n] not in ("", t.format)
+    }
+    if not made:
+        return []
+    kept = ", ".join(plan.quantized_before)
+    return [
+        f"{len(made)} tensors are quantized already ({kept}): what they have lost stays lost, and "
+        "any error that is measured is relative to them"
     ]
 
 

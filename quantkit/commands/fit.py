@@ -101,10 +101,8 @@ def _lines(fit: Fit, recipe: Path, files: list[Path]) -> list[str]:
 def _json(fit: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from quantkit.recipes.sensitivity import use_case
-
     return {
-        "chosen": asdict(fit.chosen) | {"use_case": use_case(fit.chosen.error)},
+        "chosen": asdict(fit.chosen) | {"use_case": fit.use_case},
         "base": fit.base,
         "recipe_file": str(recipe),
         "files": list(map(str, files)),

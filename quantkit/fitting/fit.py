@@ -61,7 +61,8 @@ class Fit:
 
     `formats`, by tensor, of all that a type would quantize; `base` is the type of llama.cpp's that
     is next below it in size. `types` are llama.cpp's, from the same measurements; `best`, by type,
-    is the best file that is no larger. `frontier` goes from the smallest file to the largest, each
+    is the best file that is no larger. `quantized_before`: what weights of the source are in, which
+    stay so. `frontier` goes from the smallest file to the largest, each
     the best of its size.
     """
 
@@ -73,6 +74,12 @@ class Fit:
     types: tuple[Mark, ...]
     best: Mapping[str, Mark]
     errors: Mapping[str, Errors]
+    quantized_before: tuple[str, ...] = ()
+
+    @property
+    def use_case(self) -> str:
+        """What the file is good for, in a few words."""
+        return use_case(self.chosen.error, self.quantized_before)
 
     @property
     def overrides(self) -> Overrides:
@@ -93,7 +100,7 @@ class Fit:
         type's own error, and the chosen one."""
         lines = []
         for mark in sorted((*self.types, self.chosen), key=lambda m: (m.nbytes, m.label)):
-            error, note = mark.error, f"<- chosen: {use_case(mark.error)}"
+            error, note = mark.error, f"<- chosen: {self.use_case}"
             if mark.label:
                 error, note = self.best[mark.label].error, f"{mark.label} {_percent(mark.error)}"
             bits = f"{mark.bits_per_weight:.2f}"
@@ -160,6 +167,7 @@ def fit(
         types=marks,
         best={label: mark(best.nbytes, best.error) for label, best in rivals.items()},
         errors=errors,
+        quantized_before=job.plan.quantized_before,
     )
 
 

@@ -6,6 +6,7 @@ that fill it. `check` proves that it is whole; `planner.py` is where plans come 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from pathlib import Path
 from quantkit.errors import PlanError
 from quantkit.gguf.container import KeyValue, TensorInfo, align, header_bytes
 from quantkit.gguf.types import type_by_name
+from quantkit.source.codings import kept_as
 from quantkit.source.segments import Segment, uncovered
 from quantkit.source.tensors import SourceTensor
 from quantkit.storage.inputs import File
@@ -130,6 +132,17 @@ class Plan:
     def is_remote(self) -> bool:
         """Whether any of its rows come from a server."""
         return any(t.is_remote for t in self.sources.values())
+
+    @property
+    def quantized_before(self) -> tuple[str, ...]:
+        """What the weights are quantized in before the run (`Q4_0`, `FP8`), that of most weights
+        first; nothing of a source of floats."""
+        held: Counter[str] = Counter()
+        for name in {s.source for segments in self.segments.values() for s in segments}:
+            t = self.sources[name]
+            held[kept_as(t)] += t.n_rows * t.n_per_row
+        ordered = sorted(held, key=lambda kept: (-held[kept], kept))
+        return tuple(kept for kept in ordered if kept)
 
     @property
     def source_bytes(self) -> int:

@@ -7,7 +7,7 @@ factors times the errors add up to a prediction. `docs/fit.md` tells how they we
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from quantkit.gguf import tensor_names
@@ -72,6 +72,14 @@ def mean_error(tensors: Iterable[Judged], facts: ModelFacts) -> float:
     return total / weight if weight else 0.0
 
 
-def use_case(error: float) -> str:
-    """What a file of that mean error is good for, in a few words."""
+def use_case(error: float, quantized_before: Sequence[str] = ()) -> str:
+    """What a file of that mean error is good for, in a few words. Made of a source that was
+    quantized before, its loss is not known: only what is added to it."""
+    if quantized_before:
+        return f"{made_from(quantized_before)}: {100 * error:.2g}% error added"
     return next((words for most, words in USE_CASES if error <= most), USE_CASES[-1][1])
+
+
+def made_from(quantized_before: Sequence[str]) -> str:
+    """What a file is whose source was quantized before, where nobody measured the error added."""
+    return f"made from weights in {', '.join(quantized_before)}"

@@ -61,6 +61,7 @@ def render(
         usual=usual(rows),
         first=manifest.first_file(usual(rows).type),
         merge=description.merge,
+        before=manifest.made_from.quantized,
         checksums=CHECKSUMS,
         context=rows[0].context,
         pictures=pictures,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CorruptFile
+from quantkit.recipes.sensitivity import made_from, use_case
 from quantkit.reporting.inspection import Experts, Parameters
 from quantkit.storage import os_files
 from quantkit.storage.parse import parse_json
@@ -120,10 +121,25 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """Digests of the source and of the importance matrix, as in `journal.Identity`."""
+    """Digests of the source and of the importance matrix, as in `journal.Identity`; and what the
+    weights of the source were `quantized` in already (`Plan.quantized_before`)."""
 
     source: str
     importance: str
+    quantized: tuple[str, ...] = ()
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain values, as the manifest has them."""
+        data: dict[str, Any] = {"source": self.source, "importance": self.importance}
+        return data | ({"quantized": list(self.quantized)} if self.quantized else {})
+
+    @classmethod
+    def of_data(cls, data: Any) -> MadeFrom:
+        """What `as_data` gave. Raises ValueError."""
+        quantized = data.get("quantized", []) if isinstance(data, dict) else []
+        if not isinstance(quantized, list) or not all(isinstance(q, str) for q in quantized):
+            raise ValueError("'quantized' is not a list of words")
+        return cls(_get(data, "source", str), _get(data, "importance", str), tuple(quantized))
 
 
 @dataclass(frozen=True)
@@ -166,7 +182,7 @@ class Manifest:
             "architecture": self.architecture,
             "parameters": asdict(self.parameters),
             "experts": asdict(self.experts) if self.experts else None,
-            "made_from": asdict(self.made_from),
+            "made_from": self.made_from.as_data(),
             "base_model": self.base_model,
             "repo": self.repo,
             "files": [f.as_data() for f in self.files],
@@ -181,7 +197,7 @@ class Manifest:
     @classmethod
     def of_data(cls, data: Any) -> Manifest:
         """What `as_data` gave. Raises ValueError."""
-        size, made_from = _get(data, "parameters", dict), _get(data, "made_from", dict)
+        size = _get(data, "parameters", dict)
         experts = _get(data, "experts", dict, type(None))
         errors = data.get("errors", {})
         if not isinstance(errors, dict) or not all(
@@ -196,7 +212,7 @@ class Manifest:
             parameters=Parameters(_get(size, "total", int), _get(size, "active", int)),
             experts=experts
             and Experts(_get(experts, "count", int), _get(experts, "used", int, type(None))),
-            made_from=MadeFrom(_get(made_from, "source", str), _get(made_from, "importance", str)),
+            made_from=MadeFrom.of_data(_get(data, "made_from", dict)),
             base_model=_get(data, "base_model", str, type(None)),
             repo=_get(data, "repo", str, type(None)),
             files=tuple(map(FileRecord.of_data, _get(data, "files", list))),
@@ -240,6 +256,21 @@ def read(path: Path) -> Manifest | None:
         raise CorruptFile(
             f"{path}: not a manifest, or damaged ({e}); remove it and run again"
         ) from None
+
+
+def use_of(file: Path) -> str | None:
+    """The use case of a file whose source was quantized before, which the file itself does not
+    tell, and the manifest beside it does; None where there is no such word of it."""
+    try:
+        found = read(file.with_name(NAME))
+    except CorruptFile:  # of something else, perhaps
+        return None
+    kinds = [record.type for record in found.records if record.name == file.name] if found else []
+    if found is None or not kinds or not found.made_from.quantized:
+        return None
+    if kinds[0] not in found.errors:
+        return made_from(found.made_from.quantized)
+    return use_case(found.errors[kinds[0]], found.made_from.quantized)
 
 
 def write(path: Path, text: str) -> None:

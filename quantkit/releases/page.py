@@ -111,6 +111,7 @@ def render(
     memories = _memories(rows)
     return environment.get_template("page.html").render(
         manifest=manifest,
+        before=manifest.made_from.quantized,
         entries=entries,
         usual=usual,
         numbers=_numbers(manifest, description),
@@ -131,7 +132,9 @@ def figures(manifest: Manifest, rows: Sequence[Row]) -> list[Figure]:
     return _figures(_entries(manifest, rows))
 
 
-def error_by_size(rows: Sequence[Row], errors: Mapping[str, float]) -> Figure:
+def error_by_size(
+    rows: Sequence[Row], errors: Mapping[str, float], quantized_before: Sequence[str] = ()
+) -> Figure:
     """Size against measured error, given by type: for `render`'s `more`, and for a card."""
     unit, one = _unit(row.file_bytes for row in rows)
     points = [Point(row.type, row.file_bytes / one, errors[row.type]) for row in rows]
@@ -141,6 +144,8 @@ def error_by_size(rows: Sequence[Row], errors: Mapping[str, float]) -> Figure:
         return plots.scatter("Size against error", points, x, y, front=True, width=width)
 
     caption = "Down and to the left is better. The line joins the files that no other beats."
+    if quantized_before:
+        caption += f" Errors are relative to the source's {', '.join(quantized_before)}."
     return Figure("Size against error", caption, draw)
 
 

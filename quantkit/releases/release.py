@@ -96,11 +96,11 @@ def release(
     earlier = previous.read(directory, join, anew=run.force)
     previous.check_place(source, directory, earlier, run.force)
     previous.check_same(earlier, this, plans)
-    before = earlier.whole
+    whole = earlier.whole
     this = replace(
         this,
-        base_model=base_model or source.model_on_hub or (before.base_model if before else None),
-        repo=target.repo if target else before.repo if before else None,
+        base_model=base_model or source.model_on_hub or (whole.base_model if whole else None),
+        repo=target.repo if target else whole.repo if whole else None,
     )
     rows = planned_rows(job.plan, context, job.model.kv)
     if share:
@@ -120,7 +120,8 @@ def release(
         manifest.write(manifest.partial_path(directory), record)
     else:
         this = replace(this, errors=_errors(job, earlier, run))
-        rows = [replace(row, use_case=use_case(this.errors[row.type])) for row in rows]
+        before = this.made_from.quantized
+        rows = [replace(row, use_case=use_case(this.errors[row.type], before)) for row in rows]
         _write_beside(directory, this, rows, description, job.model)
         uploads += [push.Upload(directory / name) for name in previous.BESIDE]
     sent = push.push(target, uploads) if target else []
@@ -273,7 +274,7 @@ def _begin_manifest(
         architecture=job.model.arch,
         parameters=description.parameters,
         experts=description.experts,
-        made_from=MadeFrom(of_any.source, of_any.importance),
+        made_from=MadeFrom(of_any.source, of_any.importance, job.plan.quantized_before),
     )
     return this, plans
 
@@ -317,7 +318,7 @@ def _write_beside(
     values = {item.key: item.value for item in model.kv}
     usual = card.usual(rows)
     first = this.first_file(usual.type)
-    measured = page.error_by_size(rows, this.errors)
+    measured = page.error_by_size(rows, this.errors, this.made_from.quantized)
     drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
     shown = {name: figure.title for name, figure in drawn.items()}
     texts = {

@@ -8,7 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from quantkit.gguf.container import KeyValue
 from quantkit.gguf.splits import split_siblings, unsplit_name
 from quantkit.planning.plan import Output, Plan
 from quantkit.recipes.file_types import RECIPES
+from quantkit.recipes.sensitivity import made_from
 from quantkit.reporting.llama_memory import MemoryNeed, Weights, memory
 from quantkit.reporting.numbers import gigabytes
 from quantkit.source.gguf_set import open_gguf_set
@@ -56,13 +57,19 @@ class Row:
     fits_disk: bool | None = None
 
 
-def read_rows(paths: Sequence[Path], context: int | None = None) -> list[Row]:
+def read_rows(
+    paths: Sequence[Path],
+    context: int | None = None,
+    known_use: Callable[[Path], str | None] = lambda path: None,
+) -> list[Row]:
     """A row for each GGUF file, and one for each set of splits of which any is given.
 
-    `context` defaults to what the model was trained for, at most 4096 tokens. Raises SourceError.
+    `context` defaults to what the model was trained for, at most 4096 tokens; `known_use` is asked
+    for a file's use case before its type is. Raises SourceError.
     """
     models = {(path.parent, unsplit_name(path.name)): path for path in reversed(paths)}
-    return [_read_row(path, context) for path in reversed(models.values())]
+    rows = [(path, _read_row(path, context)) for path in reversed(models.values())]
+    return [replace(row, use_case=known_use(path) or row.use_case) for path, row in rows]
 
 
 def _read_row(path: Path, context: int | None) -> Row:
@@ -90,8 +97,9 @@ def planned_rows(
     at hand; it is in the header of a whole plan's first file."""
     if kv is None:
         kv = plan.outputs[0].files[0].kv
-    metadata = _Metadata.of(kv)
-    return [_planned_row(output, context, metadata) for output in plan.outputs]
+    metadata, before = _Metadata.of(kv), plan.quantized_before
+    rows = [_planned_row(output, context, metadata) for output in plan.outputs]
+    return [replace(row, use_case=made_from(before)) for row in rows] if before else rows
 
 
 def _planned_row(output: Output, context: int | None, metadata: _Metadata) -> Row:

@@ -23,7 +23,11 @@ class Written:
 
     def as_data(self, with_tensors: bool = False) -> dict[str, Any]:
         """Plain values, as `--json` prints them."""
-        return {"outputs": [_as_data(output, with_tensors) for output in self.plan.outputs]}
+        data: dict[str, Any] = {
+            "outputs": [_as_data(output, with_tensors) for output in self.plan.outputs]
+        }
+        before = list(self.plan.quantized_before)
+        return data | ({"quantized_before": before} if before else {})
 
     def _repr_html_(self) -> str:
         return as_html(planned_rows(self.plan))

@@ -126,6 +126,18 @@ def widened(t: SourceTensor) -> SourceTensor:
     return replace(t, ggml=type_by_name("F32"), coding="mxfp4_floats")
 
 
+def kept_as(t: SourceTensor) -> str:
+    """In what its weights are quantized already, for people ("" if they are not): a ggml type, or
+    the coding of a checkpoint."""
+    if t.raw:
+        return _RAW.get(t.raw, "")
+    if not t.coding:
+        return "" if t.ggml.is_float or t.ggml.is_number else t.ggml.name
+    if t.coding in ("beside", "product", "scaled"):
+        return next(filter(None, map(kept_as, t.parts)), "")
+    return _KEPT_AS.get(t.coding, "")
+
+
 def _join_words(found: Found, name: str, settings: Settings) -> SourceTensor:
     """`.qweight`: GPTQ or AWQ, which the tensors do not tell."""
     if settings.method == "awq":
@@ -205,6 +217,13 @@ _LEFT_OVER = (
 )  # fmt: skip
 # parts of weights that say nothing their shapes do not
 _UNUSED = (".weight_format",)
+# what a coding is called where people read of it
+_KEPT_AS: Mapping[str, str] = {
+    "awq": "AWQ", "bitsandbytes8": "bitsandbytes' 8 bits", "bitsandbytes4": "bitsandbytes' 4 bits",
+    "gptq": "GPTQ", "mxfp4": "MXFP4", "mxfp4_pairs": "MXFP4", "mxfp4_floats": "MXFP4",
+    "nvfp4": "NVFP4", "nvfp4_floats": "NVFP4", "packed": "packed integers",
+}  # fmt: skip
+_RAW: Mapping[str, str] = {"F8_E4M3": "FP8", "F8_E5M2": "FP8", "I8": "INT8"}
 _DECODERS: Mapping[str, Decoder] = {
     "awq": awq.read,
     "bitsandbytes8": bitsandbytes.read_int8,
