@@ -88,14 +88,6 @@ def test_an_index_of_before(broken: Broken) -> None:
     says(errors.ShardMissing, "model.safetensors is the model & delete it", source)
 
 
-@pytest.mark.parametrize("name", ["m.gguf", "model.safetensors"])
-def test_pointers(name: str, broken: Broken) -> None:
-    source = broken("qwen3moe")
-    (source / name).write_bytes(POINTER)
-    path = source if name.startswith("model.") else source / name
-    says(errors.UnsupportedSource, f"{name} & git-lfs pointer & git lfs pull", path)
-
-
 @pytest.mark.parametrize("name", ["m.gguf.part1of2", "m.gguf.part2of2"])
 @pytest.mark.parametrize("data", [b"weights" * 99, None])
 def test_plain_pieces(name: str, data: bytes | None, broken: Broken, tmp_path: Path) -> None:

@@ -122,7 +122,16 @@ def _summary(made: Release) -> dict[str, Any]:
         for f in made.manifest.files
     ]
     data = made.manifest.as_data()
-    kept = ("quantkit", "name", "source", "architecture", "parameters", "experts", "made_from", "repo")
+    kept = (
+        "quantkit",
+        "name",
+        "source",
+        "architecture",
+        "parameters",
+        "experts",
+        "made_from",
+        "repo",
+    )
     return {
         "directory": str(made.directory),
         **{key: data[key] for key in kept},

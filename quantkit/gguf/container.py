@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from quantkit.errors import CorruptFile, SourceNotFound, UnsupportedSource
+from quantkit.errors import CorruptFile, SourceError, SourceNotFound, UnsupportedSource
 from quantkit.storage.inputs import File, open_input
-from quantkit.storage.substitutes import piece, pointer
+from quantkit.storage.substitutes import no_gguf, of_checkpoint, piece
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -178,15 +178,19 @@ def read_header(path: File) -> Header:
             file_size, size, data = f.size, 1 << 20, b""
             while True:  # the header's size is nowhere written: read until it parses
                 data += f.pread(size - len(data), len(data))
+                if data[: len(MAGIC)] != MAGIC:
+                    raise _no_gguf(data, path)
                 try:
                     header = _Reader(data, str(path)).header(file_size)
                     break
                 except CorruptFile:
-                    if what := pointer(data) or piece(path.name):
+                    if what := piece(path.name):
                         raise UnsupportedSource(f"{path}: {what}") from None
                     raise
                 except _Short as e:
                     if len(data) >= min(file_size, MAX_HEADER) or e.end > file_size:
+                        if what := piece(path.name):
+                            raise UnsupportedSource(f"{path}: {what}") from None
                         raise CorruptFile(
                             f"{path}: the header does not end within {len(data)} bytes; "
                             "the file is truncated or damaged"
@@ -201,6 +205,13 @@ def read_header(path: File) -> Header:
             raise UnsupportedSource(f"{path}: {what}") from None
         raise
     return header
+
+
+def _no_gguf(data: bytes, path: File) -> SourceError:
+    if what := no_gguf(data, path.name):
+        return UnsupportedSource(f"{path}: {what}")
+    hint = "; of a checkpoint, name the directory" if of_checkpoint(path.name) else ""
+    return CorruptFile(f"{path}: not a GGUF file (it does not start with 'GGUF'){hint}")
 
 
 def _check_offsets(header: Header, file_size: int, path: File) -> None:
@@ -313,8 +324,7 @@ class _Reader:
         self.at = at
 
     def header(self, file_size: int) -> Header:
-        if self.take(4) != MAGIC:
-            raise CorruptFile(f"{self.where}: not a GGUF file (it does not start with 'GGUF')")
+        self.take(len(MAGIC))
         version = self.unpack("I")
         if version in (2 << 24, 3 << 24):
             raise UnsupportedSource(

@@ -81,6 +81,7 @@ def _odd_lists(config: Config) -> str:
         f"'{name}' is {len(value)} values"
         for name, value in config.values.items()
         if "layer" in name and isinstance(value, list) and len(value) != config.layers
+        if value and "only_layers" not in name  # those are lists of some layers
     )
     told = ", ".join(odd)
     return f": {told} for {config.layers} layers" if told else ""
@@ -151,8 +152,7 @@ def _config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
     own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
     name = FORMAT if own else "config.json"
     if not files.has(name):
-        what = no_model(files)
-        why = f"it is {what}" if what else "not a checkpoint directory"
+        why = no_model(files) or "not a checkpoint directory"
         raise SourceNotFound(f"{files.where}: no {name} in it; {why}")
     return name
 

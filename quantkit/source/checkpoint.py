@@ -40,8 +40,9 @@ def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTe
             return _indexed(files, index)
         if names := sorted(name for name in files.weights if fnmatchcase(name, pattern)):
             return _read_all([files.weights[name] for name in names])
-    adapter = f"; it is {no_model(files)}" if files.has("adapter_config.json") else ""
-    raise SourceNotFound(f"{files.where}: no model*.safetensors and no {INDEX} in it{adapter}")
+    what = no_model(files)
+    why = f"; {what}" if what else ""
+    raise SourceNotFound(f"{files.where}: no model*.safetensors and no {INDEX} in it{why}")
 
 
 def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import CorruptFile, SourceError, SourceNotFound
+from quantkit.errors import CorruptFile, SourceError, SourceNotFound, UnsupportedSource
 from quantkit.source.hub_cache import cached_model
 from quantkit.storage.inputs import File
 from quantkit.storage.parse import parse_json
+from quantkit.storage.substitutes import substitute
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class CheckpointFiles:
     def local(cls, directory: Path) -> CheckpointFiles:
         """A checkpoint directory on this machine. Raises SourceNotFound."""
         if not directory.is_dir():
-            raise SourceNotFound(f"{directory}: no such directory")
+            what = "a file; name the directory of a checkpoint" if directory.exists() else None
+            raise SourceNotFound(f"{directory}: {what or 'no such directory'}")
         weights = {path.name: path for path in directory.iterdir() if path.is_file()}
         return cls(directory, str(directory), weights)
 
@@ -56,14 +58,17 @@ class CheckpointFiles:
         return self.path(name).is_file()
 
     def data(self, name: str) -> bytes:
-        """A small file's bytes. Raises SourceNotFound, SourceError."""
+        """A small file's bytes. Raises SourceNotFound, SourceError, UnsupportedSource."""
         if name not in self._contents:
             try:
-                self._contents[name] = self.path(name).read_bytes()
+                data = self.path(name).read_bytes()
             except FileNotFoundError:
                 raise SourceNotFound(f"{self.label(name)}: no such file") from None
             except OSError as e:
                 raise SourceError(f"{self.label(name)}: cannot be read ({e.strerror})") from None
+            if not name.endswith(".md") and (what := substitute(data)):
+                raise UnsupportedSource(f"{self.label(name)}: {what}")
+            self._contents[name] = data
         return self._contents[name]
 
     def text(self, name: str) -> str:

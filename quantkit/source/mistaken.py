@@ -6,17 +6,34 @@ import re
 from collections.abc import Collection
 
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.storage.substitutes import piece
+
+# endings of weights that only other programs read -> what to do
+_OTHERS = {
+    (
+        ".h5",
+        ".msgpack",
+        ".ckpt.index",
+    ): "load it in transformers (from_tf or from_flax) and save it",
+    (".onnx", ".npz", ".tflite"): "get the release of the model in safetensors",
+}
 
 
 def no_model(files: CheckpointFiles) -> str | None:
-    """What a directory without config.json is."""
+    """What a directory without config.json or without weights is."""
     if files.has("adapter_config.json"):
         return (
-            "an adapter (LoRA), not a model; merge it into its base first "
+            "it is an adapter (LoRA), not a model; merge it into its base first "
             "(merge_and_unload of peft) and save that"
         )
-    if ggufs := sorted(name for name in files.weights if name.lower().endswith(".gguf")):
-        return f"a directory of GGUF files; name one of them, for instance {ggufs[0]}"
+    names = sorted(files.weights)
+    if ggufs := [name for name in names if name.lower().endswith(".gguf")]:
+        return f"it is a directory of GGUF files; name one of them, for instance {ggufs[0]}"
+    if what := next(filter(None, map(piece, names)), None):
+        return f"it has {what}"
+    for endings, what in _OTHERS.items():
+        if found := [name for name in names if name.endswith(endings)]:
+            return f"{found[0]} is not read; {what}"
     return None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from quantkit.errors import CorruptFile, SourceNotFound, UnsupportedSource
 from quantkit.storage.inputs import File, open_input
-from quantkit.storage.substitutes import pointer
+from quantkit.storage.substitutes import substitute
 
 MAX_HEADER = 100_000_000  # bytes, as in the library
 MAX_AXES = 8  # of a tensor
@@ -54,13 +54,15 @@ def read_entries(file: File) -> list[Entry]:
     try:
         with closing(opened) as f:
             data = bytes(f.pread(GUESS, 0))
-            if what := pointer(data):
+            if what := substitute(data):
                 raise UnsupportedSource(f"{file}: {what}")
             if len(data) < 8:
                 raise ValueError(f"{len(data)} bytes in all")
             (size,) = struct.unpack_from("<Q", data)
             if size > min(MAX_HEADER, f.size - 8):
-                raise ValueError(f"a header of {size} bytes in a file of {f.size}")
+                is_size = size < MAX_HEADER << 10  # or eight letters, read as a number
+                begin = f"a header of {size} bytes" if is_size else f"it begins with {data[:16]!r}"
+                raise ValueError(f"{begin} in a file of {f.size}")
             if len(data) < 8 + size:
                 data += f.pread(8 + size - len(data), len(data))
             entries = _parse(data[8 : 8 + size], 8 + size, f.size)

@@ -17,6 +17,7 @@ from quantkit.errors import CorruptFile, UnsupportedSource
 from quantkit.source.safetensors import MAX_AXES, Entry
 from quantkit.source.torch_pickle import Code, Malformed, Tensor, read_pickle
 from quantkit.storage.inputs import File, Input, open_input
+from quantkit.storage.substitutes import substitute
 
 _MALFORMED = (
     Malformed, struct.error, KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError,
@@ -70,6 +71,8 @@ def read_torch_entries(path: File) -> list[Entry]:
             raise UnsupportedSource(
                 f"{path}: written by an old torch; load it and save it again as safetensors"
             ) from None
+        if what := substitute(bytes(source.pread(256, 0))):
+            raise UnsupportedSource(f"{path}: {what}") from None
         raise CorruptFile(f"{path}: not a whole torch file; download it again") from None
     except Code as e:
         raise CorruptFile(

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import TokenizerError
+from quantkit.errors import SourceError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import trial
 from quantkit.tokenizer.pre_tokenizer import find_pre, known_pre
@@ -91,7 +91,7 @@ def read(
         _add_configured(hf, files)
     except TokenizerError as e:
         raise TokenizerError(f"{files.where}: {e}") from None
-    except (KeyboardInterrupt, SystemExit):
+    except (SourceError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as e:  # the library raises bare Exception, and panics that are not even it
         raise TokenizerError(f"{label}: {' '.join(str(e).split())}") from None

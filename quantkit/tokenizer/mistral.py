@@ -109,14 +109,15 @@ def _tekken(files: CheckpointFiles, name: str) -> tuple[MistralVocabulary, str, 
             f"{path}: {len(special)} special tokens and {len(pieces)} others found, "
             f"{n_special} and {size - n_special} expected"
         )
+    for text in ("<s>", "</s>"):
+        if text not in special:
+            raise TokenizerError(f"{path}: {text} is none of its special tokens; download it again")
+    ids = (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>"))
     vocab = MistralVocabulary(
         [*special, *map(byte_text, pieces)],
         [0] * size,  # whole numbers in llama.cpp's files, too
         [int(TokenType.CONTROL)] * n_special + [int(TokenType.NORMAL)] * len(pieces),
-        {
-            kind: special.index(text)
-            for kind, text in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>"))
-        },
+        {kind: special.index(text) for kind, text in ids if text in special},
         None,
         _merges(path, pieces),
         "tekken",

@@ -39,6 +39,12 @@ def test_old_files_do_not_name_their_special_tokens(tmp_path: Path) -> None:
     assert vocab.template == "mistral-v3-tekken"
 
 
+def test_a_file_that_names_no_padding(tmp_path: Path) -> None:
+    named = [{"token_str": text} for text in ("<unk>", "<s>", "</s>")]
+    vocab = mistral.read(tekken(tmp_path, special_tokens=named), None, template_file=False)
+    assert vocab.ids == {"bos": 1, "eos": 2, "unk": 0}
+
+
 def test_an_unknown_version_has_no_template(tmp_path: Path) -> None:
     config = {"default_vocab_size": 279, "default_num_special_tokens": 22, "version": "v99"}
     vocab = mistral.read(tekken(tmp_path, config=config), None, template_file=False)
@@ -53,6 +59,8 @@ def test_an_unknown_version_has_no_template(tmp_path: Path) -> None:
         (lambda d: {**d, "vocab": d["vocab"][:100]}, None, "100 others found"),
         (lambda d: {**d, "vocab": [*d["vocab"][:256], {"token_bytes": "YWJj"}]}, None,
          "no two pieces make b'abc'"),
+        (lambda d: {**d, "special_tokens": [{"token_str": "<s>"}]}, None,
+         "</s> is none of its special tokens"),
     ],
 )  # fmt: skip
 def test_malformed(
