@@ -30,6 +30,10 @@ from quantkit.source.tensors import Files, SourceTensor, numpy_dtype
 from quantkit.storage import direct_io
 
 Destination = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
+# no block holds a weight past it: float16 is the scale of most, E4M3 that of NVFP4
+_MOST = {"NVFP4": 448.0 * 6}
+_MOST_OF_OTHERS, _UNBOUNDED = 1e12, ("F32", "BF16", "F16", "MXFP4")
+_MOST_BF16 = 3.38953139e38
 Made = tuple[list[OutputFile], memoryview]  # bytes, and the files that they go to
 
 
@@ -179,16 +183,23 @@ def _check_blocks(data: np.ndarray[Any, Any], fmt: str, rows: Any, chunk: Chunk)
     block = quant_types.invalid_block(data.reshape(-1, kind.type_size), fmt)
     if block >= 0:
         raise _too_large(block * kind.block_size // rows.shape[-1], fmt, rows, chunk)
+    if fmt not in _UNBOUNDED:  # a search whose sums of squares overflow gives zeros
+        largest = np.abs(rows.astype(np.float32)).max(axis=1)
+        if largest[row := int(largest.argmax())] > _MOST.get(fmt, _MOST_OF_OTHERS):
+            raise _too_large(row, fmt, rows, chunk)
 
 
 def _too_large(row: int, fmt: str, rows: Any, chunk: Chunk) -> WeightTooLarge:
     """The error of a row whose largest weight is past what a format holds."""
     value = rows[row][np.abs(rows[row].astype(np.float32)).argmax()]
     is_float = fmt in ("F16", "BF16", "F32")
-    instance = "" if is_float else f", for instance --tensor-type {chunk.tensor}=BF16"
+    other = "F32" if abs(float(value)) > _MOST_BF16 else "BF16 or F32"
+    instance = (
+        "" if is_float else f", for instance --tensor-type {chunk.tensor}={other[:4].strip()}"
+    )
     return WeightTooLarge(
         f"tensor {chunk.tensor}, row {chunk.row + row}: {float(value):g} is past what {fmt} holds; "
-        f"choose BF16 or F32 for it{instance}"
+        f"choose {other} for it{instance}"
     )
 
 

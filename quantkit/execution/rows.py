@@ -86,7 +86,8 @@ def torch_exp(x: Rows) -> Rows:
     with np.errstate(invalid="ignore"):  # NaN is found later, and named
         octave, place = np.divmod(k.astype(np.int32), 128)
     base = table[place]
-    out: Rows = np.ldexp(base + (base * (y + y * y * f32(0.5)) + tails[place]), octave)
+    with np.errstate(over="ignore"):  # and so is infinity
+        out: Rows = np.ldexp(base + (base * (y + y * y * f32(0.5)) + tails[place]), octave)
     return out
 
 

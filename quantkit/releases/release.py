@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit import __version__, plain_text
-from quantkit.errors import UsageError
+from quantkit.errors import QuantkitError, UsageError
 from quantkit.execution.journal import identities
-from quantkit.execution.outputs import check_outputs
+from quantkit.execution.outputs import check_outputs, journal_path
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import mean_errors
 from quantkit.hub import push
@@ -296,19 +296,27 @@ def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest,
     """Make the files of the plan; `damaged` ones are removed first."""
     if not job.plan.outputs:
         return
-    is_new = not directory.exists()
+    is_new, record = not directory.exists(), manifest.partial_path(directory)
+    goes_on = record.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for path in damaged:
             path.unlink()
         check_outputs(job.plan, run.force)
-        manifest.write(manifest.partial_path(directory), manifest.as_json(making))
+        manifest.write(record, manifest.as_json(making))
         carry_out(job, run)
-    except BaseException:
+    except BaseException as e:
+        if isinstance(e, QuantkitError) and not goes_on and not _begun(job.plan):
+            manifest.remove(record)
         if is_new:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # if it is empty
         raise
+
+
+def _begun(plan: Plan) -> bool:
+    """Whether anything of the plan's files is there: what a run can go on with."""
+    return any(f.path.exists() or journal_path(f.path).exists() for f in plan.files)
 
 
 def _write_beside(

@@ -16,14 +16,16 @@ from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.planning.build import Request
 from quantkit.recipes.choose import Overrides
+from quantkit.releases.release import release
 from quantkit.reporting.inspection import inspect
 from quantkit.verification.verify import verify
+from tests.checkpoints import DTYPES
 from tests.test_errors import edit_tensors
 from tests.verification.damage import rewritten, span
 
 NAME, ROW = "model.layers.1.self_attn.q_proj.weight", 5
 OURS = "blk.1.attn_q.weight"  # its rows are permuted
-HOLD_IT = {"NVFP4", "F32", "BF16", "MXFP4"}
+HOLD_IT = {"F32", "BF16", "MXFP4"}
 WITH_MATRIX = {"IQ1_M", "IQ2_S", "IQ3_XXS"}  # llama-quantize does not make them without one
 # formats that an importance matrix is needed for stop at such weights in the same place
 REFUSE_IT = sorted(
@@ -64,6 +66,46 @@ def test_every_format_with_a_float16(fmt: str, huge: Path, tmp_path: Path) -> No
     assert f"1.09951e+12 is past what {fmt} holds; choose BF16 or F32" in line
     assert "\n" not in line
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [1e13, 1e19, 1e25, 3e38])
+@pytest.mark.parametrize("fmt", ["Q3_K", "Q6_K", "IQ4_XS", "Q4_K", "NVFP4"])
+def test_where_sums_of_squares_overflow(
+    fmt: str, value: float, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A search then takes zeros for the best."""
+    source = with_weight(broken("llama-dense"), value)
+    request = Request(overrides=Overrides(tensor_types=(("attn_q", fmt),)))
+    with pytest.raises(errors.WeightTooLarge, match=f"past what {fmt} holds; choose BF16 or F32"):
+        quantize(source, ["Q8_0"], tmp_path / "m.gguf", request=request)
+
+
+def in_dtype(source: Path, name: str, dtype: str, value: float) -> Path:
+    def edit(tensors: dict[str, Any]) -> None:
+        kept, shape, data = tensors[name]
+        x = np.frombuffer(data, DTYPES[kept]).astype(DTYPES[dtype])
+        x[3] = value
+        tensors[name] = (dtype, shape, x.tobytes())
+
+    edit_tensors(source, edit)
+    return source
+
+
+def test_past_bfloat16_and_past_float32(broken: Callable[..., Path], tmp_path: Path) -> None:
+    source = in_dtype(broken("llama-dense"), NAME, "F32", 3.4e38)
+    for outtype in ("bf16", "auto"):
+        with pytest.raises(errors.WeightTooLarge, match="past what BF16 holds; choose F32 for it"):
+            convert(source, tmp_path / "m.gguf", outtype)
+    source = in_dtype(broken("llama-dense"), NAME, "F64", 1e300)
+    with pytest.raises(errors.WeightTooLarge, match="row 0: 1e\\+300 is past what F32 holds"):
+        convert(source, tmp_path / "m.gguf", "f32")
+
+
+def test_a_value_that_is_computed(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """Of qwen3next's `A_log`, the exponential is written."""
+    source = in_dtype(broken("qwen3next"), "model.layers.0.linear_attn.A_log", "F32", 100.0)
+    with pytest.raises(errors.NonFiniteWeight, match=r"A_log has NaN or infinity in row 3"):
+        convert(source, tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("outtype", ["f16", "q8_0"])
@@ -122,3 +164,12 @@ def test_blocks_that_are_infinite_are_found_in_files(
     with pytest.raises(errors.NonFiniteWeight, match=r"in row 0"):
         quantize(bad, ["COPY"], tmp_path / "copy.gguf")
     assert not list(tmp_path.glob("copy.gguf*"))
+
+
+def test_a_release_leaves_no_record_of_nothing(huge: Path, tmp_path: Path) -> None:
+    (tmp_path / "before").mkdir()
+    for name in ("new", "before"):
+        with pytest.raises(errors.WeightTooLarge, match="past what Q4_K holds"):
+            release(huge, tmp_path / name, ["Q4_K_M"])
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "before").iterdir()) == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantkit.errors import CorruptFile
+from quantkit.errors import CorruptFile, WeightTooLarge
 from quantkit.gguf.types import type_by_name
 from quantkit.source.codings.parts import Rows, cut, joined
 from quantkit.source.tensors import Files, SourceTensor
@@ -29,10 +29,18 @@ def int32(t: SourceTensor) -> SourceTensor:
 def read_float64(
     files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
 ) -> Rows:
-    """A rectangle of the values in float32."""
+    """A rectangle of the values in float32. Raises WeightTooLarge."""
     part = replace(t.parts[0], shape=(t.n_rows, t.n_per_row))
-    with np.errstate(over="ignore"):  # infinity is found later, and named
-        return cut(files, part, first, count, column, width).astype(np.float32)
+    found = cut(files, part, first, count, column, width)
+    with np.errstate(over="ignore"):
+        rows = found.astype(np.float32)
+    if (lost := np.isfinite(found) & ~np.isfinite(rows)).any():
+        row, at = np.argwhere(lost)[0]
+        raise WeightTooLarge(
+            f"tensor {t.name}, row {first + row}: {found[row, at]:g} is past what F32 holds, "
+            "which F64 is read as; the checkpoint is damaged"
+        )
+    return rows
 
 
 def read_int32(
