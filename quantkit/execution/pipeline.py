@@ -193,13 +193,11 @@ def _too_large(row: int, fmt: str, rows: Any, chunk: Chunk) -> WeightTooLarge:
     """The error of a row whose largest weight is past what a format holds."""
     value = rows[row][np.abs(rows[row].astype(np.float32)).argmax()]
     is_float = fmt in ("F16", "BF16", "F32")
-    other = "F32" if abs(float(value)) > _MOST_BF16 else "BF16 or F32"
-    instance = (
-        "" if is_float else f", for instance --tensor-type {chunk.tensor}={other[:4].strip()}"
-    )
+    others = ["F32"] if abs(float(value)) > _MOST_BF16 else ["BF16", "F32"]
+    instance = "" if is_float else f", for instance --tensor-type {chunk.tensor}={others[0]}"
     return WeightTooLarge(
         f"tensor {chunk.tensor}, row {chunk.row + row}: {float(value):g} is past what {fmt} holds; "
-        f"choose {other} for it{instance}"
+        f"choose {' or '.join(others)} for it{instance}"
     )
 
 

@@ -96,7 +96,7 @@ def test_past_bfloat16_and_past_float32(broken: Callable[..., Path], tmp_path: P
     for outtype in ("bf16", "auto"):
         with pytest.raises(errors.WeightTooLarge, match="past what BF16 holds; choose F32 for it"):
             convert(source, tmp_path / "m.gguf", outtype)
-    source = in_dtype(broken("llama-dense"), NAME, "F64", 1e300)
+    in_dtype(source, NAME, "F64", 1e300)
     with pytest.raises(errors.WeightTooLarge, match="row 0: 1e\\+300 is past what F32 holds"):
         convert(source, tmp_path / "m.gguf", "f32")
 
