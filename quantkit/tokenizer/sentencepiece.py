@@ -7,7 +7,7 @@ methods of families that add tokens in their own way.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -100,8 +100,10 @@ def from_merges(
     those whose merge stands first. So the n-th piece that a merge makes gets the score -n, and the
     pieces that no merge makes follow in the order of their ids, as in the original.
 
-    Runs of spaces among the added tokens (Gemma's) stay pieces, which merges make: the tokenizer
-    looks for their visible spaces in the text as it is, and so never finds them there.
+    Runs of spaces among the added tokens stay pieces, which merges make: the tokenizer looks for
+    their visible spaces in the text as it is, and so never finds them there. Only where their
+    merges are the first of all that have a space (Gemma's), so that a run is never taken apart, and
+    no space is put before what follows them, are they USER_DEFINED, as in Gemma's tokenizer.model.
     """
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
     extra = [t for t in tokenizer.get("added_tokens") or [] if isinstance(t, dict)]
@@ -115,6 +117,8 @@ def from_merges(
     spaces = {
         t["content"] for t in extra if SPACE in t["content"] and not t.get("normalized", True)
     }
+    if _come_first(spaces, merged) and not _prepends_space(tokenizer):
+        spaces = set()
     outside = {t["content"] for t in extra} | {p for p in vocab if _BYTE.fullmatch(p)}
     outside -= spaces
     plain = (p for p, _ in sorted(vocab.items(), key=lambda item: item[1]))
@@ -138,6 +142,12 @@ def from_merges(
     if not _prepends_space(tokenizer):
         table.space_prefix = False
     return table
+
+
+def _come_first(runs: Collection[str], merged: Iterable[str]) -> bool:
+    """Whether merges make all of the runs before anything else that has a space."""
+    first = [p for p, _ in zip((p for p in merged if SPACE in p), runs, strict=False)]
+    return {*first} == {*runs}
 
 
 def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None) -> Pieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -100,6 +101,33 @@ def test_runs_of_spaces_stay_pieces(tmp_path: Path) -> None:
     runs = ("\u2581\u2581", "\u2581\u2581\u2581")
     vocab = vocabulary(with_added("mixtral-4x-hfvocab", tmp_path, runs))
     assert [vocab.types[vocab.tokens.index(run)] for run in runs] == [TokenType.NORMAL] * 2
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_runs_of_spaces_whose_merges_come_first(first: bool, tmp_path: Path) -> None:
+    """As in Gemma's, where they are the user's symbols of tokenizer.model; and as they never are."""
+    runs = ["\u2581" * n for n in (2, 3, 4)]
+    directory = with_added("mixtral-4x-hfvocab", tmp_path, runs)
+    data = read_json(directory / "tokenizer.json")
+    ways = [[run[:i], run[i:]] for run in runs for i in range(1, len(run))]
+    merges = [m if isinstance(m, list) else m.split(" ") for m in data["model"]["merges"]]
+    merges = [m for m in merges if m not in ways]
+    data["model"]["merges"] = [*ways, *merges] if first else [*merges, *ways]
+    data["normalizer"] = data["normalizer"]["normalizers"][-1]  # no space is put before the text
+    (directory / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    vocab = vocabulary(directory)
+    texts = [run.replace("\u2581", " ") if first else run for run in runs]
+    kind = TokenType.USER_DEFINED if first else TokenType.NORMAL
+    assert [vocab.types[vocab.tokens.index(text)] for text in texts] == [kind] * 3
+    split = tokenization.splitting(tiny_gguf(vocab, tmp_path / "tiny.gguf"))
+    draw = random.Random(0)
+    samples = [
+        "".join(draw.choice(["the", "in"]) + " " * draw.randrange(1, 5) for _ in range(5)) + "a"
+        for _ in range(99)
+    ]
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    wanted = [tokenizer.encode(text, add_special_tokens=False).ids for text in samples]
+    assert split(samples) == wanted
 
 
 def test_letters_that_the_decoder_takes_for_bytes(tmp_path: Path) -> None:
