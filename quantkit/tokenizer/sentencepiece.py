@@ -153,17 +153,23 @@ def _come_first(runs: Collection[str], merged: Iterable[str]) -> bool:
 def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None) -> Pieces:
     """A tokenizer.json whose merges join the pieces in llama.cpp too (Gemma 4): every score is the
     same. Tokens are CONTROL where tokenizer_config.json names them; whatever else is added to the
-    vocabulary is USER_DEFINED (gguf-py `vocab.py`, LlamaHfVocab)."""
+    vocabulary is USER_DEFINED (gguf-py `vocab.py`, LlamaHfVocab), and so are added tokens that are
+    pieces as well and that no merge makes, where llama.cpp's converter loses them."""
     config = tokenizer_config(files)
     named = {content(value) for key, value in config.items() if key.endswith("_token")}
     for kind in ("extra", "additional", "model_specific"):
         found = config.get(f"{kind}_special_tokens") or []
         named |= {content(t) for t in (found.values() if isinstance(found, dict) else found)}
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
-    more = {t["content"]: int(t["id"]) for t in tokenizer.get("added_tokens") or []}
+    more = {t["content"]: t for t in tokenizer.get("added_tokens") or []}
+    merges = read_merges(tokenizer, files.label("tokenizer.json"))
+    merged = {left + right for left, _, right in (merge.partition(" ") for merge in merges)}
+    lost = {p for p in more if p in vocab and len(p) > 1 and p not in merged and SPACE not in p}
     pieces: dict[int, Piece] = {}
-    for p, i in {**more, **vocab}.items():
+    for p, i in {**{p: int(t["id"]) for p, t in more.items()}, **vocab}.items():
         kind_of = TokenType.NORMAL if p in vocab else TokenType.USER_DEFINED
+        if p in lost:
+            kind_of = TokenType.USER_DEFINED
         if p in named:
             kind_of = TokenType.CONTROL
         elif _BYTE.fullmatch(p):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,22 @@ def test_verify_sees_them_cut_to_pieces(case: str, tmp_path: Path) -> None:
     assert "cut to pieces in llama.cpp ('<table>', '[multimodal]')" in line
 
 
+def test_where_merges_join_the_pieces(tmp_path: Path) -> None:
+    """Gemma 4: what merges make is an ordinary piece, and the rest is found in a text first."""
+    directory = with_added("mixtral-4x-hfvocab", tmp_path, [*TEXTS, "in"])
+    edit_json(directory / "config.json", architectures=["Gemma4ForCausalLM"])
+    vocab = vocabulary(directory)
+    assert vocab.model == "gemma4"
+    assert kinds(vocab) == dict.fromkeys(TEXTS, TokenType.USER_DEFINED)
+    assert vocab.types[vocab.tokens.index("in")] == TokenType.NORMAL  # as llama.cpp's converter
+    reference = tokenization.reference(directory)
+    assert reference is not None
+    split = tokenization.splitting(tiny_gguf(vocab, tmp_path / "tiny.gguf"))
+    wanted = {i: text for i, text in reference.added.items() if text != "in"}
+    found = replace(reference, added=wanted)
+    assert not [t for t in tokenization.differences(split, found, len(vocab.tokens)) if "cut" in t]
+
+
 def test_runs_of_spaces_stay_pieces(tmp_path: Path) -> None:
     """The tokenizer looks for visible spaces before it makes any."""
     runs = ("\u2581\u2581", "\u2581\u2581\u2581")
@@ -105,7 +122,7 @@ def test_runs_of_spaces_stay_pieces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_runs_of_spaces_whose_merges_come_first(first: bool, tmp_path: Path) -> None:
-    """As in Gemma's, where they are the user's symbols of tokenizer.model; and as they never are."""
+    """As in Gemma's, where tokenizer.model has them as symbols; and as they never are there."""
     runs = ["\u2581" * n for n in (2, 3, 4)]
     directory = with_added("mixtral-4x-hfvocab", tmp_path, runs)
     data = read_json(directory / "tokenizer.json")
