@@ -27,10 +27,18 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4  # llama.h `llama_pooling_type`
-POOLED = ("qwen2", "qwen3")  # architectures that llama.cpp pools as these files say
+POOLED = (
+    "qwen2",
+    "qwen3",
+    "qwen3vl",
+    "qwen35",
+    "arcee",
+)  # architectures that llama.cpp pools as these files say
+POOLED_FIRST = ("qwen3vl",)  # before the last keys of the architecture
 _MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}
 _FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS,
           "pooling_mode_lasttoken": LAST}  # fmt: skip
+_ACTIVATIONS = ("gelu", "silu", "tanh")
 _RERANKERS = ("qwen3-reranker", "qwen3-vl-reranker")
 HEAD = "cls.output.weight"
 LABELS = ("yes", "no")  # rows of the head, in this order
@@ -45,7 +53,7 @@ _TEMPLATE = (
 
 def is_reranker(files: CheckpointFiles, arch: Architecture, config: Config) -> bool:
     """Whether a Qwen3 is a reranker, as llama.cpp's converter sees it."""
-    if arch.gguf_arch != "qwen3":
+    if arch.gguf_arch not in ("qwen3", "qwen3vl"):
         return False
     card = files.text("README.md").lower() if files.has("README.md") else ""
     hints = (files.name, config.find("_name_or_path"), config.find("model_type"))
@@ -71,12 +79,33 @@ def add_pooling(
         kind = RANK
     if kind is not None:
         writer.add_uint32(f"{writer.arch}.pooling_type", kind)
+    if arch.gguf_arch in POOLED:
+        _add_classifier(writer, config)
     if not reranks:
         return []
     writer.add_array(f"{writer.arch}.classifier.output_labels", LABELS)
     writer.add_string("tokenizer.chat_template.rerank", _TEMPLATE)
     writer.add_array("tokenizer.chat_templates", ["rerank"])
     return ["a Qwen3 reranker, by its name or card: its head scores 'yes' against 'no'"]
+
+
+def _add_classifier(writer: GGUFWriter, config: Config) -> None:
+    """What the config says of a head that classifies. Raises ConfigError."""
+    pooling = config.find("classifier_pooling")
+    if pooling is not None:
+        if pooling not in ("cls", "mean"):
+            raise ConfigError(
+                f"{config.where}: 'classifier_pooling' {pooling!r}; cls or mean is read"
+            )
+        writer.add_uint32(f"{writer.arch}.classifier.pooling_type", _MODES[pooling])
+    activation = config.find("classifier_activation")
+    if activation is not None:
+        if activation not in _ACTIVATIONS:
+            words = ", ".join(_ACTIVATIONS)
+            raise ConfigError(
+                f"{config.where}: 'classifier_activation' {activation!r}; {words} are read"
+            )
+        writer.add_string(f"{writer.arch}.classifier.activation", activation)
 
 
 def _pooling_type(files: CheckpointFiles) -> int | None:

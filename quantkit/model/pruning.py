@@ -18,6 +18,7 @@ from quantkit.model.model import Model, ModelTensor
 _LEADING = ("leading_dense_block_count", "hash_layer_count")
 _TRAILING = ("nextn_predict_layers", "attention.shared_kv_layers", "decision.block_count")
 _BY_LAYER = {"per_layer_token_embd", "per_layer_model_proj"}  # hold a part for every layer
+_NORMED_LAYERS = 64  # llama.cpp `src/models/command-r.cpp`
 _BOOL = 7  # GGUF's value type
 
 
@@ -45,6 +46,12 @@ def prune(model: Model, layers: Iterable[int]) -> tuple[Model, KeyValue, Mapping
         )
     if gone == set(blocks):
         raise RecipeError("all layers would be pruned; one at least has to stay")
+    normed = any(".attn_q_norm." in t.name for t in model.tensors)
+    if model.arch == "command-r" and normed and len(blocks) - len(gone) < _NORMED_LAYERS:
+        raise RecipeError(
+            "layers of this command-r cannot be pruned: llama.cpp looks for its norms of heads in "
+            f"models of {_NORMED_LAYERS} layers and more"
+        )
     number = {bid: i for i, bid in enumerate(b for b in blocks if b not in gone)}
     kept: list[ModelTensor] = []
     old_names = {}

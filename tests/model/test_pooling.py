@@ -104,6 +104,34 @@ def test_pooling(pooling: dict[str, Any], kind: int | None, broken: Broken) -> N
         assert value(converted(source), "pooling_type") == kind
 
 
+@pytest.mark.parametrize("case", ["arcee", "qwen35-dense", "qwen3vl-dense", "qwen2-dense"])
+def test_architectures_that_are_pooled(case: str, broken: Broken) -> None:
+    """Those of which llama.cpp's converter writes it; keys stand where it puts them."""
+    source = broken(case)
+    (source / "modules.json").write_text(json.dumps([{"path": "p", "type": POOL}]))
+    (source / "p").mkdir()
+    (source / "p" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    edit_config(source, classifier_pooling="mean", classifier_activation="gelu")
+    model = converted(source)
+    keys = [item.key.removeprefix(f"{model.arch}.") for item in model.kv]
+    pooled = ["pooling_type", "classifier.pooling_type", "classifier.activation"]
+    at = keys.index(pooled[0])
+    assert keys[at : at + 3] == pooled
+    assert [value(model, key) for key in pooled] == [3, 1, "gelu"]
+    after = "n_deepstack_layers" if case == "qwen3vl-dense" else "general.quantization_version"
+    assert keys[at + 3] == after
+    for name, wrong in (("classifier_activation", "relu"), ("classifier_pooling", "max")):
+        edit_config(source, **{name: wrong})
+        with pytest.raises(ConfigError, match=f"{name}.*{wrong}"):
+            converted(source)
+
+
+def test_a_reranker_that_sees(broken: Broken) -> None:
+    source = named(broken("qwen3vl-dense"), "Qwen3-VL-Reranker-2B")
+    with pytest.raises(TokenizerError, match="'yes' and 'no'"):
+        converted(source)
+
+
 def test_embedding_config(broken: Broken) -> None:
     source = broken("qwen3-embedding-st")
     (source / "modules.json").unlink()

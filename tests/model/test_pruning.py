@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,20 @@ def test_the_file_says_what_it_holds(checkpoint: Get, tmp_path: Path) -> None:
     a, b = (read_header(tmp_path / f"{name}.gguf") for name in "ab")
     assert a.kv == b.kv
     assert len(a.get("lfm2moe.attention.head_count_kv")) == a.get("lfm2moe.block_count")
+
+
+@pytest.mark.parametrize(("layers", "gone", "fine"), [(66, (1, 2), True), (64, (3,), False)])
+def test_norms_of_heads_that_depend_on_the_number_of_layers(
+    layers: int, gone: tuple[int, ...], fine: bool
+) -> None:
+    whole = model("command-r", layers)
+    assert len(prune(whole, gone)[0].tensors) == layers - len(gone)
+    norms = tuple(
+        ModelTensor(f"blk.{i}.attn_q_norm.weight", (4,), "F32", ()) for i in range(layers)
+    )
+    whole = replace(whole, tensors=(*whole.tensors, *norms))
+    if fine:
+        assert len(prune(whole, gone)[0].tensors) == 2 * (layers - len(gone))
+        return
+    with pytest.raises(errors.RecipeError, match="in models of 64 layers and more"):
+        prune(whole, gone)
