@@ -242,9 +242,37 @@ def test_splits_in_a_directory(whole: Path, tmp_path: Path) -> None:
 def test_upper_case(whole: Path, tmp_path: Path) -> None:
     quantize(whole, ["Q8_0"], tmp_path / "OUT.GGUF")
     files = split(tmp_path / "OUT.GGUF", tmp_path / "S.GGUF", Splits(max_tensors=12)).files
-    assert [f.path.name for f in files] == ["S-00001-of-00002.GGUF", "S-00002-of-00002.GGUF"]
-    merge(files[1].path, tmp_path / "again.gguf")
+    assert [f.path.name for f in files] == ["S-00001-of-00002.gguf", "S-00002-of-00002.gguf"]
+    renamed = [f.path.rename(f.path.with_suffix(".GGUF")) for f in files]  # of another program
+    merge(renamed[1], tmp_path / "again.gguf")
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "OUT.GGUF").read_bytes()
+
+
+@pytest.mark.parametrize("job", ["split", "quantize"])
+def test_splits_end_as_llama_cpp_wants_them(job: str, whole: Path, tmp_path: Path) -> None:
+    """It takes `.GGUF` for a whole file, and for no split."""
+    more = ["-t", "Q8_0"] if job == "quantize" else []
+    out = tmp_path / "out"
+    out.mkdir()
+    args = [job, str(whole), *more, "-o", str(out / "OUT.GGUF"), "--split-max-tensors", "12"]
+    assert run(app, args).exit_code == 0
+    assert {p.name for p in out.iterdir()} == {
+        "OUT-00001-of-00002.gguf",
+        "OUT-00002-of-00002.gguf",
+    }
+
+
+@pytest.mark.parametrize(("data", "words"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8")])
+def test_a_tensor_type_file_that_is_none(
+    data: bytes | None, words: str, whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "types.txt"
+    if data is not None:
+        path.write_bytes(data)
+    args = ["quantize", str(whole), "-t", "Q8_0", "--tensor-type-file", str(path)]
+    result = run(app, args)
+    assert result.exit_code == 2
+    assert words in result.stderr
 
 
 def test_a_tensor_larger_than_a_split_is_told(whole: Path, tmp_path: Path) -> None:

@@ -203,6 +203,17 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises UsageError."""
+    from quantkit.errors import UsageError
+
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+        raise UsageError(f"{path}: cannot be read ({why})") from None
+
+
 def read_imatrix(
     path: str | None, include: list[str] | None = None, exclude: list[str] | None = None
 ) -> Imatrix | None:

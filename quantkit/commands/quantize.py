@@ -84,7 +84,7 @@ def quantize(
     from quantkit.recipes import choose
     from quantkit.recipes.file_types import find_format
 
-    lines = tensor_type_file.read_text(encoding="utf-8").splitlines() if tensor_type_file else []
+    lines = options.read_lines(tensor_type_file) if tensor_type_file else []
     listed = [word for line in lines for word in re.sub(r"(^|\s)#.*", "", line).split()]
     overrides = choose.Overrides(
         pure,

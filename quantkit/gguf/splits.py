@@ -76,9 +76,10 @@ def is_gguf(path: Path) -> bool:
 
 
 def split_path(path: Path, index: int, count: int) -> Path:
-    """The name of one of `count` files: `model.gguf` -> `model-00001-of-00003.gguf`."""
-    stem, suffix = (path.stem, path.suffix) if is_gguf(path) else (path.name, ".gguf")
-    return path.with_name(f"{stem}-{index + 1:05d}-of-{count:05d}{suffix}")
+    """The name of one of `count` files: `model.gguf` -> `model-00001-of-00003.gguf`. The ending is
+    `.gguf` however a person writes it: llama.cpp takes splits under no other name."""
+    stem = path.stem if is_gguf(path) else path.name
+    return path.with_name(f"{stem}-{index + 1:05d}-of-{count:05d}.gguf")
 
 
 def split_siblings(name: str) -> list[str]:
@@ -86,8 +87,8 @@ def split_siblings(name: str) -> list[str]:
     match = _NAME.fullmatch(name)
     if not match:
         return [name]
-    base, count = Path(match["prefix"] + match["suffix"]), int(match["count"])
-    return [str(split_path(base, i, count)) for i in range(count)]
+    count, suffix = int(match["count"]), match["suffix"]
+    return [f"{match['prefix']}-{i + 1:05d}-of-{count:05d}{suffix}" for i in range(count)]
 
 
 def split_number(name: str) -> int | None:

@@ -114,13 +114,16 @@ def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
 
 @lru_cache(maxsize=4)  # the vocabulary of every output of a run is one object
 def _repeated(tokens: KeyValue) -> tuple[str, ...]:
-    """One text for two tokens, which llama.cpp ends at. An empty text is `[EMPTY_<id>]` to it."""
+    """One text for two tokens, which llama.cpp ends at. A text ends for it where a NUL is, and an
+    empty one is `[EMPTY_<id>]` to it."""
     seen: dict[bytes, int] = {}
-    for i, text in enumerate(texts(tokens)):
+    for i, whole in enumerate(texts(tokens)):
+        text = whole.partition(b"\0")[0]
         first = seen.setdefault(text or b"[EMPTY_%d]" % i, i)
         if first != i:
             shown: Any = text.decode("utf-8", "replace")
-            return (f"tokens {first} and {i} have the same text, {shown!r}",)
+            why = "" if text == whole else " (llama.cpp ends a text at its first NUL)"
+            return (f"tokens {first} and {i} have the same text, {shown!r}{why}",)
     return ()
 
 

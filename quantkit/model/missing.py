@@ -29,9 +29,11 @@ def check_nothing_missing(
                     continue
                 n_experts = layout.dims[bid or 0].get("experts", 0)
                 experts = f" and {n_experts} experts" if n_experts else ""
+                ahead = bid is not None and bid >= config.layers
+                hint = " (it is of one that predicts; --no-mtp leaves those out)" if ahead else ""
                 raise TensorMissing(
                     f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
-                    f"{target}); {config.where} says {config.layers} layers{experts}"
+                    f"{target}); {config.where} says {config.layers} layers{experts}{hint}"
                 )
 
 

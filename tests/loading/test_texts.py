@@ -47,6 +47,8 @@ def test_the_texts_of_an_array() -> None:
         (["a", "b", "a"], "tokens 0 and 2 have the same text, 'a'"),
         (["a", "", "[EMPTY_1]"], "tokens 1 and 2 have the same text"),
         (["", ""], None),  # llama.cpp numbers them
+        (["a", "b", "a\0b"], "tokens 0 and 2 have the same text, 'a' (llama.cpp ends a text at"),
+        (["\0", "", "a\0"], None),
     ],
 )
 def test_what_is_the_same(tokens: list[str], words: str | None) -> None:

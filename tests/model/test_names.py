@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit.architectures.rules import ConversionOptions
-from quantkit.errors import TensorUnknown
+from quantkit.errors import TensorMissing, TensorUnknown
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -134,6 +134,15 @@ def test_a_count_of_none_with_weights_is_told(
     model = converted(source)
     assert shapes(model) == shapes(converted(checkpoint(case)))
     assert any("0 layers that predict further tokens" in note for note in model.notes)
+
+
+@pytest.mark.parametrize("case", COUNTS)
+def test_a_count_of_more_than_there_are(case: str, broken: Broken) -> None:
+    source = broken(case)
+    set_count(source, COUNTS[case], 3)
+    with pytest.raises(TensorMissing, match="it is of one that predicts; --no-mtp leaves those"):
+        converted(source)
+    assert converted(source, "without").tensors
 
 
 def test_those_of_a_family_that_never_has_them(broken: Broken) -> None:
