@@ -223,7 +223,7 @@ QWEN35_MOE = replace(
 
 QWEN35 = replace(
     QWEN35_MOE,
-    hf_names=("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM"),
+    hf_names=("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", "Qwen3_5TextModel"),
     gguf_arch="qwen35",
     late_keys=(optional_key("expert_feed_forward_length", "moe_intermediate_size"),
                *_SSM_KEYS, _SECTIONS),

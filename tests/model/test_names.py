@@ -15,7 +15,7 @@ from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.checkpoints import read_safetensors, write_safetensors
-from tests.test_errors import edit_config
+from tests.test_errors import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 CASES = ("qwen3moe", "gemma3-dense", "llama-dense", "mixtral-4x", "glm4moe", "qwen3next")
@@ -96,6 +96,28 @@ def test_the_inner_model_has_no_head(name: str, broken: Broken) -> None:
     source = broken("qwen3-embedding-st")
     edit_config(source, architectures=[name], tie_word_embeddings=False)
     assert "output.weight" not in {t.name for t in converted(source).tensors}
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_inner_model_of_qwen35(prefix: str, count: int, broken: Broken) -> None:
+    """It has no head, and none of the layers that its config may count: as llama.cpp's converter
+    writes it."""
+    source = broken("qwen35-dense")
+    names = {t.name: t.shape for t in converted(source, "without").tensors}
+
+    def inner(tensors: dict[str, Any]) -> None:
+        for name in [n for n in tensors if n.startswith(("mtp.", "lm_head."))]:
+            del tensors[name]
+
+    edit_tensors(source, inner)
+    rename(source, lambda n: prefix + n.removeprefix("model."))
+    changes = {"mtp_num_hidden_layers": count, "tie_word_embeddings": False}
+    edit_config(source, architectures=["Qwen3_5TextModel"], **changes)
+    model = converted(source)
+    assert {t.name: t.shape for t in model.tensors} | {"output.weight": ()} == names | {
+        "output.weight": ()
+    }
 
 
 # --- layers that predict further tokens ---------------------------------------------------------
