@@ -24,6 +24,7 @@ from quantkit.recipes.choose import NO_OVERRIDES, Overrides
 from quantkit.recipes.file_types import named_types, release_types, with_mixture
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
+from quantkit.source.gguf_set import model_files
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
@@ -185,10 +186,12 @@ def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SI
 
 
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
-    """The table of a model card for GGUF files: a row for each, and one for each set of splits.
+    """The table of a model card for GGUF files (or directories of them): a row for each, and one
+    for each set of splits.
     Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
     paths = [files] if isinstance(files, str | os.PathLike) else list(files)
-    return Table(tuple(read_rows([Path(p) for p in paths], context)))
+    models = [file for path in paths for file in model_files(Path(path))]
+    return Table(tuple(read_rows(models, context)))
 
 
 def fit(
