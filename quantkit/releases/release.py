@@ -96,6 +96,7 @@ def release(
     if target and not run.dry:
         push.check_login(target)
     earlier = previous.read(directory, join, anew=run.force)
+    previous.check_place(source, directory, earlier, run.force)
     if target and not share:
         earlier = replace(earlier, published=previous.read_published(target))
 
@@ -108,7 +109,6 @@ def release(
     job, kinds = plan_types(plan, types, drop, earlier)
     description = inspection.describe(job.model, source)
     this, plans = _begin_manifest(source, job, description)
-    previous.check_place(source, directory, earlier, run.force)
     if run.force:
         earlier = previous.begun_anew(earlier, this, kinds)
     before = earlier.whole
