@@ -32,7 +32,7 @@ TYPES = ["Q4_K_M", "Q8_0"]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
@@ -45,7 +45,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)  # read when it was imported
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for where in (constants, file_download):
+            monkeypatch.setattr(where, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         yield server
 
 
