@@ -147,7 +147,7 @@ def release(
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
         uploads += [push.Upload(directory / name) for name in previous.BESIDE]
-    sent = push.push(target, uploads, dropped) if target else []
+    sent = push.push(target, uploads, dropped, run.progress) if target else []
     return replace(made, manifest=this, rows=rows, pushed=sent)
 
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from quantkit.cli import app
 from quantkit.hub import http, push
 from quantkit.hub.push import HubTarget
 from quantkit.jobs import Run
+from quantkit.progress import Progress
 from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, release
@@ -159,6 +161,19 @@ def test_without_a_token_nothing_begins(
     assert server.log == []
 
 
+def test_a_log_says_how_far_it_is(again: Callable[..., Release], server: UploadHub) -> None:
+    class Told(Progress):
+        def update(self, step: str, done: int, total: int) -> None:
+            steps.append((step, done, total))
+
+    steps: list[tuple[str, int, int]] = []
+    pushed = again(HubTarget("org/new"), Run(progress=Told()))
+    steps = [step for step in steps if step[0] == "pushing"]
+    total = sum((pushed.directory / name).stat().st_size for name in pushed.pushed)
+    assert steps[:2] == [("pushing", 0, total), ("pushing", pushed.manifest.files[0].nbytes, total)]
+    assert len(steps) == len(pushed.pushed)
+
+
 def test_a_token_that_is_refused(
     again: Callable[..., Release], server: UploadHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,13 +251,11 @@ def test_a_disk_that_is_smaller_than_the_release(
     assert isinstance(result.exception, errors.DiskFull)
     whole, held = push.push, []
 
-    def watched(
-        target: HubTarget, files: Sequence[push.Upload], drop: Sequence[str] = ()
-    ) -> list[str]:
+    def watched(target: HubTarget, files: Sequence[push.Upload], *rest: Any) -> list[str]:
         held.append([p.name for p in out.rglob("*.gguf")])
         if len(held) == 2:
             raise errors.PushInterrupted("org/new: cut")
-        return whole(target, files, drop)
+        return whole(target, files, *rest)
 
     monkeypatch.setattr(push, "push", watched)
     result = run(app, [*arguments, "--discard"])
