@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from quantkit.cli import app
-from quantkit.commands import console
+from quantkit.commands import console, verify
 from quantkit.commands.console import TerminalProgress, clock
 from quantkit.progress import Detail
 from quantkit.reporting import table
@@ -52,6 +52,20 @@ def test_numbers_and_types_are_never_cut(width: int) -> None:
     assert columns(["type"])[0] not in left
     assert (left == []) == (width == 250)
     assert [c.name for c in left] == [c.name for c in SHOWN if c in left]
+
+
+@pytest.mark.parametrize(
+    ("width", "heading"),
+    [(60, "Tensor   Error   Expected  Bytes"), (25, "Tensor   Error   Bytes"),
+     (18, "Tensor   Error"), (5, "Tensor   Error")],
+)  # fmt: skip
+def test_plain_tables_too(width: int, heading: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("Tensor", "Error", "Expected", "Bytes"), ("output", "0.0714", "0.0713", "same")]
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(verify.sys, "stdout", type("Terminal", (), {"isatty": lambda self: True})())
+    lines = verify._table(rows, ("Expected", "Bytes"))
+    assert lines[0].split() == heading.split()
+    assert lines[1].startswith("output  0.0714")
 
 
 def test_every_column_has_its_turn() -> None:
