@@ -120,6 +120,7 @@ def release(
     if not kinds:
         job, plans = replace(job, plan=_part(job.plan, frozenset())), []
     previous.check_same(earlier, this, plans)
+    earlier = previous.comparable(earlier, this, plans)
     others, dropped = ({}, ()) if share else previous.other_files(earlier, kinds, drop)
     if share:
         job = replace(job, plan=_part(job.plan, shared(job.plan, *share)))

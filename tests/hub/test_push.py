@@ -18,6 +18,7 @@ from quantkit.cli import app
 from quantkit.hub import http, push
 from quantkit.hub.push import HubTarget
 from quantkit.jobs import Run
+from quantkit.model.open import Reading
 from quantkit.progress import Progress
 from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE
@@ -318,6 +319,22 @@ def test_a_type_is_added_to_what_is_public(
     assert "with --push org/new it is looked for there" in local.notes[0]
     again = release(source, tmp_path / "fresh", ["Q6_K"], target=target)
     assert again.manifest == added.manifest
+
+
+def test_what_is_public_and_was_made_otherwise_is_made(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    source, target = checkpoint("mixtral-4x"), HubTarget("org/new")
+    release(source, tmp_path / "first", TYPES, target=target)
+    reading = Reading(experts_used=1)
+    again = release(source, tmp_path / "fresh", ["Q8_0"], target=target, reading=reading)
+    assert list(again.states.values()) == ["on the Hub", "made"]
+    again = release(source, tmp_path / "third", ["Q8_0"], target=target, reading=reading)
+    assert list(again.states.values()) == ["on the Hub", "on the Hub"]
+    changed = Path(shutil.copytree(source, tmp_path / source.name))
+    (changed / "model.safetensors").touch()  # another source, and all that is public is asked for
+    again = release(changed, tmp_path / "fourth", TYPES, target=target)
+    assert list(again.states.values()) == ["made", "made"]
 
 
 def test_a_type_is_dropped_in_public(
