@@ -43,7 +43,7 @@ def test_what_stands_in_for_a_tokenizer_model(broken: Broken) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("m.bin", b"lmgg" + bytes(64), "written before there was GGUF"),
+        ("m.ggml", b"lmgg" + bytes(64), "written before there was GGUF"),
         ("m.gguf", b"tjgg" + bytes(64), "written before there was GGUF"),
         ("m.gguf", b"", "empty; download it again"),
     ],
@@ -55,12 +55,12 @@ def test_what_is_no_gguf_file(name: str, data: bytes, words: str, tmp_path: Path
 
 def test_other_weights_and_a_file_for_a_directory(broken: Broken) -> None:
     source = broken("qwen3moe")
-    says_of_checkpoint = "config.json: a file; name the directory"
-    with pytest.raises(errors.SourceNotFound, match=says_of_checkpoint):
+    says_of_checkpoint = "config.json is a part of a checkpoint; the model is its directory"
+    with pytest.raises(errors.UnsupportedSource, match=says_of_checkpoint):
         convert(source / "config.json", source / "out.gguf")
     weights = source / "model.safetensors"
     weights.write_bytes(b'{"error":"Repository not found"}')
-    says(errors.CorruptFile, "not a GGUF file & name the directory", weights)
+    says(errors.UnsupportedSource, "weights of a checkpoint & the model is its directory", weights)
     says(errors.CorruptFile, """it begins with b'{"error":"Reposi""", source)
     for name, words in {
         "model.safetensors.part2of3": "cat model.safetensors.part1of3 model.safetensors.part2of3",
