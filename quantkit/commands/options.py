@@ -133,6 +133,13 @@ def reading_and_layout(
             help="Read params.json and consolidated*.safetensors, not config.json.",
         ),
     ] = False,
+    dense_modules: Annotated[
+        bool,
+        typer.Option(
+            "--sentence-transformers-dense-modules",
+            help="EmbeddingGemma: with the dense modules after its output.",
+        ),
+    ] = False,
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
@@ -143,7 +150,9 @@ def reading_and_layout(
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
-    options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format)
+    options = ConversionOptions(
+        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules
+    )
     kept = parse_numbers(keep_experts) if keep_experts else ()
     return Reading(pre, options, kept, experts_used)
 

@@ -53,6 +53,7 @@ def options(args: list[str]) -> ConversionOptions:
         "--fuse-qkv" in args,
         "--fuse-gate-up-exps" in args,
         mistral_format="--mistral-format" in args,
+        dense_modules="--sentence-transformers-dense-modules" in args,
     )
 
 
