@@ -200,6 +200,10 @@ FLASH_LAYER = (
 FLASH_DIMS = {**BERT.dims, "3hidden": lambda c: 3 * c.get("hidden_size")}
 
 
+def _variant(config: Config) -> Architecture | None:
+    return JINA_BERT_V3 if config.find("lora_adaptations") else None
+
+
 def _respelled(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
     return FLASH_XLM_ROBERTA if "encoder.layers.0.mixer.Wqkv.weight" in shapes else None
 
@@ -208,7 +212,7 @@ XLM_ROBERTA = replace(
     ROBERTA,
     # CamemBERT has the same positions; llama.cpp's converter takes it for BERT
     hf_names=("XLMRobertaModel", "XLMRobertaForSequenceClassification", "CamembertModel"),
-    variant=lambda c: JINA_BERT_V3 if c.find("lora_adaptations") else None,
+    variant=_variant,
     respelled=_respelled,
     defaults={**ROBERTA.defaults, "vocab_size": 250002},
 )

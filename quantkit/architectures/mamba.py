@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from quantkit.architectures.common import EMBEDDINGS, vector
+from quantkit.architectures.common import EMBEDDINGS
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -16,6 +16,7 @@ from quantkit.architectures.rules import (
     Map,
     edited,
     linear,
+    vector,
     whole,
 )
 from quantkit.errors import ConfigError

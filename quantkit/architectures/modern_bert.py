@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantkit.architectures.bert import ENCODER_KEYS, classifies, labels
-from quantkit.architectures.common import DIMS, TEXT_KEYS, VOCAB_SIZE, no_key, vector
+from quantkit.architectures.common import DIMS, TEXT_KEYS, VOCAB_SIZE, no_key
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -11,6 +11,7 @@ from quantkit.architectures.rules import (
     Key,
     Map,
     linear,
+    vector,
     whole,
 )
 

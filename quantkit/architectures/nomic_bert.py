@@ -35,7 +35,7 @@ def _context(config: Config) -> int:
     stretched to, for the dense ones, or four times as many."""
     n: int = config.one("n_positions")
     trained = config.get("max_trained_positions", default=2048)
-    return {(8192, 2048): 2048, (2048, 2048): 512}.get((n, trained), min(n, trained))
+    return {(8192, 2048): 2048, (2048, 2048): 512}.get((n, trained)) or min(n, int(trained))
 
 
 def _stacked_columns(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
@@ -51,6 +51,10 @@ def _layer(bias: bool) -> tuple[Map, ...]:
         *layer_norm(f"{F}.norm1", "attn_output_norm"),
         *layer_norm(f"{F}.norm2", "layer_output_norm"),
     )
+
+
+def _variant(config: Config) -> Architecture | None:
+    return NOMIC_BERT_MOE if config.find("moe_every_n_layers") else None
 
 
 NOMIC_BERT = Architecture(
@@ -82,7 +86,7 @@ NOMIC_BERT = Architecture(
         *linear(f"{F}.mlp.fc12", ("ffn", "hidden"), "ffn_gate", bias=False),
         *linear(f"{F}.mlp.fc2", ("hidden", "ffn"), "ffn_down", bias=False),
     ),
-    variant=lambda c: NOMIC_BERT_MOE if c.find("moe_every_n_layers") else None,
+    variant=_variant,
     renames=((r"^bert\.", ""),),
     drops=(r"(.*\.)?embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
     defaults={"tie_word_embeddings": True},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from quantkit.architectures.common import DIMS, EMBEDDINGS, vector
+from quantkit.architectures.common import DIMS, EMBEDDINGS
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -14,6 +14,7 @@ from quantkit.architectures.rules import (
     Map,
     Shape,
     linear,
+    vector,
     whole,
 )
 

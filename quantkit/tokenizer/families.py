@@ -216,8 +216,9 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5EncoderModel",
                       "MT5ForConditionalGeneration", "UMT5ForConditionalGeneration", "UMT5Model"),
                unigram="t5"),
-    VocabRules(names=("MambaForCausalLM", "MambaLMHeadModel", "FalconMambaForCausalLM"),
-               json_first=True),
+    VocabRules(names=("MambaForCausalLM", "MambaLMHeadModel"), json_first=True),
+    VocabRules(names=("FalconMambaForCausalLM",), json_first=True, pre="falcon"),
+    VocabRules(names=("FalconForCausalLM", "RWForCausalLM"), pre="falcon"),
 )  # fmt: skip
 
 _keys = [(name, row.size) for row in RULES for name in row.names]

@@ -164,7 +164,7 @@ def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int
     return table
 
 
-def prepends_space(tokenizer: dict[str, Any]) -> bool:
+def prepends_space(tokenizer: Mapping[str, Any]) -> bool:
     """Whether the tokenizer puts a space before the text, as SentencePiece does by default."""
     steps = []
     for name, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):

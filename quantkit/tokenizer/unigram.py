@@ -40,7 +40,7 @@ class Unigram:
 def is_unigram(files: CheckpointFiles, name: str) -> bool:
     """Whether a SentencePiece model is split by scores, not by merges. Raises TokenizerError."""
     trainer = _message(_message(files.data(name)).get(2, b""))
-    return trainer.get(3, _UNIGRAM) == _UNIGRAM
+    return bool(trainer.get(3, _UNIGRAM) == _UNIGRAM)
 
 
 def from_model(
