@@ -301,10 +301,10 @@ class Llama:
         self._run(lib.llama_encode if encodes else lib.llama_decode, ids[None], 0, wanted)
         kind, width = lib.llama_pooling_type(self._ctx), lib.llama_model_n_embd_out(self._model)
         if kind == _UNPOOLED:
-            found, shape = lib.llama_get_embeddings(self._ctx), (len(ids), width)
+            found, shape = lib.llama_get_embeddings(self._ctx), [len(ids), width]
         else:
             n = lib.llama_model_n_cls_out(self._model) if kind == _SCORED else width
-            found, shape = lib.llama_get_embeddings_seq(self._ctx, 0), (n,)
+            found, shape = lib.llama_get_embeddings_seq(self._ctx, 0), [n]
         if not found:
             raise LlamaError(f"{self.path}: llama.cpp gives no embedding: {_reason()}")
         return np.array(np.ctypeslib.as_array(found, shape))
