@@ -76,7 +76,7 @@ def _types(
     item = kv.get("token_type_count")
     count = item.value if item is not None and item.type == "UINT32" else 0
     table = next((t for t in tensors if t.name == "token_types.weight"), None)
-    rows = table.shape[0] if table is not None else count
+    rows = prod(table.shape[:-1]) if table is not None else count
     if rows != count:
         yield f"tokenizer.ggml.token_type_count is {count}, not the {rows} of token_types.weight"
     elif not count and by_key["general.architecture"].value in _TYPED:

@@ -16,7 +16,7 @@ import numpy as np
 
 from quantkit.architectures.common import POOLING, POOLING_KEYS
 from quantkit.architectures.rules import Architecture, Config
-from quantkit.errors import ConfigError, CorruptFile, SourceNotFound, TokenizerError
+from quantkit.errors import ConfigError, CorruptFile, SourceNotFound, TensorMissing, TokenizerError
 from quantkit.gguf.types import type_by_name
 from quantkit.model.placement import Placed
 from quantkit.source.checkpoint import read_weights
@@ -33,7 +33,12 @@ _MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}
 _FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS,
           "pooling_mode_lasttoken": LAST}  # fmt: skip
 _RERANKERS = ("qwen3-reranker", "qwen3-vl-reranker")
-HEAD = "cls.output.weight"
+HEAD, MATRIX = "cls.output.weight", "linear.weight"
+# what classifiers have before their last matrix, and llama.cpp does not run
+_HEADS = {
+    "BertForSequenceClassification": "BERT's pooler",
+    "DistilBertForSequenceClassification": "the ReLU of its head (it takes tanh)",
+}
 LABELS = ("yes", "no")  # rows of the head, in this order
 _TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
@@ -70,6 +75,12 @@ def add_reranker(
         return [
             f"the checkpoint pools its outputs (modules.json), and llama.cpp's converter does not "
             f"write that for {arch.gguf_arch}: choose it when the file is run (--pooling)"
+        ]
+    name = str(config.values["architectures"][0])
+    if name in _HEADS:
+        return [
+            f"llama.cpp scores without {_HEADS[name]}, as its converter leaves it: the scores are "
+            "not those of the checkpoint"
         ]
     if not is_reranker(files, arch, config):
         return []
@@ -141,7 +152,9 @@ def dense_modules(files: CheckpointFiles, arch: Architecture) -> dict[str, Sourc
         if not files.has(name):
             raise SourceNotFound(f"{files.label(name)} is not there: download the checkpoint whole")
         target = "dense_2.weight" if folder == "2_Dense" else "dense_3.weight"
-        (source,) = (t for t in read_weights(files.path(name)) if t.name == "linear.weight")
+        source = next((t for t in read_weights(files.path(name)) if t.name == MATRIX), None)
+        if source is None:
+            raise TensorMissing(f"{files.label(name)}: no tensor {MATRIX} is in it")
         out[target] = replace(source, name=target)
     return out
 
