@@ -133,6 +133,7 @@ BERT = Architecture(
         "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2,
         "layer_norm_eps": 1e-12, "tie_word_embeddings": True,
     },
+    fuses=("qkv",),
 )  # fmt: skip
 
 T = "transformer.layer.{bid}"
