@@ -9,12 +9,12 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
-    POOLING_KEYS,
     TEXT_KEYS,
     layer_norm,
     no_key,
     plain_mlp,
 )
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import (
     Architecture,
     Config,

@@ -10,7 +10,6 @@ from quantkit.architectures.common import (
     DROPS,
     EMBEDDINGS,
     NORMS,
-    POOLING_KEYS,
     RMS_NORM,
     TEXT_KEYS,
     L,
@@ -21,6 +20,7 @@ from quantkit.architectures.common import (
     shifted,
     text_keys,
 )
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
 
 _NORMS = shifted(

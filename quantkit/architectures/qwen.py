@@ -19,7 +19,6 @@ from quantkit.architectures.common import (
     NORMALIZED,
     NORMS,
     NOT_NORMALIZED,
-    POOLING_KEYS,
     RMS_NORM,
     SILU,
     TEXT_KEYS,
@@ -33,6 +32,7 @@ from quantkit.architectures.common import (
     router,
     transposed_experts,
 )
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import (
     Architecture,
     Config,

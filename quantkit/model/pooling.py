@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit.architectures.common import POOLING, POOLING_KEYS
+from quantkit.architectures.pooled import POOLING, POOLING_KEYS
 from quantkit.architectures.rules import Architecture, Config
 from quantkit.errors import ConfigError, CorruptFile, SourceNotFound, TensorMissing, TokenizerError
 from quantkit.gguf.types import type_by_name
