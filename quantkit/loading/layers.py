@@ -49,6 +49,8 @@ def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str
         yield f"{arch}: no layer of {trunk} has the sliding window that it is run with"
     if arch == "llama4" and all(sliding):  # the others scale attention, by an input of the graph
         yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
+    if arch.startswith("gemma-embedding") and all(sliding):  # a mask is made for the others, too
+        yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
     # the others share the factors that their rotary positions are divided by
     if arch == "gemma4" and all(sliding) and any(t.name == "rope_freqs.weight" for t in tensors):
         yield f"{arch}: all {trunk} layers have a sliding window, rope_freqs.weight is for others"
