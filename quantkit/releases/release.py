@@ -402,8 +402,7 @@ def _write_beside(
     """Everything but the weights; the manifest last."""
     values = {item.key: item.value for item in model.kv}
     names = [t.name for t in model.tensors]
-    purpose = purpose_of(values, names)
-    usual = card.usual(rows)
+    usual, purpose = card.usual(rows), purpose_of(values, names)
     first = this.first_file(usual.type)
     measured = page.error_by_size(rows, this.errors)
     drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
