@@ -232,7 +232,7 @@ def _refusal(job: Callable[[], object]) -> str:
 
 def test_merging_into_a_directory_is_refused_first(file: Path, tmp_path: Path) -> None:
     splits = split(file, tmp_path / "s.gguf", Splits(max_tensors=9)).files
-    out = tmp_path / "directory"
+    out = tmp_path / "directory.gguf"
     out.mkdir()
     with pytest.raises(errors.OutputError, match="is a directory; name the file"):
         merge(splits[0].path, out, Run(force=True))
