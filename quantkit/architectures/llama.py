@@ -32,6 +32,7 @@ from quantkit.architectures.common import (
     transposed_experts,
     with_head_dim,
 )
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
 from quantkit.errors import ConfigError
 
@@ -99,6 +100,7 @@ ARCEE = replace(
     hf_names=("ArceeForCausalLM",),
     gguf_arch="arcee",
     keys=with_head_dim(TEXT_KEYS),
+    late_keys=(*LLAMA.late_keys, *POOLING_KEYS),
     expects=(Expect("hidden_act", ("relu2",)),),
     maps=(*ATTENTION, *plain_mlp()),
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},

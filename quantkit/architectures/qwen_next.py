@@ -28,6 +28,7 @@ from quantkit.architectures.common import (
     shifted,
 )
 from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.qwen import ALL_SPARSE, QWEN2_MOE, SHARED_EXPERT
 from quantkit.architectures.rules import (
     Architecture,
@@ -226,7 +227,7 @@ QWEN35 = replace(
     hf_names=("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", "Qwen3_5TextModel"),
     gguf_arch="qwen35",
     late_keys=(optional_key("expert_feed_forward_length", "moe_intermediate_size"),
-               *_SSM_KEYS, _SECTIONS),
+               *_SSM_KEYS, _SECTIONS, *POOLING_KEYS),
     expects=(RMS_NORM, SILU),
     dims={
         **DIMS,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.architectures.rules import Architecture, Config, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
-from quantkit.model.pooling import POOLED_FIRST, add_pooling
+from quantkit.model.pooling import add_reranker
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.storage.parse import parse_yaml
 from quantkit.tokenizer.families import rules_for
@@ -72,15 +72,12 @@ def checkpoint_metadata(
     add_general(writer, files, tensors)
     _add_keys(writer, arch.keys, config)
     writer.add_file_type(file_type)
-    if arch.gguf_arch not in POOLED_FIRST:
-        _add_keys(writer, arch.late_keys, config)
-    pooled = add_pooling(writer, files, arch, config)
-    if arch.gguf_arch in POOLED_FIRST:
-        _add_keys(writer, arch.late_keys, config)
+    _add_keys(writer, arch.late_keys, config)
+    reranks = add_reranker(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
     kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
-    return kv, (*pooled, *notes)
+    return kv, (*reranks, *notes)
 
 
 def with_vocabulary(

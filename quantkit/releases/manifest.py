@@ -175,6 +175,12 @@ class Manifest:
         """The types of its files, in order."""
         return list(dict.fromkeys(f.type for f in self.files))
 
+    def use_case(self, kind: str) -> str:
+        """What the files of a type are good for, in a few words."""
+        if kind not in self.errors:
+            return made_from(self.made_from.quantized)
+        return use_case(self.errors[kind], self.made_from.quantized)
+
     def first_file(self, kind: str) -> str:
         """The file to name for a type: the first of its splits."""
         return next(f.name for f in self.files if f.type == kind)
@@ -281,9 +287,7 @@ def use_of(file: Path) -> str | None:
     kinds = [record.type for record in found.records if record.name == file.name] if found else []
     if found is None or not kinds or not found.made_from.quantized:
         return None
-    if kinds[0] not in found.errors:
-        return made_from(found.made_from.quantized)
-    return use_case(found.errors[kinds[0]], found.made_from.quantized)
+    return found.use_case(kinds[0])
 
 
 def write(path: Path, text: str) -> None:

@@ -244,9 +244,10 @@ def whole_files(paths: Iterable[Path]) -> set[Path]:
     return {p for p in paths if p.exists() and not journal_path(p).exists()}
 
 
-def any_begun(plan: Plan) -> bool:
-    """Whether anything of the plan's files is there: what a run can go on with."""
-    return any(f.path.exists() or journal_path(f.path).exists() for f in plan.files)
+def forget_unbegun(record: Path, plan: Plan) -> None:
+    """Remove the record of a release of which no file is there that a run could go on with."""
+    if not any(f.path.exists() or journal_path(f.path).exists() for f in plan.files):
+        manifest.remove(record)
 
 
 def check_files(

@@ -26,9 +26,9 @@ from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import PLAIN, Request, model_facts
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
-from quantkit.recipes.sensitivity import use_case
 from quantkit.releases import card, checksums, manifest, modelfile, page, previous
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
+from quantkit.releases.purpose import purpose_of
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.llama_memory import Weights
@@ -143,8 +143,7 @@ def release(
         manifest.write(manifest.partial_path(directory), record)
     else:
         this = replace(this, errors=_errors(this.kinds, job, plan, earlier, run))
-        uses = {k: use_case(e, this.made_from.quantized) for k, e in this.errors.items()}
-        rows = [replace(row, use_case=uses[row.type]) for row in rows]
+        rows = [replace(row, use_case=this.use_case(row.type)) for row in rows]
         _write_beside(directory, this, rows, description, job.model)
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
@@ -389,8 +388,8 @@ def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest,
         manifest.write(record, manifest.as_json(making))
         carry_out(job, run)
     except BaseException as e:
-        if isinstance(e, QuantkitError) and not (goes_on or previous.any_begun(job.plan)):
-            manifest.remove(record)
+        if isinstance(e, QuantkitError) and not goes_on:
+            previous.forget_unbegun(record, job.plan)
         if is_new:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # if it is empty
@@ -402,7 +401,8 @@ def _write_beside(
 ) -> None:
     """Everything but the weights; the manifest last."""
     values = {item.key: item.value for item in model.kv}
-    usual = card.usual(rows)
+    names = [t.name for t in model.tensors]
+    usual, purpose = card.usual(rows), purpose_of(values, names)
     first = this.first_file(usual.type)
     measured = page.error_by_size(rows, this.errors, this.made_from.quantized)
     drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
@@ -410,8 +410,8 @@ def _write_beside(
     texts = {
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
         previous.CARD: card.render(this, rows, description, values, shown),
-        previous.PAGE: page.render(this, rows, description, [measured]),
-        previous.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
+        previous.PAGE: page.render(this, rows, description, [measured], purpose),
+        previous.MODELFILE: modelfile.render(first, usual.context, values, usual.files > 1, names),
         manifest.CHECKSUMS: manifest.as_checksums(this.files),
         manifest.NAME: manifest.as_json(this),
     }

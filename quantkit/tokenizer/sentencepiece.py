@@ -118,7 +118,7 @@ def from_merges(
     spaces = {
         t["content"] for t in extra if SPACE in t["content"] and not t.get("normalized", True)
     }
-    if _come_first(spaces, merged) and not _prepends_space(tokenizer):
+    if _come_first(spaces, merged) and not prepends_space(tokenizer):
         spaces = set()
     outside = {t["content"] for t in extra} | {p for p in vocab if _BYTE.fullmatch(p)}
     outside -= spaces
@@ -140,7 +140,7 @@ def from_merges(
     table.notes.insert(
         0, Detail(f"scores of {len(merged)} pieces derived from the merges of tokenizer.json")
     )
-    if not _prepends_space(tokenizer):
+    if not prepends_space(tokenizer):
         table.space_prefix = False
     return table
 
@@ -181,7 +181,7 @@ def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int
     return table
 
 
-def _prepends_space(tokenizer: dict[str, Any]) -> bool:
+def prepends_space(tokenizer: Mapping[str, Any]) -> bool:
     """Whether the tokenizer puts a space before the text, as SentencePiece does by default."""
     steps = []
     for name, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
