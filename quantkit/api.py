@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit import jobs
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
-from quantkit.errors import UsageError
+from quantkit.errors import OutputExists, UsageError
 from quantkit.gguf.splits import NO_SPLITS, Splits, parse_size
 from quantkit.hub.push import HubTarget
 from quantkit.model.open import AS_IT_IS, Reading, open_gguf
@@ -27,6 +27,7 @@ from quantkit.reporting.written import Written
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
+    from quantkit.calibration.measure import Measured, Options
     from quantkit.fitting.fit import Fit
     from quantkit.releases.release import Release
     from quantkit.reporting.inspection import Inspection
@@ -223,6 +224,53 @@ def fit(
         threads=threads,
         progress=progress,
     )
+
+
+def imatrix(
+    source: SourceLike,
+    texts: StrPath | Iterable[StrPath],
+    output: StrPath,
+    *,
+    options: Options | None = None,
+    with_type: str = "Q8_0",
+    reading: Reading = AS_IT_IS,
+    threads: int | None = None,
+    memory: Size | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Measured:
+    """Make the importance matrix of a GGUF file, or of a checkpoint by way of a file of
+    `with_type`, from texts in UTF-8, in llama.cpp (needs the `llama` extra).
+
+    `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does. With
+    `memory`, as many chunks go through a layer together as fit into it. A run that was stopped
+    goes on.
+    """
+    from quantkit.calibration.measure import AS_LLAMA_IMATRIX
+    from quantkit.releases.importance import make
+
+    return make(
+        source,
+        list(map(Path, [texts] if isinstance(texts, str | os.PathLike) else texts)),
+        Path(output),
+        options or AS_LLAMA_IMATRIX,
+        with_type=with_type,
+        reading=reading,
+        run=_run(False, threads, memory, force, progress),
+    )
+
+
+def merge_imatrix(
+    files: Iterable[StrPath], output: StrPath, *, dat: bool = False, force: bool = False
+) -> None:
+    """Add importance matrices of one model up, or write one in the other format (`dat`: the older
+    one)."""
+    from quantkit.calibration.sums import merged, read_sums, write
+
+    path = Path(output)
+    if path.exists() and not force:
+        raise OutputExists(f"{path} exists; give --force to overwrite it")
+    write(path, merged([(os.fspath(file), read_sums(file)) for file in files]), dat)
 
 
 def release(

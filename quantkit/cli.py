@@ -16,6 +16,7 @@ from quantkit import __version__
 from quantkit.commands import (
     convert,
     fit,
+    imatrix,
     inspect,
     plan,
     quantize,
@@ -30,7 +31,7 @@ ISSUES = "https://github.com/quantkit/quantkit/issues"
 COMMANDS = (
     convert.convert, quantize.quantize, split.split, split.merge,
     inspect.inspect, report.report, plan.plan, release.release, verify.verify,
-    fit.fit,
+    fit.fit, imatrix.imatrix,
 )  # fmt: skip
 
 

@@ -52,10 +52,29 @@ class TerminalProgress(Progress):
         if not sys.stderr.isatty():
             return
         if step != self._step or self._bar is None:
-            self._begin(step)
+            from rich import progress
+
+            self._begin(step, progress.DownloadColumn(), progress.TransferSpeedColumn())
         self._bar.update(self._task, completed=done, total=total)
 
-    def _begin(self, step: str) -> None:
+    def count(self, step: str, done: int, total: int, told: str = "") -> None:
+        if not sys.stderr.isatty():
+            return
+        if step != self._step or self._bar is None:
+            from rich import progress
+
+            self._begin(
+                step,
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TextColumn("{task.fields[told]}"),
+            )
+            self._first, self._since = done, time.monotonic()
+        rate = (done - self._first) / max(time.monotonic() - self._since, 1e-9)
+        words = f"{rate:.2f}/s" if done > self._first else ""
+        self._bar.update(self._task, completed=done, total=total, rate=words, told=told)
+
+    def _begin(self, step: str, *columns: Any) -> None:
         from rich import progress
         from rich.console import Console
 
@@ -64,13 +83,12 @@ class TerminalProgress(Progress):
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
+            *columns,
             progress.TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         self._bar.start()
-        self._step, self._task = step, self._bar.add_task(step, total=None)
+        self._step, self._task = step, self._bar.add_task(step, total=None, rate="", told="")
 
 
 def print_table(

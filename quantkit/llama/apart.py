@@ -16,7 +16,7 @@ from typing import Any
 
 from quant_types import isolated
 from quantkit.errors import LlamaError
-from quantkit.verification.llama_cpp import Llama, complete, library
+from quantkit.llama.llama_cpp import Llama, complete, library
 
 # lines of a process that llama.cpp ends, the most telling first; a stack trace follows them
 _REASONS = (
