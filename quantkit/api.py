@@ -1,7 +1,9 @@
 """quantkit in Python: a function for each command, with the command's options as arguments.
 
 Paths are strings or `os.PathLike`, sizes bytes or text such as "12GB", importance matrices paths or
-what `quantkit.read_imatrix` returned. All functions raise `quantkit.errors.QuantkitError`.
+what `quantkit.read_imatrix` returned; for `quantize` and `release` also "auto": it is made first,
+of the texts of `calibration`, or of text that the model writes itself. All functions raise
+`quantkit.errors.QuantkitError`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from quantkit.verification.verdict import Verdict
 
 StrPath = str | os.PathLike[str]
+AUTO = "auto"  # an importance matrix that is made first
 Size = int | str  # bytes, or text such as "512MB"
 
 
@@ -72,6 +75,7 @@ def quantize(
     overrides: Overrides = NO_OVERRIDES,
     imatrix: StrPath | Imatrix | None = None,
     imatrix_strict: bool = False,
+    calibration: Sequence[StrPath] = (),
     prune_layers: Sequence[int] = (),
     override_kv: Sequence[str] = (),
     allow_requantize: bool = False,
@@ -105,17 +109,20 @@ def quantize(
         allow_requantize=allow_requantize,
         strict=strict,
     )
+    run = _run(dry_run, threads, memory, force, progress, cluster)
+    place = Path(output or ".")
+    place = place.parent if place.suffix == ".gguf" else place
     plan = jobs.quantize(
         source,
         with_mixture(_types(types), recipe),
         _path(output),
         request=request,
-        imatrix=_imatrix(imatrix),
+        imatrix=_matrix(source, imatrix, calibration, place, reading, run),
         imatrix_strict=imatrix_strict,
         prune=prune_layers,
         override_kv=override_kv,
         reading=reading,
-        run=_run(dry_run, threads, memory, force, progress, cluster),
+        run=run,
     )
     return Written(plan)
 
@@ -235,16 +242,14 @@ def imatrix(
     with_type: str = "Q8_0",
     reading: Reading = AS_IT_IS,
     threads: int | None = None,
-    memory: Size | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Measured:
     """Make the importance matrix of a GGUF file, or of a checkpoint by way of a file of
     `with_type`, from texts in UTF-8, in llama.cpp (needs the `llama` extra).
 
-    `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does. With
-    `memory`, as many chunks go through a layer together as fit into it. A run that was stopped
-    goes on.
+    `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does. A run
+    that was stopped goes on.
     """
     from quantkit.calibration.measure import AS_LLAMA_IMATRIX
     from quantkit.releases.importance import make
@@ -256,7 +261,7 @@ def imatrix(
         options or AS_LLAMA_IMATRIX,
         with_type=with_type,
         reading=reading,
-        run=_run(False, threads, memory, force, progress),
+        run=_run(False, threads, None, force, progress),
     )
 
 
@@ -286,6 +291,7 @@ def release(
     join: Sequence[StrPath] = (),
     context: int | None = None,
     imatrix: StrPath | Imatrix | None = None,
+    calibration: Sequence[StrPath] = (),
     allow_requantize: bool = False,
     splits: Splits = NO_SPLITS,
     reading: Reading = AS_IT_IS,
@@ -309,15 +315,15 @@ def release(
     if discard and (target is None or share or join):
         raise UsageError("--discard goes with --push, and without --share and --join")
     wanted = release_types(recipe) if types is None else with_mixture(_types(types), recipe)
+    directory, run = Path(output), _run(dry_run, threads, memory, force, progress)
     options: dict[str, Any] = {
         "request": Request(splits=splits, allow_requantize=allow_requantize),
-        "imatrix": _imatrix(imatrix),
+        "imatrix": _matrix(source, imatrix, calibration, directory, reading, run),
         "reading": reading,
         "context": context,
         "base_model": base_model,
-        "run": _run(dry_run, threads, memory, force, progress),
+        "run": run,
     }
-    directory = Path(output)
     if target and discard:
         return release_in_parts(source, directory, wanted, target=target, **options)
     shares = [Path(path) for path in join]
@@ -381,6 +387,24 @@ def _size(size: Size | None) -> int | None:
 
 def _imatrix(imatrix: StrPath | Imatrix | None) -> Imatrix | None:
     return imatrix if imatrix is None or isinstance(imatrix, Imatrix) else read_imatrix(imatrix)
+
+
+def _matrix(
+    source: SourceLike,
+    imatrix: StrPath | Imatrix | None,
+    calibration: Sequence[StrPath],
+    directory: Path,
+    reading: Reading,
+    run: jobs.Run,
+) -> Imatrix | None:
+    """The matrix that is given; of "auto", the one that is made in `directory`."""
+    if imatrix != AUTO:
+        if calibration:
+            raise UsageError("--calibration goes with --imatrix auto")
+        return _imatrix(imatrix)
+    from quantkit.releases.importance import auto
+
+    return auto(source, directory, list(map(Path, calibration)), reading=reading, run=run)
 
 
 def _run(

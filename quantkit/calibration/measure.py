@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quant_types import isolated
 from quantkit import errors
 from quantkit.calibration.run import Task
 from quantkit.calibration.sums import CHUNK_SIZE
-from quantkit.errors import ImatrixError, LlamaError, OutputExists, SourceNotFound
+from quantkit.errors import ImatrixError, OutputExists, SourceNotFound
 from quantkit.gguf.container import read_header
 from quantkit.gguf.splits import split_siblings
-from quantkit.llama.apart import reason
+from quantkit.llama import apart
 from quantkit.llama.llama_cpp import library
 from quantkit.progress import SILENT, Progress
 from quantkit.storage import os_files
@@ -71,10 +68,14 @@ def measure(
     options: Options = AS_LLAMA_IMATRIX,
     *,
     threads: int | None = None,
+    names: Sequence[str] = (),
+    made_from: str = "",
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Measured:
     """Make the importance matrix of a GGUF file (or the first of a set) from texts in UTF-8.
+
+    `names` are those that the texts have in it, if not their paths; `made_from` is noted in it.
 
     A run that was stopped goes on. Raises LlamaMissing, LlamaError (llama.cpp does not run it, or
     NaN), SourceNotFound, ImatrixError (a text that is empty, too short or not UTF-8), OutputExists,
@@ -91,12 +92,13 @@ def measure(
     task = Task(
         model=str(model.absolute()),
         texts=tuple(str(p.absolute()) for p in texts),
-        datasets=tuple(map(str, texts)),
+        datasets=tuple(names or map(str, texts)),
         output=str(output.absolute()),
         state=str(state.absolute()),
         identity=identity,
         threads=threads,
         every=EVERY,
+        made_from=made_from,
         **asdict(options),
     )
     try:
@@ -115,41 +117,13 @@ def measure(
 
 
 def _carried_out(task: Task, progress: Progress) -> dict[str, Any]:
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(
-            isolated.command("quantkit.calibration.run"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            cwd=isolated.DIRECTORY,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        ) as child,
-    ):
-        assert child.stdin is not None
-        assert child.stdout is not None
-        found = None
-        try:
-            child.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
-            child.stdin.flush()  # and stays open: the child ends with this process
-            for line in child.stdout:
-                told = json.loads(line)
-                if "error" in told:
-                    raise getattr(errors, told["error"], LlamaError)(told["text"])
-                if "errno" in told:
-                    raise OSError(told["errno"], os.strerror(told["errno"]), told["text"])
-                if "counts" in told:
-                    found = dict(told["counts"])
-                    continue
-                progress.count(_words(told), told["done"], told["total"], _beside(told))
-            code = child.wait()
-        finally:
-            child.kill()
-        if found is not None and not code:
-            return found
-        said.seek(0)
-        why = reason(code, said.read().decode("utf-8", "replace"))
-    raise LlamaError(f"{task.model}: llama.cpp ends as it runs it: {why}")
+    found: dict[str, Any] = {}
+    for told in apart.tell("quantkit.calibration.run", asdict(task), task.model):
+        if "counts" in told:
+            found = dict(told["counts"])
+        else:
+            progress.count(_words(told), told["done"], told["total"], _beside(told))
+    return found
 
 
 def _words(told: Mapping[str, Any]) -> str:
@@ -184,7 +158,7 @@ def _identity(model: Path, texts: Sequence[Path], options: Options) -> str:
     of the texts, and of the options."""
     digest = hashlib.sha256()
     for file in _splits(model):
-        digest.update(_sampled(file))
+        digest.update(sampled(file))
     for path in texts:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     digest.update(json.dumps(asdict(options), sort_keys=True).encode())
@@ -195,7 +169,8 @@ def _splits(model: Path) -> list[Path]:
     return [model.with_name(name) for name in split_siblings(model.name)]
 
 
-def _sampled(file: Path) -> bytes:
+def sampled(file: Path) -> bytes:
+    """SHA-256 of a GGUF file's size, header, and samples of its weights."""
     digest = hashlib.sha256()
     fd = os_files.open_read(file)
     try:

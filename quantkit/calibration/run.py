@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
-import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import exp, log, nan
@@ -26,6 +23,7 @@ from quantkit.calibration.collector import Collector, few, lacking
 from quantkit.calibration.sums import Entry, Sums, as_gguf, counted, read_exact, replace_file, write
 from quantkit.errors import ImatrixError, JournalMismatch, LlamaError, OutputInUse, QuantkitError
 from quantkit.gguf.container import KeyValue, array, read_header, scalar, string, uint32
+from quantkit.llama import apart
 from quantkit.llama.llama_cpp import Llama, library
 from quantkit.storage import os_files
 
@@ -43,7 +41,7 @@ class Task:
     of `context` tokens, from chunk `first` on; `least`: tokens that every expert is to see;
     `at_once`: chunks that go through a layer together (0: as llama-imatrix has it); `state`: where
     the run keeps what is done, every `every` chunks; `copies`: a copy of the matrix every so many
-    (0: none)."""
+    (0: none); `made_from`: noted in the matrix, if it is anything."""
 
     model: str
     texts: tuple[str, ...]
@@ -63,6 +61,7 @@ class Task:
     every: int
     copies: int
     dat: bool
+    made_from: str
 
 
 @dataclass
@@ -313,9 +312,11 @@ def _save(task: Task, state: Path, matrix: Sums, at: Standing) -> None:
 def _matrix(task: Task, known: Mapping[str, Entry], at: Standing) -> Sums:
     """As it is written; with what came how, where more was done than was asked for."""
     notes: tuple[KeyValue, ...] = ()
+    if task.made_from:
+        notes = (string(PREFIX + "made_from", task.made_from),)
     if any(chunks for _, chunks in at.came[1:]):
         text = [f"{used or 'own'} experts a token: {n} chunks" for used, n in at.came[1:] if n]
-        notes = (
+        notes += (
             uint32(PREFIX + "min_tokens", task.least),
             array(PREFIX + "further", text, _STRING),
             array(PREFIX + "widened", sorted(at.reached), _STRING),
@@ -344,26 +345,14 @@ def _told(known: Mapping[str, Entry], at: Standing) -> dict[str, Any]:
     }
 
 
-def _end_with_the_asker() -> None:
-    """The one that asked holds stdin open for as long as it lives."""
-    sys.stdin.buffer.read()
-    os._exit(1)
-
-
 def main() -> None:
-    """Do the task on stdin, a line of JSON."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asked decides
-    task = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_the_asker, daemon=True).start()
-    task = Task(**{**task, "texts": tuple(task["texts"]), "datasets": tuple(task["datasets"])})
-    try:
-        for told in run(task):
-            print(json.dumps(told), flush=True)
-    except QuantkitError as e:
-        print(json.dumps({"error": type(e).__name__, "text": str(e)}), flush=True)
-    except OSError as e:
-        print(json.dumps({"errno": e.errno, "text": str(e.filename or task.output)}), flush=True)
-    os._exit(0)  # nothing that llama.cpp holds is to be taken apart
+    """Do the task on stdin."""
+
+    def work(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        texts, datasets = tuple(task.pop("texts")), tuple(task.pop("datasets"))
+        return run(Task(**task, texts=texts, datasets=datasets))
+
+    apart.serve(work)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def _of_one(entry: Entry) -> TensorStatistics | None:
     off = values - mean
     squared = off * off
     variance = float(squared.mean()) if n > 1 else 0.0
-    deviation, skewness, kurtosis = sqrt(variance), 0.0, 0.0
+    deviation, skewness, kurtosis = float(np.sqrt(np.float32(variance))), 0.0, 0.0
     if deviation > _NOTHING:
         skewness = float((squared * off).mean()) / (variance * sqrt(variance))
         kurtosis = float((squared * squared).mean()) / variance**2 - 3

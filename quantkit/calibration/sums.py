@@ -7,9 +7,13 @@ experts of a tensor: what came in by that way cannot be told apart again.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import struct
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -33,6 +37,8 @@ from quantkit.gguf.container import (
     uint32,
 )  # fmt: skip
 from quantkit.gguf.types import type_by_name
+from quantkit.hub.http import SCHEME
+from quantkit.hub.repository import Address, Reader
 from quantkit.storage import os_files
 
 Floats = NDArray[np.float32]
@@ -40,6 +46,7 @@ Counts = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 SQUARES, COUNTS, SUMS = ".in_sum2", ".counts", ".in_sum"
+_PART = 1 << 24  # bytes that are fetched at once
 CHUNK_SIZE = 512  # tokens, where a file does not say (llama-imatrix's default)
 _F32 = type_by_name("F32").id
 _STRINGS = 8  # GGUF's number for text
@@ -72,17 +79,34 @@ class Sums:
 
 
 def read_sums(path: str | os.PathLike[str]) -> Sums:
-    """Read a matrix of either form.
+    """Read a matrix of either form, here or at hf://ORG/MODEL/FILE.
 
-    Raises SourceNotFound, CorruptFile or UnsupportedSource (a GGUF that cannot be read), and
-    ImatrixError (a file that is no importance matrix, or a damaged one).
+    Raises SourceError: SourceNotFound, CorruptFile or UnsupportedSource (a GGUF that cannot be
+    read) among others; ImatrixError: a file that is no importance matrix, or a damaged one.
     """
-    file = Path(path)
+    given = os.fspath(path)
+    file = hub_file(given) if given.startswith(SCHEME) else Path(given)
     try:
         data: Bytes = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, "u1")
     except OSError as e:
         raise SourceNotFound(f"{path}: cannot be read ({e.strerror})") from None
     return _from_gguf(file, data) if data[:4].tobytes() == MAGIC else _from_dat(file, data)
+
+
+@functools.cache
+def hub_file(address: str) -> Path:
+    """A file of the Hub on this machine, until this process ends. Raises SourceError."""
+    source = Address.parse(address)
+    file = next((f for f in source.listing() if f.path == source.file), None)
+    if file is None:
+        raise SourceNotFound(f"{address}: no such file in the model")
+    directory = tempfile.TemporaryDirectory(prefix="quantkit-")
+    atexit.register(directory.cleanup)
+    path = Path(directory.name) / file.name
+    with closing(Reader(file)) as there, path.open("wb") as f:
+        for at in range(0, file.size, _PART):
+            f.write(there.pread(min(_PART, file.size - at), at))
+    return path
 
 
 def read_exact(path: Path) -> Sums:

@@ -82,6 +82,14 @@ AllowRequantize = Annotated[
 ImatrixFile = Annotated[
     str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
 ]
+ImatrixOrAuto = Annotated[
+    str | None,
+    typer.Option("--imatrix", help="An importance matrix (GGUF, .dat, hf://...), or auto."),
+]
+Calibration = Annotated[
+    list[Path],
+    typer.Option(help="A text for --imatrix auto (default: the model writes one). Repeatable."),
+]
 Recipe = Annotated[
     str | None,
     typer.Option("--recipe", help="moe: fewer bytes for experts, more for the rest; or FILE.gguf."),

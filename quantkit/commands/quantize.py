@@ -24,7 +24,8 @@ def quantize(
     ],
     output: options.Out = None,
     recipe: options.Recipe = None,
-    imatrix: options.ImatrixFile = None,
+    imatrix: options.ImatrixOrAuto = None,
+    calibration: options.Calibration = [],  # noqa: B006
     include_weights: Annotated[
         list[str], typer.Option(help="Use the matrix for these tensors only (part of a name).")
     ] = [],  # noqa: B006
@@ -100,7 +101,10 @@ def quantize(
             output,
             recipe=recipe,
             overrides=overrides,
-            imatrix=options.read_imatrix(imatrix, include_weights, exclude_weights),
+            imatrix=imatrix
+            if imatrix == api.AUTO
+            else options.read_imatrix(imatrix, include_weights, exclude_weights),
+            calibration=calibration,
             imatrix_strict=imatrix_strict,
             prune_layers=parse_layers(prune_layers) if prune_layers else (),
             override_kv=override_kv,

@@ -101,6 +101,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
     "llama_vocab_bos": (c_int32, (c_void_p,)),
+    "llama_vocab_eos": (c_int32, (c_void_p,)),
     "llama_vocab_get_add_bos": (c_bool, (c_void_p,)),
     "llama_vocab_is_eog": (c_bool, (c_void_p, c_int32)),
     "llama_tokenize": (
@@ -239,6 +240,13 @@ class Llama:
         wanted = self._lib.llama_vocab_get_add_bos(self._vocab)
         return int(self._lib.llama_vocab_bos(self._vocab)) if wanted else None
 
+    @property
+    def start(self) -> int:
+        """The token that a text of its own begins with: the one that begins a text, or else ends
+        one; the first of the vocabulary where there is neither."""
+        named = (self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab))
+        return next((int(token) for token in named if token >= 0), 0)
+
     def ends(self, token: int) -> bool:
         """Whether a token ends the text."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
@@ -256,15 +264,16 @@ class Llama:
             raise LlamaError(f"{self.path}: llama.cpp does not tokenize a text: {_reason()}")
         return ids[:n]
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for, wherever they stand."""
-        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+    def text(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text that token ids stand for, wherever they stand; `special`: control tokens are
+        spelled."""
+        return b"".join(self._piece(i, special) for i in ids).decode("utf-8", "replace")
 
-    def _piece(self, token: int) -> bytes:
+    def _piece(self, token: int, special: bool) -> bytes:
         size = 64
         while True:
             room = ctypes.create_string_buffer(size)
-            n = self._lib.llama_token_to_piece(self._vocab, token, room, size, 0, False)
+            n = self._lib.llama_token_to_piece(self._vocab, token, room, size, 0, special)
             if n >= 0:
                 return room.raw[:n]
             size = -n
