@@ -47,6 +47,15 @@ class Imatrix:
     datasets: tuple[str, ...]
     chunks: int
 
+    def entry(self, name: str) -> str:
+        """The entry that serves a tensor: its own; or else that of a product with the same
+        activations. gate and up of experts have the same, whether they are one tensor or two."""
+        return next((n for n in (name, *_alike(name)) if n in self.values), name)
+
+    def of(self, name: str) -> Values | None:
+        """The values for a tensor, if there are any."""
+        return self.values.get(self.entry(name))
+
     def for_tensors(
         self, tensors: Iterable[ModelTensor], old_names: Mapping[str, str] = UNCHANGED
     ) -> dict[str, Values]:
@@ -58,7 +67,7 @@ class Imatrix:
         """
         by_name, wrong = {}, []
         for t in tensors:
-            data = self.values.get(old_names.get(t.name, t.name))
+            data = self.of(old_names.get(t.name, t.name))
             if data is None:
                 continue
             if _fits(t.shape, data):
@@ -79,6 +88,14 @@ class Imatrix:
         if self.chunks > 0:
             items.append(uint32(prefix + "chunks_count", self.chunks))
         return tuple(items)
+
+
+def _alike(name: str) -> tuple[str, ...]:
+    """Other tensors that are multiplied with the same activations."""
+    parts, whole = ("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps"
+    if f".{whole}." in name:
+        return tuple(name.replace(whole, part) for part in parts)
+    return tuple(name.replace(part, whole) for part in parts if f".{part}." in name)
 
 
 def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
@@ -196,7 +213,7 @@ def coverage(
     covered, missing, mismatched = 0, [], []
     unreached: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        data, ends = imatrix.values.get(entries[name]), category(name) in ("token_embd", "output")
+        data, ends = imatrix.of(entries[name]), category(name) in ("token_embd", "output")
         if data is not None and _fits(shape, data):
             covered += uses[name]
             idle = np.flatnonzero((data.reshape(_experts_and_width(shape)) == 1).all(axis=1))
@@ -206,7 +223,7 @@ def coverage(
             mismatched.append(_disagreement(name, shape, data))
         elif uses[name] and not ends:
             missing.append(name)
-    known = set(entries.values())
+    known = {other for name in entries.values() for other in (name, *_alike(name))}
     return Coverage(
         covered=covered,
         missing=tuple(missing),
@@ -217,7 +234,7 @@ def coverage(
         bare=frozenset(
             name
             for name, shape in shapes.items()
-            if (data := imatrix.values.get(entries[name])) is None or not _fits(shape, data)
+            if (data := imatrix.of(entries[name])) is None or not _fits(shape, data)
         ),
     )
 
