@@ -21,6 +21,8 @@ from quantkit.calibration.sums import Entry
 from quantkit.errors import LlamaError, LlamaMissing
 
 Floats = NDArray[np.float32]
+# of a product: where its activations and the experts' numbers lie, and how many matrices there are
+Operand = tuple[int, int | None, int, int]
 WATCH = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, ctypes.c_bool, c_void_p)
 OUTPUTS = ("output.weight", "token_embd.weight")
 _F32 = 0
@@ -61,6 +63,15 @@ class Collector:
         }
         self.counts = {name: e.counts.copy() for name, e in known.items()}
         self.trouble: BaseException | None = None  # what stopped the run
+        # products with the same operand have the same sums: they are taken once, for the first
+        self._leader: dict[str, str] = {}
+        self._first: dict[Operand, str] = {}
+        self._last: dict[str, Operand] = {}
+        self._settled = False  # the graph has been gone through once
+        self._known = {
+            name: hash((e.squares.tobytes(), e.counts.tobytes(), e.sums is None))
+            for name, e in known.items()
+        }
         self._plain, self._by_expert = self._operations()
         self.watch = WATCH(self._called)
         self._checked = False
@@ -120,11 +131,34 @@ class Collector:
 
     def _add(self, t: _Tensor) -> None:
         name, weight = _weight(t), _Tensor.from_address(t.src[0])
+        ids = t.src[2] if t.op == self._by_expert else None
+        if self._is_taken(name, (t.src[1], ids, weight.ne[2], weight.ne[3])):
+            return
         x = self._values(t.src[1], np.float32)
         if t.op == self._by_expert:
             self._add_by_expert(name, int(weight.ne[2]), x, self._values(t.src[2], np.int32))
         else:
             self._add_plain(name, (int(weight.ne[3]), int(weight.ne[2])), x)
+
+    def _is_taken(self, name: str, operand: Operand) -> bool:
+        """Whether another product with this operand has been summed up for this one, too."""
+        if (leader := self._leader.get(name)) is not None:
+            if self._last[leader] != operand:
+                raise LlamaError(f"{name} and {leader} have not the same activations any more")
+            return True
+        self._settled = self._settled or name in self._last
+        self._last[name] = operand
+        if self._settled or (other := self._first.setdefault(operand, name)) == name:
+            return False
+        alike = self._known.get(name) == self._known.get(other)
+        if self.wanted is not None:
+            alike = alike and np.array_equal(self.wanted[name], self.wanted[other])
+        if alike:
+            self._leader[name] = other
+            for kept in (self.squares, self.sums, self.counts):
+                if other in kept:
+                    kept[name] = kept[other]
+        return alike
 
     def _values(self, address: int, dtype: Any) -> NDArray[Any]:
         """A tensor's values, in NumPy's order of dimensions: `[ne3, ne2, ne1, ne0]`."""
@@ -185,14 +219,15 @@ class Collector:
             self.counts[name][expert] += counted[expert]
 
     def _sum(self, name: str, part: slice, x: Floats) -> None:
-        """Add the rows of x, float32 `[rows, n]`, to a matrix's sums, one after another."""
-        room = np.empty((len(x) + 1, x.shape[1]), np.float32)
+        """Add the rows of x, float32 `[rows, n]`, to a matrix's sums, one after another; x is
+        written over if it is its own."""
         squares, sums = self.squares[name][part], self.sums.get(name)
-        room[0] = squares
-        np.multiply(x, x, out=room[1:])
+        room = x * x
+        room[0] += squares
         np.add.reduce(room, axis=0, out=squares)
         if sums is not None:
-            room[0], room[1:] = sums[part], x
+            room = x if x.flags.owndata else x.copy()
+            room[0] += sums[part]
             np.add.reduce(room, axis=0, out=sums[part])
         if not np.isfinite(squares).all():
             raise LlamaError(f"{name}: activations that are NaN or infinite, or too large")
