@@ -246,7 +246,8 @@ def imatrix(
     progress: Progress = SILENT,
 ) -> Measured:
     """Make the importance matrix of a GGUF file, or of a checkpoint by way of a file of
-    `with_type`, from texts in UTF-8, in llama.cpp (needs the `llama` extra).
+    `with_type`, in llama.cpp (needs the `llama` extra): from texts in UTF-8, or, with none, from
+    text that the model writes itself.
 
     `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does. A run
     that was stopped goes on.

@@ -33,7 +33,10 @@ def imatrix(
         typer.Argument(metavar="SOURCE", help="A checkpoint or GGUF file; with --merge, matrices."),
     ],
     text: Annotated[
-        list[Path], typer.Option("-f", "--file", help="A text in UTF-8. May be repeated.")
+        list[Path],
+        typer.Option(
+            "-f", "--file", help="A text in UTF-8 (none: the model writes it). Repeatable."
+        ),
     ] = [],  # noqa: B006
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The matrix.")] = None,
     output_format: Annotated[
@@ -93,8 +96,8 @@ def imatrix(
         api.merge_imatrix(sources, output, dat=output_format is Format.dat, force=force)
         _show_made(output, None, min_tokens, as_json, 0.0)
         return
-    if len(sources) != 1 or not text:
-        raise UsageError("give one source, and text to calibrate with: -f TEXT")
+    if len(sources) != 1:
+        raise UsageError("give one source; matrices are added up with --merge")
     wanted = Options(
         context=context,
         chunks=chunks,

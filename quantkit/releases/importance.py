@@ -17,7 +17,7 @@ from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.calibration.measure import Measured, Options, measure, sampled
 from quantkit.calibration.run import PREFIX
 from quantkit.calibration.statistics import routing
-from quantkit.calibration.sums import CHUNK_SIZE, hub_file, read_sums, replace_file
+from quantkit.calibration.sums import hub_file, read_sums, replace_file
 from quantkit.errors import OutputExists, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.execution.journal import identities
 from quantkit.gguf.container import read_header
@@ -45,22 +45,61 @@ def make(
     reading: Reading = AS_IT_IS,
     run: Run,
 ) -> Measured:
-    """Make the matrix of a GGUF file, or of a checkpoint by way of a file of `with_type`.
+    """Make the matrix of a GGUF file, or of a checkpoint by way of a file of `with_type`, from
+    texts, or (none given) from text that the model writes itself.
 
     That file lies in a hidden directory beside the output until the matrix is there. Raises as
     `measure` does, and for a checkpoint what quantizing it raises.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
+    if (
+        output.exists()
+        and not run.force
+        and not output.with_name(f"{output.name}.partial").exists()
+    ):
+        raise OutputExists(f"{output} exists; give --force to overwrite it")
     with as_file(Source.parse(source), with_type, output, reading, run) as model:
-        return measure(
+        return _measured(model, texts, output, options, run)
+
+
+def _measured(
+    model: Path,
+    texts: Sequence[Path],
+    output: Path,
+    options: Options,
+    run: Run,
+    made_from: str = "",
+) -> Measured:
+    """From texts, or (none given) from what the model writes, which lies in a hidden directory
+    beside the output until the matrix is there."""
+    place = output.with_name(f".{output.name}.text")
+    names = [p.name if made_from else str(p) for p in texts]  # what is published has no paths
+    if not texts:
+        place.mkdir(exist_ok=True)
+        values = {item.key: item.value for item in read_header(model).kv}
+        texts = own_text.write(
             model,
-            texts,
-            output,
-            options,
+            place,
+            own_text.CHUNKS,
+            options.context + 1,
+            _beginnings(values),
             threads=run.threads,
-            force=run.force,
             progress=run.progress,
         )
+        names, options = [OWN] * len(texts), replace(options, special=True)
+    made = measure(
+        model,
+        texts,
+        output,
+        options,
+        names=names,
+        made_from=made_from,
+        threads=run.threads,
+        force=run.force,
+        progress=run.progress,
+    )
+    shutil.rmtree(place, ignore_errors=True)
+    return made
 
 
 @contextmanager
@@ -123,34 +162,7 @@ def auto(
         )
     directory.mkdir(parents=True, exist_ok=True)
     with as_file(source, TYPE, output, reading, run) as file:
-        texts, names = list(calibration), [p.name for p in calibration]
-        place = output.with_name(f".{output.name}.text")
-        if not texts:
-            place.mkdir(exist_ok=True)
-            values = {item.key: item.value for item in read_header(file).kv}
-            texts = own_text.write(
-                file,
-                place,
-                own_text.CHUNKS,
-                CHUNK_SIZE + 1,
-                _beginnings(values),
-                threads=run.threads,
-                progress=run.progress,
-            )
-            names = [OWN] * len(texts)
-        options = Options(special=not calibration)
-        measure(
-            file,
-            texts,
-            output,
-            options,
-            names=names,
-            made_from=made_from,
-            threads=run.threads,
-            force=True,
-            progress=run.progress,
-        )
-        shutil.rmtree(place, ignore_errors=True)
+        _measured(file, calibration, output, Options(), replace(run, force=True), made_from)
     return read_imatrix(output)
 
 

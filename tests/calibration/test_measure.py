@@ -265,6 +265,16 @@ def test_what_a_model_writes_itself(model: Path, tmp_path: Path) -> None:
     assert read_sums(made.path).chunks > 2
 
 
+def test_without_a_text_the_model_writes_one(model: Path, tmp_path: Path) -> None:
+    made = api.imatrix(model, [], tmp_path / "m.gguf", options=Options(context=32), threads=1)
+    sums = read_sums(made.path)
+    assert set(sums.datasets) == {"text of its own"}
+    assert sums.chunks > 64  # of the 128 that were written; what they are split into is less
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+    with pytest.raises(OutputExists, match=r"m\.gguf exists"):
+        api.imatrix(model, [], made.path, threads=1)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

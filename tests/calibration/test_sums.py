@@ -173,7 +173,7 @@ def test_the_command_shows_and_converts(golden: Path, tmp_path: Path) -> None:
     told = json.loads(run(app, ["imatrix", str(golden), "--show-statistics", "--json"]).stdout)
     assert told["chunks"] == 12
     assert told["experts"]["0"]["below"] == []
-    for wrong in (["--merge", str(golden), "-f", "x"], [str(golden)], [str(golden), "-o", "x"]):
+    for wrong in (["--merge", str(golden), "-f", "x"], [str(golden)], ["a", "b", "-o", "x"]):
         assert run(app, ["imatrix", *wrong]).exit_code == 2
 
 
