@@ -26,6 +26,7 @@ from quantkit.recipes.choose import NO_OVERRIDES, Overrides
 from quantkit.recipes.file_types import named_types, release_types, with_mixture
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
+from quantkit.source.gguf_set import model_files
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
@@ -193,10 +194,12 @@ def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SI
 
 
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
-    """The table of a model card for GGUF files: a row for each, and one for each set of splits.
+    """The table of a model card for GGUF files (or directories of them): a row for each, and one
+    for each set of splits.
     Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
     paths = [files] if isinstance(files, str | os.PathLike) else list(files)
-    return Table(tuple(read_rows([Path(p) for p in paths], context)))
+    models = [file for path in paths for file in model_files(Path(path))]
+    return Table(tuple(read_rows(models, context)))
 
 
 def fit(
@@ -252,18 +255,11 @@ def imatrix(
     `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does. A run
     that was stopped goes on.
     """
-    from quantkit.calibration.measure import AS_LLAMA_IMATRIX
     from quantkit.releases.importance import make
 
-    return make(
-        source,
-        list(map(Path, [texts] if isinstance(texts, str | os.PathLike) else texts)),
-        Path(output),
-        options or AS_LLAMA_IMATRIX,
-        with_type=with_type,
-        reading=reading,
-        run=_run(False, threads, None, force, progress),
-    )
+    given = list(map(Path, [texts] if isinstance(texts, str | os.PathLike) else texts))
+    run = _run(False, threads, None, force, progress)
+    return make(source, given, Path(output), options, with_type=with_type, reading=reading, run=run)
 
 
 def merge_imatrix(
@@ -290,6 +286,7 @@ def release(
     base_model: str | None = None,
     share: tuple[int, int] | None = None,
     join: Sequence[StrPath] = (),
+    drop: str | Iterable[str] = (),
     context: int | None = None,
     imatrix: StrPath | Imatrix | None = None,
     calibration: Sequence[StrPath] = (),
@@ -307,7 +304,8 @@ def release(
 
     `push` (ORG/NAME) brings it to the Hub; with `discard` no file stays here once it is there.
     `share` (which, of how many) makes only some of the files, and no card: `join` names the
-    directories of all shares.
+    directories of all shares. What earlier runs made stays in the release, but for the types to
+    `drop`; without `types`, those to drop are all that changes.
     """
     from quantkit.releases.release import release as make
     from quantkit.releases.small_disk import release_in_parts
@@ -315,7 +313,11 @@ def release(
     target = HubTarget(push) if isinstance(push, str) else push
     if discard and (target is None or share or join):
         raise UsageError("--discard goes with --push, and without --share and --join")
-    wanted = release_types(recipe) if types is None else with_mixture(_types(types), recipe)
+    gone = _types(drop)
+    if gone and share:
+        raise UsageError("--drop goes without --share")
+    usual = [] if gone else release_types(recipe)
+    wanted = usual if types is None else with_mixture(_types(types), recipe)
     directory, run = Path(output), _run(dry_run, threads, memory, force, progress)
     options: dict[str, Any] = {
         "request": Request(splits=splits, allow_requantize=allow_requantize),
@@ -323,6 +325,7 @@ def release(
         "reading": reading,
         "context": context,
         "base_model": base_model,
+        "drop": gone,
         "run": run,
     }
     if target and discard:
@@ -394,18 +397,16 @@ def _matrix(
     source: SourceLike,
     imatrix: StrPath | Imatrix | None,
     calibration: Sequence[StrPath],
-    directory: Path,
-    reading: Reading,
-    run: jobs.Run,
+    *where: Any,
 ) -> Imatrix | None:
-    """The matrix that is given; of "auto", the one that is made in `directory`."""
-    if imatrix != AUTO:
-        if calibration:
-            raise UsageError("--calibration goes with --imatrix auto")
-        return _imatrix(imatrix)
-    from quantkit.releases.importance import auto
+    """The matrix that is given; of "auto", the one that is made for a source."""
+    if imatrix == AUTO:
+        from quantkit.releases.importance import auto
 
-    return auto(source, directory, list(map(Path, calibration)), reading=reading, run=run)
+        return auto(source, list(map(Path, calibration)), *where)
+    if calibration:
+        raise UsageError("--calibration goes with --imatrix auto")
+    return _imatrix(imatrix)
 
 
 def _run(

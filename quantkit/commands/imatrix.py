@@ -26,7 +26,7 @@ class Format(str, Enum):
     dat = "dat"
 
 
-@options.takes(reading=options.reading)
+@options.takes(reading=options.reading, progress=options.watching)
 def imatrix(
     sources: Annotated[
         list[str],
@@ -35,12 +35,18 @@ def imatrix(
     text: Annotated[
         list[Path],
         typer.Option(
-            "-f", "--file", help="A text in UTF-8 (none: the model writes it). Repeatable."
+            "-f",
+            "--file",
+            metavar="TEXT",
+            help="A text in UTF-8 (none: the model writes it). Repeatable.",
         ),
     ] = [],  # noqa: B006
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The matrix.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The matrix.")
+    ] = None,
     output_format: Annotated[
-        Format, typer.Option("--format", help="llama-imatrix's GGUF, or the older .dat.")
+        Format,
+        typer.Option("--format", metavar="FORMAT", help="gguf (llama-imatrix's), or dat (older)."),
     ] = Format.gguf,
     merge: Annotated[
         bool, typer.Option("--merge", help="Add matrices up (of one: write it in --format).")
@@ -48,11 +54,16 @@ def imatrix(
     show_statistics: Annotated[
         bool, typer.Option("--show-statistics", help="What a matrix says of tensors and experts.")
     ] = False,
-    context: Annotated[int, typer.Option("--ctx", min=8, help="Tokens of a chunk.")] = 512,
+    context: Annotated[
+        int, typer.Option("--ctx", min=8, metavar="TOKENS", help="Tokens of a chunk.")
+    ] = 512,
     chunks: Annotated[
-        int | None, typer.Option("--chunks", min=1, help="Use so many chunks (default: all).")
+        int | None,
+        typer.Option("--chunks", min=1, metavar="N", help="Use so many chunks (default: all)."),
     ] = None,
-    from_chunk: Annotated[int, typer.Option("--from-chunk", min=0, help="Skip so many.")] = 0,
+    from_chunk: Annotated[
+        int, typer.Option("--from-chunk", min=0, metavar="N", help="Skip so many.")
+    ] = 0,
     process_output: Annotated[
         bool, typer.Option("--process-output", help="Data for the output matrix, too.")
     ] = False,
@@ -61,17 +72,29 @@ def imatrix(
     ] = False,
     no_ppl: Annotated[bool, typer.Option("--no-ppl", help="Do not take the perplexity.")] = False,
     save_frequency: Annotated[
-        int, typer.Option("--save-frequency", min=0, help="Keep a copy every so many chunks.")
+        int,
+        typer.Option(
+            "--save-frequency", min=0, metavar="N", help="Keep a copy every so many chunks."
+        ),
     ] = 0,
     min_tokens: Annotated[
         int,
-        typer.Option("--min-tokens", min=0, help="Every expert is to see so many (see the docs)."),
+        typer.Option(
+            "--min-tokens",
+            min=0,
+            metavar="N",
+            help="Every expert is to see so many (see the docs).",
+        ),
     ] = 0,
     with_type: Annotated[
-        str, typer.Option("--with", help="The type that a checkpoint is made to for this.")
+        str,
+        typer.Option(
+            "--with", metavar="TYPE", help="The type that a checkpoint is made to for this."
+        ),
     ] = "Q8_0",
     *,
     reading: Reading,
+    progress: TerminalProgress,
     threads: options.Threads = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -109,7 +132,7 @@ def imatrix(
         dat=output_format is Format.dat,
         least=min_tokens,
     )
-    with TerminalProgress() as progress:
+    with progress:
         made = api.imatrix(
             sources[0],
             text,

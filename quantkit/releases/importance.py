@@ -39,7 +39,7 @@ def make(
     source: SourceLike,
     texts: Sequence[Path],
     output: Path,
-    options: Options,
+    options: Options | None = None,
     *,
     with_type: str = TYPE,
     reading: Reading = AS_IT_IS,
@@ -59,7 +59,7 @@ def make(
     ):
         raise OutputExists(f"{output} exists; give --force to overwrite it")
     with as_file(Source.parse(source), with_type, output, reading, run) as model:
-        return _measured(model, texts, output, options, run)
+        return _measured(model, texts, output, options or Options(), run)
 
 
 def _measured(
@@ -131,12 +131,7 @@ def as_file(
 
 
 def auto(
-    source: SourceLike,
-    directory: Path,
-    calibration: Sequence[Path] = (),
-    *,
-    reading: Reading = AS_IT_IS,
-    run: Run,
+    source: SourceLike, calibration: Sequence[Path], directory: Path, reading: Reading, run: Run
 ) -> Imatrix:
     """A matrix for a set of files in `directory`, from texts, or (none given) from text that the
     model writes itself. One that an earlier run made so is used again.
