@@ -17,6 +17,7 @@ from quantkit.commands import (
     convert,
     fit,
     help,
+    imatrix,
     inspect,
     plan,
     quantize,
@@ -31,7 +32,7 @@ ISSUES = "https://github.com/quantkit/quantkit/issues"
 COMMANDS = (
     convert.convert, quantize.quantize, split.split, split.merge,
     inspect.inspect, report.report, plan.plan, release.release, verify.verify,
-    fit.fit,
+    fit.fit, imatrix.imatrix,
 )  # fmt: skip
 
 # the root of click's errors, which typer brings with it or imports, as its version is

@@ -59,7 +59,7 @@ class Judge:
 def _run(path: Path) -> str:
     from quantkit.errors import LlamaError
     from quantkit.gguf.container import read_header
-    from quantkit.verification.llama_cpp import Llama, library
+    from quantkit.llama.llama_cpp import Llama, library
 
     try:
         if not any(t.name.startswith("blk.0.") for t in read_header(path).tensors):
@@ -86,7 +86,7 @@ def _run(path: Path) -> str:
 
 def main() -> None:
     """Judge the files that stdin names."""
-    from quantkit.verification.llama_cpp import library
+    from quantkit.llama.llama_cpp import library
 
     library()
     for line in sys.stdin:

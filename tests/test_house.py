@@ -16,6 +16,7 @@ LAYERS = (
     {"hub"},
     {"storage"},
     {"gguf"},
+    {"llama"},
     {"loading"},
     {"source"},
     {"recipes"},

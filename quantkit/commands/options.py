@@ -142,6 +142,23 @@ ImatrixFile = Annotated[
         help="An importance matrix (GGUF or .dat).",
     ),
 ]
+ImatrixOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        rich_help_panel=TYPES,
+        help="An importance matrix (GGUF or .dat, here or hf:), or auto.",
+    ),
+]
+Calibration = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="TEXT",
+        rich_help_panel=TYPES,
+        help="A text for --imatrix auto (none: the model writes it). May be repeated.",
+    ),
+]
 Recipe = Annotated[
     str | None,
     typer.Option(

@@ -143,6 +143,28 @@ class MadeFrom:
 
 
 @dataclass(frozen=True)
+class MatrixRecord:
+    """The importance matrix that lies beside the files: of which `datasets`, over how many
+    `chunks`; `unreached` of `experts` matrices of experts have no data."""
+
+    name: str
+    sha256: str
+    datasets: tuple[str, ...]
+    chunks: int
+    experts: int
+    unreached: int
+
+    @classmethod
+    def of_data(cls, data: Any) -> MatrixRecord:
+        """What `asdict` gave. Raises ValueError."""
+        datasets = _get(data, "datasets", list)
+        if not all(isinstance(name, str) for name in datasets):
+            raise ValueError("'datasets' is not a list of texts")
+        numbers = (_count(data, key) for key in ("chunks", "experts", "unreached"))
+        return cls(_get(data, "name", str), _get(data, "sha256", str), tuple(datasets), *numbers)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A release. `base_model` and `repo` are names on the Hub (ORG/NAME).
 
@@ -164,6 +186,7 @@ class Manifest:
     left: tuple[FileRecord, ...] = ()
     errors: Mapping[str, float] = field(default_factory=dict)
     begun: tuple[BegunFile, ...] = ()
+    matrix: MatrixRecord | None = None
 
     @property
     def records(self) -> tuple[FileRecord, ...]:
@@ -203,6 +226,7 @@ class Manifest:
             "left": [f.as_data() for f in self.left],
             "errors": dict(self.errors),
             "begun": [asdict(f) for f in self.begun],
+            "matrix": self.matrix and asdict(self.matrix),
         }
         return data | {key: value for key, value in unless_empty.items() if value}
 
@@ -231,6 +255,7 @@ class Manifest:
             left=tuple(map(FileRecord.of_data, data.get("left", []))),
             errors=errors,
             begun=tuple(map(BegunFile.of_data, data.get("begun", []))),
+            matrix=MatrixRecord.of_data(data["matrix"]) if data.get("matrix") else None,
         )
 
 
@@ -317,6 +342,6 @@ def as_json(manifest: Manifest) -> str:
     return _INNERMOST.sub(lambda match: re.sub(r"\n +", " ", match[0]), text) + "\n"
 
 
-def as_checksums(files: Iterable[FileRecord]) -> str:
+def as_checksums(files: Iterable[FileRecord | MatrixRecord]) -> str:
     """What `sha256sum -c` reads."""
     return "".join(f"{f.sha256}  {f.name}\n" for f in files)

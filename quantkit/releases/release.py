@@ -26,8 +26,9 @@ from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import PLAIN, Request, model_facts
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
-from quantkit.releases import card, checksums, manifest, modelfile, page, previous
+from quantkit.releases import card, checksums, importance, manifest, modelfile, page, previous
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
+from quantkit.releases.names import stem as stem
 from quantkit.releases.purpose import purpose_of
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
 
 NOTHING_LEFT = "nothing would be left of the release; name types, or remove its directory"
-_SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?", re.IGNORECASE)  # as gguf-py knows them
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,10 @@ def release(
         manifest.write(manifest.partial_path(directory), record)
     else:
         this = replace(this, errors=_errors(this.kinds, job, plan, earlier, run))
+        if imatrix:
+            matrix = importance.shipped(imatrix, directory, stem(job.model))
+            this = replace(this, matrix=matrix)
+            uploads.append(push.Upload(directory / matrix.name, matrix.sha256))
         rows = [replace(row, use_case=this.use_case(row.type)) for row in rows]
         _write_beside(directory, this, rows, description, job.model)
         for name in dropped:
@@ -324,21 +328,6 @@ def _dry_run(
     return Release(directory, replace(this, files=files), (), states, pushed=pushed)
 
 
-def stem(model: Model) -> str:
-    """The first part of the names of a release's files: the model's name, and its size (`4x7B`)
-    unless the name has one."""
-    name = re.sub(r"[^\w.+-]+", "-", model.name).strip("-.") or "model"
-    first, _, last = name.rpartition("-")
-    if first and last.upper() in (r.name for r in RECIPES if r.base):  # of a GGUF file
-        name = first
-    size = next((i.value for i in model.kv if i.key == "general.size_label"), None)
-    if not size or any(map(_SIZE.fullmatch, re.split(r"[-_]", name))):
-        return name
-    first, _, last = name.rpartition("-")
-    in_size = re.fullmatch(r"\d+x", last) and size.startswith(last)  # `merge-4x` of 4x7B
-    return f"{first if in_size and first else name}-{size}"
-
-
 def _begin_manifest(
     source: Source, job: Job, description: Description
 ) -> tuple[Manifest, list[BegunFile]]:
@@ -412,7 +401,9 @@ def _write_beside(
         previous.CARD: card.render(this, rows, description, values, shown),
         previous.PAGE: page.render(this, rows, description, [measured], purpose),
         previous.MODELFILE: modelfile.render(first, usual.context, values, usual.files > 1, names),
-        manifest.CHECKSUMS: manifest.as_checksums(this.files),
+        manifest.CHECKSUMS: manifest.as_checksums(
+            [*this.files, *([this.matrix] if this.matrix else [])]
+        ),
         manifest.NAME: manifest.as_json(this),
     }
     for name, text in texts.items():

@@ -11,11 +11,11 @@ from pathlib import Path
 from quantkit import jobs
 from quantkit.errors import LlamaError, LlamaMissing, UnsupportedSource
 from quantkit.jobs import Run
+from quantkit.llama import apart
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
 from quantkit.source.location import Source
-from quantkit.verification import apart
 from quantkit.verification.divergence import Divergence, divergences
 from quantkit.verification.structure import first_split
 from quantkit.verification.verdict import Completion, Verdict

@@ -11,8 +11,8 @@ import pytest
 
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.jobs import convert, quantize
+from quantkit.llama.llama_cpp import Llama
 from quantkit.model.open import Reading
-from quantkit.verification.llama_cpp import Llama
 from tests.checkpoints import architectures
 from tests.test_errors import edit_config
 

@@ -15,10 +15,10 @@ from quantkit import errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
+from quantkit.llama.llama_cpp import Llama
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.verification.llama_cpp import Llama
 from tests.checkpoints import read_safetensors, write_safetensors
 from tests.test_errors import edit_config, edit_tensors
 

@@ -10,7 +10,8 @@ import pytest
 from quantkit import api, errors
 from quantkit.gguf.container import replaced, uint32
 from quantkit.jobs import quantize
-from quantkit.verification import apart, verify
+from quantkit.llama import apart
+from quantkit.verification import verify
 from quantkit.verification.llama_run import run
 from quantkit.verification.verdict import Verdict
 from tests.verification.damage import rewritten

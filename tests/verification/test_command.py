@@ -113,7 +113,7 @@ def test_the_command_says_what_is_bad(files: dict[str, Path], source: Path, tmp_
 def test_without_llama_cpp(
     files: dict[str, Path], source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from quantkit.verification import llama_cpp
+    from quantkit.llama import llama_cpp
 
     llama_cpp.library.cache_clear()
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import (
     c_bool,
     c_byte,
+    c_char,
     c_char_p,
     c_float,
     c_int32,
+    c_int64,
     c_size_t,
     c_uint32,
     c_uint64,
@@ -24,14 +26,14 @@ from ctypes import (
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
 
 from quantkit.errors import LlamaError, LlamaMissing
-from quantkit.execution.stages import default_threads
 from quantkit.loading.patterns import ENCODERS
+from quantkit.storage.os_files import default_threads
 
 _UNPOOLED, _SCORED = 0, 4  # llama.h `llama_pooling_type`
 _ROOM = 512  # bytes, more than these structures have
@@ -49,13 +51,16 @@ _MODEL: dict[str, tuple[Any, Any]] = {
     "no_host": (False, c_bool), "no_alloc": (False, c_bool),
 }  # fmt: skip
 _CONTEXT: dict[str, tuple[Any, Any]] = {
-    name: (default, c_int32)
-    for name, default in {
-        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0,
-        "n_outputs_max": 0, "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4,
-        "ctx_type": 0, "rope_scaling_type": -1, "pooling_type": -1, "attention_type": -1,
-        "flash_attn_type": -1,
-    }.items()
+    "n_ctx": (512, c_int32), "n_batch": (2048, c_int32), "n_ubatch": (512, c_int32),
+    "n_seq_max": (1, c_int32), "n_rs_seq": (0, c_int32), "n_outputs_max": (0, c_int32),
+    "n_outputs_max_per_seq": (1, c_int32), "n_threads": (4, c_int32),
+    "n_threads_batch": (4, c_int32), "ctx_type": (0, c_int32), "rope_scaling_type": (-1, c_int32),
+    "pooling_type": (-1, c_int32), "attention_type": (-1, c_int32),
+    "flash_attn_type": (-1, c_int32), "rope_freq_base": (0, c_float),
+    "rope_freq_scale": (0, c_float), "yarn_ext_factor": (-1, c_float),
+    "yarn_attn_factor": (-1, c_float), "yarn_beta_fast": (-1, c_float),
+    "yarn_beta_slow": (-1, c_float), "yarn_orig_ctx": (0, c_int32), "defrag_thold": (-1, c_float),
+    "cb_eval": (None, c_void_p), "cb_eval_user_data": (None, c_void_p),
 }  # fmt: skip
 
 
@@ -68,6 +73,14 @@ class _ContextParams(ctypes.Structure):
         *((name, kind) for name, (_, kind) in _CONTEXT.items()),
         ("rest", c_uint64 * (_ROOM // 8)),
     )
+
+
+class _Override(ctypes.Structure):
+    """`llama_model_kv_override`: metadata that the model is loaded with instead of its own."""
+
+    _fields_ = (
+        ("tag", c_int32), ("key", c_char * 128), ("value", c_int64), ("rest", c_byte * 120),
+    )  # fmt: skip
 
 
 class _Batch(ctypes.Structure):
@@ -92,6 +105,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
     "llama_vocab_bos": (c_int32, (c_void_p,)),
+    "llama_vocab_eos": (c_int32, (c_void_p,)),
     "llama_vocab_get_add_bos": (c_bool, (c_void_p,)),
     "llama_vocab_is_eog": (c_bool, (c_void_p, c_int32)),
     "llama_tokenize": (
@@ -166,11 +180,21 @@ class Llama:
     """A model that llama.cpp has loaded, and `sequences` places of `context` tokens each; for
     0 tokens, its vocabulary alone.
 
+    `at_once`: how many tokens go through a layer together (llama.cpp's own 512); `watch`: a
+    callback `ggml_backend_sched_eval_callback`; `overrides`: whole numbers of the metadata.
     Frees it all at the end of a `with`. Raises LlamaMissing, LlamaError.
     """
 
     def __init__(
-        self, path: Path, context: int = 512, sequences: int = 1, threads: int | None = None
+        self,
+        path: Path,
+        context: int = 512,
+        sequences: int = 1,
+        threads: int | None = None,
+        *,
+        at_once: int | None = None,
+        watch: Any = None,
+        overrides: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.path, self.context, self.sequences = path, context, sequences
         self._lib, self._ctx = library(), None
@@ -180,6 +204,11 @@ class Llama:
         )  # whoever else uses the library may have set theirs
         params = self._lib.llama_model_default_params()
         params.vocab_only = context == 0
+        changed = (_Override * (len(overrides) + 1))()  # the last, empty one ends the list
+        for place, (key, value) in zip(changed, overrides.items(), strict=False):
+            place.key, place.value = key.encode(), value
+        params.kv_overrides = ctypes.addressof(changed) if overrides else None
+        self._at_once, self._watch = at_once, watch  # which is called as long as this lives
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
@@ -193,6 +222,8 @@ class Llama:
         params.n_ctx = params.n_batch = self.context * self.sequences
         params.n_seq_max = self.sequences
         params.n_threads = params.n_threads_batch = threads
+        params.n_ubatch = self._at_once or params.n_ubatch
+        params.cb_eval = ctypes.cast(self._watch, c_void_p) if self._watch else None
         self._ctx = self._lib.llama_init_from_model(self._model, params)
         if not self._ctx:
             self.close()
@@ -236,6 +267,13 @@ class Llama:
         """Whether a text is read by an encoder and answered by a decoder."""
         return bool(self._lib.llama_model_has_encoder(self._model)) and not self.embeds
 
+    @property
+    def start(self) -> int:
+        """The token that a text of its own begins with: the one that begins a text, or else ends
+        one; the first of the vocabulary where there is neither."""
+        named = (self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab))
+        return next((int(token) for token in named if token >= 0), 0)
+
     def ends(self, token: int) -> bool:
         """Whether a token ends the text."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
@@ -253,15 +291,16 @@ class Llama:
             raise LlamaError(f"{self.path}: llama.cpp does not tokenize a text: {_reason()}")
         return ids[:n]
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for, wherever they stand."""
-        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+    def text(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text that token ids stand for, wherever they stand; `special`: control tokens are
+        spelled."""
+        return b"".join(self._piece(i, special) for i in ids).decode("utf-8", "replace")
 
-    def _piece(self, token: int) -> bytes:
+    def _piece(self, token: int, special: bool) -> bytes:
         size = 64
         while True:
             room = ctypes.create_string_buffer(size)
-            n = self._lib.llama_token_to_piece(self._vocab, token, room, size, 0, False)
+            n = self._lib.llama_token_to_piece(self._vocab, token, room, size, 0, special)
             if n >= 0:
                 return room.raw[:n]
             size = -n

@@ -11,12 +11,16 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from quant_types import isolated
-from quantkit.errors import LlamaError
-from quantkit.verification.llama_cpp import Llama, complete, library
+from quantkit import errors
+from quantkit.errors import LlamaError, QuantkitError
+from quantkit.llama.llama_cpp import Llama, complete, library
 
 # lines of a process that llama.cpp ends, the most telling first; a stack trace follows them
 _REASONS = (
@@ -45,6 +49,67 @@ def ask(file: Path, question: dict[str, Any]) -> Any:
     if "error" in answer:
         raise LlamaError(answer["error"])
     return answer["answer"]
+
+
+def tell(module: str, question: dict[str, Any], file: str) -> Iterator[dict[str, Any]]:
+    """What `module`, run as a program with `serve`, tells while it works: values that JSON has. It
+    ends with this process, or when the iterator is closed.
+
+    Raises what it raised, of `quantkit.errors` or an OSError; LlamaError: llama.cpp ended it, over
+    `file`.
+    """
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            isolated.command(module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            cwd=isolated.DIRECTORY,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        ) as child,
+    ):
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps(question).encode() + b"\n")
+            child.stdin.flush()  # and stays open: the child ends with this process
+            for line in child.stdout:
+                told = json.loads(line)
+                if "error" in told:
+                    raise getattr(errors, told["error"], LlamaError)(told["text"])
+                if "errno" in told:
+                    raise OSError(told["errno"], os.strerror(told["errno"]), told["text"])
+                yield told
+            code = child.wait()
+        finally:
+            child.kill()
+        if code:
+            said.seek(0)
+            why = reason(code, said.read().decode("utf-8", "replace"))
+            raise LlamaError(f"{file}: llama.cpp ends as it runs it: {why}")
+
+
+def serve(work: Callable[[Any], Iterator[dict[str, Any]]]) -> None:
+    """The other side: do the work that a line of JSON on stdin asks for, and tell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that asked decides
+    question = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_the_asker, daemon=True).start()
+    try:
+        for told in work(question):
+            print(json.dumps(told), flush=True)
+    except QuantkitError as e:
+        print(json.dumps({"error": type(e).__name__, "text": str(e)}), flush=True)
+    except OSError as e:
+        said = {"errno": e.errno, "text": str(e.filename or "output")}
+        print(json.dumps(said), flush=True)
+    os._exit(0)  # nothing that llama.cpp holds is to be taken apart
+
+
+def _end_with_the_asker() -> None:
+    """The one that asked holds stdin open for as long as it lives."""
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 def reason(code: int, said: str) -> str:
