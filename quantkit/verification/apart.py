@@ -16,7 +16,7 @@ from typing import Any
 
 from quant_types import isolated
 from quantkit.errors import LlamaError
-from quantkit.verification.llama_cpp import Llama, complete, library
+from quantkit.verification.llama_cpp import Llama, check_loads, complete, library
 
 # lines of a process that llama.cpp ends, the most telling first; a stack trace follows them
 _REASONS = (
@@ -28,6 +28,7 @@ _SITE = "llama.cpp/"  # what its own path ends with in such a line
 def ask(file: Path, question: dict[str, Any]) -> Any:
     """`{"texts": [...]}` split into token ids; or what follows `{"prompt": ..., "count": tokens,
     "context": tokens, "threads": n}`, of which the first two may be left out: it is loaded, then.
+    `{"text": "", "run": whether}`: it is loaded without its weights, and nothing is answered.
     Raises LlamaMissing, LlamaError."""
     library()
     found = subprocess.run(
@@ -47,6 +48,11 @@ def ask(file: Path, question: dict[str, Any]) -> Any:
     return answer["answer"]
 
 
+def told(file: Path, e: LlamaError) -> str:
+    """What a person is told of an answer that did not come."""
+    return str(e) if str(file) in str(e) else f"{file}: llama.cpp ends at it: {e}"
+
+
 def reason(code: int, said: str) -> str:
     """Why a process ended, in a line: of all that it wrote, the most telling."""
     for pattern in _REASONS:
@@ -61,10 +67,13 @@ def main() -> None:
     """Answer the question on stdin about the file that is named."""
     file, question = Path(sys.argv[1]), json.load(sys.stdin)
     try:
-        if "texts" in question:
+        answer: Any = None
+        if "run" in question:
+            check_loads(file, question["text"], question["run"])
+        elif "texts" in question:
             with Llama(file, 0) as model:
                 texts = [text.encode() for text in question["texts"]]
-                answer: Any = [model.tokenize(t, parse=True).tolist() for t in texts]
+                answer = [model.tokenize(t, parse=True).tolist() for t in texts]
         else:
             with Llama(file, question["context"], threads=question["threads"]) as model:
                 prompt = question.get("prompt")

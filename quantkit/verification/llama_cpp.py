@@ -24,6 +24,7 @@ from quantkit.execution.stages import default_threads
 
 _ROOM = 512  # bytes, more than these structures have
 _LOG_ERROR = 4  # ggml_log_level
+_READ = 0  # llama_load_mode: neither mapped nor locked
 
 # The fields that are known of `llama_model_params` and `llama_context_params`, what they are by
 # default, and their types. Those that follow go back as they came.
@@ -266,6 +267,31 @@ class Llama:
             raise LlamaError(f"{self.path}: llama.cpp does not decode ({status}): {_reason()}")
         shape = (count, int(wanted[0].sum()), self.n_vocab)
         return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
+
+
+def check_loads(path: Path, text: str, run: bool) -> None:
+    """Load a model without its weights, so that headers alone are read, split a text, if there is
+    one, and, to `run`, lay out what would be computed. Raises LlamaMissing, LlamaError."""
+    lib = library()
+    _said.clear()
+    lib.llama_log_set(_LISTENER, None)
+    params = lib.llama_model_default_params()
+    params.load_mode, params.no_alloc, params.n_gpu_layers = _READ, True, 0
+    model = lib.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
+    if text:
+        data, ids = text.encode(), (c_int32 * (len(text.encode()) + 2))()
+        vocab = lib.llama_model_get_vocab(model)
+        lib.llama_tokenize(vocab, data, len(data), ids, len(ids), True, True)
+    if run:
+        room = lib.llama_context_default_params()
+        room.n_ctx = room.n_batch = room.n_ubatch = 64
+        context = lib.llama_init_from_model(model, room)
+        if not context:
+            raise LlamaError(f"{path}: llama.cpp does not run it: {_reason()}")
+        lib.llama_free(context)
+    lib.llama_model_free(model)
 
 
 def complete(model: Llama, prompt: str, count: int) -> str:
