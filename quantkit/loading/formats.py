@@ -1,9 +1,9 @@
 """The formats that llama.cpp computes with, by what it does to a tensor.
 
-Rows that are looked up or multiplied by a matrix may be of any format that ggml has a dot product
-for (`type_traits_cpu` of `ggml-cpu.c`). What is added, multiplied element by element or convolved is
-read as float32 (`binary-ops.cpp`, `ops.cpp`): another type ends the process in the middle of a text.
-Shown with every kind of tensor of the golden models in each type (b11549).
+Rows that are looked up, or multiplied by a matrix, may be of any format that ggml has a dot product
+for (`type_traits_cpu` of `ggml-cpu.c`). What is added, multiplied element by element or convolved
+is read as float32 (`binary-ops.cpp`, `ops.cpp`): another type ends the process in the middle of a
+text. Shown with every kind of tensor of the golden models in eight types (b11549).
 """
 
 from __future__ import annotations

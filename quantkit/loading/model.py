@@ -36,6 +36,7 @@ from quantkit.loading.values import Info, Values, listed, number
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 # architectures of which llama.cpp runs something else than a language model, or half of one
 OTHERS = {"clip"}
+_ENCODERS = ("v.", "a.", "mm.", "resampler.")  # of pictures and sounds, and what leads from them
 
 
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
@@ -47,6 +48,8 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     if not arch:
         return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
     if arch in OTHERS:
+        if not any(t.name.startswith(_ENCODERS) for t in tensors):
+            found.append(f"general.architecture is {arch}, and no tensor is of an encoder")
         return found
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
