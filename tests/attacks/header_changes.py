@@ -83,7 +83,7 @@ def key_added(p: Parts, rng: random.Random) -> str:
     key = arch + b"." + rng.choice(_KEYS) if rng.random() < 0.7 else rng.choice(_GENERAL)
     if all(k != key for k, _ in p.kv):
         p.kv.append((key, _any(rng)))
-    return f"with {key.decode()}"
+    return f"with {key.decode('utf-8', 'replace')}"
 
 
 def _arch(p: Parts) -> bytes:
