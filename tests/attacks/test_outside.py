@@ -48,13 +48,23 @@ def test_a_list_of_files_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @posix
-def test_under_umask_0_nobody_else_may_write(checkpoint: Make, tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        made = quantkit.convert(checkpoint("mixtral-4x"), tmp_path / "a.gguf")
-    finally:
-        os.umask(before)
-    assert made.files[0].stat().st_mode & 0o022 == 0
+def test_what_is_written_is_the_users_alone(checkpoint: Make, tmp_path: Path) -> None:
+    """Under umask 0, and where links wait in the directory."""
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.write_text("mine")
+    out.mkdir()
+    for name in ("manifest.json", "README.md", "index.html", "SHA256SUMS", "Modelfile"):
+        (out / f".{name}.new").symlink_to(victim)
+    source = str(checkpoint("mixtral-4x"))
+    code, said = cli("release", source, "-o", "out/new", "--types", "Q8_0", cwd=tmp_path,
+                     shell='umask 0; exec "$@"')  # fmt: skip
+    assert code == 0, said
+    code, said = cli("release", source, "-o", "out", "--types", "Q8_0", cwd=tmp_path)
+    assert code == 0, said
+    assert victim.read_text() == "mine"
+    for path in (out / "new", *(out / "new").iterdir()):
+        assert not path.stat().st_mode & 0o002, path
+    assert not [path for path in out.iterdir() if path.is_symlink()]
 
 
 @posix
