@@ -202,10 +202,8 @@ def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
     url = f"{http.endpoint()}/api/models/{repo}{at}?blobs=true"
 
     def ask() -> bytes:
-        from huggingface_hub.utils import validate_repo_id
-
         with http.answers(where):
-            validate_repo_id(repo)
+            http.check_name(repo)
             with http.get(url, http.headers() | {"Accept-Encoding": "identity"}) as answer:
                 if answer.status >= 300:
                     raise http.refusal(where, answer.status, answer.headers)
@@ -225,7 +223,7 @@ def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
     files = []
     for entry in siblings:
         lfs = entry.get("lfs")
-        etag = lfs.get("sha256") if isinstance(lfs, dict) else entry.get("blobId") or ""
+        etag: Any = lfs.get("sha256") if isinstance(lfs, dict) else entry.get("blobId") or ""
         path, size = entry.get("rfilename"), entry["size"]
         if not all(isinstance(text, str) for text in (commit, path, etag)) or type(size) is not int:
             raise http.strange(where)

@@ -4,6 +4,8 @@ Rows that are looked up, or multiplied by a matrix, may be of any format that gg
 for (`type_traits_cpu` of `ggml-cpu.c`). What is added, multiplied element by element or convolved
 is read as float32 (`binary-ops.cpp`, `ops.cpp`): another type ends the process in the middle of a
 text. Shown with every kind of tensor of the golden models in eight types (b11549).
+
+A plan is not asked this: what is only copied stays as it is.
 """
 
 from __future__ import annotations

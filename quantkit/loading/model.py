@@ -14,7 +14,7 @@ from typing import Any
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
-from quantkit.loading import families, formats, layers, vocabulary
+from quantkit.loading import families, layers, vocabulary
 from quantkit.loading.keys import (
     ARRAYS,
     ELEMENTS,
@@ -67,7 +67,6 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
         *layers.faults(arch, values, tensors),
         *_blocks(arch, values, tensors),
         *_experts(arch, values, tensors),
-        *formats.faults(tensors),
         *families.faults(arch, values, tensors),
         *vocabulary.faults(by_key, tensors),
     ]

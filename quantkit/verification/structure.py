@@ -11,6 +11,7 @@ from pathlib import Path
 from quantkit.gguf.container import ALIGNMENT, Header, align, read_header
 from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import tensor_bytes
+from quantkit.loading import formats
 from quantkit.loading import model as loading
 from quantkit.loading.values import Info
 from quantkit.source.tensors import SourceTensor
@@ -21,6 +22,8 @@ def faults(header: Header, tensors: Sequence[SourceTensor]) -> list[str]:
     all of them. Raises what reading the headers of the others does."""
     infos = [Info(t.name, t.shape, t.ggml.name) for t in tensors]
     found = loading.faults(header.kv, infos)
+    if header.get("general.architecture") not in loading.OTHERS:
+        found += formats.faults(infos)
     files: dict[Path, list[SourceTensor]] = {}
     for t in tensors:
         assert isinstance(t.path, Path)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import quantkit
 from quantkit import errors
 from quantkit.hub import repository
 from quantkit.hub.http import Answer
@@ -19,7 +18,9 @@ from tests.attacks.small import ARCH, gguf
 
 ROOT = Path(__file__).parents[2]
 Make = Callable[[str], Path]
-posix = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="modes and bytes of names are POSIX's")
+posix = pytest.mark.skipif(
+    not hasattr(os, "geteuid"), reason="modes and bytes of names are POSIX's"
+)
 
 
 def cli(*arguments: str | bytes, cwd: Path, shell: str = 'exec "$@"') -> tuple[int, str]:
