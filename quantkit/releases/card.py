@@ -13,6 +13,7 @@ from typing import Any
 
 from quantkit.model import provenance
 from quantkit.releases.manifest import CHECKSUMS, Manifest
+from quantkit.releases.purpose import Purpose, purpose_of
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions
 from quantkit.reporting.table import CARD, Row, as_markdown, columns
@@ -65,6 +66,7 @@ def render(
         context=rows[0].context,
         pictures=pictures,
         chats="tokenizer.chat_template" in values,
+        purpose=_purpose(manifest, values),
     )
     return text
 
@@ -78,6 +80,7 @@ def front_matter(
     source, of which it is a merge or a finetune.
     """
     merge, moe = description.merge, description.experts
+    purpose = _purpose(manifest, values)
     bases = provenance.base_models(values)
     relation = "merge" if merge or len(bases) > 1 else "finetune"
     if manifest.base_model:
@@ -95,11 +98,15 @@ def front_matter(
         "base_model_relation": relation if bases else None,
         "quantized_by": manifest.repo and manifest.repo.partition("/")[0],
         "model_name": manifest.name,
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": purpose.task if purpose else "text-generation",
         "library_name": "gguf",
         "tags": list(dict.fromkeys(tags)),
     }
     return {key: value for key, value in matter.items() if value}
+
+
+def _purpose(manifest: Manifest, values: Mapping[str, Any]) -> Purpose | None:
+    return purpose_of(values, {t.name for file in manifest.files for t in file.tensors})
 
 
 def usual(rows: Sequence[Row]) -> Row:

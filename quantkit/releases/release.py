@@ -29,6 +29,7 @@ from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
 from quantkit.recipes.sensitivity import use_case
 from quantkit.releases import card, checksums, manifest, modelfile, page, previous
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
+from quantkit.releases.purpose import purpose_of
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.llama_memory import Weights
@@ -400,7 +401,8 @@ def _write_beside(
 ) -> None:
     """Everything but the weights; the manifest last."""
     values = {item.key: item.value for item in model.kv}
-    usual = card.usual(rows)
+    names = [t.name for t in model.tensors]
+    usual, purpose = card.usual(rows), purpose_of(values, names)
     first = this.first_file(usual.type)
     measured = page.error_by_size(rows, this.errors)
     drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
@@ -408,8 +410,8 @@ def _write_beside(
     texts = {
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
         previous.CARD: card.render(this, rows, description, values, shown),
-        previous.PAGE: page.render(this, rows, description, [measured]),
-        previous.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
+        previous.PAGE: page.render(this, rows, description, [measured], purpose),
+        previous.MODELFILE: modelfile.render(first, usual.context, values, usual.files > 1, names),
         manifest.CHECKSUMS: manifest.as_checksums(this.files),
         manifest.NAME: manifest.as_json(this),
     }
