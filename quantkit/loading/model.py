@@ -35,7 +35,8 @@ from quantkit.loading.values import Info, Values, listed, number
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 # architectures of which llama.cpp runs something else than a language model, or half of one
-_OTHERS = {"clip"}
+OTHERS = {"clip"}
+_ENCODERS = ("v.", "a.", "mm.", "resampler.")  # of pictures and sounds, and what leads from them
 
 
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
@@ -46,7 +47,9 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     arch = named.value if named is not None and named.type == "STRING" else None
     if not arch:
         return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
-    if arch in _OTHERS:
+    if arch in OTHERS:
+        if not any(t.name.startswith(_ENCODERS) for t in tensors):
+            found.append(f"general.architecture is {arch}, and no tensor is of an encoder")
         return found
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
@@ -71,7 +74,7 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
 
 def is_known(arch: str) -> bool:
     """Whether llama.cpp has the architecture."""
-    return arch in needs() or arch in _OTHERS
+    return arch in needs() or arch in OTHERS
 
 
 def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterator[str]:
@@ -79,8 +82,8 @@ def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterato
     for key, n in Counter(item.key for item in kv).items():
         if n > 1:
             yield f"the key {key} is there {n} times"
-        if not key:
-            yield "a key without a name"
+        if not key or "\0" in key:  # it is read as a C string
+            yield f"a key is named {key!r}"
     for item in kv:
         if item.key == "general.alignment" and (item.type != "UINT32" or not _power(item.value)):
             yield f"general.alignment is {item.value!r}, not a power of two of type UINT32"
@@ -93,6 +96,14 @@ def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterato
         block = type_by_name(t.format).block_size
         if not 0 < len(t.shape) <= MAX_DIMS or 0 in t.shape or t.shape[-1] % block:
             yield f"{t.name}: shape {list(t.shape)} does not fit {t.format}"
+
+
+def split_faults(kv: Sequence[KeyValue]) -> Iterator[str]:
+    """What is wrong with the metadata of one file of a set: `llama_model_loader`."""
+    yield from container_faults(kv, ())
+    for item in kv:
+        if item.key.startswith("split.") and item.type != GENERAL.get(item.key, item.type):
+            yield f"{item.key} is {_kind(item)} where llama.cpp reads {GENERAL[item.key]}"
 
 
 def _power(n: Any) -> bool:

@@ -35,7 +35,8 @@ def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -
     except LlamaMissing:
         raise
     except LlamaError as e:
-        verdict = replace(verdict, findings=[*verdict.findings, _told(path, e)])
+        if (words := apart.told(path, e)) not in verdict.findings:
+            verdict = replace(verdict, findings=[*verdict.findings, words])
     return replace(verdict, completion=Completion(prompt, text))
 
 
@@ -56,14 +57,10 @@ def divergence(
     except LlamaMissing:
         raise
     except LlamaError as e:
-        raise LlamaError(_told(path, e)) from None
+        raise LlamaError(apart.told(path, e)) from None
     with as_gguf(against, reading, threads, file.parent) as base:
         (row,) = divergences([path], base, texts, context, threads, progress)
     return row
-
-
-def _told(file: Path, e: LlamaError) -> str:
-    return str(e) if str(file) in str(e) else f"{file}: llama.cpp ends as it runs it: {e}"
 
 
 @contextmanager

@@ -17,6 +17,10 @@ from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerErro
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
+from quantkit.llama import apart
+from quantkit.loading import model as loading
+from quantkit.loading import vocabulary
+from quantkit.loading.patterns import PARTS
 from quantkit.loading.values import listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
@@ -90,6 +94,8 @@ def verify(
             checks.append(_check_tokenization(header, structure.first_split(file), source.path))
         check, errors = _check_weights(header, tensors, model, imatrix, threads, progress)
         checks.append(check)
+    if not any(check.findings for check in checks):
+        checks.insert(2, _check_loading(file, header, tensors))
     return _verdict(file, checks, errors, sound)
 
 
@@ -173,6 +179,23 @@ def _changes(path: Path, record: FileRecord, advance: Callable[[int], None]) -> 
             if any(f.read(start - end)):
                 return [f"{path.name}: the padding after {t.name} was changed"]
     return [f"{path.name}: the header was changed"]
+
+
+def _check_loading(file: Path, header: Header, tensors: Sequence[SourceTensor]) -> Check:
+    """Ask llama.cpp itself, of which shapes and tensors it wants; no weight is read."""
+    arch = header.get("general.architecture")
+    if arch in loading.OTHERS:
+        return Check()
+    whole = arch not in PARTS and any(t.name.startswith("blk.0.") for t in tensors)
+    path = structure.first_split(file)
+    text = "" if header.get("tokenizer.ggml.model") in vocabulary.NONE else "Hello, world"
+    try:
+        apart.ask(path, {"run": whole, "text": text})
+    except LlamaMissing as e:
+        return Check(notes=[f"llama.cpp was not asked whether it loads the file: {e}"])
+    except LlamaError as e:
+        return Check([apart.told(path, e)])
+    return Check(proven=["llama.cpp loads it"])
 
 
 def _check_metadata(header: Header, model: Model) -> Check:
