@@ -39,7 +39,7 @@ from quantkit.source.tensors import SourceTensor
 
 # the row maps are words, too: a family imports all of them from here
 __all__ = [
-    "DEFAULTS", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
+    "DEFAULTS", "ENCODER", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
     "Map", "Piece", "RowMap", "Shape", "edited", "halved", "halves", "interleaved", "linear",
     "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
     "transposed", "vector",
@@ -63,9 +63,11 @@ class ConversionOptions:
     fuse_gate_up_exps: bool = False
     fp8_as_q8: bool = False
     mistral_format: bool = False  # params.json counts, also where there is a config.json
+    mmproj: bool = False  # the encoders of images and sound, not the text
 
 
 DEFAULTS = ConversionOptions()
+ENCODER = "clip"  # the GGUF architecture of every encoder of images or sound
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Expect:
 
     def check(self, config: Config) -> None:
         """Raises ConfigError."""
-        value = config.values.get(self.config)
+        value = config.find(self.config)
         if value is None and self.required:
             raise ConfigError(f"{config.where}: '{self.config}' is missing")
         if value is not None and self.values and value not in self.values:
@@ -113,7 +115,7 @@ class Expect:
 
     def differs(self, config: Config) -> str | None:
         """A line for people where the config says something else than is computed with."""
-        value = config.values.get(self.config)
+        value = config.find(self.config)
         if value is None or value in self.values:
             return None
         return (
@@ -137,7 +139,8 @@ class Map:
     of the spelling that its converter knows. `flat`: its weights count as rows of one. `integers`:
     a table of integers, kept as int32. `by_rank`: the dimensions of the matrices of which each
     tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
-    `times`: another tensor of as many weights, whose product with this one is wanted. `beside`:
+    `seen`: the dimensions by which its weights are counted, the last of them a row, where they are
+    not those of `shape`. `times`: another tensor of as many weights, whose product with this one is wanted. `beside`:
     another matrix, whose columns follow those of this.
     """
 
@@ -151,6 +154,7 @@ class Map:
     experts: str = "experts"
     integers: bool = False
     by_rank: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
     times: str = ""
     beside: str = ""
 

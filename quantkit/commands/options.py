@@ -126,6 +126,10 @@ def reading_and_layout(
     fp8_as_q8: Annotated[
         bool, typer.Option("--fp8-as-q8", help="What is FP8 becomes Q8_0.")
     ] = False,
+    mmproj: Annotated[
+        bool,
+        typer.Option("--mmproj", help="The encoders of images and sound, not the text."),
+    ] = False,
     mistral_format: Annotated[
         bool,
         typer.Option(
@@ -143,7 +147,11 @@ def reading_and_layout(
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
-    options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format)
+    if mmproj and layers != "with":
+        raise UsageError(f"--mmproj and {'--mtp' if mtp else '--no-mtp'} exclude each other")
+    options = ConversionOptions(
+        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, mmproj
+    )
     kept = parse_numbers(keep_experts) if keep_experts else ()
     return Reading(pre, options, kept, experts_used)
 

@@ -43,9 +43,16 @@ def parse(name: str) -> Name:
     return Name(m["role"], None if bid is None else int(bid), m["suffix"] or "")
 
 
+# what names of encoders begin with: images, sound, and what leads from there to the text
+ENCODERS = ("v.", "a.", "mm.")
+
+
 def in_block(role: str, bid: int | None) -> str:
-    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one."""
-    return role if bid is None else f"blk.{bid}.{role}"
+    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one. A role of
+    an encoder is a whole name, which says itself where the number goes: `v.blk.{bid}.ln1`."""
+    if bid is None or role.startswith(ENCODERS):
+        return role.format(bid=bid)
+    return f"blk.{bid}.{role}"
 
 
 def stays_f32(name: Name, n_dims: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
-from quantkit.loading import families, layers, vocabulary
+from quantkit.loading import families, layers, projector, vocabulary
 from quantkit.loading.keys import (
     ARRAYS,
     ELEMENTS,
@@ -34,8 +34,7 @@ from quantkit.loading.patterns import PREDICT_ALONE
 from quantkit.loading.values import Info, Values, listed, number
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
-# architectures of which llama.cpp runs something else than a language model, or half of one
-_OTHERS = {"clip"}
+ENCODER = "clip"  # of images or sound: loaded beside a model
 
 
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
@@ -46,8 +45,8 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     arch = named.value if named is not None and named.type == "STRING" else None
     if not arch:
         return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
-    if arch in _OTHERS:
-        return found
+    if arch == ENCODER:
+        return [*found, *projector.faults(kv, tensors)]
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
     values = {
@@ -71,7 +70,7 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
 
 def is_known(arch: str) -> bool:
     """Whether llama.cpp has the architecture."""
-    return arch in needs() or arch in _OTHERS
+    return arch in needs() or arch == ENCODER
 
 
 def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from quantkit.architectures.rules import DEFAULTS, ConversionOptions
 from quantkit.errors import UnsupportedSource
 from quantkit.hub.repository import snapshot
 from quantkit.model import edits
+from quantkit.model.encoder import encoder_from_checkpoint
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
@@ -61,12 +62,18 @@ def read_checkpoint(source: Source, outtype: str | None, reading: Reading) -> Mo
     """A checkpoint with all its experts."""
     if source.address is None:
         files = CheckpointFiles.local(source.local())
-        return from_checkpoint(files, outtype, reading.pre, reading.options)
+        return _converted(files, outtype, reading)
     if source.address.file:
         raise UnsupportedSource(f"{source} is one file; name the model that is to be converted")
     with snapshot(source.address) as there:
         files = CheckpointFiles(there.directory, there.where, there.files)
-        return from_checkpoint(files, outtype, reading.pre, reading.options)
+        return _converted(files, outtype, reading)
+
+
+def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) -> Model:
+    if reading.options.mmproj:
+        return encoder_from_checkpoint(files, outtype, reading.options)
+    return from_checkpoint(files, outtype, reading.pre, reading.options)
 
 
 def open_gguf(source: SourceLike) -> Model:

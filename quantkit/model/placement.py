@@ -16,6 +16,7 @@ from math import prod
 from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.rules import (
     DEFAULTS,
+    ENCODER,
     Architecture,
     Config,
     ConversionOptions,
@@ -78,7 +79,7 @@ def place(
         if late and m.tensor.coding != "nvfp4":
             _finish(late, waiting, placed)
             late.clear()
-        source = replace(m.tensor, flat=True) if m.map.flat else m.tensor
+        source = layout.counted(m)
         used[source.name] = source
         names: dict[str, None] = {}
         for piece in layout.pieces(m.map, m.bid, m.xid):
@@ -185,7 +186,8 @@ class Layout:
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
-        return [re.compile(d) for d in (*self.arch.drops, *OTHER_MODES)]
+        others = () if self.arch.gguf_arch == ENCODER else OTHER_MODES
+        return [re.compile(d) for d in (*self.arch.drops, *others)]
 
     @cached_property
     def maps(self) -> dict[str, list[Map]]:
@@ -283,6 +285,12 @@ class Layout:
 
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
+
+    def counted(self, m: _Match) -> SourceTensor:
+        """The tensor with its weights in rows as the row wants them."""
+        if m.map.seen:
+            return replace(m.tensor, shape=tuple(self.dims[m.bid or 0][d] for d in m.map.seen))
+        return replace(m.tensor, flat=True) if m.map.flat else m.tensor
 
     def pieces(self, m: Map, bid: int | None, xid: int) -> list[Piece]:
         found = m.rows(self.dims[bid or 0], self.shape(m, bid), xid)
