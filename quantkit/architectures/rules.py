@@ -39,11 +39,10 @@ from quantkit.source.tensors import SourceTensor
 
 # the row maps are words, too: a family imports all of them from here
 __all__ = [
-    "DEFAULTS", "ENCODER", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
+    "DEFAULTS", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
     "Map", "Piece", "RowMap", "Shape", "edited", "halved", "halves", "interleaved", "linear",
     "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
-    "transposed", "vector",
-    "whole",
+    "transposed", "vector", "whole",
 ]  # fmt: skip
 
 # what torch.compile, DataParallel, FSDP and checkpointed activations put into names
@@ -67,7 +66,6 @@ class ConversionOptions:
 
 
 DEFAULTS = ConversionOptions()
-ENCODER = "clip"  # the GGUF architecture of every encoder of images or sound
 
 
 @dataclass(frozen=True)
@@ -140,8 +138,8 @@ class Map:
     a table of integers, kept as int32. `by_rank`: the dimensions of the matrices of which each
     tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
     `seen`: the dimensions by which its weights are counted, the last of them a row, where they are
-    not those of `shape`. `times`: another tensor of as many weights, whose product with this one is wanted. `beside`:
-    another matrix, whose columns follow those of this.
+    not those of `shape`. `times`: another tensor of as many weights, whose product with this one is
+    wanted. `beside`: another matrix, whose columns follow those of this.
     """
 
     source: str
@@ -167,6 +165,12 @@ class Map:
     def fields(self) -> list[str]:
         """What the stars stand for, in order: a number that is written out stands for itself."""
         return [field.strip("{}") for field in re.findall(_NUMBER, self.source)]
+
+    def counted(self, t: SourceTensor, dims: Dims) -> SourceTensor:
+        """The tensor with its weights in such rows as `rows` wants."""
+        if self.seen:
+            return replace(t, shape=tuple(dims[name] for name in self.seen))
+        return replace(t, flat=True) if self.flat else t
 
 
 def linear(

@@ -9,7 +9,6 @@ from typing import Any
 
 from quantkit.architectures.rules import (
     Config,
-    Expect,
     Key,
     Map,
     RowMap,

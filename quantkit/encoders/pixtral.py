@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantkit.architectures.rules import Config, Expect, Key, Map, rotary, whole
+from quantkit.architectures.rules import Expect, Key, Map, rotary, whole
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
     KINDS,
-    TEXT_WIDTH,
     VISION,
     VISION_KEYS,
     V,
@@ -21,7 +20,6 @@ from quantkit.encoders.common import (
     one_row,
     projector,
     vision,
-    width,
 )
 from quantkit.encoders.rules import Encoder
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from quantkit.architectures.rules import (
     Architecture,
@@ -171,7 +172,7 @@ def _pattern(config: Config) -> int | None:
     """Every how many layers one sees the whole image. Raises ConfigError."""
     found = config.get(*vision("fullatt_block_indexes"))
     every = found[0] + 1 if isinstance(found, list) and found else 0
-    if not every or any(b - a != every for a, b in zip(found, found[1:], strict=False)):
+    if not every or any(b - a != every for a, b in pairwise(found)):
         raise ConfigError(
             f"{config.where}: 'fullatt_block_indexes' is {found!r}, which is not every nth layer, "
             "as llama.cpp has it"

@@ -14,7 +14,7 @@ from typing import Any
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
-from quantkit.loading import families, layers, projector, vocabulary
+from quantkit.loading import families, layers, vocabulary
 from quantkit.loading.keys import (
     ARRAYS,
     ELEMENTS,
@@ -29,24 +29,25 @@ from quantkit.loading.keys import (
     WORDS,
     Key,
 )
+from quantkit.loading.kinds import ENCODER, kind_of
 from quantkit.loading.needs import needs
 from quantkit.loading.patterns import PREDICT_ALONE
 from quantkit.loading.values import Info, Values, listed, number
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
-ENCODER = "clip"  # of images or sound: loaded beside a model
 
 
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     """All that llama.cpp would trip over."""
     found = list(container_faults(kv, tensors))
+    ask = kind_of(kv, tensors).faults
+    if ask is not None:
+        return [*found, *ask(kv, tensors)]
     by_key = {item.key: item for item in kv}
     named = by_key.get("general.architecture")
     arch = named.value if named is not None and named.type == "STRING" else None
     if not arch:
         return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
-    if arch == ENCODER:
-        return [*found, *projector.faults(kv, tensors)]
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
     values = {

@@ -17,16 +17,18 @@ _LARGEST_IMAGE = 8192
 _MERGES = ("spatial_merge_size", "projector.scale_factor")
 
 # clip-impl.h, PROJECTOR_TYPE_NAMES
-TYPES = frozenset(
-    """mlp ldp ldpv2 resampler adapter qwen2vl_merger qwen2.5vl_merger qwen3vl_merger ling3vl
-    step3vl gemma3 gemma3nv gemma3na gemma4v gemma4a gemma4uv gemma4ua phi4 idefics3 pixtral
-    ultravox internvl llama4 qwen2a qwen3a glma qwen2.5o voxtral meralion musicflamingo lfm2
-    d1omni_v kimivl paddleocr lightonocr cogvlm janus_pro dots_ocr dots3note_v dots3note_a
-    deepseekocr deepseekocr2 deepseek4v lfm2a d1omni_a glm4v glm5v youtuvl yasa2 kimik25
-    nemotron_v2_vl exaone4_5 hunyuanvl minicpmv4_6 granite_speech mimovl minimax_m3
-    granite4_vision mimo_audio parakeet qwen3tts_spkenc qwen3tts_gen pockettts_spkenc
-    pockettts_gen muse-glimmer cohere2v""".split()
-)
+TYPES = frozenset({
+    "mlp", "ldp", "ldpv2", "resampler", "adapter", "qwen2vl_merger", "qwen2.5vl_merger",
+    "qwen3vl_merger", "ling3vl", "step3vl", "gemma3", "gemma3nv", "gemma3na", "gemma4v", "gemma4a",
+    "gemma4uv", "gemma4ua", "phi4", "idefics3", "pixtral", "ultravox", "internvl", "llama4",
+    "qwen2a", "qwen3a", "glma", "qwen2.5o", "voxtral", "meralion", "musicflamingo", "lfm2",
+    "d1omni_v", "kimivl", "paddleocr", "lightonocr", "cogvlm", "janus_pro", "dots_ocr",
+    "dots3note_v", "dots3note_a", "deepseekocr", "deepseekocr2", "deepseek4v", "lfm2a", "d1omni_a",
+    "glm4v", "glm5v", "youtuvl", "yasa2", "kimik25", "nemotron_v2_vl", "exaone4_5", "hunyuanvl",
+    "minicpmv4_6", "granite_speech", "mimovl", "minimax_m3", "granite4_vision", "mimo_audio",
+    "parakeet", "qwen3tts_spkenc", "qwen3tts_gen", "pockettts_spkenc", "pockettts_gen",
+    "muse-glimmer", "cohere2v",
+})  # fmt: skip
 _OMNI = {("qwen2.5o", "vision"): "qwen2.5vl_merger", ("qwen2.5o", "audio"): "qwen2a"}
 # whose layers are not those of a vision transformer
 _OTHER_LAYERS = frozenset({"gemma3nv", "qwen3tts_spkenc", "pockettts_gen"})
@@ -120,9 +122,7 @@ def projectors(kv: Sequence[KeyValue]) -> dict[str, str]:
     }
 
 
-def _encoder(
-    part: str, values: Mapping[str, KeyValue], there: Mapping[str, Info]
-) -> Iterator[str]:
+def _encoder(part: str, values: Mapping[str, KeyValue], there: Mapping[str, Info]) -> Iterator[str]:
     """One of the encoders, of images or of sound."""
     named = values.get("projector_type") or values.get(f"{part}.projector_type")
     kind = named.value if named is not None and named.type == "STRING" else None

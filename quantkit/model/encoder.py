@@ -13,7 +13,7 @@ from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
 from quantkit.encoders import find_encoder
 from quantkit.encoders.common import AUDIO, VISION, count
 from quantkit.encoders.rules import Encoder
-from quantkit.errors import ConfigError, UnsupportedArchitecture
+from quantkit.errors import ConfigError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.model.from_checkpoint import (
@@ -39,14 +39,12 @@ PREFIX = "mmproj-"  # of the names of such files
 _POSITIONS = ("v.position_embd.weight", "a.position_embd.weight")
 
 
-def has_encoder(files: CheckpointFiles) -> bool:
-    """Whether a checkpoint has an encoder that can be converted."""
+def names_encoder(files: CheckpointFiles) -> bool:
+    """Whether the config of a checkpoint has the table of an encoder."""
     config = files.optional("config.json") or {}
-    try:
-        find_encoder(_name(config))
-    except UnsupportedArchitecture:
-        return False
-    return any(isinstance(config.get(part), dict) for part in (VISION, AUDIO))
+    thinker = config.get("thinker_config")
+    tables = [config, *([thinker] if isinstance(thinker, dict) else [])]
+    return any(isinstance(table.get(part), dict) for table in tables for part in (VISION, AUDIO))
 
 
 def encoder_from_checkpoint(
@@ -130,9 +128,9 @@ def _token(files: CheckpointFiles, token: str) -> int:
             return int(i)
     added = (files.optional("tokenizer.json") or {}).get("added_tokens")
     for entry in added if isinstance(added, list) else []:
-        if isinstance(entry, dict) and entry.get("content") == token:
-            if isinstance(i := entry.get("id"), int):
-                return i
+        found = entry.get("id") if isinstance(entry, dict) and entry.get("content") == token else 0
+        if isinstance(found, int) and found:
+            return found
     raise ConfigError(
         f"{files.where}: no token {token} in tokenizer_config.json or tokenizer.json, whose "
         "embedding the encoder takes"

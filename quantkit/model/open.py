@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
 from quantkit.errors import UnsupportedSource
 from quantkit.hub.repository import snapshot
 from quantkit.model import edits
-from quantkit.model.encoder import encoder_from_checkpoint
+from quantkit.model.encoder import encoder_from_checkpoint, names_encoder
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
@@ -68,6 +69,21 @@ def read_checkpoint(source: Source, outtype: str | None, reading: Reading) -> Mo
     with snapshot(source.address) as there:
         files = CheckpointFiles(there.directory, there.where, there.files)
         return _converted(files, outtype, reading)
+
+
+def read_encoders(source: Source, outtypes: Sequence[str], reading: Reading) -> list[Model]:
+    """The encoders of a checkpoint, once for each outtype; none if its config names no encoder.
+    Raises SourceError, ModelError."""
+
+    def read(files: CheckpointFiles) -> list[Model]:
+        if not names_encoder(files):
+            return []
+        return [encoder_from_checkpoint(files, kind, reading.options) for kind in outtypes]
+
+    if source.address is None:
+        return read(CheckpointFiles.local(source.local()))
+    with snapshot(source.address) as there:
+        return read(CheckpointFiles(there.directory, there.where, there.files))
 
 
 def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) -> Model:

@@ -16,7 +16,6 @@ from math import prod
 from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.rules import (
     DEFAULTS,
-    ENCODER,
     Architecture,
     Config,
     ConversionOptions,
@@ -31,6 +30,7 @@ from quantkit.errors import (
     UnsupportedSource,
 )
 from quantkit.gguf.tensor_names import in_block, parse
+from quantkit.loading.kinds import ENCODER
 from quantkit.model.blocks import BLOCKS, leaving
 from quantkit.model.missing import check_nothing_missing
 from quantkit.model.names import NUMBER, known_names, predicts
@@ -79,7 +79,7 @@ def place(
         if late and m.tensor.coding != "nvfp4":
             _finish(late, waiting, placed)
             late.clear()
-        source = layout.counted(m)
+        source = m.map.counted(m.tensor, layout.dims[m.bid or 0])
         used[source.name] = source
         names: dict[str, None] = {}
         for piece in layout.pieces(m.map, m.bid, m.xid):
@@ -285,12 +285,6 @@ class Layout:
 
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
-
-    def counted(self, m: _Match) -> SourceTensor:
-        """The tensor with its weights in rows as the row wants them."""
-        if m.map.seen:
-            return replace(m.tensor, shape=tuple(self.dims[m.bid or 0][d] for d in m.map.seen))
-        return replace(m.tensor, flat=True) if m.map.flat else m.tensor
 
     def pieces(self, m: Map, bid: int | None, xid: int) -> list[Piece]:
         found = m.rows(self.dims[bid or 0], self.shape(m, bid), xid)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.model import provenance
+from quantkit.model.encoder import PREFIX
 from quantkit.releases.manifest import CHECKSUMS, Manifest
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions
@@ -28,9 +29,10 @@ def render(
     description: Description,
     values: Mapping[str, Any],
     pictures: Mapping[str, str] = MappingProxyType({}),
+    more: Sequence[Row] = (),
 ) -> str:
     """The card's text. `values` is the model's metadata, `pictures` the title of each picture
-    beside the card, by file name."""
+    beside the card, by file name, `more` the rows of the model's encoders."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -56,7 +58,9 @@ def render(
         moe=moe,
         repo=manifest.repo,
         base=manifest.base_model,
-        table=as_markdown(rows, shown if moe else CARD),
+        table=as_markdown([*rows, *more], shown if moe else CARD),
+        encoders=more,
+        hears=any(tensor.name.startswith("a.") for f in manifest.files for tensor in f.tensors),
         choices=choices(rows),
         usual=usual(rows),
         first=manifest.first_file(usual(rows).type),
@@ -95,11 +99,16 @@ def front_matter(
         "base_model_relation": relation if bases else None,
         "quantized_by": manifest.repo and manifest.repo.partition("/")[0],
         "model_name": manifest.name,
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "image-text-to-text" if _sees(manifest) else "text-generation",
         "library_name": "gguf",
         "tags": list(dict.fromkeys(tags)),
     }
     return {key: value for key, value in matter.items() if value}
+
+
+def _sees(manifest: Manifest) -> bool:
+    """Whether the release has encoders, which are of images, some of sound too."""
+    return any(f.name.startswith(PREFIX) for f in manifest.files)
 
 
 def usual(rows: Sequence[Row]) -> Row:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,16 @@ from quantkit.releases.chat_template import Turns, read_turns
 SPECIAL = (3, 4)  # token types of llama.cpp that are matched in text: control, user-defined
 
 
-def render(first: str, context: int, values: Mapping[str, Any], split: bool = False) -> str:
-    """The text of a Modelfile for the GGUF file `first` (of splits, if `split`). `values` is the
-    model's metadata."""
-    lines = [f"FROM ./{first}"]
+def render(
+    first: str,
+    context: int,
+    values: Mapping[str, Any],
+    split: bool = False,
+    beside: Sequence[str] = (),
+) -> str:
+    """The text of a Modelfile for the GGUF file `first` (of splits, if `split`), with the files of
+    encoders that belong to it. `values` is the model's metadata."""
+    lines = [f"FROM ./{name}" for name in (first, *beside)]
     if split:
         lines.insert(
             0, "# Ollama takes no splits: join them with `quantkit merge`, and name that file"

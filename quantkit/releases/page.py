@@ -83,11 +83,16 @@ class Entry:
 
 
 def render(
-    manifest: Manifest, rows: Sequence[Row], description: Description, more: Sequence[Figure] = ()
+    manifest: Manifest,
+    rows: Sequence[Row],
+    description: Description,
+    more: Sequence[Figure] = (),
+    encoders: Sequence[Row] = (),
 ) -> str:
     """The page as HTML, to be written beside the files that it links to.
 
-    `rows` are those of the manifest's files, `more` are pictures of what was measured.
+    `rows` are those of the manifest's files, `more` are pictures of what was measured,
+    `encoders` the rows of the encoders beside the model.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -121,7 +126,8 @@ def render(
         mixture=any(row.experts_on_cpu_ram_bytes is not None for row in rows),
         base=_model(merge.base) if merge else None,
         experts=[_model(name) for name in merge.experts] if merge else [],
-        commands=_commands(manifest, usual),
+        commands=_commands(manifest, usual, encoders),
+        listed=[*entries, *_entries(manifest, encoders)],
         colours=Markup(svg.COLOURS),
     )
 
@@ -273,13 +279,17 @@ def _by_layer(entry: Entry) -> Figure:
     return Figure(entry.row.type, outside, draw)
 
 
-def _commands(manifest: Manifest, usual: Row) -> list[tuple[str, str]]:
+def _commands(
+    manifest: Manifest, usual: Row, encoders: Sequence[Row] = ()
+) -> list[tuple[str, str]]:
     """Commands that run the usual file, each with what it is for."""
     repo = manifest.repo
     file = shlex.quote(manifest.first_file(usual.type))
     serve = (
         f"llama-server {f'-hf {repo}:{usual.type}' if repo else f'-m {file}'} -c {usual.context}"
     )
+    if encoders and not repo:  # from the Hub, llama.cpp gets them by itself
+        serve += f" --mmproj {shlex.quote(encoders[0].name)}"
     commands = [("llama.cpp", serve)]
     if usual.experts_on_cpu_ram_bytes is not None:
         what = "llama.cpp, experts in main memory and the rest on the GPU"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from quantkit import __version__, plain_text
 from quantkit.errors import UsageError
-from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import mean_errors
@@ -29,6 +28,7 @@ from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES
 from quantkit.recipes.sensitivity import use_case
 from quantkit.releases import card, checksums, manifest, modelfile, page, previous
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
+from quantkit.releases.projector import check_is_model, identified, projector_job, rows_of
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import gigabytes
@@ -88,11 +88,17 @@ def release(
     for name in (base_model, target.repo if target else None):
         if name is not None:
             push.check_name(name)
+    check_is_model(source)
     job = prepare(
         source, types, directory, request=request, imatrix=imatrix, reading=reading, name=stem
     )
+    beside, lacking = projector_job(source, directory, job.model.name, reading)
+    jobs = [job, *([beside] if beside else [])]
+    if lacking:
+        job = replace(job, model=replace(job.model, notes=(*job.model.notes, lacking)))
+        jobs[0] = job
     description = inspection.describe(job.model, source)
-    this, plans = _begin_manifest(source, job, description)
+    this, plans = _begin_manifest(source, jobs, description)
     earlier = previous.read(directory, join, anew=run.force)
     previous.check_place(source, directory, earlier, run.force)
     previous.check_same(earlier, this, plans)
@@ -102,16 +108,17 @@ def release(
         base_model=base_model or source.model_on_hub or (before.base_model if before else None),
         repo=target.repo if target else before.repo if before else None,
     )
-    rows = planned_rows(job.plan, context, job.model.kv)
+    rows, more = planned_rows(job.plan, context, job.model.kv), rows_of(beside, context)
     if share:
-        job = replace(job, plan=_part(job.plan, shared(job.plan, *share)))
-        names = {f.path.name for f in job.plan.files}
+        mine = shared([each.plan for each in jobs], *share)
+        jobs = [replace(each, plan=_part(each.plan, mine)) for each in jobs]
+        names = {path.name for path in mine}
         plans = [begun for begun in plans if begun.name in names]
     if run.dry:
-        return _dry_run(directory, job, this, plans, rows, earlier, target, run)
+        return _dry_run(directory, jobs, this, plans, [*rows, *more], earlier, target, run)
     if target:
         push.create(target)
-    made = _make_files(directory, job, this, plans, earlier, target, run)
+    made = _make_files(directory, jobs, this, plans, earlier, target, run)
     this = made.manifest
     uploads = [push.Upload(directory / f.name, f.sha256) for f in this.files]
     directory.mkdir(parents=True, exist_ok=True)
@@ -121,10 +128,10 @@ def release(
     else:
         this = replace(this, errors=_errors(job, earlier, run))
         rows = [replace(row, use_case=use_case(this.errors[row.type])) for row in rows]
-        _write_beside(directory, this, rows, description, job.model)
+        _write_beside(directory, this, rows, more, description, job.model)
         uploads += [push.Upload(directory / name) for name in previous.BESIDE]
     sent = push.push(target, uploads) if target else []
-    return replace(made, manifest=this, rows=rows, pushed=sent)
+    return replace(made, manifest=this, rows=[*rows, *more], pushed=sent)
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -135,20 +142,23 @@ def parse_share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
+def shared(plans: Sequence[Plan], which: int, of: int) -> frozenset[Path]:
     """The files of one share. They hold about the same part of the model, whatever their type, so
     that shares have little of the source to read twice."""
     places = [
-        ((i + 0.5) / len(o.files), f.path) for o in plan.outputs for i, f in enumerate(o.files)
+        (n, (i + 0.5) / len(o.files), f.path)
+        for n, plan in enumerate(plans)
+        for o in plan.outputs
+        for i, f in enumerate(o.files)
     ]
-    ordered = [path for _, path in sorted(places)]
+    ordered = [path for *_, path in sorted(places)]
     ends = [len(ordered) * i // of for i in (which - 1, which)]
     return frozenset(ordered[slice(*ends)])
 
 
 def _make_files(
     directory: Path,
-    job: Job,
+    jobs: Sequence[Job],
     this: Manifest,
     plans: Sequence[BegunFile],
     earlier: previous.Earlier,
@@ -156,7 +166,7 @@ def _make_files(
     run: Run,
 ) -> Release:
     """Make the files that are missing or damaged, hash them, and complete the manifest."""
-    planned = {f.path: f for f in job.plan.files}
+    planned = {f.path: f for job in jobs for f in job.plan.files}
     threads = run.threads or default_threads()
     check = previous.check_files(list(planned), earlier, threads, run.progress)
     away = _on_the_hub({p for p in check.make if p.name in earlier.records}, earlier, target)
@@ -165,8 +175,8 @@ def _make_files(
     new = {p: (begun[p], planned[p]) for p in planned if p not in records}
     here = [previous.stat_record(p, record) for p, record in check.kept.items()]
     making = replace(this, begun=tuple(plans), files=(*here, *away.values()))
-    part = replace(job, plan=_part(job.plan, check.make - away.keys()))
-    _make(part, check.damaged, directory, making, run)
+    parts = [replace(job, plan=_part(job.plan, check.make - away.keys())) for job in jobs]
+    _make(parts, check.damaged, directory, making, run)
 
     def note(path: Path, record: FileRecord) -> None:
         nonlocal making
@@ -212,7 +222,7 @@ def _on_the_hub(
 
 def _dry_run(
     directory: Path,
-    job: Job,
+    jobs: Sequence[Job],
     this: Manifest,
     plans: Sequence[BegunFile],
     rows: Sequence[Row],
@@ -221,10 +231,10 @@ def _dry_run(
     run: Run,
 ) -> Release:
     """What a run would leave, as far as can be told without reading the files that are there."""
-    sizes = {f.path: f.size for f in job.plan.files}
+    sizes = {f.path: f.size for job in jobs for f in job.plan.files}
     there = previous.whole_files(sizes)
     away = _on_the_hub({p for p in sizes if p.name in earlier.records}, earlier, target)
-    for note in job.model.notes:
+    for note in (note for job in jobs for note in job.model.notes):
         run.progress.note(note)
     known = {name: record.sha256 for name, record in earlier.records.items()}
     files = tuple(
@@ -256,16 +266,18 @@ def stem(model: Model) -> str:
 
 
 def _begin_manifest(
-    source: Source, job: Job, description: Description
+    source: Source, jobs: Sequence[Job], description: Description
 ) -> tuple[Manifest, list[BegunFile]]:
-    """The manifest before there are files; and every file that is planned."""
-    identity = identities(job.plan, job.importance)
+    """The manifest before there are files; and every file that is planned. `jobs` begin with the
+    model's own."""
+    identity, made_of = identified(jobs)
     plans = [
         BegunFile(f.path.name, o.type, identity[f.path].plan)
+        for job in jobs
         for o in job.plan.outputs
         for f in o.files
     ]
-    of_any = next(iter(identity.values()))
+    job, of_any = jobs[0], next(iter(identity.values()))
     this = Manifest(
         quantkit=__version__,
         name=job.model.name,
@@ -273,7 +285,7 @@ def _begin_manifest(
         architecture=job.model.arch,
         parameters=description.parameters,
         experts=description.experts,
-        made_from=MadeFrom(of_any.source, of_any.importance),
+        made_from=MadeFrom(made_of, of_any.importance),
     )
     return this, plans
 
@@ -291,18 +303,27 @@ def _part(plan: Plan, paths: frozenset[Path]) -> Plan:
     return replace(plan, outputs=outputs, segments=segments)
 
 
-def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest, run: Run) -> None:
-    """Make the files of the plan; `damaged` ones are removed first."""
-    if not job.plan.outputs:
+def _make(
+    jobs: Sequence[Job],
+    damaged: frozenset[Path],
+    directory: Path,
+    making: Manifest,
+    run: Run,
+) -> None:
+    """Make the files of the plans; `damaged` ones are removed first."""
+    jobs = [job for job in jobs if job.plan.outputs]
+    if not jobs:
         return
     is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for path in damaged:
             path.unlink()
-        check_outputs(job.plan, run.force)
+        for job in jobs:
+            check_outputs(job.plan, run.force)
         manifest.write(manifest.partial_path(directory), manifest.as_json(making))
-        carry_out(job, run)
+        for job in jobs:
+            carry_out(job, run)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
@@ -311,9 +332,14 @@ def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest,
 
 
 def _write_beside(
-    directory: Path, this: Manifest, rows: Sequence[Row], description: Description, model: Model
+    directory: Path,
+    this: Manifest,
+    rows: Sequence[Row],
+    more: Sequence[Row],
+    description: Description,
+    model: Model,
 ) -> None:
-    """Everything but the weights; the manifest last."""
+    """Everything but the weights; the manifest last. `more`: the rows of the encoders."""
     values = {item.key: item.value for item in model.kv}
     usual = card.usual(rows)
     first = this.first_file(usual.type)
@@ -322,9 +348,11 @@ def _write_beside(
     shown = {name: figure.title for name, figure in drawn.items()}
     texts = {
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
-        previous.CARD: card.render(this, rows, description, values, shown),
-        previous.PAGE: page.render(this, rows, description, [measured]),
-        previous.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
+        previous.CARD: card.render(this, rows, description, values, shown, more),
+        previous.PAGE: page.render(this, rows, description, [measured], more),
+        previous.MODELFILE: modelfile.render(
+            first, usual.context, values, split=usual.files > 1, beside=[r.name for r in more[:1]]
+        ),
         manifest.CHECKSUMS: manifest.as_checksums(this.files),
         manifest.NAME: manifest.as_json(this),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.calibration.imatrix import Imatrix
@@ -17,7 +17,8 @@ from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerErro
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
-from quantkit.loading.values import listed
+from quantkit.loading.kinds import DRAFT, MODEL, PROJECTOR, kind_of
+from quantkit.loading.values import Info, listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.planning.build import laid_out
@@ -76,7 +77,9 @@ def verify(
     except SourceError as e:
         return _verdict(file, [*checks, Check([str(e)])])
     faults = structure.faults(header, tensors)
-    is_sound = f"the structure of {len(tensors)} tensors is sound"
+    kind = kind_of(header.kv, [Info(t.name, t.shape, t.ggml.name) for t in tensors])
+    what = "" if kind in (MODEL, DRAFT) else f" ({kind.words})"
+    is_sound = f"the structure of {len(tensors)} tensors is sound{what}"
     checks.append(Check(faults) if faults else Check(proven=[is_sound]))
     sound = not any(check.findings for check in checks)
     threads = threads or default_threads()
@@ -84,9 +87,12 @@ def verify(
         checks.append(Check(blocks.faults(tensors, threads, progress)))
     if against is not None:
         source = Source.parse(against)
+        if kind is PROJECTOR:
+            reading = replace(reading, options=replace(reading.options, mmproj=True))
         model = open_source(source, reading)
         checks.append(_check_metadata(header, model))
-        if not faults and source.path:  # llama.cpp would read past the end of short arrays
+        has_words = kind is not PROJECTOR and not faults
+        if has_words and source.path:  # llama.cpp would read past the end of short arrays
             checks.append(_check_tokenization(header, structure.first_split(file), source.path))
         check, errors = _check_weights(header, tensors, model, imatrix, threads, progress)
         checks.append(check)
