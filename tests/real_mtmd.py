@@ -1,8 +1,8 @@
 """The real llama.cpp's eyes: what its mtmd makes of a picture, in a process of its own.
 
-`python -m tests.real_mtmd TEXT.gguf MMPROJ.gguf PICTURE.npy OUT.npy`: the picture is uint8 `[height,
-width, 3]`; what comes out is float32 `[tokens, width of the text's input]`. The process fails, or
-ends, where llama.cpp does.
+`python -m tests.real_mtmd TEXT.gguf MMPROJ.gguf PICTURE.npy OUT.npy`: the picture is uint8
+`[height, width, 3]`; what comes out is float32 `[tokens, width of the text's input]`. The process
+fails, or ends, where llama.cpp does.
 """
 
 from __future__ import annotations

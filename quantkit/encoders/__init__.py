@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from quantkit.encoders import gemma, llama4, pixtral, qwen_vl
+from quantkit.encoders import gemma, intern_vl, kimi_vl, llama4, pixtral, qwen_vl, siglip
 from quantkit.encoders.rules import Encoder
 from quantkit.errors import UnsupportedArchitecture
 
 ENCODERS: tuple[Encoder, ...] = (
     *gemma.FAMILY,
+    *intern_vl.FAMILY,
+    *kimi_vl.FAMILY,
     *llama4.FAMILY,
     *pixtral.FAMILY,
     *qwen_vl.FAMILY,
+    *siglip.FAMILY,
 )
 
 _BY_NAME = {name: encoder for encoder in ENCODERS for name in encoder.hf_names}

@@ -4,7 +4,6 @@ what the text takes pixels and waves through). llama.cpp: `conversion/gemma.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.rules import (
@@ -38,9 +37,9 @@ from quantkit.encoders.common import (
     width,
 )
 from quantkit.encoders.rules import Encoder
+from quantkit.encoders.siglip import EXACT_PATCHES, patches, tower
 
 S = "vision_tower.vision_model"
-B = f"{S}.encoder.layers.{{bid}}"
 P = "multi_modal_projector"
 
 
@@ -67,20 +66,8 @@ GEMMA3 = Encoder(
     dims={**DIMS, "positions": positions},
     layers=KINDS,
     maps=(
-        Map(f"{S}.embeddings.patch_embedding.weight", ("v", "channels", "patch", "patch"),
-            whole("v.patch_embd.weight")),
-        Map(f"{S}.embeddings.patch_embedding.bias", ("v",), whole("v.patch_embd.bias")),
-        Map(f"{S}.embeddings.position_embedding.weight", ("positions", "v"),
-            whole("v.position_embd.weight")),
-        *lin(f"{B}.layer_norm1", ("v",), f"{V}.ln1"),
-        *lin(f"{B}.self_attn.q_proj", ("v", "v"), f"{V}.attn_q"),
-        *lin(f"{B}.self_attn.k_proj", ("v", "v"), f"{V}.attn_k"),
-        *lin(f"{B}.self_attn.v_proj", ("v", "v"), f"{V}.attn_v"),
-        *lin(f"{B}.self_attn.out_proj", ("v", "v"), f"{V}.attn_out"),
-        *lin(f"{B}.layer_norm2", ("v",), f"{V}.ln2"),
-        *lin(f"{B}.mlp.fc1", ("ffn", "v"), f"{V}.ffn_up"),
-        *lin(f"{B}.mlp.fc2", ("v", "ffn"), f"{V}.ffn_down"),
-        *lin(f"{S}.post_layernorm", ("v",), "v.post_ln", ""),
+        *patches(S),
+        *tower(S),
         # kept as `[in, out]`, which llama.cpp turns as it loads
         Map(f"{P}.mm_input_projection_weight", ("v", "text"), whole("mm.input_projection.weight")),
         Map(f"{P}.mm_soft_emb_norm.weight", ("v",),
@@ -99,8 +86,7 @@ GEMMA3 = Encoder(
     },
     forced=(
         (r"mm\.input_projection\.weight", "F16"),
-        (r"v\.patch_embd\.weight", "F32"),
-        *KERNELS,
+        *EXACT_PATCHES,
     ),
 )  # fmt: skip
 
@@ -158,8 +144,6 @@ def _heard(*names: str, default: Any = 1) -> Callable[[Config], int]:
     return lambda c: c.one(*audio(*names), default=default)
 
 
-_STD = ("standardize",)
-
 GEMMA4 = Encoder(
     hf_names=("Gemma4ForConditionalGeneration",),
     gguf_arch="clip",
@@ -177,6 +161,8 @@ GEMMA4 = Encoder(
     dims={
         **DIMS,
         "head": width("head_dim"),
+        "q": lambda c: c.one(*vision("num_attention_heads")) * c.one(*vision("head_dim")),
+        "kv": lambda c: c.one(*vision("num_key_value_heads")) * c.one(*vision("head_dim")),
         "patch3": lambda c: 3 * c.one(*vision("patch_size")) ** 2,
         "two": lambda c: 2,
         "positions": width("position_embedding_size"),
@@ -284,13 +270,4 @@ GEMMA4 = Encoder(
         *KERNELS,
     ),
 )  # fmt: skip
-GEMMA4 = replace(
-    GEMMA4,
-    dims={
-        **GEMMA4.dims,
-        "q": lambda c: c.one(*vision("num_attention_heads")) * c.one(*vision("head_dim")),
-        "kv": lambda c: c.one(*vision("num_key_value_heads")) * c.one(*vision("head_dim")),
-    },
-)
-
 FAMILY = (GEMMA3, GEMMA4)

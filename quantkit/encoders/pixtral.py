@@ -60,7 +60,8 @@ MISTRAL3 = Encoder(
     dims={
         **DIMS,
         "q": lambda c: c.one(*vision("num_attention_heads")) * c.one(*vision("head_dim")),
-        "merged": lambda c: c.one(*vision("hidden_size")) * c.one("spatial_merge_size", default=1) ** 2,
+        "merged": lambda c: c.one(*vision("hidden_size"))
+        * c.one("spatial_merge_size", default=1) ** 2,
         "vocab": lambda c: c.one("text_config.vocab_size"),
         "img_break": lambda c: c.one("img_break"),
     },

@@ -77,6 +77,22 @@ NEEDS = {
         rows=1,
     ),
     "pixtral": Needs((_PATCH, "mm.1.weight", "mm.2.weight", "v.token_embd.img_break"), _QKV),
+    "idefics3": Needs((_PATCH, "mm.model.fc.weight"), _QKV, rows=0),
+    "lfm2": Needs((_PATCH, "v.position_embd.weight", *_both("mm.1", "mm.2")), _QKV),
+    "cohere2v": Needs(
+        (_PATCH, *_both("mm.1", "mm.2")),
+        _QKV,
+        ("vision.projector.scale_factor", "vision.preproc_max_tiles"),
+        rows=0,
+    ),
+    "internvl": Needs(
+        (_PATCH, "v.class_embd", "v.position_embd.weight",
+         *_both("mm.model.mlp.0", "mm.model.mlp.1", "mm.model.mlp.3")),
+        _QKV,
+    ),
+    "kimivl": Needs(
+        (_PATCH, "v.position_embd.weight", *_both("mm.input_norm", "mm.1", "mm.2")), _QKV
+    ),
     "qwen2vl_merger": Needs((_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV),
     "qwen2.5vl_merger": Needs(
         (_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV, ("vision.n_wa_pattern",)

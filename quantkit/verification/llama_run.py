@@ -28,8 +28,8 @@ TOKENS = 48  # of a completion
 
 def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -> Verdict:
     """The verdict with what the model says after a prompt, the likeliest token each time; with a
-    finding where llama.cpp does not load the file. Raises LlamaMissing; UsageError for a file that is
-    no model."""
+    finding where llama.cpp does not load the file. Raises LlamaMissing, and UsageError for a file
+    that is no model."""
     path, text = first_split(file), ""
     header, tensors = open_gguf_set(path)
     kind = kind_of(header.kv, [Info(t.name, t.shape, t.ggml.name) for t in tensors])
