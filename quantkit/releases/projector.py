@@ -43,14 +43,14 @@ def projector_job(
         return None, ""
     try:
         models = read_encoders(source, list(TYPES), reading)
+        if not models:
+            return None, ""
         plans = [
             plan_conversion(model, f"{PREFIX}{label}", directory / f"{PREFIX}{name}-{label}.gguf")
             for model, label in zip(models, TYPES.values(), strict=True)
         ]
     except ModelError as e:
         return None, f"no {PREFIX[:-1]} is made of this model: {e}"
-    if not models:
-        return None, ""
     plan = replace(plans[0], outputs=tuple(output for p in plans for output in p.outputs))
     return Job(models[0], plan, {}), ""
 

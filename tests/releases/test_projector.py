@@ -13,7 +13,6 @@ from quantkit import api, errors
 from quantkit.model.open import Reading
 from quantkit.releases.release import release
 from tests.conftest import sha256
-from tests.fake_hub import Hub
 
 Get = Callable[[str], Path]
 READ = Reading(pre="qwen2")
@@ -98,11 +97,6 @@ def test_shares_divide_the_encoders_too(checkpoint: Get, tmp_path: Path) -> None
         for i, part in enumerate(parts, 1)
     ]
     assert sorted(name for names in held for name in names) == sorted(FILES)
-
-
-def test_pushed_with_the_rest(checkpoint: Get, tmp_path: Path, hub: Hub) -> None:
-    made = api.release(checkpoint("qwen3vl-mmproj"), tmp_path, "Q8_0", push="org/see", reading=READ)
-    assert set(FILES) <= set(made.pushed)
 
 
 def test_a_checkpoint_without_its_encoder(broken: Callable[..., Path], tmp_path: Path) -> None:
