@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from quantkit.encoders import gemma, intern_vl, kimi_vl, llama4, pixtral, qwen_vl, siglip
+from quantkit.encoders import gemma, glm, intern_vl, kimi_vl, llama4, pixtral, qwen_vl, siglip
 from quantkit.encoders.rules import Encoder
 from quantkit.errors import UnsupportedArchitecture
 
 ENCODERS: tuple[Encoder, ...] = (
     *gemma.FAMILY,
+    *glm.FAMILY,
     *intern_vl.FAMILY,
     *kimi_vl.FAMILY,
     *llama4.FAMILY,

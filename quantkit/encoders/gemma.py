@@ -3,15 +3,21 @@ what the text takes pixels and waves through). llama.cpp: `conversion/gemma.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 from quantkit.architectures.rules import (
     Config,
+    Dims,
     Key,
     Map,
+    Piece,
     RowMap,
+    Shape,
     edited,
+    piece,
     vector,
     whole,
 )
@@ -270,4 +276,99 @@ GEMMA4 = Encoder(
         *KERNELS,
     ),
 )  # fmt: skip
-FAMILY = (GEMMA3, GEMMA4)
+E = "model.vision_embedder"
+
+
+def _side(config: Config) -> int:
+    """Pixels of a side of what becomes one token."""
+    patch: int | None = config.get(*vision("model_patch_size"), default=None)
+    if patch is not None:
+        return patch
+    return config.one(*vision("patch_size")) * config.one(*vision("pooling_kernel_size"))
+
+
+def _colours_first(role: str) -> RowMap:
+    """What weighs pixels that are kept pixel by pixel, colour by colour in each: in the order of
+    all of a colour first. Weights count as rows of one."""
+
+    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+        n = dims["side2"]
+        order = tuple(i * 3 + colour for colour in range(3) for i in range(n))
+        return (piece(role, source, prod(source), order=order),)
+
+    return pieces
+
+
+def _axes_first(role: str) -> RowMap:
+    """A table of places with a row for each axis in turn: as a table for each axis."""
+
+    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+        n, axes, width = source
+        shape = (axes, n, width)
+        return [piece(role, shape, n, axis * n, axis, step=axes) for axis in range(axes)]
+
+    return pieces
+
+
+def _nothing(config: Config) -> int:
+    return 0
+
+
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    hf_names=("Gemma4UnifiedForConditionalGeneration",),
+    keys=(
+        *VISION_KEYS,
+        *map(heard, AUDIO_KEYS),
+        projector("gemma4uv", "vision"),
+        eps(vision("layer_norm_eps")),
+        heard(projector("gemma4ua", "audio")),
+        heard(Key("clip.audio.num_mel_bins", audio("input_feat_size"), default=128)),
+        heard(eps(audio("layer_norm_eps"), part="audio")),
+    ),
+    dims={
+        **DIMS,
+        "two": lambda c: 2,
+        "side2": lambda c: _side(c) ** 2,
+        "patch3": lambda c: 3 * _side(c) ** 2,
+        "places": width("mm_posemb_size"),
+        "a": _heard("audio_embed_dim"),
+    },
+    layers=KINDS,
+    maps=(
+        Map(f"{E}.patch_dense.weight", ("v", "patch3"), _colours_first("v.patch_embd.weight"),
+            flat=True),
+        Map(f"{E}.patch_dense.bias", ("v",), whole("v.patch_embd.bias")),
+        Map(f"{E}.patch_ln1.weight", ("patch3",), _colours_first("v.patch_norm.1.weight")),
+        Map(f"{E}.patch_ln1.bias", ("patch3",), _colours_first("v.patch_norm.1.bias")),
+        *lin(f"{E}.patch_ln2", ("v",), "v.patch_norm.2", ""),
+        *lin(f"{E}.pos_norm", ("v",), "v.patch_norm.3", ""),
+        Map(f"{E}.pos_embedding", ("places", "two", "v"), _axes_first("v.position_embd.weight")),
+        *_clipped("model.embed_vision.embedding_projection", ("text", "v"), "mm.input_projection",
+                  ""),
+        *_clipped("model.embed_audio.embedding_projection", ("text", "a"),
+                  "mm.a.input_projection", "hears"),
+    ),
+    # there are no layers: numbers for llama.cpp's keys
+    aliases={
+        f"{VISION}.image_size": lambda c: 224,
+        f"{VISION}.hidden_size": f"{VISION}.mm_embed_dim",
+        f"{VISION}.intermediate_size": _nothing,
+        f"{VISION}.num_layers": _nothing,
+        f"{VISION}.num_attention_heads": _nothing,
+        f"{AUDIO}.hidden_size": f"{AUDIO}.audio_embed_dim",
+        f"{AUDIO}.intermediate_size": _nothing,
+        f"{AUDIO}.num_layers": _nothing,
+        f"{AUDIO}.num_attention_heads": _nothing,
+    },
+    defaults={
+        VISION: {
+            "patch_size": 16, "pooling_kernel_size": 3, "mm_embed_dim": 3840,
+            "mm_posemb_size": 1120,
+        },
+        AUDIO: {"audio_embed_dim": 640},
+        "text_config": {"hidden_size": 2304},
+    },
+)  # fmt: skip
+
+FAMILY = (GEMMA3, GEMMA4, GEMMA4_UNIFIED)

@@ -111,7 +111,7 @@ SMOLVLM = Encoder(
 
 def _blocks(config: Config) -> int:
     """Layers up to the one that the text sees, which is counted from the end."""
-    layer = config.get("vision_feature_layer", kind="INT32", default=-1)
+    layer: int = config.get("vision_feature_layer", kind="INT32", default=-1)
     return count(config, VISION) + layer + 1
 
 

@@ -77,6 +77,12 @@ NEEDS = {
         rows=1,
     ),
     "pixtral": Needs((_PATCH, "mm.1.weight", "mm.2.weight", "v.token_embd.img_break"), _QKV),
+    "glm4v": Needs(
+        (_PATCH, f"{_PATCH}.1", "v.patch_embd.bias", "v.position_embd.weight",
+         "mm.model.fc.weight", "mm.up.weight", "mm.gate.weight", "mm.down.weight",
+         "mm.post_norm.weight", *_both("mm.patch_merger")),
+        ("attn_qkv.weight",),
+    ),
     "idefics3": Needs((_PATCH, "mm.model.fc.weight"), _QKV, rows=0),
     "lfm2": Needs((_PATCH, "v.position_embd.weight", *_both("mm.1", "mm.2")), _QKV),
     "cohere2v": Needs(
