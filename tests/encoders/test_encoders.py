@@ -24,6 +24,7 @@ from quantkit.verification.verify import verify
 from tests import golden
 from tests.checkpoints import DATA, encoders
 from tests.conftest import sha256
+from tests.fake_hub import Hub
 from tests.test_errors import edit_config, edit_tensors
 
 Get = Callable[[str], Path]
@@ -230,6 +231,16 @@ def test_the_usual_name(checkpoint: Get, tmp_path: Path) -> None:
     plan = convert(checkpoint("gemma3-4b-mmproj"), tmp_path, "f16", reading=MMPROJ)
     (file,) = plan.files
     assert file.path.name == "mmproj-gemma-3-4b-it-F16.gguf"
+
+
+def test_from_the_hub(checkpoint: Get, tmp_path: Path, hub: Hub) -> None:
+    """The same file, of which little more than the encoder was read."""
+    source = checkpoint("qwen3vl-mmproj")
+    hub.publish(f"org/{source.name}", source)
+    here, there = tmp_path / "here.gguf", tmp_path / "there.gguf"
+    convert(source, here, "f16", reading=MMPROJ)
+    convert(f"hf://org/{source.name}", there, "f16", reading=MMPROJ)
+    assert sha256(here) == sha256(there)
 
 
 def test_joined_matrices_are_the_texts(checkpoint: Get) -> None:
