@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.calibration.imatrix import Imatrix
-from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerError
+from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerError, UsageError
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
@@ -69,7 +69,7 @@ def verify(
 
     With the `imatrix` that it was made with, its bytes can be proven. Raises SourceError and
     ModelError for what is wrong with the source, and CorruptFile for a damaged manifest; what is
-    wrong with the file becomes a finding.
+    wrong with the file becomes a finding. UsageError: a file that is made of no source here.
     """
     checks, errors = [_check_bytes(file, progress)], list[TensorErrors]()
     try:
@@ -86,6 +86,8 @@ def verify(
     if against is None and not faults:  # else its weights are compared with the source's
         checks.append(Check(blocks.faults(tensors, threads, progress)))
     if against is not None:
+        if kind not in (MODEL, DRAFT, PROJECTOR):
+            raise UsageError(f"{file} is {kind.words}, which is held against no source; {kind.use}")
         source = Source.parse(against)
         if kind is PROJECTOR:
             reading = replace(reading, options=replace(reading.options, mmproj=True))
