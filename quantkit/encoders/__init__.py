@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from quantkit.encoders import gemma, glm, intern_vl, kimi_vl, llama4, pixtral, qwen_vl, siglip
+from quantkit.encoders import (
+    gemma,
+    glm,
+    intern_vl,
+    kimi_vl,
+    llama4,
+    pixtral,
+    qwen_vl,
+    siglip,
+    whisper,
+)
 from quantkit.encoders.rules import Encoder
 from quantkit.errors import UnsupportedArchitecture
 
@@ -15,6 +25,7 @@ ENCODERS: tuple[Encoder, ...] = (
     *pixtral.FAMILY,
     *qwen_vl.FAMILY,
     *siglip.FAMILY,
+    *whisper.FAMILY,
 )
 
 _BY_NAME = {name: encoder for encoder in ENCODERS for name in encoder.hf_names}

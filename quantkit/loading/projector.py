@@ -99,6 +99,15 @@ NEEDS = {
     "kimivl": Needs(
         (_PATCH, "v.position_embd.weight", *_both("mm.input_norm", "mm.1", "mm.2")), _QKV
     ),
+    "qwen2a": Needs(
+        (*_both("a.conv1d.1", "a.conv1d.2", "mm.a.fc"), "a.position_embd.weight"), _QKV
+    ),
+    "voxtral": Needs(
+        (*_both("a.conv1d.1", "a.conv1d.2"), "a.position_embd.weight", "mm.a.mlp.1.weight",
+         "mm.a.mlp.2.weight"),
+        _QKV,
+        ("audio.projector.stack_factor",),
+    ),
     "qwen2vl_merger": Needs((_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV),
     "qwen2.5vl_merger": Needs(
         (_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV, ("vision.n_wa_pattern",)

@@ -60,7 +60,9 @@ def render(
         base=manifest.base_model,
         table=as_markdown([*rows, *more], shown if moe else CARD),
         encoders=more,
-        hears=any(tensor.name.startswith("a.") for f in manifest.files for tensor in f.tensors),
+        senses=" and ".join(
+            verb for verb, has in zip(("sees", "hears"), _senses(manifest), strict=True) if has
+        ),
         choices=choices(rows),
         usual=usual(rows),
         first=manifest.first_file(usual(rows).type),
@@ -99,16 +101,27 @@ def front_matter(
         "base_model_relation": relation if bases else None,
         "quantized_by": manifest.repo and manifest.repo.partition("/")[0],
         "model_name": manifest.name,
-        "pipeline_tag": "image-text-to-text" if _sees(manifest) else "text-generation",
+        "pipeline_tag": _task(manifest),
         "library_name": "gguf",
         "tags": list(dict.fromkeys(tags)),
     }
     return {key: value for key, value in matter.items() if value}
 
 
-def _sees(manifest: Manifest) -> bool:
-    """Whether the release has encoders, which are of images, some of sound too."""
-    return any(f.name.startswith(PREFIX) for f in manifest.files)
+def _senses(manifest: Manifest) -> tuple[bool, bool]:
+    """Whether the release has an encoder of images, and one of sound."""
+    names = [
+        tensor.name for f in manifest.files if f.name.startswith(PREFIX) for tensor in f.tensors
+    ]
+    sees, hears = (any(name.startswith(start) for name in names) for start in ("v.", "a."))
+    return sees, hears
+
+
+def _task(manifest: Manifest) -> str:
+    """What the Hub calls such a model."""
+    sees, hears = _senses(manifest)
+    kind = "image-text-to-text" if sees else "audio-text-to-text"
+    return kind if sees or hears else "text-generation"
 
 
 def usual(rows: Sequence[Row]) -> Row:

@@ -79,7 +79,8 @@ def test_the_break_is_the_row_of_its_token(checkpoint: Get, tmp_path: Path) -> N
 
 def test_every_encoder_has_a_case() -> None:
     configs = [json.loads(data["recipe"]["files"]["config.json"]) for data in encoders().values()]
-    names = {(c["vision_config"].get("architectures") or c["architectures"])[0] for c in configs}
+    tables = [(config.get("vision_config") or {}, config) for config in configs]
+    names = {(table.get("architectures") or c["architectures"])[0] for table, c in tables}
     covered = {find_encoder(name).hf_names for name in names}
     assert [e.hf_names for e in ENCODERS if e.hf_names not in covered] == []
 
