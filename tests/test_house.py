@@ -33,6 +33,7 @@ LAYERS = (
     {"api"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 )
 
 

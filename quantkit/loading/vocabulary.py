@@ -102,17 +102,22 @@ def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
     if item is None or item.type != "ARRAY" or not item.length:
         yield "tokenizer.ggml.scores is not there: text would be split at random"
         return
-    scores, types = item.value, kv.get("token_type")
-    kinds = types.value if types is not None else [1] * len(scores)
-    ordinary = [s for s, kind in zip(scores, kinds, strict=False) if kind == 1]
-    if len(ordinary) > 1 and len(set(ordinary)) == 1:
+    if (score := _only_score(item, kv.get("token_type"))) is not None:
         yield (
-            f"tokenizer.ggml.scores are all {ordinary[0]:g}: they were lost, and text is split "
+            f"tokenizer.ggml.scores are all {score:g}: they were lost, and text is split "
             "otherwise than the model was trained with"
         )
 
 
 @lru_cache(maxsize=4)  # the vocabulary of every output of a run is one object
+def _only_score(item: KeyValue, types: KeyValue | None) -> float | None:
+    """The score that all ordinary tokens have; None where they have several."""
+    kinds = types.value if types is not None else [1] * item.length
+    ordinary = [s for s, kind in zip(item.value, kinds, strict=False) if kind == 1]
+    return ordinary[0] if len(ordinary) > 1 and len(set(ordinary)) == 1 else None
+
+
+@lru_cache(maxsize=4)
 def _repeated(tokens: KeyValue) -> tuple[str, ...]:
     """One text for two tokens, which llama.cpp ends at. An empty text is `[EMPTY_<id>]` to it."""
     seen: dict[bytes, int] = {}

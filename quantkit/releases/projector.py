@@ -15,7 +15,6 @@ from quantkit.loading.values import Info
 from quantkit.model.encoder import PREFIX
 from quantkit.model.open import Reading, open_gguf, read_encoders
 from quantkit.planning.build import plan_conversion
-from quantkit.reporting.table import Row, planned_rows
 from quantkit.source.location import Source
 
 TYPES = {"f16": "F16", "q8_0": "Q8_0"}  # outtypes, and the last parts of the files' names
@@ -63,8 +62,3 @@ def identified(jobs: Sequence[Job]) -> tuple[Mapping[Path, Identity], str]:
     if len(digests) > 1:
         one = hashlib.sha256("\0".join(digests).encode()).hexdigest()
     return {path: identity for each in found for path, identity in each.items()}, one
-
-
-def rows_of(job: Job | None, context: int | None) -> list[Row]:
-    """The rows of the table for the encoders' files."""
-    return planned_rows(job.plan, context) if job else []
