@@ -284,6 +284,14 @@ def reading_and_layout(
             help="Read params.json and consolidated*.safetensors, not config.json.",
         ),
     ] = False,
+    dense_modules: Annotated[
+        bool,
+        typer.Option(
+            "--sentence-transformers-dense-modules",
+            rich_help_panel=CONVERSION,
+            help="EmbeddingGemma: with the dense modules after its output.",
+        ),
+    ] = False,
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
@@ -296,7 +304,7 @@ def reading_and_layout(
     if mmproj and layers != "with":
         raise UsageError(f"--mmproj and {'--mtp' if mtp else '--no-mtp'} exclude each other")
     options = ConversionOptions(
-        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, mmproj
+        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules, mmproj
     )
     kept = values.numbers("--keep-experts", keep_experts)
     return Reading(pre, options, kept, experts_used)

@@ -48,11 +48,13 @@ ENCODERS = ("v.", "a.", "mm.")
 
 
 def in_block(role: str, bid: int | None) -> str:
-    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one. A role of
-    an encoder is a whole name, which says itself where the number goes: `v.blk.{bid}.ln1`."""
+    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one. `enc.` and
+    `dec.` before a role stay before the block. A role of an encoder of images or sound is a whole
+    name, which says itself where the number goes: `v.blk.{bid}.ln1`."""
     if bid is None or role.startswith(ENCODERS):
         return role.format(bid=bid)
-    return f"blk.{bid}.{role}"
+    half = role[:4] if role.startswith(("enc.", "dec.")) else ""
+    return f"{half}blk.{bid}.{role.removeprefix(half)}"
 
 
 def stays_f32(name: Name, n_dims: int) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _MODELS = {"llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "plamo3",
            "gemma4"}  # fmt: skip
 NONE = {"none", "no_vocab"}
+_TYPED = {"bert", "jina-bert-v3", "nomic-bert", "nomic-bert-moe"}  # that want types of tokens
 _MERGED = {"gpt2", "hybriddna", "whitespace", "gemma4"}
 # ids that llama.cpp falls back from where they are no token's: answers would not end, or begin
 _IDS = tuple(f"{kind}_token_id" for kind in ("bos", "eos", "unknown", "padding", "eot", "eom"))
@@ -56,6 +57,7 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         if t is not None and (rows := prod(t.shape[:-1])) != count:
             yield f"the vocabulary has {count} tokens, {name} {rows} rows"
     yield from _beside(kv, model, count)
+    yield from _types(kv, by_key, tensors)
     yield from _repeated(kv["tokens"])
     for name in _IDS:
         item = kv.get(name)
@@ -65,6 +67,20 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
             continue
         if item.value >= count:
             yield f"tokenizer.ggml.{name} is {item.value}, of {count} tokens"
+
+
+def _types(
+    kv: Mapping[str, KeyValue], by_key: Mapping[str, KeyValue], tensors: Sequence[Info]
+) -> Iterator[str]:
+    """An encoder's types of tokens: as many as its table has rows (bert.cpp and its kin)."""
+    item = kv.get("token_type_count")
+    count = item.value if item is not None and item.type == "UINT32" else 0
+    table = next((t for t in tensors if t.name == "token_types.weight"), None)
+    rows = prod(table.shape[:-1]) if table is not None else count
+    if rows != count:
+        yield f"tokenizer.ggml.token_type_count is {count}, not the {rows} of token_types.weight"
+    elif not count and by_key["general.architecture"].value in _TYPED:
+        yield "tokenizer.ggml.token_type_count is not there"
 
 
 def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from quantkit.model import provenance
 from quantkit.model.encoder import PREFIX
 from quantkit.releases.manifest import CHECKSUMS, Manifest
+from quantkit.releases.purpose import Purpose, purpose_of
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions
 from quantkit.reporting.table import CARD, Row, as_markdown, columns
@@ -71,6 +72,7 @@ def render(
         context=rows[0].context,
         pictures=pictures,
         chats="tokenizer.chat_template" in values,
+        purpose=_purpose(manifest, values),
     )
     return text
 
@@ -84,6 +86,7 @@ def front_matter(
     source, of which it is a merge or a finetune.
     """
     merge, moe = description.merge, description.experts
+    purpose = _purpose(manifest, values)
     bases = provenance.base_models(values)
     relation = "merge" if merge or len(bases) > 1 else "finetune"
     if manifest.base_model:
@@ -101,7 +104,7 @@ def front_matter(
         "base_model_relation": relation if bases else None,
         "quantized_by": manifest.repo and manifest.repo.partition("/")[0],
         "model_name": manifest.name,
-        "pipeline_tag": _task(manifest),
+        "pipeline_tag": purpose.task if purpose else _task(manifest),
         "library_name": "gguf",
         "tags": list(dict.fromkeys(tags)),
     }
@@ -122,6 +125,10 @@ def _task(manifest: Manifest) -> str:
     sees, hears = _senses(manifest)
     kind = "image-text-to-text" if sees else "audio-text-to-text"
     return kind if sees or hears else "text-generation"
+
+
+def _purpose(manifest: Manifest, values: Mapping[str, Any]) -> Purpose | None:
+    return purpose_of(values, {t.name for file in manifest.files for t in file.tensors})
 
 
 def usual(rows: Sequence[Row]) -> Row:

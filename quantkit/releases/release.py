@@ -30,6 +30,7 @@ from quantkit.releases import card, checksums, manifest, modelfile, page, previo
 from quantkit.releases.by_type import errors_of, in_order, rows_of
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
 from quantkit.releases.projector import check_is_model, identified, projector_job
+from quantkit.releases.purpose import purpose_of
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import gigabytes
@@ -396,7 +397,8 @@ def _write_beside(
     more = [row for row in rows if row.type.startswith(PREFIX)]
     rows = [row for row in rows if row not in more]
     values = {item.key: item.value for item in model.kv}
-    usual = card.usual(rows)
+    names = [t.name for t in model.tensors]
+    usual, purpose = card.usual(rows), purpose_of(values, names)
     first = this.first_file(usual.type)
     measured = page.error_by_size(rows, this.errors)
     drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
@@ -404,9 +406,9 @@ def _write_beside(
     texts = {
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
         previous.CARD: card.render(this, rows, description, values, shown, more),
-        previous.PAGE: page.render(this, rows, description, [measured], more),
+        previous.PAGE: page.render(this, rows, description, [measured], purpose, more),
         previous.MODELFILE: modelfile.render(
-            first, usual.context, values, split=usual.files > 1, beside=[r.name for r in more[:1]]
+            first, usual.context, values, usual.files > 1, names, [row.name for row in more[:1]]
         ),
         manifest.CHECKSUMS: manifest.as_checksums(this.files),
         manifest.NAME: manifest.as_json(this),
