@@ -29,28 +29,25 @@ from quantkit.loading.keys import (
     WORDS,
     Key,
 )
+from quantkit.loading.kinds import ENCODER, kind_of
 from quantkit.loading.needs import needs
 from quantkit.loading.patterns import PREDICT_ALONE
 from quantkit.loading.values import Info, Values, listed, number
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
-# architectures of which llama.cpp runs something else than a language model, or half of one
-OTHERS = {"clip"}
-_ENCODERS = ("v.", "a.", "mm.", "resampler.")  # of pictures and sounds, and what leads from them
 
 
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     """All that llama.cpp would trip over."""
     found = list(container_faults(kv, tensors))
+    ask = kind_of(kv, tensors).faults
+    if ask is not None:
+        return [*found, *ask(kv, tensors)]
     by_key = {item.key: item for item in kv}
     named = by_key.get("general.architecture")
     arch = named.value if named is not None and named.type == "STRING" else None
     if not arch:
         return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
-    if arch in OTHERS:
-        if not any(t.name.startswith(_ENCODERS) for t in tensors):
-            found.append(f"general.architecture is {arch}, and no tensor is of an encoder")
-        return found
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
     values = {
@@ -74,7 +71,7 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
 
 def is_known(arch: str) -> bool:
     """Whether llama.cpp has the architecture."""
-    return arch in needs() or arch in OTHERS
+    return arch in needs() or arch == ENCODER
 
 
 def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterator[str]:

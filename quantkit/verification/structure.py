@@ -13,6 +13,7 @@ from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import tensor_bytes
 from quantkit.loading import formats
 from quantkit.loading import model as loading
+from quantkit.loading.kinds import ENCODER
 from quantkit.loading.values import Info
 from quantkit.source.tensors import SourceTensor
 
@@ -22,7 +23,7 @@ def faults(header: Header, tensors: Sequence[SourceTensor]) -> list[str]:
     all of them. Raises what reading the headers of the others does."""
     infos = [Info(t.name, t.shape, t.ggml.name) for t in tensors]
     found = loading.faults(header.kv, infos)
-    if header.get("general.architecture") not in loading.OTHERS:
+    if header.get("general.architecture") != ENCODER:
         found += formats.faults(infos)
     files: dict[Path, list[SourceTensor]] = {}
     for t in tensors:
