@@ -24,6 +24,7 @@ from quantkit.planning.build import Request
 from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import NO_OVERRIDES, Overrides
 from quantkit.recipes.file_types import named_types, release_types, with_mixture
+from quantkit.releases.manifest import use_of
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
 from quantkit.source.gguf_set import model_files
@@ -194,12 +195,9 @@ def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SI
 
 
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
-    """The table of a model card for GGUF files (or directories of them): a row for each, and one
-    for each set of splits.
+    """The table of a model card for GGUF files (or directories of them): a row for each model.
     Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
-    from quantkit.releases.manifest import use_of
-
-    paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+    paths = [files] if isinstance(files, str | os.PathLike) else files
     models = [file for path in paths for file in model_files(Path(path))]
     return Table(tuple(read_rows(models, context, use_of)))
 

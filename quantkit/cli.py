@@ -161,6 +161,7 @@ def main() -> None:
     from quantkit.errors import PlanError, QuantkitError
 
     _open_all_three()
+    os.umask(os.umask(0o077) | 0o002)  # nothing that everybody may write
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
     try:

@@ -285,6 +285,14 @@ def reading_and_layout(
         bool,
         typer.Option("--fp8-as-q8", rich_help_panel=CONVERSION, help="What is FP8 becomes Q8_0."),
     ] = False,
+    mmproj: Annotated[
+        bool,
+        typer.Option(
+            "--mmproj",
+            rich_help_panel=CONVERSION,
+            help="The encoders of images and sound, not the text.",
+        ),
+    ] = False,
     mistral_format: Annotated[
         bool,
         typer.Option(
@@ -310,8 +318,10 @@ def reading_and_layout(
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
+    if mmproj and layers != "with":
+        raise UsageError(f"--mmproj and {'--mtp' if mtp else '--no-mtp'} exclude each other")
     options = ConversionOptions(
-        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules
+        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules, mmproj
     )
     kept = values.numbers("--keep-experts", keep_experts)
     return Reading(pre, options, kept, experts_used)

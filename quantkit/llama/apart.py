@@ -20,7 +20,8 @@ from typing import Any
 from quant_types import isolated
 from quantkit import errors
 from quantkit.errors import LlamaError, QuantkitError
-from quantkit.llama.llama_cpp import Llama, complete, library
+from quantkit.llama.completion import complete
+from quantkit.llama.llama_cpp import Llama, check_loads, library
 
 # lines of a process that llama.cpp ends, the most telling first; a stack trace follows them
 _REASONS = (
@@ -32,6 +33,7 @@ _SITE = "llama.cpp/"  # what its own path ends with in such a line
 def ask(file: Path, question: dict[str, Any]) -> Any:
     """`{"texts": [...]}` split into token ids; or what follows `{"prompt": ..., "count": tokens,
     "context": tokens, "threads": n}`, of which the first two may be left out: it is loaded, then.
+    `{"text": "", "run": whether}`: it is loaded without its weights, and nothing is answered.
     Raises LlamaMissing, LlamaError."""
     library()
     found = subprocess.run(
@@ -87,7 +89,7 @@ def tell(module: str, question: dict[str, Any], file: str) -> Iterator[dict[str,
         if code:
             said.seek(0)
             why = reason(code, said.read().decode("utf-8", "replace"))
-            raise LlamaError(f"{file}: llama.cpp ends as it runs it: {why}")
+            raise LlamaError(f"{file}: llama.cpp ends at it: {why}")
 
 
 def serve(work: Callable[[Any], Iterator[dict[str, Any]]]) -> None:
@@ -112,6 +114,11 @@ def _end_with_the_asker() -> None:
     os._exit(1)
 
 
+def told(file: Path, e: LlamaError) -> str:
+    """What a person is told of an answer that did not come."""
+    return str(e) if str(file) in str(e) else f"{file}: llama.cpp ends at it: {e}"
+
+
 def reason(code: int, said: str) -> str:
     """Why a process ended, in a line: of all that it wrote, the most telling."""
     for pattern in _REASONS:
@@ -126,10 +133,13 @@ def main() -> None:
     """Answer the question on stdin about the file that is named."""
     file, question = Path(sys.argv[1]), json.load(sys.stdin)
     try:
-        if "texts" in question:
+        answer: Any = None
+        if "run" in question:
+            check_loads(file, question["text"], question["run"])
+        elif "texts" in question:
             with Llama(file, 0) as model:
                 texts = [text.encode() for text in question["texts"]]
-                answer: Any = [model.tokenize(t, parse=True).tolist() for t in texts]
+                answer = [model.tokenize(t, parse=True).tolist() for t in texts]
         else:
             with Llama(file, question["context"], threads=question["threads"]) as model:
                 prompt = question.get("prompt")

@@ -38,6 +38,7 @@ from quantkit.storage.os_files import default_threads
 _UNPOOLED, _SCORED = 0, 4  # llama.h `llama_pooling_type`
 _ROOM = 512  # bytes, more than these structures have
 _LOG_ERROR = 4  # ggml_log_level
+_READ = 0  # llama_load_mode: neither mapped nor locked
 
 # The fields that are known of `llama_model_params` and `llama_context_params`, what they are by
 # default, and their types. Those that follow go back as they came.
@@ -378,32 +379,29 @@ class Llama:
             raise LlamaError(f"{self.path}: llama.cpp does not decode ({status}): {_reason()}")
 
 
-def complete(model: Llama, prompt: str, count: int) -> str:
-    """Up to `count` tokens that follow the prompt, always the likeliest; of a model without logits,
-    how long a vector it makes. Raises LlamaError."""
-    ids = model.tokenize(prompt.encode(), special=True)
-    if not 0 < len(ids) <= model.context - count:
-        raise LlamaError(
-            f"a prompt of {len(ids)} tokens and {count} more do not fit into {model.context}"
-        )
-    if model.embeds:
-        found = model.embed(ids)
-        if not np.isfinite(found).all():
-            raise LlamaError(f"{model.path}: llama.cpp computes NaN with it")
-        return f"(a vector of {found.shape[-1]})"
-    if model.translates:
-        ids = np.array([model.encode(ids)], np.int32)
-    position, answer = 0, list[int]()
-    while len(answer) < count:
-        logits = model.decode(ids[None], len(ids) - 1, None, position)
-        if np.isnan(logits).any():
-            raise LlamaError(f"{model.path}: llama.cpp computes NaN with it")
-        position += len(ids)
-        ids = np.array([logits[0, 0].argmax()], np.int32)
-        if model.ends(int(ids[0])):
-            break
-        answer.append(int(ids[0]))
-    return model.text(answer)
+def check_loads(path: Path, text: str, run: bool) -> None:
+    """Load a model without its weights, so that headers alone are read, split a text, if there is
+    one, and, to `run`, lay out what would be computed. Raises LlamaMissing, LlamaError."""
+    lib = library()
+    _said.clear()
+    lib.llama_log_set(_LISTENER, None)
+    params = lib.llama_model_default_params()
+    params.load_mode, params.no_alloc, params.n_gpu_layers = _READ, True, 0
+    model = lib.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
+    if text:
+        data, ids = text.encode(), (c_int32 * (len(text.encode()) + 2))()
+        vocab = lib.llama_model_get_vocab(model)
+        lib.llama_tokenize(vocab, data, len(data), ids, len(ids), True, True)
+    if run:
+        room = lib.llama_context_default_params()
+        room.n_ctx = room.n_batch = room.n_ubatch = 64
+        context = lib.llama_init_from_model(model, room)
+        if not context:
+            raise LlamaError(f"{path}: llama.cpp does not run it: {_reason()}")
+        lib.llama_free(context)
+    lib.llama_model_free(model)
 
 
 def _reason() -> str:

@@ -98,6 +98,7 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "rwkv6": (Step("is halved", "rescale_every_n_layers", 0, lambda i, n: i // n),),
     "rwkv6qwen2": (Step("is halved", "rescale_every_n_layers", 0, lambda i, n: i // n),),
 }
+PARTS = ("dflash", "eagle3", "gemma4-assistant")  # of a model, and run beside it
 # architectures without logits: what they give are vectors
 ENCODERS = {
     "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3",
@@ -113,6 +114,5 @@ UNPRUNABLE = {
     "granite-switch": "its adapters' layers are counted in its code",
     "hrm-text": "its layers are run in two loops of a fixed length",
     "nanbeige": "its layers are run in loops",
-    "dflash": "it is a part of another model", "eagle3": "it is a part of another model",
-    "gemma4-assistant": "it is a part of another model",
+    **dict.fromkeys(PARTS, "it is a part of another model"),
 }  # fmt: skip

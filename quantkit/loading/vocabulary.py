@@ -19,6 +19,12 @@ _TYPED = {"bert", "jina-bert-v3", "nomic-bert", "nomic-bert-moe"}  # that want t
 _MERGED = {"gpt2", "hybriddna", "whitespace", "gemma4"}
 # ids that llama.cpp falls back from where they are no token's: answers would not end, or begin
 _IDS = tuple(f"{kind}_token_id" for kind in ("bos", "eos", "unknown", "padding", "eot", "eom"))
+# the tokens that texts begin and end with where no key names them
+_FIRST = {"llama": 1, "bert": 101, "gpt2": 11, "hybriddna": 11, "whitespace": 11, "plamo2": 1,
+          "plamo3": 1}  # fmt: skip
+_LAST = {"llama": 2, "t5": 1, "gpt2": 11, "hybriddna": 11, "whitespace": 11, "plamo2": 2,
+         "plamo3": 2}  # fmt: skip
+_BYTE = 6  # the type of a token that is a byte
 UNSET = 0xFFFFFFFF  # LLAMA_TOKEN_NULL
 # values of tokenizer.ggml.pre
 _PRE = """
@@ -67,6 +73,8 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
             continue
         if item.value >= count:
             yield f"tokenizer.ggml.{name} is {item.value}, of {count} tokens"
+    yield from _edges(kv, model, count)
+    yield from _bytes(kv, model)
 
 
 def _types(
@@ -89,6 +97,34 @@ def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:
     return model != "gpt2" if item is None else bool(item.value)
 
 
+def _edges(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
+    """There is a token where texts begin or end with one: `llama_vocab::impl::tokenize`."""
+    for flag, name, known, always, usual in (
+        ("add_bos_token", "bos_token_id", _FIRST, {"bert", "gemma4"}, {"llama"}),
+        ("add_eos_token", "eos_token_id", _LAST, set[str](), {"t5"}),
+    ):
+        item = kv.get(flag)
+        wanted = model in usual if item is None else bool(item.value)
+        named = kv.get(name)
+        ids = [known.get(model, count), named.value if named is not None else count]
+        if model == "rwkv" or (model == "bert" and name == "eos_token_id"):
+            continue
+        if (wanted or model in always) and all(n >= count for n in ids):
+            yield f"texts get a {name}, and no token is named"
+
+
+def _bytes(kv: Mapping[str, KeyValue], model: str) -> Iterator[str]:
+    """Tokens that are bytes are spelled so, `<0x0A>`: `llama_vocab::impl::token_to_byte`."""
+    types = kv.get("token_type")
+    if model not in ("llama", "t5") or types is None or types.element_type != "INT32":
+        return
+    if _BYTE in (kinds := types.value):
+        for kind, text in zip(kinds, texts(kv["tokens"]), strict=False):
+            if kind == _BYTE and len(text) < 3:
+                yield f"a token of one byte is spelled {text.decode('utf-8', 'replace')!r}"
+                return
+
+
 def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
     """The arrays that go with the tokens."""
     for name, kinds in (("scores", ("FLOAT32", "INT32")), ("token_type", ("INT32",))):
@@ -99,6 +135,11 @@ def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]
             yield f"tokenizer.ggml.{name} is no array of {' or '.join(kinds)}"
         elif item.length != count:
             yield f"tokenizer.ggml.{name} has {item.length} entries for {count} tokens"
+    item = kv.get("suppress_tokens")
+    if item is not None and (item.type != "ARRAY" or item.element_type != "INT32"):
+        yield "tokenizer.ggml.suppress_tokens is no array of INT32"
+    if model == "t5":
+        yield from _charsmap(kv.get("precompiled_charsmap"))
     pre = kv["pre"].value if "pre" in kv else ""
     merges = kv.get("merges")
     if model == "llama":
@@ -110,6 +151,16 @@ def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]
             yield "tokenizer.ggml.merges is no array of STRING"
     if model in _MERGED - {"gemma4"} and pre and pre not in PRE_TOKENIZERS:
         yield f"tokenizer.ggml.pre is {pre!r}, which llama.cpp does not know"
+
+
+def _charsmap(item: KeyValue | None) -> Iterator[str]:
+    """How characters are replaced: a size, so many bytes, and more after them."""
+    if item is None:
+        return
+    if item.type != "ARRAY" or item.element_type not in ("INT8", "UINT8"):
+        yield "tokenizer.ggml.precompiled_charsmap is no array of UINT8"
+    elif item.length < 4 or int.from_bytes(item.raw[16:20], "little") + 4 >= item.length:
+        yield f"tokenizer.ggml.precompiled_charsmap of {item.length} bytes ends too early"
 
 
 def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:

@@ -67,7 +67,7 @@ def from_checkpoint(
     before a quantizer reads it. `pre` names the pre-tokenizer, which is recognised otherwise.
     Raises SourceError, ModelError.
     """
-    name = _config_file(files, options)
+    name = config_file(files, options)
     label = files.label(name)
     with malformed(ConfigError, f"{label}: its values are not of the kinds that they should be"):
         arch, config = _read_config(files, name)
@@ -100,7 +100,7 @@ def _converted(
     from quantkit.model.metadata import checkpoint_metadata
 
     stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
-    settings = _settings(files, config)
+    settings = coding_settings(files, config)
     config = replace(config, values={**config.values, "quantization_config": settings.values})
     by_name = {t.name: t for t in decoded(stored, settings)}
     _check_layers(config, by_name)
@@ -109,7 +109,7 @@ def _converted(
     by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
-    outtype = _chosen(outtype, stored, by_name.values())
+    outtype = chosen_outtype(outtype, stored, by_name.values())
     if arch.learned is not None:
         values = {**config.values, **arch.learned(by_name, _integers)}
         config = replace(config, values={**values, "only_mtp": options.mtp == "only"})
@@ -172,7 +172,7 @@ def _computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
     return SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
 
 
-def _config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
+def config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
     """config.json, or params.json where that is asked for or alone."""
     own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
     name = FORMAT if own else "config.json"
@@ -187,7 +187,7 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Confi
     label = files.label(name)
     raw = Config(files.json(name), label)
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
-    whole, *inner = (_architecture(values) for values in (raw.values, *text))
+    whole, *inner = (architecture_of(values) for values in (raw.values, *text))
     used = whole if whole in OWN_NAMES or not any(inner) else inner[0]
     if name == FORMAT:
         whole = used = FORMAT
@@ -221,7 +221,7 @@ def _check_layers(config: Config, stored: Mapping[str, SourceTensor]) -> None:
         )
 
 
-def _architecture(values: Mapping[str, Any]) -> str:
+def architecture_of(values: Mapping[str, Any]) -> str:
     """The name that a config gives its model, or none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
@@ -304,7 +304,7 @@ def _with_scalars(arch: Architecture, config: Config, sources: dict[str, SourceT
     return replace(config, values=values)
 
 
-def _settings(files: CheckpointFiles, config: Config) -> Settings:
+def coding_settings(files: CheckpointFiles, config: Config) -> Settings:
     """How the weights are kept, as the config says or ModelOpt's file. Raises ConfigError,
     CorruptFile."""
     return read_settings(config.values, files.optional("hf_quant_config.json"), config.where)
@@ -353,7 +353,7 @@ def _dequantized_note(
     )
 
 
-def _chosen(
+def chosen_outtype(
     outtype: str | None, stored: Iterable[SourceTensor], sources: Iterable[SourceTensor]
 ) -> str:
     """The outtype. "auto" looks at the tensors as they are stored, scales and all."""

@@ -320,7 +320,8 @@ def write(path: Path, text: str) -> None:
     data, making = text.encode(), path.with_name(f".{path.name}.new")
     try:
         if not path.exists() or path.read_bytes() != data:
-            with making.open("wb") as f:
+            making.unlink(missing_ok=True)  # what a killed run left, or a link of somebody's
+            with open(os_files.open_new(making), "wb") as f:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())

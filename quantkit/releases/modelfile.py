@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,14 +23,16 @@ def render(
     values: Mapping[str, Any],
     split: bool = False,
     tensors: Collection[str] = (),
+    beside: Sequence[str] = (),
 ) -> str:
     """The text of a Modelfile for the GGUF file `first` (of splits, if `split`). `values` is the
-    model's metadata, `tensors` the names of its tensors."""
+    model's metadata, `tensors` the names of its tensors, `beside` the files
+    of encoders that belong to it."""
     purpose = purpose_of(values, tensors)
     if purpose is not None and not purpose.ollama:
         lines = [f"# {purpose.words}", f"# Ollama has no command for that: {purpose.program} does"]
         return "\n".join([*lines, f"FROM ./{first}"]) + "\n"
-    lines = [f"FROM ./{first}"]
+    lines = [f"FROM ./{name}" for name in (first, *beside)]
     if split:
         lines.insert(
             0, "# Ollama takes no splits: join them with `quantkit merge`, and name that file"

@@ -89,11 +89,13 @@ def render(
     description: Description,
     more: Sequence[Figure] = (),
     purpose: Purpose | None = None,
+    encoders: Sequence[Row] = (),
 ) -> str:
     """The page as HTML, to be written beside the files that it links to.
 
     `rows` are those of the manifest's files, `more` are pictures of what was measured; `purpose` is
-    what the model is for, where it does not continue a text.
+    what the model is for, where it does not continue a text, `encoders` the rows of the encoders
+    beside it.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -128,7 +130,8 @@ def render(
         mixture=any(row.experts_on_cpu_ram_bytes is not None for row in rows),
         base=_model(merge.base) if merge else None,
         experts=[_model(name) for name in merge.experts] if merge else [],
-        commands=_commands(manifest, usual, purpose),
+        commands=_commands(manifest, usual, purpose, encoders),
+        listed=[*entries, *_entries(manifest, encoders)],
         colours=Markup(svg.COLOURS),
     )
 
@@ -284,7 +287,9 @@ def _by_layer(entry: Entry) -> Figure:
     return Figure(entry.row.type, outside, draw)
 
 
-def _commands(manifest: Manifest, usual: Row, purpose: Purpose | None) -> list[tuple[str, str]]:
+def _commands(
+    manifest: Manifest, usual: Row, purpose: Purpose | None, encoders: Sequence[Row] = ()
+) -> list[tuple[str, str]]:
     """Commands that run the usual file, each with what it is for."""
     repo = manifest.repo
     file = shlex.quote(manifest.first_file(usual.type))
@@ -297,6 +302,8 @@ def _commands(manifest: Manifest, usual: Row, purpose: Purpose | None) -> list[t
         if purpose.serve:
             commands.append(("llama.cpp, as a server", f"{serve} {purpose.serve}"))
         return [*commands, whole]
+    if encoders and not repo:  # from the Hub, llama.cpp gets them by itself
+        serve += f" --mmproj {shlex.quote(encoders[0].name)}"
     commands = [("llama.cpp", serve)]
     if usual.experts_on_cpu_ram_bytes is not None:
         what = "llama.cpp, experts in main memory and the rest on the GPU"

@@ -249,9 +249,10 @@ def whole_files(paths: Iterable[Path]) -> set[Path]:
     return {p for p in paths if p.exists() and not journal_path(p).exists()}
 
 
-def forget_unbegun(record: Path, plan: Plan) -> None:
+def forget_unbegun(record: Path, plans: Iterable[Plan]) -> None:
     """Remove the record of a release of which no file is there that a run could go on with."""
-    if not any(f.path.exists() or journal_path(f.path).exists() for f in plan.files):
+    files = [f.path for plan in plans for f in plan.files]
+    if not any(path.exists() or journal_path(path).exists() for path in files):
         manifest.remove(record)
 
 

@@ -54,7 +54,8 @@ def test_the_texts_of_an_array() -> None:
 def test_what_is_the_same(tokens: list[str], words: str | None) -> None:
     from quantkit.gguf.container import string
 
-    kv = [string("tokenizer.ggml.model", "llama"), array("tokenizer.ggml.tokens", tokens)]
+    arch, kind = string("general.architecture", "llama"), string("tokenizer.ggml.model", "llama")
+    kv = [arch, kind, array("tokenizer.ggml.tokens", tokens)]
     found = [f for f in faults({i.key: i for i in kv}, []) if "same text" in f]
     assert len(found) == (words is not None)
     assert words is None or words in found[0]

@@ -30,7 +30,7 @@ def aborts(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 def test_the_assertion_is_shown(aborts: Path) -> None:
     found = run(Verdict(aborts.name), aborts, "Once")
     (finding,) = found.findings
-    assert "llama.cpp ends as it runs it" in finding
+    assert "llama.cpp ends at it" in finding
     assert "GGML_ASSERT(hparams.n_expert_groups < hparams.n_expert) failed" in finding
     assert "\n" not in finding
     with pytest.raises(errors.LlamaError, match="GGML_ASSERT"):
