@@ -409,14 +409,3 @@ def table(
     style = TableFormat(values.choice("--format", table_format, kinds)) if table_format else None
     style = TableFormat.json if as_json else style
     return (named(values.names(columns)) if columns else None), style
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises UsageError."""
-    from quantkit.errors import UsageError
-
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
-        raise UsageError(f"{path}: cannot be read ({why})") from None

@@ -160,7 +160,7 @@ def quantize(
     from quantkit.recipes import choose
     from quantkit.recipes.file_types import find_format
 
-    lines = options.read_lines(tensor_type_file) if tensor_type_file else []
+    lines = values.read_lines(tensor_type_file) if tensor_type_file else []
     listed = [word for line in lines for word in re.sub(r"(^|\s)#.*", "", line).split()]
     overrides = choose.Overrides(
         pure,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from quantkit.calibration.imatrix import Imatrix
 
 _T = TypeVar("_T")
@@ -74,3 +76,14 @@ def read_imatrix(
     from quantkit.calibration.imatrix import read_imatrix, selected
 
     return selected(read_imatrix(path), include or (), exclude or ())
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises UsageError."""
+    from quantkit.errors import UsageError
+
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
+        raise UsageError(f"{path}: cannot be read ({why})") from None
