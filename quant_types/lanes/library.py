@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,9 @@ def names() -> list[str]:
     return sorted(found)
 
 
-def build(platform: Platform, folder: Path = shipped.FOLDER, threads: int = 0) -> Path:
-    """The library of a platform, in `folder`. Raises RuntimeError: a compiler or linker failed."""
+def build(platform: Platform, folder: Path = shipped.FOLDER, linker: Sequence[str] = ()) -> Path:
+    """The library of a platform, in `folder`; linked by zig, or by another C compiler, for the
+    platform that it is of. Raises RuntimeError: a compiler or linker failed."""
     machine = platform.zig.split("-")[0]
     with tempfile.TemporaryDirectory() as work:
         jobs = [
@@ -89,15 +91,15 @@ def build(platform: Platform, folder: Path = shipped.FOLDER, threads: int = 0) -
             arguments = (name, platform.triple, cpu, features, shipped.symbol(name, level))
             _run(isolated.command(_HERE, *arguments, str(path)))
 
-        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             for done, _ in enumerate(pool.map(compile_one, jobs), 1):
                 print(f"kernels {done} of {len(jobs)}", end="\r", file=sys.stderr, flush=True)
         folder.mkdir(exist_ok=True)
         out = folder / f"kernels{platform.suffix}"
         objects = [str(path) for *_, path in jobs]
-        zig = [sys.executable, "-m", "ziglang", "cc", "-target", platform.zig]
-        options = ["-O2", "-shared", "-s", "-lm", "-o", str(out.resolve())]
-        _run([*zig, *options, str(_LEVEL), *objects])
+        zig = (sys.executable, "-m", "ziglang", "cc", "-target", platform.zig)
+        options = ("-O2", "-shared", "-fPIC", "-s", "-o", str(out.resolve()))
+        _run([*(linker or zig), *options, str(_LEVEL), *objects, "-lm"])
     for left in folder.glob("kernels.*"):
         if left.suffix != platform.suffix:
             left.unlink()
