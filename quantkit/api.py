@@ -24,6 +24,7 @@ from quantkit.recipes.choose import NO_OVERRIDES, Overrides
 from quantkit.recipes.file_types import named_types, release_types, with_mixture
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
+from quantkit.source.gguf_set import model_files
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
@@ -185,10 +186,12 @@ def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SI
 
 
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
-    """The table of a model card for GGUF files: a row for each, and one for each set of splits.
+    """The table of a model card for GGUF files (or directories of them): a row for each, and one
+    for each set of splits.
     Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
     paths = [files] if isinstance(files, str | os.PathLike) else list(files)
-    return Table(tuple(read_rows([Path(p) for p in paths], context)))
+    models = [file for path in paths for file in model_files(Path(path))]
+    return Table(tuple(read_rows(models, context)))
 
 
 def fit(
@@ -236,6 +239,7 @@ def release(
     base_model: str | None = None,
     share: tuple[int, int] | None = None,
     join: Sequence[StrPath] = (),
+    drop: str | Iterable[str] = (),
     context: int | None = None,
     imatrix: StrPath | Imatrix | None = None,
     allow_requantize: bool = False,
@@ -252,7 +256,8 @@ def release(
 
     `push` (ORG/NAME) brings it to the Hub; with `discard` no file stays here once it is there.
     `share` (which, of how many) makes only some of the files, and no card: `join` names the
-    directories of all shares.
+    directories of all shares. What earlier runs made stays in the release, but for the types to
+    `drop`; without `types`, those to drop are all that changes.
     """
     from quantkit.releases.release import release as make
     from quantkit.releases.small_disk import release_in_parts
@@ -260,13 +265,18 @@ def release(
     target = HubTarget(push) if isinstance(push, str) else push
     if discard and (target is None or share or join):
         raise UsageError("--discard goes with --push, and without --share and --join")
-    wanted = release_types(recipe) if types is None else with_mixture(_types(types), recipe)
+    gone = _types(drop)
+    if gone and share:
+        raise UsageError("--drop goes without --share")
+    usual = [] if gone else release_types(recipe)
+    wanted = usual if types is None else with_mixture(_types(types), recipe)
     options: dict[str, Any] = {
         "request": Request(splits=splits, allow_requantize=allow_requantize),
         "imatrix": _imatrix(imatrix),
         "reading": reading,
         "context": context,
         "base_model": base_model,
+        "drop": gone,
         "run": _run(dry_run, threads, memory, force, progress),
     }
     directory = Path(output)

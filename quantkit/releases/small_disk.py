@@ -26,6 +26,7 @@ def release_in_parts(
     types: Sequence[str],
     *,
     target: push.HubTarget,
+    drop: Sequence[str] = (),
     run: Run = ONCE,
     **options: Any,
 ) -> Release:
@@ -40,7 +41,7 @@ def release_in_parts(
         return release(source, place, types, target=target, run=run, join=known, **options, **more)
 
     records = directory / RECORDS
-    would = call(directory, replace(run, dry=True))
+    would = call(directory, replace(run, dry=True), drop=drop)
     if run.dry:
         return would
     sent: list[str] = []
@@ -55,7 +56,7 @@ def release_in_parts(
             sent += made.pushed
             for f in made.manifest.files:
                 (place / f.name).unlink(missing_ok=True)
-    whole = call(directory)
+    whole = call(directory, drop=drop)
     for f in whole.manifest.files:
         (directory / f.name).unlink(missing_ok=True)
     shutil.rmtree(records, ignore_errors=True)
@@ -71,7 +72,7 @@ def _begun(records: Path) -> int | None:
 def _count(plan: Plan, directory: Path) -> int:
     """The fewest parts of which each fits on the disk; as many as there are files, if one of them
     does not fit even alone (DiskFull names it when its turn comes)."""
-    place = next(p for p in (directory.resolve(), *directory.resolve().parents) if p.is_dir())
+    place = os_files.nearest(directory.resolve())
     room, sizes = os_files.free_bytes(place), {f.path: f.size for f in plan.files}
     for count in range(1, len(sizes)):
         parts = (shared(plan, i, count) for i in range(1, count + 1))
