@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from quantkit.api import (
         convert,
         fit,
+        imatrix,
         inspect,
         merge,
+        merge_imatrix,
         plan,
         quantize,
         release,
@@ -35,8 +37,8 @@ __version__ = "0.1.0"
 
 _WHERE = {
     **dict.fromkeys(
-        ("convert", "quantize", "split", "merge", "plan", "inspect", "report", "fit", "release",
-         "verify"),
+        ("convert", "quantize", "split", "merge", "plan", "inspect", "report", "fit", "imatrix",
+         "merge_imatrix", "release", "verify"),
         "api",
     ),
     "ConversionOptions": "architectures.rules", "HubTarget": "hub.push",
@@ -57,8 +59,10 @@ __all__ = [
     "__version__",
     "convert",
     "fit",
+    "imatrix",
     "inspect",
     "merge",
+    "merge_imatrix",
     "plan",
     "quantize",
     "read_imatrix",

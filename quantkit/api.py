@@ -1,7 +1,9 @@
 """quantkit in Python: a function for each command, with the command's options as arguments.
 
 Paths are strings or `os.PathLike`, sizes bytes or text such as "12GB", importance matrices paths or
-what `quantkit.read_imatrix` returned. All functions raise `quantkit.errors.QuantkitError`.
+what `quantkit.read_imatrix` returned; for `quantize` and `release` also "auto": it is made first,
+of the texts of `calibration`, or of text that the model writes itself. All functions raise
+`quantkit.errors.QuantkitError`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit import jobs
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
-from quantkit.errors import UsageError
+from quantkit.errors import OutputExists, UsageError
 from quantkit.gguf.splits import NO_SPLITS, Splits, parse_size
 from quantkit.hub.push import HubTarget
 from quantkit.model.open import AS_IT_IS, Reading, open_gguf
@@ -28,6 +30,7 @@ from quantkit.source.gguf_set import model_files
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
+    from quantkit.calibration.measure import Measured, Options
     from quantkit.fitting.fit import Fit
     from quantkit.releases.release import Release
     from quantkit.reporting.inspection import Inspection
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from quantkit.verification.verdict import Verdict
 
 StrPath = str | os.PathLike[str]
+AUTO = "auto"  # an importance matrix that is made first
 Size = int | str  # bytes, or text such as "512MB"
 
 
@@ -72,6 +76,7 @@ def quantize(
     overrides: Overrides = NO_OVERRIDES,
     imatrix: StrPath | Imatrix | None = None,
     imatrix_strict: bool = False,
+    calibration: Sequence[StrPath] = (),
     prune_layers: Sequence[int] = (),
     override_kv: Sequence[str] = (),
     allow_requantize: bool = False,
@@ -105,17 +110,20 @@ def quantize(
         allow_requantize=allow_requantize,
         strict=strict,
     )
+    run = _run(dry_run, threads, memory, force, progress, cluster)
+    place = Path(output or ".")
+    place = place.parent if place.suffix == ".gguf" else place
     plan = jobs.quantize(
         source,
         with_mixture(_types(types), recipe),
         _path(output),
         request=request,
-        imatrix=_imatrix(imatrix),
+        imatrix=_matrix(source, imatrix, calibration, place, reading, run),
         imatrix_strict=imatrix_strict,
         prune=prune_layers,
         override_kv=override_kv,
         reading=reading,
-        run=_run(dry_run, threads, memory, force, progress, cluster),
+        run=run,
     )
     return Written(plan)
 
@@ -228,6 +236,45 @@ def fit(
     )
 
 
+def imatrix(
+    source: SourceLike,
+    texts: StrPath | Iterable[StrPath],
+    output: StrPath,
+    *,
+    options: Options | None = None,
+    with_type: str = "Q8_0",
+    reading: Reading = AS_IT_IS,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Measured:
+    """Make the importance matrix of a GGUF file, or of a checkpoint by way of a file of
+    `with_type`, in llama.cpp (needs the `llama` extra): from texts in UTF-8, or, with none, from
+    text that the model writes itself.
+
+    `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does. A run
+    that was stopped goes on.
+    """
+    from quantkit.releases.importance import make
+
+    given = list(map(Path, [texts] if isinstance(texts, str | os.PathLike) else texts))
+    run = _run(False, threads, None, force, progress)
+    return make(source, given, Path(output), options, with_type=with_type, reading=reading, run=run)
+
+
+def merge_imatrix(
+    files: Iterable[StrPath], output: StrPath, *, dat: bool = False, force: bool = False
+) -> None:
+    """Add importance matrices of one model up, or write one in the other format (`dat`: the older
+    one)."""
+    from quantkit.calibration.sums import merged, read_sums, write
+
+    path = Path(output)
+    if path.exists() and not force:
+        raise OutputExists(f"{path} exists; give --force to overwrite it")
+    write(path, merged([(os.fspath(file), read_sums(file)) for file in files]), dat)
+
+
 def release(
     source: SourceLike,
     output: StrPath,
@@ -242,6 +289,7 @@ def release(
     drop: str | Iterable[str] = (),
     context: int | None = None,
     imatrix: StrPath | Imatrix | None = None,
+    calibration: Sequence[StrPath] = (),
     allow_requantize: bool = False,
     splits: Splits = NO_SPLITS,
     reading: Reading = AS_IT_IS,
@@ -270,16 +318,16 @@ def release(
         raise UsageError("--drop goes without --share")
     usual = [] if gone else release_types(recipe)
     wanted = usual if types is None else with_mixture(_types(types), recipe)
+    directory, run = Path(output), _run(dry_run, threads, memory, force, progress)
     options: dict[str, Any] = {
         "request": Request(splits=splits, allow_requantize=allow_requantize),
-        "imatrix": _imatrix(imatrix),
+        "imatrix": _matrix(source, imatrix, calibration, directory, reading, run),
         "reading": reading,
         "context": context,
         "base_model": base_model,
         "drop": gone,
-        "run": _run(dry_run, threads, memory, force, progress),
+        "run": run,
     }
-    directory = Path(output)
     if target and discard:
         return release_in_parts(source, directory, wanted, target=target, **options)
     shares = [Path(path) for path in join]
@@ -343,6 +391,22 @@ def _size(size: Size | None) -> int | None:
 
 def _imatrix(imatrix: StrPath | Imatrix | None) -> Imatrix | None:
     return imatrix if imatrix is None or isinstance(imatrix, Imatrix) else read_imatrix(imatrix)
+
+
+def _matrix(
+    source: SourceLike,
+    imatrix: StrPath | Imatrix | None,
+    calibration: Sequence[StrPath],
+    *where: Any,
+) -> Imatrix | None:
+    """The matrix that is given; of "auto", the one that is made for a source."""
+    if imatrix == AUTO:
+        from quantkit.releases.importance import auto
+
+        return auto(source, list(map(Path, calibration)), *where)
+    if calibration:
+        raise UsageError("--calibration goes with --imatrix auto")
+    return _imatrix(imatrix)
 
 
 def _run(

@@ -17,6 +17,7 @@ from quantkit.commands import (
     convert,
     fit,
     help,
+    imatrix,
     inspect,
     plan,
     quantize,
@@ -31,7 +32,7 @@ ISSUES = "https://github.com/quantkit/quantkit/issues"
 COMMANDS = (
     convert.convert, quantize.quantize, split.split, split.merge,
     inspect.inspect, report.report, plan.plan, release.release, verify.verify,
-    fit.fit,
+    fit.fit, imatrix.imatrix,
 )  # fmt: skip
 
 # the root of click's errors, which typer brings with it or imports, as its version is
@@ -160,6 +161,7 @@ def main() -> None:
     from quantkit.errors import PlanError, QuantkitError
 
     _open_all_three()
+    os.umask(os.umask(0o077) | 0o002)  # nothing that everybody may write
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
     try:

@@ -25,5 +25,8 @@ class Progress:
     def update(self, step: str, done: int, total: int) -> None:
         """`done` of `total` bytes of a step are done. A step begins with its first update."""
 
+    def count(self, step: str, done: int, total: int, told: str = "") -> None:
+        """`done` of `total` things that `step` names are done; `told` is what is known by then."""
+
 
 SILENT = Progress()

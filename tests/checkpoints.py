@@ -109,15 +109,24 @@ def write_torch(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) ->
 @functools.cache
 def architectures() -> dict[str, dict[str, Any]]:
     """Case -> its recipe and its golden, for every architecture but the Llama family."""
-    files = sorted(GOLDEN.glob("architectures*.json.xz"))
-    tables = [json.loads(lzma.decompress(path.read_bytes())) for path in files]
+    return _tables("architectures*.json.xz")
+
+
+@functools.cache
+def encoders() -> dict[str, dict[str, Any]]:
+    """Case -> its recipe and its golden, for encoders of images and sound (`--mmproj`)."""
+    return _tables("encoders*.json.xz")
+
+
+def _tables(pattern: str) -> dict[str, dict[str, Any]]:
+    tables = [json.loads(lzma.decompress(p.read_bytes())) for p in sorted(GOLDEN.glob(pattern))]
     return {case: data for table in tables for case, data in table.items()}
 
 
 def from_recipe(case: str, parent: Path) -> Path:
     """Write the checkpoint of a golden case below `parent`."""
-    if case in architectures():
-        recipe = architectures()[case]["recipe"]
+    if packed := architectures().get(case) or encoders().get(case):
+        recipe = packed["recipe"]
     else:
         recipe = json.loads((GOLDEN / "recipes" / f"{case}.json").read_text())
     out = parent / recipe["dir"]

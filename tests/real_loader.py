@@ -59,7 +59,7 @@ class Judge:
 def _run(path: Path) -> str:
     from quantkit.errors import LlamaError
     from quantkit.gguf.container import read_header
-    from quantkit.verification.llama_cpp import Llama, library
+    from quantkit.llama.llama_cpp import Llama, library
 
     try:
         if not any(t.name.startswith("blk.0.") for t in read_header(path).tensors):
@@ -71,7 +71,11 @@ def _run(path: Path) -> str:
             return "" if model else "llama.cpp does not load it"
         with Llama(path, 64, threads=1) as model:
             ids = np.arange(1, TOKENS + 1, dtype=np.int32) % model.n_vocab
-            for position in (0, TOKENS):  # a prompt, and what follows it
+            if model.embeds:
+                return "" if np.isfinite(model.embed(ids)).all() else "a vector that is not finite"
+            if model.translates:
+                ids = np.array([model.encode(ids)], np.int32)
+            for position in (0, len(ids)):  # a prompt, and what follows it
                 logits = model.decode(ids[None], 0, None, position)
                 if not np.isfinite(logits).all():
                     return "logits that are not finite"
@@ -82,7 +86,7 @@ def _run(path: Path) -> str:
 
 def main() -> None:
     """Judge the files that stdin names."""
-    from quantkit.verification.llama_cpp import library
+    from quantkit.llama.llama_cpp import library
 
     library()
     for line in sys.stdin:

@@ -17,13 +17,13 @@ from quantkit.execution.outputs import _amount
 from quantkit.gguf.container import MAGIC, read_header
 from quantkit.gguf.splits import Splits
 from quantkit.jobs import convert, merge, quantize, split
+from quantkit.llama.apart import reason
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.model.open import open_source
 from quantkit.planning.build import Request
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.location import Source
-from quantkit.verification.apart import reason
 from tests.checkpoints import read_safetensors, write_safetensors
 from tests.test_errors import edit_config
 from tests.vocabularies import edit_json

@@ -42,8 +42,7 @@ __all__ = [
     "DEFAULTS", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
     "Map", "Piece", "RowMap", "Shape", "edited", "halved", "halves", "interleaved", "linear",
     "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
-    "transposed", "vector",
-    "whole",
+    "transposed", "vector", "whole",
 ]  # fmt: skip
 
 # what torch.compile, DataParallel, FSDP and checkpointed activations put into names
@@ -63,6 +62,8 @@ class ConversionOptions:
     fuse_gate_up_exps: bool = False
     fp8_as_q8: bool = False
     mistral_format: bool = False  # params.json counts, also where there is a config.json
+    dense_modules: bool = False  # what sentence-transformers puts after the pooled output, too
+    mmproj: bool = False  # the encoders of images and sound, not the text
 
 
 DEFAULTS = ConversionOptions()
@@ -102,7 +103,7 @@ class Expect:
 
     def check(self, config: Config) -> None:
         """Raises ConfigError."""
-        value = config.values.get(self.config)
+        value = config.find(self.config)
         if value is None and self.required:
             raise ConfigError(f"{config.where}: '{self.config}' is missing")
         if value is not None and self.values and value not in self.values:
@@ -113,7 +114,7 @@ class Expect:
 
     def differs(self, config: Config) -> str | None:
         """A line for people where the config says something else than is computed with."""
-        value = config.values.get(self.config)
+        value = config.find(self.config)
         if value is None or value in self.values:
             return None
         return (
@@ -137,8 +138,9 @@ class Map:
     of the spelling that its converter knows. `flat`: its weights count as rows of one. `integers`:
     a table of integers, kept as int32. `by_rank`: the dimensions of the matrices of which each
     tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
-    `times`: another tensor of as many weights, whose product with this one is wanted. `beside`:
-    another matrix, whose columns follow those of this.
+    `seen`: the dimensions by which its weights are counted, the last of them a row, where they are
+    not those of `shape`. `times`: another tensor of as many weights, whose product with this one is
+    wanted. `beside`: another matrix, whose columns follow those of this.
     """
 
     source: str
@@ -151,6 +153,7 @@ class Map:
     experts: str = "experts"
     integers: bool = False
     by_rank: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
     times: str = ""
     beside: str = ""
 
@@ -163,6 +166,12 @@ class Map:
     def fields(self) -> list[str]:
         """What the stars stand for, in order: a number that is written out stands for itself."""
         return [field.strip("{}") for field in re.findall(_NUMBER, self.source)]
+
+    def counted(self, t: SourceTensor, dims: Dims) -> SourceTensor:
+        """The tensor with its weights in such rows as `rows` wants."""
+        if self.seen:
+            return replace(t, shape=tuple(dims[name] for name in self.seen))
+        return replace(t, flat=True) if self.flat else t
 
 
 def linear(
@@ -232,6 +241,10 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # config values that are seen from the tensors
     learned: Callable[[Mapping[str, SourceTensor], Integers], Mapping[str, Any]] | None = None
+    # names of source tensors of which not all rows are wanted
+    cuts: frozenset[str] = frozenset()
+    # a source tensor that is left out where it is the same as another
+    twins: tuple[str, str] | tuple[()] = ()
     # tensors computed from the config: name -> float32 values, or None where there is none
     computed: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
     # source tensors that are in no checkpoint: name -> float32 values

@@ -1,27 +1,25 @@
 """Importance matrices: the mean squared activation of each input channel, from a calibration run.
 
-Reads both of llama.cpp's forms, GGUF and the older `.dat` (`common/imatrix-loader.cpp`), and makes
-of them the values that llama-quantize makes (`tools/quantize/quantize.cpp`, `load_imatrix`).
+Made of sums and counts as llama-quantize makes them (`tools/quantize/quantize.cpp`,
+`load_imatrix`).
 """
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import ImatrixError, SourceNotFound, UsageError
-from quantkit.gguf.container import MAGIC, Header, KeyValue, TensorInfo, read_header, uint32
-from quantkit.gguf.types import type_by_name
+from quantkit.calibration.sums import Sums, read_sums
+from quantkit.errors import ImatrixError, UsageError
+from quantkit.gguf.container import KeyValue, string, uint32
 from quantkit.recipes.facts import category
 
 if TYPE_CHECKING:
@@ -29,10 +27,7 @@ if TYPE_CHECKING:
 
 Values = NDArray[np.float32]
 Importance = Mapping[str, Values]  # float32 `[experts, n]` (one row for a plain matrix) by tensor
-Bytes = NDArray[np.uint8]
-Contents = tuple[dict[str, Values], tuple[str, ...], int]
 
-_SUMS, _COUNTS = ".in_sum2", ".counts"
 _TEXT_BYTES = 127  # of a string that llama-quantize adds to the metadata
 
 UNCHANGED: Mapping[str, str] = MappingProxyType({})
@@ -52,6 +47,15 @@ class Imatrix:
     datasets: tuple[str, ...]
     chunks: int
 
+    def entry(self, name: str) -> str:
+        """The entry that serves a tensor: its own; or else that of a product with the same
+        activations. gate and up of experts have the same, whether they are one tensor or two."""
+        return next((n for n in (name, *_alike(name)) if n in self.values), name)
+
+    def of(self, name: str) -> Values | None:
+        """The values for a tensor, if there are any."""
+        return self.values.get(self.entry(name))
+
     def for_tensors(
         self, tensors: Iterable[ModelTensor], old_names: Mapping[str, str] = UNCHANGED
     ) -> dict[str, Values]:
@@ -63,7 +67,7 @@ class Imatrix:
         """
         by_name, wrong = {}, []
         for t in tensors:
-            data = self.values.get(old_names.get(t.name, t.name))
+            data = self.of(old_names.get(t.name, t.name))
             if data is None:
                 continue
             if _fits(t.shape, data):
@@ -86,112 +90,40 @@ class Imatrix:
         return tuple(items)
 
 
+def _alike(name: str) -> tuple[str, ...]:
+    """Other tensors that are multiplied with the same activations."""
+    parts, whole = ("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps"
+    if f".{whole}." in name:
+        return tuple(name.replace(whole, part) for part in parts)
+    return tuple(name.replace(part, whole) for part in parts if f".{part}." in name)
+
+
 def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     """Read an importance matrix of either form.
 
     Raises SourceNotFound, CorruptFile or UnsupportedSource (a GGUF that cannot be read), and
     ImatrixError (a file that is no importance matrix, or a damaged one).
     """
-    file = Path(path)
-    try:
-        data: Bytes = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, "u1")
-    except OSError as e:
-        raise SourceNotFound(f"{path}: cannot be read ({e.strerror})") from None
-    is_gguf = data[:4].tobytes() == MAGIC
-    contents = _from_gguf(file, data) if is_gguf else _from_legacy(file, data)
-    return Imatrix(os.fspath(path), *contents)
+    return importances(os.fspath(path), read_sums(path))
 
 
-def _from_gguf(path: Path, data: Bytes) -> Contents:
-    """Sums of squares `[experts, n]` over counts `[experts]` (kept as float32, rounded here)."""
-    header = read_header(path)
-    infos = {t.name: t for t in header.tensors}
-    names = sorted(
-        {
-            t.name.removesuffix(suffix)
-            for t in header.tensors
-            for suffix in (_SUMS, _COUNTS)
-            if t.name.endswith(suffix)
-        }
-    )
-    if not names:
-        raise ImatrixError(f"{path} is not an importance matrix: it has no {_SUMS} tensors")
+def importances(file: str, sums: Sums) -> Imatrix:
+    """What has been summed up, as it is used: means, and 1 for an expert that was never reached."""
     values = {}
-    for name in names:
-        for part in (name + _SUMS, name + _COUNTS):
-            if part not in infos or infos[part].ggml_type != type_by_name("F32").id:
-                raise ImatrixError(f"{path}: tensor {part} is missing, or not F32")
-        sums = _float32(infos[name + _SUMS], header, data)
-        counts = _float32(infos[name + _COUNTS], header, data).astype(np.float64)
-        if not np.isfinite(counts).all() or sums.size % counts.size:
-            raise ImatrixError(
-                f"{path}: {sums.size} sums and {counts.size} counts for {name} do not go together, "
-                "or a count is not a number; the file is damaged"
-            )
-        whole = np.trunc(counts + np.copysign(0.5, counts)).astype(np.float32)  # C's lround
-        values[name] = _means(sums.reshape(counts.size, -1), whole[:, None]).reshape(-1)
-    return values, *_gguf_origin(path, header)
-
-
-def _gguf_origin(path: Path, header: Header) -> tuple[tuple[str, ...], int]:
-    """The datasets and the number of chunks; llama-quantize insists on all three keys."""
-    origin: dict[str, Any] = {}
-    for key in ("datasets", "chunk_count", "chunk_size"):
-        item = next((i for i in header.kv if i.key == f"imatrix.{key}"), None)
-        wanted = "ARRAY" if key == "datasets" else "UINT32"
-        if item is None or item.type != wanted:
-            raise ImatrixError(
-                f"{path}: imatrix.{key} is missing, or not {wanted}; not a matrix "
-                "of llama-imatrix, or a damaged one"
-            )
-        origin[key] = item.value
-    return tuple(map(str, origin["datasets"])), origin["chunk_count"]
-
-
-def _float32(t: TensorInfo, header: Header, data: Bytes) -> Values:
-    start = header.data_offset + t.offset
-    return data[start : start + 4 * prod(t.shape)].view("<f4")
+    for name, entry in sums.entries.items():
+        counts = entry.counts.astype(np.float32)  # llama-quantize divides in float32
+        rows = entry.squares.reshape(counts.size, -1)
+        if sums.is_dat and counts[0] <= 0:
+            values[name] = entry.squares
+        else:
+            values[name] = _means(rows, counts[:, None]).reshape(-1)
+    return Imatrix(file, values, sums.datasets, sums.chunks)
 
 
 def _means(sums: Values, counts: Values) -> Values:
     """Sums over counts in float32, and 1 where nothing was counted."""
     with np.errstate(all="ignore"):  # what is not finite is reported, not computed with
         return np.divide(sums, counts, out=np.ones_like(sums), where=counts > 0)
-
-
-def _from_legacy(path: Path, data: Bytes) -> Contents:
-    """`[count, entries ..., chunks, dataset]`; an entry is a name, the number of calls, and means
-    that were multiplied by it (experts that were never reached as 1)."""
-    at = 0
-
-    def take(n: int) -> Bytes:
-        nonlocal at
-        if not 0 <= n <= data.size - at:
-            raise ImatrixError(
-                f"{path} is not an importance matrix, or a damaged one: "
-                f"{n} bytes expected at byte {at} of {data.size}"
-            )
-        at += n
-        return data[at - n : at]
-
-    def number() -> int:
-        return int(struct.unpack("<i", take(4).tobytes())[0])
-
-    def text() -> str:
-        return take(number()).tobytes().split(b"\0")[0].decode("utf-8", "surrogateescape")
-
-    values: dict[str, Values] = {}
-    for _ in range(number()):
-        name, calls, size = text(), number(), number()
-        if size < 1:
-            raise ImatrixError(f"{path}: {name} has {size} values; the file is damaged")
-        sums = take(4 * size).copy().view("<f4")
-        values[name] = _means(sums, np.float32(calls)) if calls > 0 else sums
-    if not values:
-        raise ImatrixError(f"{path}: no entries; not an importance matrix, or an empty one")
-    chunks = number() if at < data.size else 0
-    dataset = text() if at < data.size else ""
-    return values, (dataset,) if dataset else (), chunks
 
 
 def selected(imatrix: Imatrix, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Imatrix:
@@ -281,7 +213,7 @@ def coverage(
     covered, missing, mismatched = 0, [], []
     unreached: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        data, ends = imatrix.values.get(entries[name]), category(name) in ("token_embd", "output")
+        data, ends = imatrix.of(entries[name]), category(name) in ("token_embd", "output")
         if data is not None and _fits(shape, data):
             covered += uses[name]
             idle = np.flatnonzero((data.reshape(_experts_and_width(shape)) == 1).all(axis=1))
@@ -291,7 +223,7 @@ def coverage(
             mismatched.append(_disagreement(name, shape, data))
         elif uses[name] and not ends:
             missing.append(name)
-    known = set(entries.values())
+    known = {other for name in entries.values() for other in (name, *_alike(name))}
     return Coverage(
         covered=covered,
         missing=tuple(missing),
@@ -302,7 +234,7 @@ def coverage(
         bare=frozenset(
             name
             for name, shape in shapes.items()
-            if (data := imatrix.values.get(entries[name])) is None or not _fits(shape, data)
+            if (data := imatrix.of(entries[name])) is None or not _fits(shape, data)
         ),
     )
 
@@ -365,4 +297,4 @@ def _some(names: Sequence[str], separator: str = ", ") -> str:
 
 def _text(key: str, value: str) -> KeyValue:
     data = value.encode("utf-8", "surrogateescape").split(b"\0")[0][:_TEXT_BYTES]
-    return KeyValue(key, struct.pack("<IQ", 8, len(data)) + data)
+    return string(key, data)

@@ -73,6 +73,23 @@ class TerminalProgress(Progress):
             self._said = now
             say(_line(step, done, total, now - self._began), err=True)
 
+    def count(self, step: str, done: int, total: int, told: str = "") -> None:
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if step != self._step:
+            self._end()
+            self._step, self._began, self._said, self._first = step, now, now, done
+            if sys.stderr.isatty():
+                self._bar = _counting(step, total)
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        words = f"{told}, {rate:.2f}/s" if done > self._first else told
+        if self._bar is not None:
+            self._bar.update(self._bar.tasks[0].id, completed=done, total=total, told=words)
+        elif now - self._said >= SECONDS:
+            self._said = now
+            say(f"{step}: {done} of {total}, {words}", err=True)
+
     def _end(self) -> None:
         """A step has ended."""
         if self._bar is not None:
@@ -124,6 +141,24 @@ def _bar(step: str, total: int) -> Any:
         parts.append(progress.TimeRemainingColumn(compact=True, table_column=whole))
     bar = progress.Progress(*parts, console=console)
     bar.add_task(step, total=total)
+    bar.start()
+    return bar
+
+
+def _counting(step: str, total: int) -> Any:
+    """A bar for what is counted, and not in bytes."""
+    from rich import progress
+    from rich.console import Console
+
+    bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[told]}"),
+        progress.TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+    )
+    bar.add_task(step, total=total, told="")
     bar.start()
     return bar
 

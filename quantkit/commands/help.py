@@ -38,6 +38,11 @@ PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "quantkit quantize hf://org/model --types Q4_K_M,Q6_K,Q8_0 -o out",
         "quantkit quantize model-BF16.gguf --type IQ3_M --imatrix model.imatrix",
     )),
+    "imatrix": ("imatrix.md", (
+        "quantkit imatrix ./My-Merge-4x7B -f calibration.txt -o m.imatrix.gguf",
+        "quantkit imatrix --merge a.gguf b.dat -o c.gguf",
+        "quantkit imatrix m.imatrix.gguf --show-statistics",
+    )),
     "split": ("index.md", (
         "quantkit split model-Q8_0.gguf --split-max-size 4G",
         "quantkit split model-Q8_0.gguf --split-max-tensors 128 -o parts",

@@ -142,6 +142,23 @@ ImatrixFile = Annotated[
         help="An importance matrix (GGUF or .dat).",
     ),
 ]
+ImatrixOrAuto = Annotated[
+    str | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        rich_help_panel=TYPES,
+        help="An importance matrix (GGUF or .dat, here or hf:), or auto.",
+    ),
+]
+Calibration = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="TEXT",
+        rich_help_panel=TYPES,
+        help="A text for --imatrix auto (none: the model writes it). May be repeated.",
+    ),
+]
 Recipe = Annotated[
     str | None,
     typer.Option(
@@ -268,12 +285,28 @@ def reading_and_layout(
         bool,
         typer.Option("--fp8-as-q8", rich_help_panel=CONVERSION, help="What is FP8 becomes Q8_0."),
     ] = False,
+    mmproj: Annotated[
+        bool,
+        typer.Option(
+            "--mmproj",
+            rich_help_panel=CONVERSION,
+            help="The encoders of images and sound, not the text.",
+        ),
+    ] = False,
     mistral_format: Annotated[
         bool,
         typer.Option(
             "--mistral-format",
             rich_help_panel=CONVERSION,
             help="Read params.json and consolidated*.safetensors, not config.json.",
+        ),
+    ] = False,
+    dense_modules: Annotated[
+        bool,
+        typer.Option(
+            "--sentence-transformers-dense-modules",
+            rich_help_panel=CONVERSION,
+            help="EmbeddingGemma: with the dense modules after its output.",
         ),
     ] = False,
 ) -> Reading:
@@ -285,7 +318,11 @@ def reading_and_layout(
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
-    options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format)
+    if mmproj and layers != "with":
+        raise UsageError(f"--mmproj and {'--mtp' if mtp else '--no-mtp'} exclude each other")
+    options = ConversionOptions(
+        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules, mmproj
+    )
     kept = values.numbers("--keep-experts", keep_experts)
     return Reading(pre, options, kept, experts_used)
 

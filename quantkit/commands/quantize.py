@@ -27,7 +27,8 @@ def quantize(
     types: options.Types = [],  # noqa: B006
     output: options.Out = None,
     recipe: options.Recipe = None,
-    imatrix: options.ImatrixFile = None,
+    imatrix: options.ImatrixOrAuto = None,
+    calibration: options.Calibration = [],  # noqa: B006
     include_weights: Annotated[
         list[str],
         typer.Option(
@@ -176,7 +177,10 @@ def quantize(
             output,
             recipe=recipe,
             overrides=overrides,
-            imatrix=values.read_imatrix(imatrix, include_weights, exclude_weights),
+            imatrix=imatrix
+            if imatrix == api.AUTO
+            else values.read_imatrix(imatrix, include_weights, exclude_weights),
+            calibration=calibration,
             imatrix_strict=imatrix_strict,
             prune_layers=values.named("--prune-layers", prune_layers, parse_layers) or (),
             override_kv=override_kv,

@@ -115,7 +115,8 @@ def release(
         ),
     ] = False,
     context: options.Context = None,
-    imatrix: options.ImatrixFile = None,
+    imatrix: options.ImatrixOrAuto = None,
+    calibration: options.Calibration = [],  # noqa: B006
     allow_requantize: options.AllowRequantize = False,
     *,
     reading: Reading,
@@ -148,6 +149,7 @@ def release(
             join=join,
             context=context,
             imatrix=imatrix,
+            calibration=calibration,
             allow_requantize=allow_requantize,
             splits=splits,
             reading=reading,

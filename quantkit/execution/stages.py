@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
+from quantkit.storage.os_files import default_threads as default_threads
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def default_threads() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Parcel(NamedTuple):

@@ -43,9 +43,18 @@ def parse(name: str) -> Name:
     return Name(m["role"], None if bid is None else int(bid), m["suffix"] or "")
 
 
+# what names of encoders begin with: images, sound, and what leads from there to the text
+ENCODERS = ("v.", "a.", "mm.")
+
+
 def in_block(role: str, bid: int | None) -> str:
-    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one."""
-    return role if bid is None else f"blk.{bid}.{role}"
+    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one. `enc.` and
+    `dec.` before a role stay before the block. A role of an encoder of images or sound is a whole
+    name, which says itself where the number goes: `v.blk.{bid}.ln1`."""
+    if bid is None or role.startswith(ENCODERS):
+        return role.format(bid=bid)
+    half = role[:4] if role.startswith(("enc.", "dec.")) else ""
+    return f"{half}blk.{bid}.{role.removeprefix(half)}"
 
 
 def stays_f32(name: Name, n_dims: int) -> bool:

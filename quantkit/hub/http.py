@@ -70,6 +70,11 @@ def _utils() -> Any:
     return utils
 
 
+def check_name(repo: str) -> None:
+    """Raises huggingface_hub's HFValidationError: no model can have the name."""
+    _utils().validate_repo_id(repo)
+
+
 @dataclass
 class Answer:
     """A response of either HTTP library that huggingface_hub has used, its body not read yet."""

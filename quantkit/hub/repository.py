@@ -6,9 +6,11 @@ temporary directory; weights are read by HTTP ranges and never touch the disk.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from quantkit.errors import (
     SourceChanged,
@@ -32,11 +34,15 @@ from quantkit.hub.http import SCHEME, Again, Answer
 SMALL = (
     "*config*.json", "*token*.json", "*.index.json", "chat_template.*", "vocab*.json",
     "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
-    "params.json", "tekken.json", "tokenizer.model.v*",
+    "params.json", "tekken.json", "tokenizer.model.v*", "vocab.txt", "modules.json",
 )  # fmt: skip
+
+_MODULE = re.compile(r"[0-9]+_[A-Za-z]+/config\.json")  # what sentence-transformers runs on top
 
 MOST_SMALL = 256  # of them
 LARGEST_SMALL = 1 << 28  # bytes of one
+LARGEST_LISTING = 1 << 26  # bytes; 100,000 files need some 30 MB
+LONGEST_LISTING = 300  # seconds
 AT_ONCE = 8
 
 _NAME = r"[\w-][\w.-]*"
@@ -186,6 +192,8 @@ def _same_server(a: str, b: str) -> bool:
 
 
 def _is_small(path: str) -> bool:
+    if _MODULE.fullmatch(path):
+        return True
     name = path.removeprefix("additional_chat_templates/")
     plain = name == PureWindowsPath(name).name  # no way out of the directory, on any system
     return plain and any(fnmatchcase(path, pattern) for pattern in SMALL)
@@ -193,39 +201,53 @@ def _is_small(path: str) -> bool:
 
 def _listing(repo: str, revision: str | None) -> list[RemoteFile]:
     """Every file of a model at the commit that `revision` (default: main) is at now."""
-    from huggingface_hub import HfApi
-
     where = f"{SCHEME}{repo}" + (f"@{revision}" if revision else "")
-    api = HfApi(endpoint=http.endpoint())
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    url = f"{http.endpoint()}/api/models/{repo}{at}?blobs=true"
 
-    def ask() -> Any:
+    def ask() -> bytes:
         with http.answers(where):
-            return api.model_info(
-                repo, revision=revision, files_metadata=True, timeout=http.timeout()
-            )
+            http.check_name(repo)
+            with http.get(url, http.headers() | {"Accept-Encoding": "identity"}) as answer:
+                if answer.status >= 300:
+                    raise http.refusal(where, answer.status, answer.headers)
+                return _listed(where, answer)
 
     try:
-        info = http.patiently(where, ask)
-    except (TypeError, KeyError, AttributeError):  # JSON, but not of a model
+        info = json.loads(http.patiently(where, ask))
+    except (ValueError, RecursionError):
         raise http.strange(where) from None
-    if info.sha is None or any(s.size is None for s in info.siblings or ()):
+    if not isinstance(info, dict) or not isinstance(info.get("siblings", []), list):
+        raise http.strange(where)
+    commit, siblings = info.get("sha"), info.get("siblings", [])
+    if any(not isinstance(entry, dict) for entry in siblings):
+        raise http.strange(where)
+    if commit is None or any(entry.get("size") is None for entry in siblings):
         raise SourceUnreachable(f"{where}: the server does not tell the sizes of its files")
-    try:
-        files = [
-            RemoteFile(
-                repo, info.sha, s.rfilename, s.size, s.lfs.sha256 if s.lfs else s.blob_id or ""
-            )
-            for s in info.siblings or ()
-        ]
-    except (TypeError, KeyError, AttributeError):
-        raise http.strange(where) from None
-    for f in files:
-        texts = (f.commit, f.path, f.etag)
-        if not all(isinstance(text, str) for text in texts) or type(f.size) is not int:
+    files = []
+    for entry in siblings:
+        lfs = entry.get("lfs")
+        etag: Any = lfs.get("sha256") if isinstance(lfs, dict) else entry.get("blobId") or ""
+        path, size = entry.get("rfilename"), entry["size"]
+        if not all(isinstance(text, str) for text in (commit, path, etag)) or type(size) is not int:
             raise http.strange(where)
-        if not f.path or "\0" in f.path or f.size < 0:
+        if not path or "\0" in path or size < 0:
             raise http.strange(where)
+        files.append(RemoteFile(repo, commit, path, size, etag))
     return files
+
+
+def _listed(where: str, answer: Answer) -> bytes:
+    """The body of a listing. Raises SourceUnreachable: it does not end."""
+    data, end = bytearray(), time.monotonic() + LONGEST_LISTING
+    for part in answer.parts:
+        data += part
+        if len(data) > LARGEST_LISTING or time.monotonic() > end:
+            raise SourceUnreachable(
+                f"{where}: the server's list of files does not end: {len(data)} bytes came; "
+                f"{LARGEST_LISTING}, within {LONGEST_LISTING} seconds, are read"
+            )
+    return bytes(data)
 
 
 class Reader:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from quantkit.loading.keys import MAX_LAYERS
 from quantkit.loading.values import Info, Values, number, of_layers
 
+_TURN_ALL = {"llama", "deci", "falcon", "llama-embed"}
 Check = Callable[[Values, Sequence[Info]], Iterator[str]]
 
 
 def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """What the architecture's own code would end at."""
     yield from _positions(arch, values, tensors)
+    yield from _turned(arch, values)
     for check in CHECKS.get(arch, ()):
         yield from (f"{arch}: {words}" for words in check(values, tensors))
 
@@ -28,6 +30,22 @@ def _positions(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[s
     for t in tensors:
         if t.name == "position_embd.weight" and t.shape[0] != length:
             yield f"{arch}.context_length is {length}, not the {t.shape[0]} of {t.name}"
+
+
+def _turned(arch: str, values: Values) -> Iterator[str]:
+    """Rotary positions turn pairs, and no more than a head has (`load_hparams`, ggml_rope)."""
+    heads = max(of_layers(values, "attention.head_count", 1))
+    if not heads:
+        return
+    size = number(values, "attention.key_length", number(values, "embedding_length") // heads)
+    turned = number(values, "rope.dimension_count", size)
+    least = 0 if arch == "glm5-next" else 2  # none of its heads turns
+    if turned % 2 or not least <= turned <= size or (arch in _TURN_ALL and turned != size):
+        yield f"{arch}.rope.dimension_count is {turned}, of heads of {size}"
+    size = number(values, "attention.key_length_swa", size)
+    n = number(values, "rope.dimension_count_swa", turned)
+    if n % 2 or not least <= n <= size:
+        yield f"{arch}.rope.dimension_count_swa is {n}, of heads of {size}"
 
 
 def _pooled(values: Values, _: Sequence[Info]) -> Iterator[str]:
@@ -103,6 +121,32 @@ def _values(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
             return
 
 
+_BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_o", "ffn_norm", "ffn_down", "ffn_up")
+_CROSS = tuple(f"cross_attn_{part}" for part in ("norm", "q", "k", "v", "o"))
+
+
+def _encoded(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Every layer of the encoder is there (t5.cpp, t5encoder.cpp)."""
+    yield from _half("enc", number(values, "block_count"), _BLOCK, tensors)
+
+
+def _decoded(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """The same of the decoder, of as many layers unless it is said (t5.cpp)."""
+    count = number(values, "decoder_block_count", number(values, "block_count"))
+    yield from _half("dec", count, (*_BLOCK, *_CROSS), tensors)
+
+
+def _half(
+    half: str, count: int, roles: Sequence[str], tensors: Sequence[Info]
+) -> Iterator[str]:  # fmt: skip
+    there = {t.name for t in tensors}
+    for bid in range(min(count, MAX_LAYERS)):
+        for role in roles:
+            if (name := f"{half}.blk.{bid}.{role}.weight") not in there:
+                yield f"{name} is not there"
+                return
+
+
 CHECKS: dict[str, tuple[Check, ...]] = {
     "deepseek4": (_hashed,),
     "exaone-moe": (_predicting,),
@@ -111,4 +155,6 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "llama4": (_chunked,),
     "mistral3": (_scaled,),
     "qwen4exp": (_compressed,),
+    "t5": (_encoded, _decoded),
+    "t5encoder": (_encoded,),
 }

@@ -29,25 +29,25 @@ from quantkit.loading.keys import (
     WORDS,
     Key,
 )
+from quantkit.loading.kinds import ENCODER, kind_of
 from quantkit.loading.needs import needs
 from quantkit.loading.patterns import PREDICT_ALONE
 from quantkit.loading.values import Info, Values, listed, number
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
-# architectures of which llama.cpp runs something else than a language model, or half of one
-_OTHERS = {"clip"}
 
 
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     """All that llama.cpp would trip over."""
     found = list(container_faults(kv, tensors))
+    ask = kind_of(kv, tensors).faults
+    if ask is not None:
+        return [*found, *ask(kv, tensors)]
     by_key = {item.key: item for item in kv}
     named = by_key.get("general.architecture")
     arch = named.value if named is not None and named.type == "STRING" else None
     if not arch:
         return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
-    if arch in _OTHERS:
-        return found
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
     values = {
@@ -71,7 +71,7 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
 
 def is_known(arch: str) -> bool:
     """Whether llama.cpp has the architecture."""
-    return arch in needs() or arch in _OTHERS
+    return arch in needs() or arch == ENCODER
 
 
 def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterator[str]:
@@ -79,8 +79,8 @@ def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterato
     for key, n in Counter(item.key for item in kv).items():
         if n > 1:
             yield f"the key {key} is there {n} times"
-        if not key:
-            yield "a key without a name"
+        if not key or "\0" in key:  # it is read as a C string
+            yield f"a key is named {key!r}"
     for item in kv:
         if item.key == "general.alignment" and (item.type != "UINT32" or not _power(item.value)):
             yield f"general.alignment is {item.value!r}, not a power of two of type UINT32"
@@ -93,6 +93,14 @@ def container_faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Iterato
         block = type_by_name(t.format).block_size
         if not 0 < len(t.shape) <= MAX_DIMS or 0 in t.shape or t.shape[-1] % block:
             yield f"{t.name}: shape {list(t.shape)} does not fit {t.format}"
+
+
+def split_faults(kv: Sequence[KeyValue]) -> Iterator[str]:
+    """What is wrong with the metadata of one file of a set: `llama_model_loader`."""
+    yield from container_faults(kv, ())
+    for item in kv:
+        if item.key.startswith("split.") and item.type != GENERAL.get(item.key, item.type):
+            yield f"{item.key} is {_kind(item)} where llama.cpp reads {GENERAL[item.key]}"
 
 
 def _power(n: Any) -> bool:

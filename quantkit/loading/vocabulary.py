@@ -15,9 +15,16 @@ if TYPE_CHECKING:
 _MODELS = {"llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "plamo3",
            "gemma4"}  # fmt: skip
 NONE = {"none", "no_vocab"}
+_TYPED = {"bert", "jina-bert-v3", "nomic-bert", "nomic-bert-moe"}  # that want types of tokens
 _MERGED = {"gpt2", "hybriddna", "whitespace", "gemma4"}
 # ids that llama.cpp falls back from where they are no token's: answers would not end, or begin
 _IDS = tuple(f"{kind}_token_id" for kind in ("bos", "eos", "unknown", "padding", "eot", "eom"))
+# the tokens that texts begin and end with where no key names them
+_FIRST = {"llama": 1, "bert": 101, "gpt2": 11, "hybriddna": 11, "whitespace": 11, "plamo2": 1,
+          "plamo3": 1}  # fmt: skip
+_LAST = {"llama": 2, "t5": 1, "gpt2": 11, "hybriddna": 11, "whitespace": 11, "plamo2": 2,
+         "plamo3": 2}  # fmt: skip
+_BYTE = 6  # the type of a token that is a byte
 UNSET = 0xFFFFFFFF  # LLAMA_TOKEN_NULL
 # values of tokenizer.ggml.pre
 _PRE = """
@@ -56,6 +63,7 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         if t is not None and (rows := prod(t.shape[:-1])) != count:
             yield f"the vocabulary has {count} tokens, {name} {rows} rows"
     yield from _beside(kv, model, count)
+    yield from _types(kv, by_key, tensors)
     yield from _repeated(kv["tokens"])
     for name in _IDS:
         item = kv.get(name)
@@ -65,12 +73,56 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
             continue
         if item.value >= count:
             yield f"tokenizer.ggml.{name} is {item.value}, of {count} tokens"
+    yield from _edges(kv, model, count)
+    yield from _bytes(kv, model)
+
+
+def _types(
+    kv: Mapping[str, KeyValue], by_key: Mapping[str, KeyValue], tensors: Sequence[Info]
+) -> Iterator[str]:
+    """An encoder's types of tokens: as many as its table has rows (bert.cpp and its kin)."""
+    item = kv.get("token_type_count")
+    count = item.value if item is not None and item.type == "UINT32" else 0
+    table = next((t for t in tensors if t.name == "token_types.weight"), None)
+    rows = prod(table.shape[:-1]) if table is not None else count
+    if rows != count:
+        yield f"tokenizer.ggml.token_type_count is {count}, not the {rows} of token_types.weight"
+    elif not count and by_key["general.architecture"].value in _TYPED:
+        yield "tokenizer.ggml.token_type_count is not there"
 
 
 def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:
     """Whether texts begin with a token of their own: otherwise none is asked for."""
     item = kv.get("add_bos_token")
     return model != "gpt2" if item is None else bool(item.value)
+
+
+def _edges(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
+    """There is a token where texts begin or end with one: `llama_vocab::impl::tokenize`."""
+    for flag, name, known, always, usual in (
+        ("add_bos_token", "bos_token_id", _FIRST, {"bert", "gemma4"}, {"llama"}),
+        ("add_eos_token", "eos_token_id", _LAST, set[str](), {"t5"}),
+    ):
+        item = kv.get(flag)
+        wanted = model in usual if item is None else bool(item.value)
+        named = kv.get(name)
+        ids = [known.get(model, count), named.value if named is not None else count]
+        if model == "rwkv" or (model == "bert" and name == "eos_token_id"):
+            continue
+        if (wanted or model in always) and all(n >= count for n in ids):
+            yield f"texts get a {name}, and no token is named"
+
+
+def _bytes(kv: Mapping[str, KeyValue], model: str) -> Iterator[str]:
+    """Tokens that are bytes are spelled so, `<0x0A>`: `llama_vocab::impl::token_to_byte`."""
+    types = kv.get("token_type")
+    if model not in ("llama", "t5") or types is None or types.element_type != "INT32":
+        return
+    if _BYTE in (kinds := types.value):
+        for kind, text in zip(kinds, texts(kv["tokens"]), strict=False):
+            if kind == _BYTE and len(text) < 3:
+                yield f"a token of one byte is spelled {text.decode('utf-8', 'replace')!r}"
+                return
 
 
 def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
@@ -83,6 +135,11 @@ def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]
             yield f"tokenizer.ggml.{name} is no array of {' or '.join(kinds)}"
         elif item.length != count:
             yield f"tokenizer.ggml.{name} has {item.length} entries for {count} tokens"
+    item = kv.get("suppress_tokens")
+    if item is not None and (item.type != "ARRAY" or item.element_type != "INT32"):
+        yield "tokenizer.ggml.suppress_tokens is no array of INT32"
+    if model == "t5":
+        yield from _charsmap(kv.get("precompiled_charsmap"))
     pre = kv["pre"].value if "pre" in kv else ""
     merges = kv.get("merges")
     if model == "llama":
@@ -96,27 +153,44 @@ def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]
         yield f"tokenizer.ggml.pre is {pre!r}, which llama.cpp does not know"
 
 
+def _charsmap(item: KeyValue | None) -> Iterator[str]:
+    """How characters are replaced: a size, so many bytes, and more after them."""
+    if item is None:
+        return
+    if item.type != "ARRAY" or item.element_type not in ("INT8", "UINT8"):
+        yield "tokenizer.ggml.precompiled_charsmap is no array of UINT8"
+    elif item.length < 4 or int.from_bytes(item.raw[16:20], "little") + 4 >= item.length:
+        yield f"tokenizer.ggml.precompiled_charsmap of {item.length} bytes ends too early"
+
+
 def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
     """A SentencePiece vocabulary joins the pair with the best score first."""
     item = kv.get("scores")
     if item is None or item.type != "ARRAY" or not item.length:
         yield "tokenizer.ggml.scores is not there: text would be split at random"
         return
-    scores, types = item.value, kv.get("token_type")
-    kinds = types.value if types is not None else [1] * len(scores)
-    ordinary = [s for s, kind in zip(scores, kinds, strict=False) if kind == 1]
-    if len(ordinary) > 1 and len(set(ordinary)) == 1:
+    if (score := _only_score(item, kv.get("token_type"))) is not None:
         yield (
-            f"tokenizer.ggml.scores are all {ordinary[0]:g}: they were lost, and text is split "
+            f"tokenizer.ggml.scores are all {score:g}: they were lost, and text is split "
             "otherwise than the model was trained with"
         )
 
 
 @lru_cache(maxsize=4)  # the vocabulary of every output of a run is one object
+def _only_score(item: KeyValue, types: KeyValue | None) -> float | None:
+    """The score that all ordinary tokens have; None where they have several."""
+    kinds = types.value if types is not None else [1] * item.length
+    ordinary = [s for s, kind in zip(item.value, kinds, strict=False) if kind == 1]
+    return ordinary[0] if len(ordinary) > 1 and len(set(ordinary)) == 1 else None
+
+
+@lru_cache(maxsize=4)
 def _repeated(tokens: KeyValue) -> tuple[str, ...]:
-    """One text for two tokens, which llama.cpp ends at. An empty text is `[EMPTY_<id>]` to it."""
+    """One text for two tokens, which llama.cpp ends at. An empty text is `[EMPTY_<id>]` to it, and
+    one that has a zero byte ends there."""
     seen: dict[bytes, int] = {}
     for i, text in enumerate(texts(tokens)):
+        text = text.partition(b"\0")[0]
         first = seen.setdefault(text or b"[EMPTY_%d]" % i, i)
         if first != i:
             shown: Any = text.decode("utf-8", "replace")

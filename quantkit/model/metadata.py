@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.architectures.rules import Architecture, Config, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
-from quantkit.model.pooling import add_pooling
+from quantkit.model.pooling import add_reranker
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.storage.parse import parse_yaml
 from quantkit.tokenizer.families import rules_for
@@ -68,16 +68,16 @@ def checkpoint_metadata(
     from quantkit.gguf.key_values import KeyValueWriter
 
     writer = KeyValueWriter(arch.gguf_arch)
-    _add_keys(writer, arch.first_keys, config)
+    add_keys(writer, arch.first_keys, config)
     add_general(writer, files, tensors)
-    _add_keys(writer, arch.keys, config)
+    add_keys(writer, arch.keys, config)
     writer.add_file_type(file_type)
-    _add_keys(writer, arch.late_keys, config)
-    pooled = add_pooling(writer, files, arch, config)
+    add_keys(writer, arch.late_keys, config)
+    reranks = add_reranker(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
     kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
-    return kv, (*pooled, *notes)
+    return kv, (*reranks, *notes)
 
 
 def with_vocabulary(
@@ -108,10 +108,13 @@ def count_and_label(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int
 
 
 def add_general(
-    writer: KeyValueWriter, files: CheckpointFiles, tensors: Sequence[ModelTensor]
+    writer: KeyValueWriter,
+    files: CheckpointFiles,
+    tensors: Sequence[ModelTensor],
+    kind: str = "model",
 ) -> None:
-    """`general.*`: names, sizes, licence and sampling, from the checkpoint's name, its model card
-    and generation_config.json.
+    """`general.*`: the `kind` of file, names, sizes, licence and sampling, from the checkpoint's
+    name, its model card and generation_config.json.
 
     Raises CorruptFile.
     """
@@ -131,7 +134,7 @@ def add_general(
         _check(metadata, files)
         if metadata.size_label is None and total > 0:
             metadata.size_label = label
-        writer.add_type("model")
+        writer.add_type(kind)
         metadata.set_gguf_meta_model(writer)
 
 
@@ -222,7 +225,7 @@ _OTHER_LISTS = (
 def _check_list(name: str, value: list[Any], config: Config) -> None:
     """A list stands where llama.cpp reads one, and is as long as it wants it. Raises
     ConfigError."""
-    if name.endswith(_OTHER_LISTS) or ".ple." in name or name.startswith("tokenizer."):
+    if name.endswith(_OTHER_LISTS) or ".ple." in name or name.startswith(("tokenizer.", "clip.")):
         return
     if not name.endswith(_PER_LAYER):
         raise ConfigError(f"{config.where}: {name} is one number, not {value!r}")
@@ -233,7 +236,7 @@ def _check_list(name: str, value: list[Any], config: Config) -> None:
         )
 
 
-def _add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> None:
+def add_keys(writer: KeyValueWriter, keys: Sequence[Key], config: Config) -> None:
     """Add the keys of an architecture that have a value. Raises ConfigError."""
     from gguf import GGUFValueType
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
@@ -9,6 +10,7 @@ from quantkit.errors import UnsupportedSource
 from quantkit.gguf.splits import is_gguf
 from quantkit.hub.repository import snapshot
 from quantkit.model import edits
+from quantkit.model.encoder import encoder_from_checkpoint, names_encoder
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
@@ -69,12 +71,33 @@ def read_checkpoint(source: Source, outtype: str | None, reading: Reading) -> Mo
             gguf = "a GGUF file, which quantize takes; a checkpoint directory is converted"
             raise UnsupportedSource(f"{path} is {gguf if is_gguf(path) else what}")
         files = CheckpointFiles.local(path)
-        return from_checkpoint(files, outtype, reading.pre, reading.options)
+        return _converted(files, outtype, reading)
     if source.address.file:
         raise UnsupportedSource(f"{source} is one file; name the model that is to be converted")
     with snapshot(source.address) as there:
         files = CheckpointFiles(there.directory, there.where, there.files)
-        return from_checkpoint(files, outtype, reading.pre, reading.options)
+        return _converted(files, outtype, reading)
+
+
+def read_encoders(source: Source, outtypes: Sequence[str], reading: Reading) -> list[Model]:
+    """The encoders of a checkpoint, once for each outtype; none if its config names no encoder.
+    Raises SourceError, ModelError."""
+
+    def read(files: CheckpointFiles) -> list[Model]:
+        if not names_encoder(files):
+            return []
+        return [encoder_from_checkpoint(files, kind, reading.options) for kind in outtypes]
+
+    if source.address is None:
+        return read(CheckpointFiles.local(source.local()))
+    with snapshot(source.address) as there:
+        return read(CheckpointFiles(there.directory, there.where, there.files))
+
+
+def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) -> Model:
+    if reading.options.mmproj:
+        return encoder_from_checkpoint(files, outtype, reading.options)
+    return from_checkpoint(files, outtype, reading.pre, reading.options)
 
 
 def open_gguf(source: SourceLike) -> Model:

@@ -30,6 +30,7 @@ from quantkit.errors import (
     UnsupportedSource,
 )
 from quantkit.gguf.tensor_names import in_block, parse
+from quantkit.loading.kinds import ENCODER
 from quantkit.model.blocks import BLOCKS, leaving
 from quantkit.model.missing import check_nothing_missing
 from quantkit.model.names import NUMBER, known_names, predicts
@@ -78,7 +79,7 @@ def place(
         if late and m.tensor.coding != "nvfp4":
             _finish(late, waiting, placed)
             late.clear()
-        source = replace(m.tensor, flat=True) if m.map.flat else m.tensor
+        source = m.map.counted(m.tensor, layout.dims[m.bid or 0])
         used[source.name] = source
         names: dict[str, None] = {}
         for piece in layout.pieces(m.map, m.bid, m.xid):
@@ -185,7 +186,8 @@ class Layout:
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
-        return [re.compile(d) for d in (*self.arch.drops, *OTHER_MODES)]
+        others = () if self.arch.gguf_arch == ENCODER else OTHER_MODES
+        return [re.compile(d) for d in (*self.arch.drops, *others)]
 
     @cached_property
     def maps(self) -> dict[str, list[Map]]:

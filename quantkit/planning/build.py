@@ -10,6 +10,7 @@ from quantkit.errors import NotLoadable, RecipeError
 from quantkit.gguf.container import KeyValue, align, header_size, replaced, uint32
 from quantkit.gguf.splits import NO_SPLITS, Splits, split_keys, split_number, split_path
 from quantkit.gguf.types import tensor_bytes, type_by_name
+from quantkit.loading.kinds import kind_of
 from quantkit.loading.model import container_faults, faults, is_known
 from quantkit.loading.values import Info
 from quantkit.model.model import Model, ModelTensor
@@ -83,6 +84,7 @@ def plan_possible(
 ) -> tuple[Plan, dict[str, RecipeError]]:
     """The model in those of the recipes that can be made of it, and why the others cannot, by
     name. Raises RecipeError where none can, NotLoadable."""
+    _check_kind(model)
     tensors = sorted(model.tensors, key=lambda t: _quantize_order(t.name))
     if request.keep_split:
         shards = sorted({_shard(model, t) for t in tensors}, key=str)
@@ -101,6 +103,13 @@ def plan_possible(
         _check_loads(output, faults)
     plan = _checked(model, planned)
     return (only(plan, request.only_splits) if request.only_splits else plan), refused
+
+
+def _check_kind(model: Model) -> None:
+    """Other types are made of models, and of what is run like one. Raises RecipeError."""
+    kind = kind_of(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
+    if not kind.is_quantized:
+        raise RecipeError(f"{model.name} is {kind.words}, of which no type is made; {kind.use}")
 
 
 def _quantized(

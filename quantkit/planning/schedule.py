@@ -65,7 +65,7 @@ class Schedule:
         tensors = {name: t for output in self.plan.outputs for name, t in output.by_name.items()}
         for name, segments in self.plan.segments.items():
             t = tensors[name]
-            matrix = t.shape[-2] if len(t.shape) > 2 else t.weights
+            matrix = t.shape[-2] if len(t.shape) == 3 else t.weights
             for s in segments:
                 most = self._most_rows(s)
                 start = 0

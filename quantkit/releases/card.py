@@ -12,7 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.model import provenance
+from quantkit.model.encoder import PREFIX
 from quantkit.releases.manifest import CHECKSUMS, Manifest
+from quantkit.releases.purpose import Purpose, purpose_of
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions
 from quantkit.reporting.table import CARD, Row, as_markdown, columns
@@ -28,9 +30,10 @@ def render(
     description: Description,
     values: Mapping[str, Any],
     pictures: Mapping[str, str] = MappingProxyType({}),
+    more: Sequence[Row] = (),
 ) -> str:
     """The card's text. `values` is the model's metadata, `pictures` the title of each picture
-    beside the card, by file name."""
+    beside the card, by file name, `more` the rows of the model's encoders."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -56,7 +59,11 @@ def render(
         moe=moe,
         repo=manifest.repo,
         base=manifest.base_model,
-        table=as_markdown(rows, shown if moe else CARD),
+        table=as_markdown([*rows, *more], shown if moe else CARD),
+        encoders=more,
+        senses=" and ".join(
+            verb for verb, has in zip(("sees", "hears"), _senses(manifest), strict=True) if has
+        ),
         choices=choices(rows),
         usual=usual(rows),
         first=manifest.first_file(usual(rows).type),
@@ -65,6 +72,7 @@ def render(
         context=rows[0].context,
         pictures=pictures,
         chats="tokenizer.chat_template" in values,
+        purpose=_purpose(manifest, values),
     )
     return text
 
@@ -78,6 +86,7 @@ def front_matter(
     source, of which it is a merge or a finetune.
     """
     merge, moe = description.merge, description.experts
+    purpose = _purpose(manifest, values)
     bases = provenance.base_models(values)
     relation = "merge" if merge or len(bases) > 1 else "finetune"
     if manifest.base_model:
@@ -95,11 +104,31 @@ def front_matter(
         "base_model_relation": relation if bases else None,
         "quantized_by": manifest.repo and manifest.repo.partition("/")[0],
         "model_name": manifest.name,
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": purpose.task if purpose else _task(manifest),
         "library_name": "gguf",
         "tags": list(dict.fromkeys(tags)),
     }
     return {key: value for key, value in matter.items() if value}
+
+
+def _senses(manifest: Manifest) -> tuple[bool, bool]:
+    """Whether the release has an encoder of images, and one of sound."""
+    names = [
+        tensor.name for f in manifest.files if f.name.startswith(PREFIX) for tensor in f.tensors
+    ]
+    sees, hears = (any(name.startswith(start) for name in names) for start in ("v.", "a."))
+    return sees, hears
+
+
+def _task(manifest: Manifest) -> str:
+    """What the Hub calls such a model."""
+    sees, hears = _senses(manifest)
+    kind = "image-text-to-text" if sees else "audio-text-to-text"
+    return kind if sees or hears else "text-generation"
+
+
+def _purpose(manifest: Manifest, values: Mapping[str, Any]) -> Purpose | None:
+    return purpose_of(values, {t.name for file in manifest.files for t in file.tensors})
 
 
 def usual(rows: Sequence[Row]) -> Row:

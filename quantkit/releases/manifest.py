@@ -127,6 +127,28 @@ class MadeFrom:
 
 
 @dataclass(frozen=True)
+class MatrixRecord:
+    """The importance matrix that lies beside the files: of which `datasets`, over how many
+    `chunks`; `unreached` of `experts` matrices of experts have no data."""
+
+    name: str
+    sha256: str
+    datasets: tuple[str, ...]
+    chunks: int
+    experts: int
+    unreached: int
+
+    @classmethod
+    def of_data(cls, data: Any) -> MatrixRecord:
+        """What `asdict` gave. Raises ValueError."""
+        datasets = _get(data, "datasets", list)
+        if not all(isinstance(name, str) for name in datasets):
+            raise ValueError("'datasets' is not a list of texts")
+        numbers = (_count(data, key) for key in ("chunks", "experts", "unreached"))
+        return cls(_get(data, "name", str), _get(data, "sha256", str), tuple(datasets), *numbers)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A release. `base_model` and `repo` are names on the Hub (ORG/NAME).
 
@@ -148,6 +170,7 @@ class Manifest:
     left: tuple[FileRecord, ...] = ()
     errors: Mapping[str, float] = field(default_factory=dict)
     begun: tuple[BegunFile, ...] = ()
+    matrix: MatrixRecord | None = None
 
     @property
     def records(self) -> tuple[FileRecord, ...]:
@@ -181,6 +204,7 @@ class Manifest:
             "left": [f.as_data() for f in self.left],
             "errors": dict(self.errors),
             "begun": [asdict(f) for f in self.begun],
+            "matrix": self.matrix and asdict(self.matrix),
         }
         return data | {key: value for key, value in unless_empty.items() if value}
 
@@ -209,6 +233,7 @@ class Manifest:
             left=tuple(map(FileRecord.of_data, data.get("left", []))),
             errors=errors,
             begun=tuple(map(BegunFile.of_data, data.get("begun", []))),
+            matrix=MatrixRecord.of_data(data["matrix"]) if data.get("matrix") else None,
         )
 
 
@@ -260,7 +285,8 @@ def write(path: Path, text: str) -> None:
     data, making = text.encode(), path.with_name(f".{path.name}.new")
     try:
         if not path.exists() or path.read_bytes() != data:
-            with making.open("wb") as f:
+            making.unlink(missing_ok=True)  # what a killed run left, or a link of somebody's
+            with open(os_files.open_new(making), "wb") as f:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
@@ -282,6 +308,6 @@ def as_json(manifest: Manifest) -> str:
     return _INNERMOST.sub(lambda match: re.sub(r"\n +", " ", match[0]), text) + "\n"
 
 
-def as_checksums(files: Iterable[FileRecord]) -> str:
+def as_checksums(files: Iterable[FileRecord | MatrixRecord]) -> str:
     """What `sha256sum -c` reads."""
     return "".join(f"{f.sha256}  {f.name}\n" for f in files)

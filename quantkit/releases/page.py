@@ -21,6 +21,7 @@ from quantkit.gguf.splits import unsplit_name
 from quantkit.model import provenance
 from quantkit.releases import card
 from quantkit.releases.manifest import CHECKSUMS, FileRecord, Manifest
+from quantkit.releases.purpose import Purpose
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions, gigabytes
 from quantkit.reporting.table import Row
@@ -83,11 +84,18 @@ class Entry:
 
 
 def render(
-    manifest: Manifest, rows: Sequence[Row], description: Description, more: Sequence[Figure] = ()
+    manifest: Manifest,
+    rows: Sequence[Row],
+    description: Description,
+    more: Sequence[Figure] = (),
+    purpose: Purpose | None = None,
+    encoders: Sequence[Row] = (),
 ) -> str:
     """The page as HTML, to be written beside the files that it links to.
 
-    `rows` are those of the manifest's files, `more` are pictures of what was measured.
+    `rows` are those of the manifest's files, `more` are pictures of what was measured; `purpose` is
+    what the model is for, where it does not continue a text, `encoders` the rows of the encoders
+    beside it.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -121,7 +129,8 @@ def render(
         mixture=any(row.experts_on_cpu_ram_bytes is not None for row in rows),
         base=_model(merge.base) if merge else None,
         experts=[_model(name) for name in merge.experts] if merge else [],
-        commands=_commands(manifest, usual),
+        commands=_commands(manifest, usual, purpose, encoders),
+        listed=[*entries, *_entries(manifest, encoders)],
         colours=Markup(svg.COLOURS),
     )
 
@@ -273,13 +282,23 @@ def _by_layer(entry: Entry) -> Figure:
     return Figure(entry.row.type, outside, draw)
 
 
-def _commands(manifest: Manifest, usual: Row) -> list[tuple[str, str]]:
+def _commands(
+    manifest: Manifest, usual: Row, purpose: Purpose | None, encoders: Sequence[Row] = ()
+) -> list[tuple[str, str]]:
     """Commands that run the usual file, each with what it is for."""
     repo = manifest.repo
     file = shlex.quote(manifest.first_file(usual.type))
-    serve = (
-        f"llama-server {f'-hf {repo}:{usual.type}' if repo else f'-m {file}'} -c {usual.context}"
-    )
+    model = f"-hf {repo}:{usual.type}" if repo else f"-m {file}"
+    serve = f"llama-server {model} -c {usual.context}"
+    whole = ("Are the files whole?", f"sha256sum -c {CHECKSUMS} --ignore-missing")
+    if purpose is not None:
+        program = [purpose.program, model, purpose.options, "-p", f'"{purpose.prompt}"']
+        commands = [("llama.cpp", " ".join(filter(None, program)))]
+        if purpose.serve:
+            commands.append(("llama.cpp, as a server", f"{serve} {purpose.serve}"))
+        return [*commands, whole]
+    if encoders and not repo:  # from the Hub, llama.cpp gets them by itself
+        serve += f" --mmproj {shlex.quote(encoders[0].name)}"
     commands = [("llama.cpp", serve)]
     if usual.experts_on_cpu_ram_bytes is not None:
         what = "llama.cpp, experts in main memory and the rest on the GPU"
@@ -290,4 +309,4 @@ def _commands(manifest: Manifest, usual: Row) -> list[tuple[str, str]]:
         name = re.sub(r"[^a-z0-9._-]+", "-", manifest.name.lower()).strip("-.") or "model"
         commands.append(("Ollama", f"ollama create {name} -f Modelfile && ollama run {name}"))
     commands.append(("LM Studio", f"lms import {file}"))
-    return [*commands, ("Are the files whole?", f"sha256sum -c {CHECKSUMS} --ignore-missing")]
+    return [*commands, whole]

@@ -32,6 +32,7 @@ from quantkit.storage.os_files import fingerprint
 
 CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
 PICTURES = ("size.svg", "bytes.svg", "error.svg")
+MATRIX = ".imatrix.gguf"  # ends the name of the importance matrix of a release
 BESIDE = (*PICTURES, PAGE, MODELFILE, manifest.CHECKSUMS, manifest.NAME, CARD)
 
 
@@ -183,7 +184,11 @@ def check_place(source: Source, directory: Path, earlier: Earlier, force: bool) 
         raise OutputError(f"{directory} is where the source lies; name another directory with -o")
     if force or earlier.whole or earlier.making or earlier.shares or not directory.is_dir():
         return
-    alien = sorted(p.name for p in directory.iterdir() if p.name in BESIDE or is_gguf(p))
+    alien = sorted(
+        p.name
+        for p in directory.iterdir()
+        if (p.name in BESIDE or is_gguf(p)) and not p.name.endswith(MATRIX)
+    )
     if alien:
         raise OutputExists(
             f"{directory} holds {alien[0]}, which is not of a release; name another directory "

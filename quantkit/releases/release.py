@@ -8,39 +8,40 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit import __version__, plain_text
 from quantkit.errors import UsageError
-from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
-from quantkit.fitting.measure import mean_errors
 from quantkit.hub import push
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
+from quantkit.model.encoder import PREFIX
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading
-from quantkit.planning.build import PLAIN, Request, model_facts
+from quantkit.planning.build import PLAIN, Request
 from quantkit.planning.plan import Plan, PlannedFile
-from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
+from quantkit.recipes.file_types import RELEASE_TYPES, find_recipe
 from quantkit.recipes.sensitivity import use_case
-from quantkit.releases import card, checksums, manifest, modelfile, page, previous
+from quantkit.releases import card, checksums, importance, manifest, modelfile, page, previous
+from quantkit.releases.by_type import errors_of, in_order, rows_of
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
+from quantkit.releases.names import stem as stem
+from quantkit.releases.projector import check_is_model, identified, projector_job
+from quantkit.releases.purpose import purpose_of
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
-from quantkit.reporting.llama_memory import Weights
 from quantkit.reporting.numbers import gigabytes
-from quantkit.reporting.table import Row, html_table, planned_rows, recorded_row
+from quantkit.reporting.table import Row, html_table
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
 
 NOTHING_LEFT = "nothing would be left of the release; name types, or remove its directory"
-_SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?", re.IGNORECASE)  # as gguf-py knows them
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def release(
     for name in (base_model, target.repo if target else None):
         if name is not None:
             push.check_name(name)
+    check_is_model(source)
     if target and not run.dry:
         push.check_login(target)
     earlier = previous.read(directory, join, anew=run.force)
@@ -107,8 +109,14 @@ def release(
 
     drop = [find_recipe(kind).name for kind in drop]
     job, kinds = plan_types(plan, types, drop, earlier)
+    beside, lacking = projector_job(source, directory, job.model.name, reading)
+    if lacking:
+        job = replace(job, model=replace(job.model, notes=(*job.model.notes, lacking)))
+    jobs = [job, *([beside] if beside else [])]
     description = inspection.describe(job.model, source)
-    this, plans = _begin_manifest(source, job, description)
+    this, plans = _begin_manifest(source, jobs, description)
+    if kinds and beside:
+        kinds = (*kinds, *(output.type for output in beside.plan.outputs))
     if run.force:
         earlier = previous.begun_anew(earlier, this, kinds)
     before = earlier.whole
@@ -118,32 +126,41 @@ def release(
         repo=target.repo if target else before.repo if before else None,
     )
     if not kinds:
-        job, plans = replace(job, plan=_part(job.plan, frozenset())), []
+        jobs, plans = [replace(each, plan=_part(each.plan, frozenset())) for each in jobs], []
     previous.check_same(earlier, this, plans)
     earlier = previous.comparable(earlier, this, plans)
     others, dropped = ({}, ()) if share else previous.other_files(earlier, kinds, drop)
     if share:
-        job = replace(job, plan=_part(job.plan, shared(job.plan, *share)))
-        names = {f.path.name for f in job.plan.files}
+        mine = shared([each.plan for each in jobs], *share)
+        jobs = [replace(each, plan=_part(each.plan, mine)) for each in jobs]
+        names = {path.name for path in mine}
         plans = [begun for begun in plans if begun.name in names]
     if run.dry:
-        dry = _dry_run(directory, job, this, plans, others, earlier, target, run)
-        return replace(dry, rows=_rows(dry.manifest, job, context))
+        dry = _dry_run(directory, jobs, this, plans, others, earlier, target, run)
+        return replace(dry, rows=rows_of(dry.manifest, jobs, context))
     if target:
         push.create(target)
-    made = _make_files(directory, job, this, plans, others, earlier, target, run)
+    made = _make_files(directory, jobs, this, plans, others, earlier, target, run)
     this = made.manifest
-    if not (this.files or share):
+    texts = [kind for kind in this.kinds if not kind.startswith(PREFIX)]
+    if not (texts or share):
         raise UsageError(NOTHING_LEFT)
-    rows = _rows(this, job, context)
+    rows = rows_of(this, jobs, context)
     uploads = [push.Upload(directory / f.name, f.sha256) for f in this.files]
     directory.mkdir(parents=True, exist_ok=True)
     if share:
         record = manifest.as_json(replace(this, begun=tuple(plans)))
         manifest.write(manifest.partial_path(directory), record)
     else:
-        this = replace(this, errors=_errors(this.kinds, job, plan, earlier, run))
-        rows = [replace(row, use_case=use_case(this.errors[row.type])) for row in rows]
+        this = replace(this, errors=errors_of(texts, jobs[0], plan, earlier, run))
+        if imatrix:
+            matrix = importance.shipped(imatrix, directory, stem(job.model))
+            this = replace(this, matrix=matrix)
+            uploads.append(push.Upload(directory / matrix.name, matrix.sha256))
+        rows = [
+            replace(row, use_case=use_case(this.errors[row.type])) if row.type in texts else row
+            for row in rows
+        ]
         _write_beside(directory, this, rows, description, job.model)
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
@@ -161,7 +178,11 @@ def plan_types(
     """The job of the types that are asked for, and their names. Where none is, since some are only
     to be dropped, the job is of one that stays: the model is to be known. Raises UsageError."""
     previous.check_drop(earlier, drop)
-    staying = [r.type for r in earlier.records.values() if r.type not in drop]
+    staying = [
+        r.type
+        for r in earlier.records.values()
+        if r.type not in drop and not r.type.startswith(PREFIX)
+    ]
     if not types and not staying:
         raise UsageError(NOTHING_LEFT)
     job = plan(types or staying[:1])
@@ -179,20 +200,23 @@ def parse_share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def shared(plan: Plan, which: int, of: int) -> frozenset[Path]:
+def shared(plans: Sequence[Plan], which: int, of: int) -> frozenset[Path]:
     """The files of one share. They hold about the same part of the model, whatever their type, so
     that shares have little of the source to read twice."""
     places = [
-        ((i + 0.5) / len(o.files), f.path) for o in plan.outputs for i, f in enumerate(o.files)
+        (n, (i + 0.5) / len(o.files), f.path)
+        for n, plan in enumerate(plans)
+        for o in plan.outputs
+        for i, f in enumerate(o.files)
     ]
-    ordered = [path for _, path in sorted(places)]
+    ordered = [path for *_, path in sorted(places)]
     ends = [len(ordered) * i // of for i in (which - 1, which)]
     return frozenset(ordered[slice(*ends)])
 
 
 def _make_files(
     directory: Path,
-    job: Job,
+    jobs: Sequence[Job],
     this: Manifest,
     plans: Sequence[BegunFile],
     others: Mapping[Path, FileRecord],
@@ -202,7 +226,7 @@ def _make_files(
 ) -> Release:
     """Make the files that are missing or damaged, hash them, and complete the manifest; `others`
     are files on record that are not planned."""
-    planned = {f.path: f for f in job.plan.files}
+    planned = {f.path: f for job in jobs for f in job.plan.files}
     threads = run.threads or default_threads()
     check = previous.check_files([*planned, *others], earlier, threads, run.progress)
     lacking = check.make - (check.damaged & others.keys())
@@ -212,8 +236,8 @@ def _make_files(
     new = {p: (begun[p], planned[p]) for p in planned if p not in records}
     here = [previous.stat_record(p, record) for p, record in check.kept.items()]
     making = replace(this, begun=tuple(plans), files=(*here, *away.values()))
-    part = replace(job, plan=_part(job.plan, check.make - away.keys()))
-    _make(part, check.damaged - others.keys(), directory, making, run)
+    parts = [replace(job, plan=_part(job.plan, check.make - away.keys())) for job in jobs]
+    _make(parts, check.damaged - others.keys(), directory, making, run)
 
     def note(path: Path, record: FileRecord) -> None:
         nonlocal making
@@ -224,7 +248,7 @@ def _make_files(
     if new:
         checksums.hash_files(new, threads, run.progress, note)
     here_too = previous.whole_sets(others, records.keys())
-    listed = _in_order([*planned, *here_too], records) if here_too else list(planned)
+    listed = in_order([*planned, *here_too], records) if here_too else list(planned)
     gone = {p: r for p, r in others.items() if p not in records and p not in check.damaged}
     left = tuple(replace(r, seen=None) for r in gone.values()) if this.repo and not target else ()
     this = replace(this, files=tuple(replace(records[p], seen=None) for p in listed), left=left)
@@ -242,43 +266,6 @@ def _make_files(
     return Release(directory, this, (), states, notes)
 
 
-def _in_order(paths: Iterable[Path], records: Mapping[Path, FileRecord]) -> list[Path]:
-    """Files of several runs, in the order of `RECIPES`: the smallest type first."""
-    order = {recipe.name: i for i, recipe in enumerate(RECIPES)}
-    return sorted(paths, key=lambda p: order.get(records[p].type.removesuffix("-moe"), len(order)))
-
-
-def _rows(this: Manifest, job: Job, context: int | None) -> list[Row]:
-    """A row for each type of the manifest: from the plan, or from what is on record."""
-    rows = {row.type: row for row in planned_rows(job.plan, context, job.model.kv)}
-    for kind in this.kinds:
-        if kind not in rows:
-            files = [f for f in this.files if f.type == kind]
-            tensors = [Weights(t.name, t.shape, t.format) for f in files for t in f.tensors]
-            sizes = [(f.name, f.nbytes) for f in files]
-            rows[kind] = recorded_row(kind, sizes, tensors, job.model.kv, context)
-    return [rows[kind] for kind in this.kinds]
-
-
-def _errors(
-    kinds: Sequence[str],
-    job: Job,
-    plan: Callable[[Sequence[str]], Job],
-    earlier: previous.Earlier,
-    run: Run,
-) -> dict[str, float]:
-    """The mean error of each type, measured where no earlier run did."""
-    known = dict(earlier.errors)
-    unknown = [kind for kind in kinds if kind not in known]
-    if not {output.type for output in job.plan.outputs}.issuperset(unknown):
-        job = plan(unknown)
-    outputs = tuple(o for o in job.plan.outputs if o.type in unknown)
-    if outputs:
-        threads, measured = run.threads or default_threads(), replace(job.plan, outputs=outputs)
-        known |= mean_errors(measured, model_facts(job.model), threads, job.importance)
-    return {kind: known[kind] for kind in kinds}
-
-
 def _on_the_hub(
     paths: set[Path], earlier: previous.Earlier, target: push.HubTarget | None
 ) -> dict[Path, FileRecord]:
@@ -293,7 +280,7 @@ def _on_the_hub(
 
 def _dry_run(
     directory: Path,
-    job: Job,
+    jobs: Sequence[Job],
     this: Manifest,
     plans: Sequence[BegunFile],
     others: Mapping[Path, FileRecord],
@@ -302,10 +289,11 @@ def _dry_run(
     run: Run,
 ) -> Release:
     """What a run would leave, as far as can be told without reading the files that are there."""
-    sizes = {f.path: f.size for f in job.plan.files} | {p: r.nbytes for p, r in others.items()}
+    sizes = {f.path: f.size for job in jobs for f in job.plan.files}
+    sizes |= {p: r.nbytes for p, r in others.items()}
     there = previous.whole_files(sizes)
     away = _on_the_hub({p for p in sizes if p.name in earlier.records}, earlier, target)
-    for note in job.model.notes:
+    for note in (note for job in jobs for note in job.model.notes):
         run.progress.tell(note)
     known = {name: record.sha256 for name, record in earlier.records.items()}
     records = dict(others)
@@ -314,7 +302,7 @@ def _dry_run(
         records[path] = FileRecord(f.name, f.type, sizes[path], digest, (), f.plan)
     here_too = previous.whole_sets(others, there | away.keys())
     planned = [directory / f.name for f in plans]
-    listed = _in_order([*planned, *here_too], records) if here_too else planned
+    listed = in_order([*planned, *here_too], records) if here_too else planned
     states = {
         p.name: "there" if p in there else "on the Hub" if p in away else "to be made"
         for p in listed
@@ -325,32 +313,19 @@ def _dry_run(
     return Release(directory, replace(this, files=files), (), states, pushed=pushed)
 
 
-def stem(model: Model) -> str:
-    """The first part of the names of a release's files: the model's name, and its size (`4x7B`)
-    unless the name has one."""
-    name = re.sub(r"[^\w.+-]+", "-", model.name).strip("-.") or "model"
-    first, _, last = name.rpartition("-")
-    if first and last.upper() in (r.name for r in RECIPES if r.base):  # of a GGUF file
-        name = first
-    size = next((i.value for i in model.kv if i.key == "general.size_label"), None)
-    if not size or any(map(_SIZE.fullmatch, re.split(r"[-_]", name))):
-        return name
-    first, _, last = name.rpartition("-")
-    in_size = re.fullmatch(r"\d+x", last) and size.startswith(last)  # `merge-4x` of 4x7B
-    return f"{first if in_size and first else name}-{size}"
-
-
 def _begin_manifest(
-    source: Source, job: Job, description: Description
+    source: Source, jobs: Sequence[Job], description: Description
 ) -> tuple[Manifest, list[BegunFile]]:
-    """The manifest before there are files; and every file that is planned."""
-    identity = identities(job.plan, job.importance)
+    """The manifest before there are files; and every file that is planned. `jobs` begin with the
+    text's."""
+    identity, made_of = identified(jobs)
     plans = [
         BegunFile(f.path.name, o.type, identity[f.path].plan)
+        for job in jobs
         for o in job.plan.outputs
         for f in o.files
     ]
-    of_any = next(iter(identity.values()))
+    job, of_any = jobs[0], next(iter(identity.values()))
     this = Manifest(
         quantkit=__version__,
         name=job.model.name,
@@ -358,7 +333,7 @@ def _begin_manifest(
         architecture=job.model.arch,
         parameters=description.parameters,
         experts=description.experts,
-        made_from=MadeFrom(of_any.source, of_any.importance),
+        made_from=MadeFrom(made_of, of_any.importance),
     )
     return this, plans
 
@@ -376,18 +351,27 @@ def _part(plan: Plan, paths: frozenset[Path]) -> Plan:
     return replace(plan, outputs=outputs, segments=segments)
 
 
-def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest, run: Run) -> None:
-    """Make the files of the plan; `damaged` ones are removed first."""
-    if not job.plan.outputs:
+def _make(
+    jobs: Sequence[Job],
+    damaged: frozenset[Path],
+    directory: Path,
+    making: Manifest,
+    run: Run,
+) -> None:
+    """Make the files of the plans; `damaged` ones are removed first."""
+    jobs = [job for job in jobs if job.plan.outputs]
+    if not jobs:
         return
     is_new = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for path in damaged:
             path.unlink()
-        check_outputs(job.plan, run.force)
+        for job in jobs:
+            check_outputs(job.plan, run.force)
         manifest.write(manifest.partial_path(directory), manifest.as_json(making))
-        carry_out(job, run)
+        for job in jobs:
+            carry_out(job, run)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):
@@ -399,18 +383,25 @@ def _write_beside(
     directory: Path, this: Manifest, rows: Sequence[Row], description: Description, model: Model
 ) -> None:
     """Everything but the weights; the manifest last."""
+    more = [row for row in rows if row.type.startswith(PREFIX)]
+    rows = [row for row in rows if row not in more]
     values = {item.key: item.value for item in model.kv}
-    usual = card.usual(rows)
+    names = [t.name for t in model.tensors]
+    usual, purpose = card.usual(rows), purpose_of(values, names)
     first = this.first_file(usual.type)
     measured = page.error_by_size(rows, this.errors)
     drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
     shown = {name: figure.title for name, figure in drawn.items()}
     texts = {
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
-        previous.CARD: card.render(this, rows, description, values, shown),
-        previous.PAGE: page.render(this, rows, description, [measured]),
-        previous.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
-        manifest.CHECKSUMS: manifest.as_checksums(this.files),
+        previous.CARD: card.render(this, rows, description, values, shown, more),
+        previous.PAGE: page.render(this, rows, description, [measured], purpose, more),
+        previous.MODELFILE: modelfile.render(
+            first, usual.context, values, usual.files > 1, names, [row.name for row in more[:1]]
+        ),
+        manifest.CHECKSUMS: manifest.as_checksums(
+            [*this.files, *([this.matrix] if this.matrix else [])]
+        ),
         manifest.NAME: manifest.as_json(this),
     }
     for name, text in texts.items():

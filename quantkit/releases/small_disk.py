@@ -11,10 +11,12 @@ from typing import Any
 
 from quantkit.hub import push
 from quantkit.jobs import ONCE, Run, prepare
+from quantkit.model.open import AS_IT_IS
 from quantkit.planning.plan import Plan
 from quantkit.releases import manifest
+from quantkit.releases.projector import projector_job
 from quantkit.releases.release import Release, release, shared, stem
-from quantkit.source.location import SourceLike
+from quantkit.source.location import Source, SourceLike
 from quantkit.storage import os_files
 
 RECORDS = "parts"  # where the records of parts are kept until the release is whole
@@ -47,8 +49,11 @@ def release_in_parts(
     sent: list[str] = []
     if "to be made" in would.states.values():
         asked = {k: v for k, v in options.items() if k in ("request", "imatrix", "reading")}
-        plan = prepare(source, types, directory, name=stem, **asked).plan
-        count = _begun(records) or _count(plan, directory)
+        job = prepare(source, types, directory, name=stem, **asked)
+        reading = options.get("reading", AS_IT_IS)
+        beside, _ = projector_job(Source.parse(source), directory, job.model.name, reading)
+        plans = [each.plan for each in (job, beside) if each]
+        count = _begun(records) or _count(plans, directory)
         for i in range(1, count + 1):
             place = records / f"{i}-of-{count}"
             place.mkdir(parents=True, exist_ok=True)
@@ -69,13 +74,13 @@ def _begun(records: Path) -> int | None:
     return next((int(match[1]) for match in matches if match), None)
 
 
-def _count(plan: Plan, directory: Path) -> int:
+def _count(plans: Sequence[Plan], directory: Path) -> int:
     """The fewest parts of which each fits on the disk; as many as there are files, if one of them
     does not fit even alone (DiskFull names it when its turn comes)."""
     place = os_files.nearest(directory.resolve())
-    room, sizes = os_files.free_bytes(place), {f.path: f.size for f in plan.files}
+    room, sizes = os_files.free_bytes(place), {f.path: f.size for plan in plans for f in plan.files}
     for count in range(1, len(sizes)):
-        parts = (shared(plan, i, count) for i in range(1, count + 1))
+        parts = (shared(plans, i, count) for i in range(1, count + 1))
         if all(sum(sizes[path] for path in part) <= room for part in parts):
             return count
     return len(sizes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from quantkit.execution.stages import default_threads, in_threads
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import GGMLType
+from quantkit.loading.kinds import MODEL, PROJECTOR, kind_of
 from quantkit.loading.model import faults
+from quantkit.loading.projector import projectors
 from quantkit.loading.values import Info
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.open import open_source
@@ -92,6 +94,8 @@ class Description:
     tokenizer: Tokenizer | None
     notes: tuple[str, ...] = ()
     merge: Merge | None = None
+    kind: str = MODEL.words  # what the file is, and what is done with it
+    projectors: Mapping[str, str] = field(default_factory=dict)  # of encoders: vision, audio
 
     def as_data(self) -> dict[str, Any]:
         """Plain values in the order in which they are shown, as `inspect --json` prints them."""
@@ -103,6 +107,10 @@ class Description:
             "embedding": self.embedding,
             "context": self.context,
         }
+        if self.kind != MODEL.words:
+            data = {"name": self.name, "kind": self.kind, **data}
+        if self.projectors:
+            data["projectors"] = dict(self.projectors)
         if self.experts:
             data["experts"] = asdict(self.experts)
         data |= {
@@ -175,6 +183,10 @@ def describe(model: Model, source: Source | None = None) -> Description:
     parts: Counter[str] = Counter()
     for t in model.tensors:
         parts[tensor_names.part(tensor_names.parse(t.name))] += sum(_source_bytes(model, t))
+    kind = kind_of(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
+    if kind is PROJECTOR:  # of the encoder of images, if there is one
+        part = "vision" if "vision.block_count" in values else "audio"
+        values = {k.removeprefix(f"{part}."): v for k, v in values.items()}
     count = values.get("expert_count")
     return Description(
         name=model.name,
@@ -190,6 +202,8 @@ def describe(model: Model, source: Source | None = None) -> Description:
         tokenizer=_describe_tokenizer(kv),
         notes=tuple(model.notes),
         merge=None if source is None else read_merge(source),
+        kind="; ".join(filter(None, (kind.words, kind.use))),
+        projectors=projectors(model.kv) if kind is PROJECTOR else {},
     )
 
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import align
 from quantkit.gguf.types import tensor_bytes
+from quantkit.loading.kinds import ENCODER
 
 UBATCH = 512  # tokens that llama.cpp evaluates at once (n_ubatch)
 PROGRAM = 8_000_000  # bytes: its tables and threads, whatever the model
+PATCHES = 64  # of a side of an image, whatever size the encoder may take
 PIECE = 230  # bytes that a token or a merge of the vocabulary takes
 
 # ggml-cpu/repack.cpp: formats that it keeps a rearranged copy of where there is AVX2
@@ -122,7 +124,7 @@ def memory(
         copies=sum(copies),
         unmapped=_leading(tensors) + _leading(tensors[::-1]),
         cache=_cache(facts, tensors, context),
-        compute=_compute(facts, tensors, context),
+        compute=_image(facts) if arch == ENCODER else _compute(facts, tensors, context),
         rest=PROGRAM + PIECE * pieces,
         tied=tied,
     )
@@ -225,6 +227,17 @@ def _cache(facts: Hyperparameters, tensors: Sequence[Weights], context: int) -> 
         elif has & _CACHED and bid < own:
             total += facts.cached(bid, context)
     return total
+
+
+def _image(facts: Hyperparameters) -> int:
+    """The buffer of the graph that looks at an image of the encoder's own size: eight activations
+    of every patch, and what its MLP computes."""
+    side, patch = (facts.number(f"vision.{name}") for name in ("image_size", "patch_size"))
+    patches = min(side // max(patch, 1), PATCHES) ** 2
+    width, ffn = (
+        facts.number(f"vision.{name}") for name in ("embedding_length", "feed_forward_length")
+    )
+    return 4 * patches * (8 * width + 2 * ffn)
 
 
 def _compute(facts: Hyperparameters, tensors: Sequence[Weights], context: int) -> int:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import UsageError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.splits import split_siblings, unsplit_name
+from quantkit.loading.kinds import kind_of
+from quantkit.loading.values import Info
 from quantkit.planning.plan import Output, Plan
 from quantkit.recipes.file_types import RECIPES
 from quantkit.reporting.llama_memory import MemoryNeed, Weights, memory
@@ -72,7 +74,7 @@ def _read_row(path: Path, context: int | None) -> Row:
     weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
     size = sum((path.parent / name).stat().st_size for name in files)
     label = recipe.name if recipe else _main_type(weights)
-    metadata = _Metadata.of(header.kv)
+    metadata = _Metadata.of(header.kv, weights)
     return _row(_name(path.name, len(files)), label, size, len(files), metadata, weights, context)
 
 
@@ -80,7 +82,7 @@ def read_memory(path: Path, context: int) -> MemoryNeed:
     """What llama.cpp takes for a GGUF file, part by part. Raises SourceError."""
     header, tensors = open_gguf_set(path)
     weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
-    return _Metadata.of(header.kv).memory(weights, context)
+    return _Metadata.of(header.kv, weights).memory(weights, context)
 
 
 def planned_rows(
@@ -90,7 +92,8 @@ def planned_rows(
     at hand; it is in the header of a whole plan's first file."""
     if kv is None:
         kv = plan.outputs[0].files[0].kv
-    metadata = _Metadata.of(kv)
+    of_one = {name: t for output in plan.outputs[:1] for name, t in output.by_name.items()}
+    metadata = _Metadata.of(kv, [Weights(t.name, t.shape, t.format) for t in of_one.values()])
     return [_planned_row(output, context, metadata) for output in plan.outputs]
 
 
@@ -104,13 +107,13 @@ def recorded_row(
     label: str,
     files: Sequence[tuple[str, int]],
     tensors: Sequence[Weights],
-    kv: Iterable[KeyValue],
+    kv: Sequence[KeyValue],
     context: int | None,
 ) -> Row:
     """The row of a model that may be elsewhere, from what is on record: its `files` by name and
     bytes, its tensors, and the model's metadata."""
     size, name = sum(nbytes for _, nbytes in files), _name(files[0][0], len(files))
-    return _row(name, label, size, len(files), _Metadata.of(kv), tensors, context)
+    return _row(name, label, size, len(files), _Metadata.of(kv, tensors), tensors, context)
 
 
 def _name(first: str, files: int) -> str:
@@ -124,9 +127,10 @@ class _Metadata:
     arch: str
     values: Mapping[str, Any]  # without the architecture's name
     pieces: int  # of the vocabulary
+    use: str  # what llama.cpp does with it, if it is no model
 
     @classmethod
-    def of(cls, kv: Iterable[KeyValue]) -> _Metadata:
+    def of(cls, kv: Sequence[KeyValue], tensors: Sequence[Weights]) -> _Metadata:
         by_key = {item.key: item for item in kv}
         arch = by_key["general.architecture"].value if "general.architecture" in by_key else ""
         prefix = f"{arch}."
@@ -136,7 +140,8 @@ class _Metadata:
             if key.startswith(prefix)
         }
         lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
-        return cls(arch, values, sum(by_key[key].length for key in lists if key in by_key))
+        pieces = sum(by_key[key].length for key in lists if key in by_key)
+        return cls(arch, values, pieces, kind_of(kv, [Info(*t) for t in tensors]).use)
 
     def memory(self, tensors: Sequence[Weights], context: int) -> MemoryNeed:
         return memory(self.arch, self.values, tensors, context, self.pieces)
@@ -167,7 +172,8 @@ def _row(
         max_ram_bytes=need.required,
         mapped_ram_bytes=need.mapped,
         context=context,
-        use_case=next((r.use_case for r in RECIPES if r.name == label.removesuffix("-moe")), ""),
+        use_case=metadata.use
+        or next((r.use_case for r in RECIPES if r.name == label.removesuffix("-moe")), ""),
         experts_on_cpu_ram_bytes=ram,
         experts_on_cpu_vram_bytes=vram,
     )

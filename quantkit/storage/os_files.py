@@ -164,6 +164,13 @@ def copy_range(source: int, target: int, source_offset: int, offset: int, size: 
         size, source_offset, offset = size - done, source_offset + done, offset + done
 
 
+def default_threads() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def memory_bytes() -> int:
     """The machine's memory; 8 GiB where the system does not tell."""
     try:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import LlamaError
+from quantkit.llama.llama_cpp import Llama
 from quantkit.progress import SILENT, Progress
-from quantkit.verification.llama_cpp import Llama
 
 BATCH = 2048  # tokens that are decoded at once (llama-perplexity's default)
 LOGITS = 1 << 26  # bytes of a model's logits that are held at once, if a chunk's are not more

@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit import jobs
-from quantkit.errors import LlamaError, LlamaMissing, UnsupportedSource
+from quantkit.errors import LlamaError, LlamaMissing, UnsupportedSource, UsageError
 from quantkit.jobs import Run
+from quantkit.llama import apart
+from quantkit.loading.kinds import DRAFT, MODEL, kind_of
+from quantkit.loading.values import Info
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
+from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source
-from quantkit.verification import apart
 from quantkit.verification.divergence import Divergence, divergences
 from quantkit.verification.structure import first_split
 from quantkit.verification.verdict import Completion, Verdict
@@ -25,8 +28,13 @@ TOKENS = 48  # of a completion
 
 def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -> Verdict:
     """The verdict with what the model says after a prompt, the likeliest token each time; with a
-    finding where llama.cpp does not load the file. Raises LlamaMissing."""
+    finding where llama.cpp does not load the file. Raises LlamaMissing, and UsageError for a file
+    that is no model."""
     path, text = first_split(file), ""
+    header, tensors = open_gguf_set(path)
+    kind = kind_of(header.kv, [Info(t.name, t.shape, t.ggml.name) for t in tensors])
+    if kind not in (MODEL, DRAFT):
+        raise UsageError(f"{path} is {kind.words}, which completes no prompt; {kind.use}")
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte
     try:
         asked = {"prompt": prompt, "count": TOKENS, "context": context}
@@ -35,7 +43,8 @@ def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -
     except LlamaMissing:
         raise
     except LlamaError as e:
-        verdict = replace(verdict, findings=[*verdict.findings, _told(path, e)])
+        if (words := apart.told(path, e)) not in verdict.findings:
+            verdict = replace(verdict, findings=[*verdict.findings, words])
     return replace(verdict, completion=Completion(prompt, text))
 
 
@@ -56,14 +65,10 @@ def divergence(
     except LlamaMissing:
         raise
     except LlamaError as e:
-        raise LlamaError(_told(path, e)) from None
+        raise LlamaError(apart.told(path, e)) from None
     with as_gguf(against, reading, threads, file.parent) as base:
         (row,) = divergences([path], base, texts, context, threads, progress)
     return row
-
-
-def _told(file: Path, e: LlamaError) -> str:
-    return str(e) if str(file) in str(e) else f"{file}: llama.cpp ends as it runs it: {e}"
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit.errors import LlamaError, LlamaMissing, TokenizerError
+from quantkit.llama import apart
+from quantkit.llama.llama_cpp import library
 from quantkit.storage.parse import parse_json
 from quantkit.tokenizer import trial
 from quantkit.tokenizer.vocabulary import malformed
-from quantkit.verification import apart
-from quantkit.verification.llama_cpp import library
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

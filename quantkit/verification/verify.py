@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.calibration.imatrix import Imatrix
-from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerError
+from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerError, UsageError
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
-from quantkit.loading.values import listed
+from quantkit.llama import apart
+from quantkit.loading import vocabulary
+from quantkit.loading.kinds import DRAFT, MODEL, PROJECTOR, kind_of
+from quantkit.loading.patterns import PARTS
+from quantkit.loading.values import Info, listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.planning.build import laid_out
@@ -68,7 +72,7 @@ def verify(
 
     With the `imatrix` that it was made with, its bytes can be proven. Raises SourceError and
     ModelError for what is wrong with the source, and CorruptFile for a damaged manifest; what is
-    wrong with the file becomes a finding.
+    wrong with the file becomes a finding. UsageError: a file that is made of no source here.
     """
     checks, errors = [_check_bytes(file, progress)], list[TensorErrors]()
     try:
@@ -76,20 +80,29 @@ def verify(
     except SourceError as e:
         return _verdict(file, [*checks, Check([str(e)])])
     faults = structure.faults(header, tensors)
-    is_sound = f"the structure of {len(tensors)} tensors is sound"
+    kind = kind_of(header.kv, [Info(t.name, t.shape, t.ggml.name) for t in tensors])
+    what = "" if kind in (MODEL, DRAFT) else f" ({kind.words})"
+    is_sound = f"the structure of {len(tensors)} tensors is sound{what}"
     checks.append(Check(faults) if faults else Check(proven=[is_sound]))
     sound = not any(check.findings for check in checks)
     threads = threads or default_threads()
     if against is None and not faults:  # else its weights are compared with the source's
         checks.append(Check(blocks.faults(tensors, threads, progress)))
     if against is not None:
+        if kind not in (MODEL, DRAFT, PROJECTOR):
+            raise UsageError(f"{file} is {kind.words}, which is held against no source; {kind.use}")
         source = Source.parse(against)
+        if kind is PROJECTOR:
+            reading = replace(reading, options=replace(reading.options, mmproj=True))
         model = open_source(source, reading)
         checks.append(_check_metadata(header, model))
-        if not faults and source.path:  # llama.cpp would read past the end of short arrays
+        has_words = kind is not PROJECTOR and not faults
+        if has_words and source.path:  # llama.cpp would read past the end of short arrays
             checks.append(_check_tokenization(header, structure.first_split(file), source.path))
         check, errors = _check_weights(header, tensors, model, imatrix, threads, progress)
         checks.append(check)
+    if kind in (MODEL, DRAFT) and not any(check.findings for check in checks):
+        checks.insert(2, _check_loading(file, header, tensors))
     return _verdict(file, checks, errors, sound)
 
 
@@ -173,6 +186,21 @@ def _changes(path: Path, record: FileRecord, advance: Callable[[int], None]) -> 
             if any(f.read(start - end)):
                 return [f"{path.name}: the padding after {t.name} was changed"]
     return [f"{path.name}: the header was changed"]
+
+
+def _check_loading(file: Path, header: Header, tensors: Sequence[SourceTensor]) -> Check:
+    """Ask llama.cpp itself, of which shapes and tensors it wants; no weight is read."""
+    arch = header.get("general.architecture")
+    whole = arch not in PARTS and any(t.name.startswith("blk.0.") for t in tensors)
+    path = structure.first_split(file)
+    text = "" if header.get("tokenizer.ggml.model") in vocabulary.NONE else "Hello, world"
+    try:
+        apart.ask(path, {"run": whole, "text": text})
+    except LlamaMissing as e:
+        return Check(notes=[f"llama.cpp was not asked whether it loads the file: {e}"])
+    except LlamaError as e:
+        return Check([apart.told(path, e)])
+    return Check(proven=["llama.cpp loads it"])
 
 
 def _check_metadata(header: Header, model: Model) -> Check:

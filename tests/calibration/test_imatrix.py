@@ -400,3 +400,19 @@ def test_any_bytes_are_read_or_refused_by_name(
         return
     assert all(v.dtype == np.float32 and v.ndim == 1 for v in matrix.values.values())
     assert matrix.key_values
+
+
+def test_gate_and_up_serve_each_other_joined_or_not() -> None:
+    """Both see the same activations; llama-quantize uses what has their very name alone."""
+    up, joined = "blk.0.ffn_up_exps.weight", "blk.0.ffn_gate_up_exps.weight"
+    gate = "blk.0.ffn_gate_exps.weight"
+    values = np.arange(2 * 4, dtype=np.float32)
+    apart = Imatrix("apart", {gate: values, up: values}, (), 1)
+    together = Imatrix("together", {joined: values}, (), 1)
+    cases = [(apart, [(joined, (2, 6, 4))]), (together, [(gate, (2, 3, 4)), (up, (2, 3, 4))])]
+    for matrix, tensors in cases:
+        found = coverage(matrix, [(name, shape, "Q2_K") for name, shape in tensors])
+        assert (found.covered, found.missing, found.unknown) == (len(tensors), (), ())
+        for name, _ in tensors:
+            np.testing.assert_array_equal(matrix.of(name), values)
+    assert apart.of("blk.0.ffn_down_exps.weight") is None

@@ -23,6 +23,7 @@ from quantkit.progress import Progress
 from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, release
+from quantkit.releases.small_disk import release_in_parts
 from quantkit.storage import os_files
 from tests.fake_hub_uploads import CUT, UploadHub
 
@@ -73,6 +74,24 @@ def again(
 
 def weights(made: Release) -> list[str]:
     return [f.name for f in made.manifest.files]
+
+
+def test_encoders_are_pushed_with_the_text(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    reading = Reading(pre="qwen2")
+    source, target = checkpoint("qwen3vl-mmproj"), HubTarget("org/see")
+    made = release(source, tmp_path, ["Q8_0"], reading=reading, target=target)
+    names = weights(made)
+    assert [name for name in names if name.startswith("mmproj-")] == names[1:]
+    assert len(names) == 3
+    assert all(server.repos["org/see"][name] for name in names)
+    parts = release_in_parts(
+        source, tmp_path / "parts", ["Q8_0"], reading=reading, target=HubTarget("org/parts")
+    )
+    assert weights(parts) == names
+    assert server.repos["org/parts"].keys() == server.repos["org/see"].keys()
+    assert not list((tmp_path / "parts").glob("*.gguf"))
 
 
 @pytest.mark.parametrize("commit", ["each", "all"])

@@ -17,6 +17,15 @@ from quantkit.loading.needs import needs
 from tests.loading.test_model import infos
 
 BAD: list[tuple[str, KeyValue, str]] = [
+    (
+        "gemma4-e2b",
+        uint32("gemma4.rope.dimension_count", 0),
+        "dimension_count is 0, of heads of 128",
+    ),
+    ("gemma4-e2b", uint32("gemma4.rope.dimension_count", 63), "dimension_count is 63, of heads"),
+    ("gemma4-e2b", uint32("gemma4.rope.dimension_count_swa", 0), "_swa is 0, of heads of 64"),
+    ("gemma4-e2b", array("tokenizer.ggml.suppress_tokens", ["a"]), "is no array of INT32"),
+    ("gemma4-e2b", uint32("tokenizer.ggml.bos_token_id", 0xFFFFFFFF), "get a bos_token_id, and no"),
     ("starcoder1", uint32("starcoder.context_length", 3), "not the 128 of position_embd.weight"),
     ("deepseek-v4", uint32("deepseek4.expert_used_count", 1), "not the 2 of blk.0.ffn_gate_tid"),
     ("deepseek-v4", uint32("deepseek4.expert_gating_func", 2), "llama.cpp works with 4 alone"),
@@ -41,6 +50,15 @@ BAD: list[tuple[str, KeyValue, str]] = [
     ("glm52", array("glm-dsa.attention.indexer.types", [False, False, True]), "layer 0 shares"),
     ("glm52", array("glm-dsa.attention.indexer.types", [True] * 3), "blk.1.indexer.attn_k.weight"),
     ("minimax-m3", uint32("minimax-m3.leading_dense_block_count", 4), "4 layers are dense"),
+    ("bert-bge", uint32("tokenizer.ggml.token_type_count", 3), "3, not the 2 of token_types.weigh"),
+    ("flan-t5", uint32("t5.block_count", 3), "enc.blk.2.attn_norm.weight is not there"),
+    ("flan-t5", uint32("t5.decoder_block_count", 3), "dec.blk.2.attn_norm.weight is not there"),
+    ("t5-encoder", uint32("t5encoder.block_count", 3), "enc.blk.2.attn_norm.weight is not there"),
+    (
+        "embeddinggemma",
+        array("gemma-embedding.attention.sliding_window_pattern", [True] * 6),
+        "all 6 layers have a sliding window",
+    ),
     ("kimi-k3", array("kimi-k3.attention.head_count_kv", [0] * 4), "4 layers are recurrent"),
 ]
 

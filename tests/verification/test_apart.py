@@ -10,7 +10,8 @@ import pytest
 from quantkit import api, errors
 from quantkit.gguf.container import replaced, uint32
 from quantkit.jobs import quantize
-from quantkit.verification import apart, verify
+from quantkit.llama import apart
+from quantkit.verification import verify
 from quantkit.verification.llama_run import run
 from quantkit.verification.verdict import Verdict
 from tests.verification.damage import rewritten
@@ -29,7 +30,7 @@ def aborts(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 def test_the_assertion_is_shown(aborts: Path) -> None:
     found = run(Verdict(aborts.name), aborts, "Once")
     (finding,) = found.findings
-    assert "llama.cpp ends as it runs it" in finding
+    assert "llama.cpp ends at it" in finding
     assert "GGML_ASSERT(hparams.n_expert_groups < hparams.n_expert) failed" in finding
     assert "\n" not in finding
     with pytest.raises(errors.LlamaError, match="GGML_ASSERT"):

@@ -13,9 +13,10 @@ import pytest
 
 from quantkit.errors import LlamaError, LlamaMissing
 from quantkit.jobs import convert, quantize
-from quantkit.verification import llama_cpp
+from quantkit.llama import llama_cpp
+from quantkit.llama.completion import complete
+from quantkit.llama.llama_cpp import Llama
 from quantkit.verification.divergence import _of_chunk, divergences, mean
-from quantkit.verification.llama_cpp import Llama, complete
 from tests.checkpoints import DATA
 from tests.told import Told
 

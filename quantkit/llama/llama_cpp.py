@@ -9,21 +9,36 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
-from ctypes import c_bool, c_byte, c_char_p, c_float, c_int32, c_uint64, c_void_p
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import (
+    c_bool,
+    c_byte,
+    c_char,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
 
 from quantkit.errors import LlamaError, LlamaMissing
-from quantkit.execution.stages import default_threads
+from quantkit.loading.patterns import ENCODERS
+from quantkit.storage.os_files import default_threads
 
+_UNPOOLED, _SCORED = 0, 4  # llama.h `llama_pooling_type`
 _ROOM = 512  # bytes, more than these structures have
 _LOG_ERROR = 4  # ggml_log_level
+_READ = 0  # llama_load_mode: neither mapped nor locked
 
 # The fields that are known of `llama_model_params` and `llama_context_params`, what they are by
 # default, and their types. Those that follow go back as they came.
@@ -37,13 +52,16 @@ _MODEL: dict[str, tuple[Any, Any]] = {
     "no_host": (False, c_bool), "no_alloc": (False, c_bool),
 }  # fmt: skip
 _CONTEXT: dict[str, tuple[Any, Any]] = {
-    name: (default, c_int32)
-    for name, default in {
-        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0,
-        "n_outputs_max": 0, "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4,
-        "ctx_type": 0, "rope_scaling_type": -1, "pooling_type": -1, "attention_type": -1,
-        "flash_attn_type": -1,
-    }.items()
+    "n_ctx": (512, c_int32), "n_batch": (2048, c_int32), "n_ubatch": (512, c_int32),
+    "n_seq_max": (1, c_int32), "n_rs_seq": (0, c_int32), "n_outputs_max": (0, c_int32),
+    "n_outputs_max_per_seq": (1, c_int32), "n_threads": (4, c_int32),
+    "n_threads_batch": (4, c_int32), "ctx_type": (0, c_int32), "rope_scaling_type": (-1, c_int32),
+    "pooling_type": (-1, c_int32), "attention_type": (-1, c_int32),
+    "flash_attn_type": (-1, c_int32), "rope_freq_base": (0, c_float),
+    "rope_freq_scale": (0, c_float), "yarn_ext_factor": (-1, c_float),
+    "yarn_attn_factor": (-1, c_float), "yarn_beta_fast": (-1, c_float),
+    "yarn_beta_slow": (-1, c_float), "yarn_orig_ctx": (0, c_int32), "defrag_thold": (-1, c_float),
+    "cb_eval": (None, c_void_p), "cb_eval_user_data": (None, c_void_p),
 }  # fmt: skip
 
 
@@ -56,6 +74,14 @@ class _ContextParams(ctypes.Structure):
         *((name, kind) for name, (_, kind) in _CONTEXT.items()),
         ("rest", c_uint64 * (_ROOM // 8)),
     )
+
+
+class _Override(ctypes.Structure):
+    """`llama_model_kv_override`: metadata that the model is loaded with instead of its own."""
+
+    _fields_ = (
+        ("tag", c_int32), ("key", c_char * 128), ("value", c_int64), ("rest", c_byte * 120),
+    )  # fmt: skip
 
 
 class _Batch(ctypes.Structure):
@@ -80,6 +106,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
     "llama_vocab_bos": (c_int32, (c_void_p,)),
+    "llama_vocab_eos": (c_int32, (c_void_p,)),
     "llama_vocab_get_add_bos": (c_bool, (c_void_p,)),
     "llama_vocab_is_eog": (c_bool, (c_void_p, c_int32)),
     "llama_tokenize": (
@@ -91,7 +118,17 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_get_memory": (c_void_p, (c_void_p,)),
     "llama_memory_clear": (None, (c_void_p, c_bool)),
     "llama_decode": (c_int32, (c_void_p, _Batch)),
+    "llama_encode": (c_int32, (c_void_p, _Batch)),
     "llama_get_logits": (ctypes.POINTER(c_float), (c_void_p,)),
+    "llama_model_meta_val_str": (c_int32, (c_void_p, c_char_p, c_char_p, c_size_t)),
+    "llama_model_has_encoder": (c_bool, (c_void_p,)),
+    "llama_model_decoder_start_token": (c_int32, (c_void_p,)),
+    "llama_model_n_cls_out": (c_uint32, (c_void_p,)),
+    "llama_model_n_embd_out": (c_int32, (c_void_p,)),
+    "llama_pooling_type": (c_int32, (c_void_p,)),
+    "llama_set_embeddings": (None, (c_void_p, c_bool)),
+    "llama_get_embeddings": (ctypes.POINTER(c_float), (c_void_p,)),
+    "llama_get_embeddings_seq": (ctypes.POINTER(c_float), (c_void_p, c_int32)),
 }  # fmt: skip
 
 _said: list[str] = []  # llama.cpp's last complaint
@@ -144,11 +181,21 @@ class Llama:
     """A model that llama.cpp has loaded, and `sequences` places of `context` tokens each; for
     0 tokens, its vocabulary alone.
 
+    `at_once`: how many tokens go through a layer together (llama.cpp's own 512); `watch`: a
+    callback `ggml_backend_sched_eval_callback`; `overrides`: whole numbers of the metadata.
     Frees it all at the end of a `with`. Raises LlamaMissing, LlamaError.
     """
 
     def __init__(
-        self, path: Path, context: int = 512, sequences: int = 1, threads: int | None = None
+        self,
+        path: Path,
+        context: int = 512,
+        sequences: int = 1,
+        threads: int | None = None,
+        *,
+        at_once: int | None = None,
+        watch: Any = None,
+        overrides: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.path, self.context, self.sequences = path, context, sequences
         self._lib, self._ctx = library(), None
@@ -158,6 +205,11 @@ class Llama:
         )  # whoever else uses the library may have set theirs
         params = self._lib.llama_model_default_params()
         params.vocab_only = context == 0
+        changed = (_Override * (len(overrides) + 1))()  # the last, empty one ends the list
+        for place, (key, value) in zip(changed, overrides.items(), strict=False):
+            place.key, place.value = key.encode(), value
+        params.kv_overrides = ctypes.addressof(changed) if overrides else None
+        self._at_once, self._watch = at_once, watch  # which is called as long as this lives
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
@@ -171,6 +223,8 @@ class Llama:
         params.n_ctx = params.n_batch = self.context * self.sequences
         params.n_seq_max = self.sequences
         params.n_threads = params.n_threads_batch = threads
+        params.n_ubatch = self._at_once or params.n_ubatch
+        params.cb_eval = ctypes.cast(self._watch, c_void_p) if self._watch else None
         self._ctx = self._lib.llama_init_from_model(self._model, params)
         if not self._ctx:
             self.close()
@@ -201,6 +255,26 @@ class Llama:
         wanted = self._lib.llama_vocab_get_add_bos(self._vocab)
         return int(self._lib.llama_vocab_bos(self._vocab)) if wanted else None
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives vectors, not logits."""
+        room = ctypes.create_string_buffer(64)
+        name = b"general.architecture"
+        self._lib.llama_model_meta_val_str(self._model, name, room, len(room))
+        return room.value.decode("utf-8", "replace") in ENCODERS
+
+    @property
+    def translates(self) -> bool:
+        """Whether a text is read by an encoder and answered by a decoder."""
+        return bool(self._lib.llama_model_has_encoder(self._model)) and not self.embeds
+
+    @property
+    def start(self) -> int:
+        """The token that a text of its own begins with: the one that begins a text, or else ends
+        one; the first of the vocabulary where there is neither."""
+        named = (self._lib.llama_vocab_bos(self._vocab), self._lib.llama_vocab_eos(self._vocab))
+        return next((int(token) for token in named if token >= 0), 0)
+
     def ends(self, token: int) -> bool:
         """Whether a token ends the text."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
@@ -218,15 +292,16 @@ class Llama:
             raise LlamaError(f"{self.path}: llama.cpp does not tokenize a text: {_reason()}")
         return ids[:n]
 
-    def text(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for, wherever they stand."""
-        return b"".join(map(self._piece, ids)).decode("utf-8", "replace")
+    def text(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text that token ids stand for, wherever they stand; `special`: control tokens are
+        spelled."""
+        return b"".join(self._piece(i, special) for i in ids).decode("utf-8", "replace")
 
-    def _piece(self, token: int) -> bytes:
+    def _piece(self, token: int, special: bool) -> bytes:
         size = 64
         while True:
             room = ctypes.create_string_buffer(size)
-            n = self._lib.llama_token_to_piece(self._vocab, token, room, size, 0, False)
+            n = self._lib.llama_token_to_piece(self._vocab, token, room, size, 0, special)
             if n >= 0:
                 return room.raw[:n]
             size = -n
@@ -243,14 +318,52 @@ class Llama:
         count, n = rows.shape
         if position == 0:
             self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
+        wanted = np.zeros((count, n), np.int8)
+        wanted[:, first:last] = 1
+        self._run(self._lib.llama_decode, rows, position, wanted)
+        shape = (count, int(wanted[0].sum()), self.n_vocab)
+        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
+
+    def encode(self, ids: np.ndarray[Any, Any]) -> int:
+        """The ids of a text through the encoder; the token that its decoder begins with. Raises
+        LlamaError."""
+        self._run(self._lib.llama_encode, ids[None], 0, np.ones((1, len(ids)), np.int8))
+        start = int(self._lib.llama_model_decoder_start_token(self._model))
+        return max(start, 0)
+
+    def embed(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What the model makes of the ids of a text: float32, one vector or the scores of a
+        classifier, or `[n, width]` where the outputs are not pooled. Raises LlamaError."""
+        lib = self._lib
+        lib.llama_set_embeddings(self._ctx, True)
+        encodes = lib.llama_model_has_encoder(self._model)
+        wanted = np.ones((1, len(ids)), np.int8)
+        self._run(lib.llama_encode if encodes else lib.llama_decode, ids[None], 0, wanted)
+        kind, width = lib.llama_pooling_type(self._ctx), lib.llama_model_n_embd_out(self._model)
+        if kind == _UNPOOLED:
+            found, shape = lib.llama_get_embeddings(self._ctx), [len(ids), width]
+        else:
+            n = lib.llama_model_n_cls_out(self._model) if kind == _SCORED else width
+            found, shape = lib.llama_get_embeddings_seq(self._ctx, 0), [n]
+        if not found:
+            raise LlamaError(f"{self.path}: llama.cpp gives no embedding: {_reason()}")
+        return np.array(np.ctypeslib.as_array(found, shape))
+
+    def _run(
+        self,
+        function: Callable[..., int],
+        rows: np.ndarray[Any, Any],
+        position: int,
+        wanted: np.ndarray[Any, Any],
+    ) -> None:
+        """Token ids `[sequences, n]` through the encoder or the decoder. Raises LlamaError."""
+        count, n = rows.shape
         tokens = np.ascontiguousarray(rows, np.int32)
         places = np.tile(np.arange(position, position + n, dtype=np.int32), count)
         ones = np.ones(count * n, np.int32)
         ids = np.repeat(np.arange(count, dtype=np.int32), n)
         pointers = ids.ctypes.data + 4 * np.arange(count * n, dtype=np.uintp)
-        wanted = np.zeros((count, n), np.int8)
-        wanted[:, first:last] = 1
-        status = self._lib.llama_decode(
+        status = function(
             self._ctx,
             _Batch(
                 count * n,
@@ -264,28 +377,31 @@ class Llama:
         )
         if status != 0:
             raise LlamaError(f"{self.path}: llama.cpp does not decode ({status}): {_reason()}")
-        shape = (count, int(wanted[0].sum()), self.n_vocab)
-        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
 
 
-def complete(model: Llama, prompt: str, count: int) -> str:
-    """Up to `count` tokens that follow the prompt, always the likeliest. Raises LlamaError."""
-    ids = model.tokenize(prompt.encode(), special=True)
-    if not 0 < len(ids) <= model.context - count:
-        raise LlamaError(
-            f"a prompt of {len(ids)} tokens and {count} more do not fit into {model.context}"
-        )
-    position, answer = 0, list[int]()
-    while len(answer) < count:
-        logits = model.decode(ids[None], len(ids) - 1, None, position)
-        if np.isnan(logits).any():
-            raise LlamaError(f"{model.path}: llama.cpp computes NaN with it")
-        position += len(ids)
-        ids = np.array([logits[0, 0].argmax()], np.int32)
-        if model.ends(int(ids[0])):
-            break
-        answer.append(int(ids[0]))
-    return model.text(answer)
+def check_loads(path: Path, text: str, run: bool) -> None:
+    """Load a model without its weights, so that headers alone are read, split a text, if there is
+    one, and, to `run`, lay out what would be computed. Raises LlamaMissing, LlamaError."""
+    lib = library()
+    _said.clear()
+    lib.llama_log_set(_LISTENER, None)
+    params = lib.llama_model_default_params()
+    params.load_mode, params.no_alloc, params.n_gpu_layers = _READ, True, 0
+    model = lib.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
+    if text:
+        data, ids = text.encode(), (c_int32 * (len(text.encode()) + 2))()
+        vocab = lib.llama_model_get_vocab(model)
+        lib.llama_tokenize(vocab, data, len(data), ids, len(ids), True, True)
+    if run:
+        room = lib.llama_context_default_params()
+        room.n_ctx = room.n_batch = room.n_ubatch = 64
+        context = lib.llama_init_from_model(model, room)
+        if not context:
+            raise LlamaError(f"{path}: llama.cpp does not run it: {_reason()}")
+        lib.llama_free(context)
+    lib.llama_model_free(model)
 
 
 def _reason() -> str:

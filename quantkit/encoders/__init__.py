@@ -1,0 +1,47 @@
+"""The encoders that quantkit converts: of images and of sound, one family a file, listed here."""
+
+from __future__ import annotations
+
+from quantkit.encoders import (
+    gemma,
+    glm,
+    intern_vl,
+    kimi_vl,
+    llama4,
+    pixtral,
+    qwen_vl,
+    siglip,
+    whisper,
+)
+from quantkit.encoders.rules import Encoder
+from quantkit.errors import UnsupportedArchitecture
+
+ENCODERS: tuple[Encoder, ...] = (
+    *gemma.FAMILY,
+    *glm.FAMILY,
+    *intern_vl.FAMILY,
+    *kimi_vl.FAMILY,
+    *llama4.FAMILY,
+    *pixtral.FAMILY,
+    *qwen_vl.FAMILY,
+    *siglip.FAMILY,
+    *whisper.FAMILY,
+)
+
+_BY_NAME = {name: encoder for encoder in ENCODERS for name in encoder.hf_names}
+if len(_BY_NAME) != sum(len(encoder.hf_names) for encoder in ENCODERS):
+    raise ValueError("two encoders claim the same name")
+
+
+def supported_encoders() -> list[str]:
+    """The `architectures` of config.json whose encoders can be converted, sorted."""
+    return sorted(_BY_NAME)
+
+
+def find_encoder(name: str) -> Encoder:
+    """The encoder for a name from config.json. Raises UnsupportedArchitecture."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    raise UnsupportedArchitecture(
+        f"the encoder of {name!r} is not supported; those of {', '.join(supported_encoders())} are"
+    )

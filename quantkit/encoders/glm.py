@@ -1,0 +1,90 @@
+"""GLM-4V's encoder of images. llama.cpp: `conversion/qwen3vl.py`."""
+
+from __future__ import annotations
+
+from quantkit.architectures.rules import Expect, Key, Map, vector, whole
+from quantkit.encoders.common import (
+    DIMS,
+    KERNELS,
+    KINDS,
+    VISION,
+    VISION_KEYS,
+    V,
+    eps,
+    frames,
+    lin,
+    positions,
+    projector,
+    vision,
+    width,
+)
+from quantkit.encoders.rules import Encoder
+
+B = "visual.blocks.{bid}"
+M = "visual.merger"
+
+
+def _act(name: str) -> Key:
+    return Key(
+        f"clip.use_{name}",
+        lambda c: c.get(*vision("hidden_act"), kind="STRING", default="") == name or None,
+        "BOOL",
+    )
+
+
+GLM4V = Encoder(
+    hf_names=("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
+    gguf_arch="clip",
+    keys=(
+        *VISION_KEYS,
+        projector("glm4v"),
+        _act("gelu"),
+        _act("silu"),
+        eps(vision("rms_norm_eps"), 1e-5),
+    ),
+    late_keys=(),
+    expects=(Expect(f"{VISION}.temporal_patch_size", (2,)),),
+    dims={
+        **DIMS,
+        "patch2": lambda c: c.one(*vision("patch_size")) ** 2,
+        "positions": positions,
+        "out": width("out_hidden_size"),
+        "merge": width("spatial_merge_size"),
+    },
+    layers=KINDS,
+    maps=(
+        frames(),
+        Map("visual.patch_embed.proj.bias", ("v",), whole("v.patch_embd.bias")),
+        vector("visual.post_conv_layernorm", "v.norm_embd", "v"),
+        Map("visual.embeddings.position_embedding.weight", ("positions", "v"),
+            whole("v.position_embd.weight")),
+        vector(f"{B}.norm1", f"{V}.ln1", "v", "vision"),
+        *lin(f"{B}.attn.qkv", ("3v", "v"), f"{V}.attn_qkv", "vision", None),
+        *lin(f"{B}.attn.proj", ("v", "v"), f"{V}.attn_out", "vision", None),
+        vector(f"{B}.norm2", f"{V}.ln2", "v", "vision"),
+        # its MLP is as wide as the text
+        *lin(f"{B}.mlp.gate_proj", ("out", "v"), f"{V}.ffn_gate", "vision", None),
+        *lin(f"{B}.mlp.up_proj", ("out", "v"), f"{V}.ffn_up", "vision", None),
+        *lin(f"{B}.mlp.down_proj", ("v", "out"), f"{V}.ffn_down", "vision", None),
+        vector("visual.post_layernorm", "v.post_ln", "v"),
+        *lin("visual.downsample", ("out", "v", "merge", "merge"), "mm.patch_merger", "", False),
+        Map("visual.downsample.bias", ("out",), whole("mm.patch_merger.bias")),
+        *lin(f"{M}.proj", ("out", "out"), "mm.model.fc", "", False),
+        *lin(f"{M}.post_projection_norm", ("out",), "mm.post_norm", ""),
+        *lin(f"{M}.gate_proj", ("ffn", "out"), "mm.gate", "", None),
+        *lin(f"{M}.up_proj", ("ffn", "out"), "mm.up", "", None),
+        *lin(f"{M}.down_proj", ("out", "ffn"), "mm.down", "", None),
+    ),
+    drops=(r"(?!(model\.)?visual\.).*",),
+    defaults={
+        VISION: {
+            "depth": 24, "hidden_size": 1536, "hidden_act": "silu", "image_size": 336,
+            "intermediate_size": 13696, "num_heads": 12, "out_hidden_size": 4096,
+            "patch_size": 14, "rms_norm_eps": 1e-5, "spatial_merge_size": 2,
+        },
+        "text_config": {"hidden_size": 4096},
+    },
+    forced=KERNELS,
+)  # fmt: skip
+
+FAMILY = (GLM4V,)

@@ -1,0 +1,25 @@
+"""What is said of an encoder beside the words that every architecture is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quantkit.architectures.rules import Architecture
+
+
+@dataclass(frozen=True)
+class Encoder(Architecture):
+    """The encoders of images or sound of one or more `architectures` of config.json.
+
+    Its config has the tables `vision_config`, `audio_config`, `text_config` and `preprocessor`
+    (preprocessor_config.json with processor_config.json over it), each with `defaults` of its own.
+    """
+
+    # GGUF names (regular expressions) whose format the converter fixes: one of ggml's, or "kernel"
+    # (F16 in a file of F16, else F32); the first that matches counts
+    forced: tuple[tuple[str, str], ...] = ()
+    # a line for people on what llama.cpp makes of it
+    note: str = ""
+    # our name of a config key -> the token whose id it is
+    tokens: Mapping[str, str] = field(default_factory=dict)

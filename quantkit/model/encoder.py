@@ -1,0 +1,212 @@
+"""The encoders of images and sound of a checkpoint as a model of its own: the file that llama.cpp
+takes as `--mmproj` beside the text's. Of the weights, only the headers are read here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from quantkit.architectures.config import MOST_LAYERS
+from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
+from quantkit.encoders import find_encoder
+from quantkit.encoders.common import AUDIO, VISION, count
+from quantkit.encoders.rules import Encoder
+from quantkit.errors import ConfigError
+from quantkit.gguf.container import KeyValue
+from quantkit.gguf.types import type_by_name
+from quantkit.model.from_checkpoint import (
+    OUTTYPES,
+    TEXT_CONFIGS,
+    architecture_of,
+    chosen_outtype,
+    coding_settings,
+    config_file,
+)
+from quantkit.model.metadata import add_general, add_keys
+from quantkit.model.model import Model, ModelTensor
+from quantkit.model.names import known_names
+from quantkit.model.placement import place
+from quantkit.source.checkpoint import read_tensors
+from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.codings import decoded
+from quantkit.source.tensors import SourceTensor
+from quantkit.tokenizer.vocabulary import malformed
+
+PREFIX = "mmproj-"  # of the names of such files
+# tables of positions, which the converter never rounds (`conversion/base.py`, prepare_tensors)
+_POSITIONS = ("v.position_embd.weight", "a.position_embd.weight")
+
+
+def names_encoder(files: CheckpointFiles) -> bool:
+    """Whether the config of a checkpoint has the table of an encoder."""
+    config = files.optional("config.json") or {}
+    thinker = config.get("thinker_config")
+    tables = [config, *([thinker] if isinstance(thinker, dict) else [])]
+    return any(isinstance(table.get(part), dict) for table in tables for part in (VISION, AUDIO))
+
+
+def encoder_from_checkpoint(
+    files: CheckpointFiles,
+    outtype: str | None = "auto",
+    options: ConversionOptions = DEFAULTS,
+) -> Model:
+    """The encoders of a Hugging Face checkpoint as a model; `outtype` as for `from_checkpoint`.
+    Raises SourceError, ModelError."""
+    name = config_file(files, options)
+    label = files.label(name)
+    with malformed(ConfigError, f"{label}: its values are not of the kinds that they should be"):
+        arch, config = _read_config(files, name)
+    with malformed(ConfigError, f"{label} contradicts itself"):
+        return _converted(files, arch, config, outtype, options)
+
+
+def _name(config: Mapping[str, Any]) -> str:
+    """The architecture that an encoder is known by: its own, where its table names one."""
+    table = config.get(VISION)
+    own = architecture_of(table) if isinstance(table, dict) else ""
+    return own or architecture_of(config)
+
+
+def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
+    label, raw = files.label(name), files.json(name)
+    if not (known := _name(raw)):
+        raise ConfigError(f"{label}: 'architectures' does not name the model")
+    arch = find_encoder(known)
+    values = dict(raw)
+    for part in (VISION, AUDIO):
+        table = raw.get(part)
+        values[part] = {**arch.defaults.get(part, {}), **table} if isinstance(table, dict) else None
+    if values[VISION] is None and values[AUDIO] is None:
+        raise ConfigError(
+            f"{label}: neither a vision_config nor an audio_config is in it: the model has no "
+            "encoder; leave out --mmproj"
+        )
+    texts = [part for part in map(Config(raw).find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
+    values["text_config"] = {**arch.defaults.get("text_config", {}), **raw, **dict(*texts)}
+    values = {**{k: v for k, v in arch.defaults.items() if not isinstance(v, dict)}, **values}
+    values["preprocessor"] = _preprocessor(files)
+    values |= {key: _token(files, token) for key, token in arch.tokens.items()}
+    values["architectures"] = [known]
+    config = Config(values, label)
+    for ours, theirs in arch.aliases.items():
+        part, _, key = ours.rpartition(".")
+        value = theirs(config) if callable(theirs) else config.find(theirs)
+        if isinstance(config.find(part), dict) and value is not None:
+            values[part] = {**values[part], key: value}
+    layers = max(count(config, VISION), count(config, AUDIO))
+    if layers > MOST_LAYERS:
+        raise ConfigError(f"{label}: an encoder of {layers} layers; {MOST_LAYERS} are read")
+    values["num_hidden_layers"] = max(layers, 1)
+    chosen = arch.variant(config)
+    arch = chosen if isinstance(chosen, Encoder) else arch
+    for expect in arch.expects:
+        expect.check(config)
+    return arch, config
+
+
+def _preprocessor(files: CheckpointFiles) -> dict[str, Any]:
+    """What is done to pixels and waves before the encoder: of processor_config.json, or else of
+    preprocessor_config.json."""
+    out: dict[str, Any] = {}
+    for name, inner in (
+        ("preprocessor_config.json", "media_proc_cfg"),
+        ("processor_config.json", "image_processor"),
+    ):
+        found = files.optional(name) or {}
+        table = found.get(inner)
+        out |= found | (table if isinstance(table, dict) else {})
+    return out
+
+
+def _token(files: CheckpointFiles, token: str) -> int:
+    """The id of an added token. Raises ConfigError, CorruptFile."""
+    decoder = (files.optional("tokenizer_config.json") or {}).get("added_tokens_decoder")
+    for i, entry in (decoder if isinstance(decoder, dict) else {}).items():
+        if isinstance(entry, dict) and entry.get("content") == token and i.isdecimal():
+            return int(i)
+    added = (files.optional("tokenizer.json") or {}).get("added_tokens")
+    for entry in added if isinstance(added, list) else []:
+        found = entry.get("id") if isinstance(entry, dict) and entry.get("content") == token else 0
+        if isinstance(found, int) and found:
+            return found
+    raise ConfigError(
+        f"{files.where}: no token {token} in tokenizer_config.json or tokenizer.json, whose "
+        "embedding the encoder takes"
+    )
+
+
+def _converted(
+    files: CheckpointFiles,
+    arch: Encoder,
+    config: Config,
+    outtype: str | None,
+    options: ConversionOptions,
+) -> Model:
+    stored = read_tensors(files, "model")
+    own, lent = _mine(arch, stored)
+    settings = coding_settings(files, config)
+    by_name = {t.name: _one(t) for t in decoded([*own, *lent], settings)}
+    outtype = chosen_outtype(outtype, own, by_name.values())
+    placed, sources = place(arch, config, by_name, options)
+    tensors = tuple(
+        ModelTensor(name, shape, _stored(arch, name, shape, outtype), segments)
+        for name, (shape, segments) in placed.items()
+    )
+    kv = _metadata(files, arch, config, tensors, OUTTYPES[outtype][0])
+    notes = (arch.note,) if arch.note else ()
+    partial = frozenset(t.name for t in lent)
+    name = f"{PREFIX}{files.name}"
+    return Model(name, arch.gguf_arch, tensors, sources, kv, partial & sources.keys(), notes)
+
+
+def _mine(
+    arch: Encoder, stored: Sequence[SourceTensor]
+) -> tuple[list[SourceTensor], list[SourceTensor]]:
+    """The tensors of the encoder, and those of the text of which it wants a row."""
+    dropped = [re.compile(pattern) for pattern in arch.drops]
+    names = known_names((t.name for t in stored), {m.template for m in arch.maps}, arch.plain)
+    known = {m.source for m in arch.maps}
+    own, lent = [], []
+    for t in stored:
+        if "language_model." not in t.name and not any(d.fullmatch(t.name) for d in dropped):
+            own.append(t)
+        elif names[t.name] in known:
+            lent.append(t)
+    return own, lent
+
+
+def _one(t: SourceTensor) -> SourceTensor:
+    """A number without an axis as a vector of one."""
+    return t if t.shape else replace(t, shape=(1,))
+
+
+def _stored(arch: Encoder, name: str, shape: tuple[int, ...], outtype: str) -> str:
+    """The type of a tensor, as the converter chooses it."""
+    wanted = type_by_name(OUTTYPES[outtype][1])
+    if len(shape) <= 1 or name.endswith("_norm.weight"):
+        return "F32"
+    fixed = next((kind for pattern, kind in arch.forced if re.fullmatch(pattern, name)), "")
+    if fixed:
+        return fixed if fixed != "kernel" else "F16" if outtype == "f16" else "F32"
+    if name in _POSITIONS or not name.endswith(".weight"):
+        return "F32"
+    return wanted.name if shape[-1] % wanted.block_size == 0 else "F16"
+
+
+def _metadata(
+    files: CheckpointFiles,
+    arch: Encoder,
+    config: Config,
+    tensors: tuple[ModelTensor, ...],
+    file_type: int,
+) -> tuple[KeyValue, ...]:
+    from quantkit.gguf.key_values import KeyValueWriter
+
+    writer = KeyValueWriter(arch.gguf_arch)
+    add_general(writer, files, tensors, "mmproj")
+    writer.add_file_type(file_type)
+    add_keys(writer, arch.keys, config)
+    writer.add_quantization_version(2)  # GGML_QUANT_VERSION
+    return writer.entries

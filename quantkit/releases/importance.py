@@ -1,0 +1,208 @@
+"""The importance matrix of a model: made in llama.cpp from a source of any kind, and released."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from quantkit import jobs
+from quantkit.calibration import own_text
+from quantkit.calibration.imatrix import Imatrix, read_imatrix
+from quantkit.calibration.measure import Measured, Options, measure, sampled
+from quantkit.calibration.run import PREFIX
+from quantkit.calibration.statistics import routing
+from quantkit.calibration.sums import hub_file, read_sums, replace_file
+from quantkit.errors import OutputExists, SourceNotFound, UnsupportedSource, UsageError
+from quantkit.execution.journal import identities
+from quantkit.gguf.container import read_header
+from quantkit.gguf.splits import split_siblings
+from quantkit.hub.http import SCHEME
+from quantkit.jobs import Run
+from quantkit.model.open import AS_IT_IS, Reading, open_source
+from quantkit.releases.manifest import MatrixRecord
+from quantkit.releases.modelfile import turns_of
+from quantkit.releases.names import stem
+from quantkit.releases.previous import MATRIX
+from quantkit.source.location import Source, SourceLike
+
+OWN = "text of its own"  # what the matrix says that it was made with, where that is so
+TYPE = "Q8_0"  # of the file that is made of a checkpoint, unless another is asked for
+
+
+def make(
+    source: SourceLike,
+    texts: Sequence[Path],
+    output: Path,
+    options: Options | None = None,
+    *,
+    with_type: str = TYPE,
+    reading: Reading = AS_IT_IS,
+    run: Run,
+) -> Measured:
+    """Make the matrix of a GGUF file, or of a checkpoint by way of a file of `with_type`, from
+    texts, or (none given) from text that the model writes itself.
+
+    That file lies in a hidden directory beside the output until the matrix is there. Raises as
+    `measure` does, and for a checkpoint what quantizing it raises.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if (
+        output.exists()
+        and not run.force
+        and not output.with_name(f"{output.name}.partial").exists()
+    ):
+        raise OutputExists(f"{output} exists; give --force to overwrite it")
+    with as_file(Source.parse(source), with_type, output, reading, run) as model:
+        return _measured(model, texts, output, options or Options(), run)
+
+
+def _measured(
+    model: Path,
+    texts: Sequence[Path],
+    output: Path,
+    options: Options,
+    run: Run,
+    made_from: str = "",
+) -> Measured:
+    """From texts, or (none given) from what the model writes, which lies in a hidden directory
+    beside the output until the matrix is there."""
+    place = output.with_name(f".{output.name}.text")
+    names = [p.name if made_from else str(p) for p in texts]  # what is published has no paths
+    if not texts:
+        place.mkdir(exist_ok=True)
+        values = {item.key: item.value for item in read_header(model).kv}
+        texts = own_text.write(
+            model,
+            place,
+            own_text.CHUNKS,
+            options.context + 1,
+            _beginnings(values),
+            threads=run.threads,
+            progress=run.progress,
+        )
+        names, options = [OWN] * len(texts), replace(options, special=True)
+    made = measure(
+        model,
+        texts,
+        output,
+        options,
+        names=names,
+        made_from=made_from,
+        threads=run.threads,
+        force=run.force,
+        progress=run.progress,
+    )
+    shutil.rmtree(place, ignore_errors=True)
+    return made
+
+
+@contextmanager
+def as_file(
+    source: Source, with_type: str, output: Path, reading: Reading, run: Run
+) -> Iterator[Path]:
+    """The source as a file that llama.cpp reads. What is made of a checkpoint stays beside `output`
+    if the work is interrupted, and is used again."""
+    directory = output.with_name(f".{output.name}.model")
+    if not source.is_checkpoint:
+        if source.address:
+            raise UnsupportedSource(f"{source}: llama.cpp reads files on this machine; download it")
+        path = source.local()
+        yield path.with_name(split_siblings(path.name)[0])
+        return
+    path, note = directory / "model.gguf", directory / "made-from"
+    job = jobs.prepare(source, [with_type], path, reading=reading)
+    identity = identities(job.plan, job.importance)[path]
+    made_from = f"{identity.plan} {identity.source}"
+    if not (path.exists() and note.exists() and note.read_text() == made_from):
+        if note.exists() and note.read_text() != made_from:
+            shutil.rmtree(directory)
+        directory.mkdir(exist_ok=True)
+        note.write_text(made_from)
+        if not path.exists():
+            jobs.carry_out(job, replace(run, force=True, dry=False, cluster=None))
+    yield path
+    shutil.rmtree(directory)
+
+
+def auto(
+    source: SourceLike, calibration: Sequence[Path], directory: Path, reading: Reading, run: Run
+) -> Imatrix:
+    """A matrix for a set of files in `directory`, from texts, or (none given) from text that the
+    model writes itself. One that an earlier run made so is used again.
+
+    It is of the whole model, whatever experts are to be kept. Raises as `make` does; UsageError: a
+    dry run would need it.
+    """
+    source = Source.parse(source)
+    reading = replace(reading, keep_experts=())
+    model = open_source(source, reading)
+    output = directory / f"{stem(model)}{MATRIX}"
+    made_from = _made_from(source, calibration, reading)
+    if output.exists() and not run.force:
+        if _note(output) != made_from:
+            raise OutputExists(
+                f"{output} is of another model or text; remove it, or overwrite it with --force"
+            )
+        return read_imatrix(output)
+    if run.dry:
+        raise UsageError(
+            "--imatrix auto makes the matrix first: run without --dry-run, or make it with "
+            "`quantkit imatrix`"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    with as_file(source, TYPE, output, reading, run) as file:
+        _measured(file, calibration, output, Options(), replace(run, force=True), made_from)
+    return read_imatrix(output)
+
+
+def _made_from(source: Source, calibration: Sequence[Path], reading: Reading) -> str:
+    """What tells a matrix from that of another model or text."""
+    digest = hashlib.sha256()
+    if source.is_checkpoint:
+        with tempfile.TemporaryDirectory() as place:
+            job = jobs.prepare(source, [TYPE], Path(place) / "model.gguf", reading=reading)
+            (identity,) = identities(job.plan, {}).values()
+        digest.update(f"{identity.plan} {identity.source}".encode())
+    else:
+        digest.update(sampled(source.local()))
+    for path in calibration:
+        if not path.is_file():
+            raise SourceNotFound(f"{path}: no such file")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _note(path: Path) -> str | None:
+    key = f"{PREFIX}made_from"
+    return next((str(i.value) for i in read_sums(path).notes if i.key == key), None)
+
+
+def _beginnings(values: Mapping[str, Any]) -> list[str]:
+    """With what a model's own texts begin: nothing, and a question where it has a chat template."""
+    turns = turns_of(values) if "tokenizer.chat_template" in values else None
+    return ["", turns.start] if turns and turns.start else [""]
+
+
+def shipped(imatrix: Imatrix, directory: Path, name: str) -> MatrixRecord:
+    """The matrix in the directory of a release, as it was read. Raises SourceError: it is gone."""
+    from_hub = imatrix.file.startswith(SCHEME)
+    path = hub_file(imatrix.file) if from_hub else Path(imatrix.file)
+    sums = read_sums(path)
+    target = directory / (f"{name}.imatrix.dat" if sums.is_dat else f"{name}{MATRIX}")
+    if path.resolve() != target.resolve():
+        replace_file(target, [path.read_bytes()])
+    told = routing(sums.entries)
+    return MatrixRecord(
+        target.name,
+        hashlib.sha256(target.read_bytes()).hexdigest(),
+        tuple(dict.fromkeys(sums.datasets)),
+        sums.chunks,
+        sum(r.tokens.size for r in told.values()),
+        sum(len(r.below(1)) for r in told.values()),
+    )

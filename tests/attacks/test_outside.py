@@ -1,0 +1,89 @@
+"""What comes from elsewhere than a model's files: servers, names, modes of files, the terminal."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from quantkit import errors
+from quantkit.hub import repository
+from quantkit.hub.http import Answer
+from tests.attacks.small import ARCH, gguf
+
+ROOT = Path(__file__).parents[2]
+Make = Callable[[str], Path]
+posix = pytest.mark.skipif(
+    not hasattr(os, "geteuid"), reason="modes and bytes of names are POSIX's"
+)
+
+
+def cli(*arguments: str | bytes, cwd: Path, shell: str = 'exec "$@"') -> tuple[int, str]:
+    """The exit code of a command in a shell of its own, and all that it says."""
+    program = "from quantkit.cli import main; main()"
+    done = subprocess.run(
+        ["sh", "-c", shell, "sh", sys.executable, "-c", program, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    return done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace")
+
+
+def test_a_list_of_files_that_does_not_end() -> None:
+    answer = Answer(200, "", {}, {}, itertools.repeat(b"[" * (1 << 20)))
+    with pytest.raises(errors.SourceUnreachable, match="does not end"):
+        repository._listed("hf://org/model", answer)
+
+
+def test_a_list_of_files_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repository, "LONGEST_LISTING", 0)
+    answer = Answer(200, "", {}, {}, itertools.repeat(b" "))
+    with pytest.raises(errors.SourceUnreachable, match="does not end"):
+        repository._listed("hf://org/model", answer)
+
+
+@posix
+def test_what_is_written_is_the_users_alone(checkpoint: Make, tmp_path: Path) -> None:
+    """Under umask 0, and where links wait in the directory."""
+    out, victim = tmp_path / "out", tmp_path / "victim"
+    victim.write_text("mine")
+    out.mkdir()
+    for name in ("manifest.json", "README.md", "index.html", "SHA256SUMS", "Modelfile"):
+        (out / f".{name}.new").symlink_to(victim)
+    source = str(checkpoint("mixtral-4x"))
+    code, said = cli("release", source, "-o", "out/new", "--types", "Q8_0", cwd=tmp_path,
+                     shell='umask 0; exec "$@"')  # fmt: skip
+    assert code == 0, said
+    code, said = cli("release", source, "-o", "out", "--types", "Q8_0", cwd=tmp_path)
+    assert code == 0, said
+    assert victim.read_text() == "mine"
+    for path in (out / "new", *(out / "new").iterdir()):
+        assert not path.stat().st_mode & 0o002, path
+    assert not [path for path in out.iterdir() if path.is_symlink()]
+
+
+@posix
+@pytest.mark.parametrize("name", [b"a\xff.gguf", b"a\n\x1b]0;x.gguf", "ä\u202e.gguf".encode()])
+@pytest.mark.parametrize("command", ["inspect", "verify", "report"])
+def test_names_of_files(command: str, name: bytes, tmp_path: Path) -> None:
+    gguf(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))), [ARCH], b"a\nb")
+    code, said = cli(command, name, cwd=tmp_path)
+    assert code == 1
+    assert "Traceback" not in said
+    assert "\x1b]" not in said
+    assert "\u202e" not in said
+
+
+@posix
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&-", ">&- 2>&-"])
+def test_closed_streams(streams: str, tmp_path: Path) -> None:
+    gguf(tmp_path / "a.gguf", [ARCH], b"a\nb")
+    code, said = cli("inspect", "a.gguf", cwd=tmp_path, shell=f'exec "$@" {streams}')
+    assert code == 1
+    assert "Traceback" not in said

@@ -1,0 +1,254 @@
+"""Every encoder against llama.cpp's converter: each key and each tensor of each case, and the file
+itself; and what llama.cpp sees with it against what transformers does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit import errors
+from quantkit.architectures.rules import ConversionOptions
+from quantkit.encoders import ENCODERS, find_encoder, supported_encoders
+from quantkit.execution.rows import torch_softplus
+from quantkit.gguf.container import read_header
+from quantkit.jobs import convert, quantize
+from quantkit.model.open import Reading, open_checkpoint
+from quantkit.verification.verify import verify
+from tests import golden
+from tests.checkpoints import DATA, encoders
+from tests.conftest import sha256
+from tests.fake_hub import Hub
+from tests.test_errors import edit_config, edit_tensors
+
+Get = Callable[[str], Path]
+
+MMPROJ = Reading(options=ConversionOptions(mmproj=True))
+# the end of a row of patches: llama.cpp's converter drops the tensor that it is a row of, and its
+# runtime does not load the file without it
+BREAK = "v.token_embd.img_break"
+
+
+def cases(*outtypes: str) -> list[tuple[str, str]]:
+    return [
+        (case, outtype)
+        for case, data in encoders().items()
+        for outtype in data["golden"]["outtypes"]
+        if not outtypes or outtype in outtypes
+    ]
+
+
+@pytest.mark.parametrize(("case", "outtype"), cases())
+def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_path: Path) -> None:
+    path, theirs = tmp_path / "out.gguf", encoders()[case]["golden"]
+    convert(checkpoint(case), path, outtype, reading=MMPROJ)
+    expected = theirs["outtypes"][outtype]
+    if any(t.name == BREAK for t in read_header(path).tensors):
+        _same_but_for_the_break(path, expected)
+        return
+    golden.assert_same(path, expected, theirs.get("either"))
+    if not theirs.get("either"):
+        assert sha256(path) == expected["file_sha256"]
+
+
+def _same_but_for_the_break(path: Path, expected: dict[str, Any]) -> None:
+    ours = golden.tensors(path)
+    assert [t for t in ours if t["name"] != BREAK] == expected["tensors"]
+    (added,) = (t for t in ours if t["name"] == BREAK)
+    assert (added["type"], added["shape"]) == ("F32", [256])
+    keys = {item.key: golden.fingerprint(item) for item in read_header(path).kv}
+    assert list(keys) == expected["kv_order"]
+    differ = {key for key, value in keys.items() if value != expected["kv"][key]}
+    assert differ <= {"general.size_label"}  # which counts it
+
+
+def test_the_break_is_the_row_of_its_token(checkpoint: Get, tmp_path: Path) -> None:
+    source = checkpoint("mistral3-mmproj")
+    model = open_checkpoint(source, "bf16", MMPROJ)
+    (segment,) = next(t.segments for t in model.tensors if t.name == BREAK)
+    assert (segment.source_row, segment.count) == (12, 1)
+    assert segment.source.endswith("embed_tokens.weight")
+    assert model.partial == {segment.source}
+
+
+def test_every_encoder_has_a_case() -> None:
+    configs = [json.loads(data["recipe"]["files"]["config.json"]) for data in encoders().values()]
+    tables = [(config.get("vision_config") or {}, config) for config in configs]
+    names = {(table.get("architectures") or c["architectures"])[0] for table, c in tables}
+    covered = {find_encoder(name).hf_names for name in names}
+    assert [e.hf_names for e in ENCODERS if e.hf_names not in covered] == []
+
+
+@pytest.mark.parametrize("case", ["qwen3vl-mmproj", "gemma3-4b-mmproj"])
+def test_llama_cpp_sees_what_transformers_sees(case: str, checkpoint: Get, tmp_path: Path) -> None:
+    """The first tokens of a picture of noise. `tests/data/seen.npz` is what transformers 5.23 gives
+    in float32; the largest difference was 0.0006 of 1.1 (Qwen3-VL) and 0.0007 of 2.7 (Gemma 3)."""
+    pytest.importorskip("xllamacpp")
+    from tests.real_mtmd import seen
+
+    source, side = checkpoint(case), 256 if case.startswith("qwen") else 896
+    text, projector = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
+    convert(source, text, "f32", reading=Reading(pre="qwen2"))
+    convert(source, projector, "f32", reading=MMPROJ)
+    picture = np.random.default_rng(7).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    rows = seen(text, projector, picture, tmp_path)
+    assert np.isfinite(rows).all()
+    with np.load(DATA / "seen.npz") as known:
+        expected = known[case.removesuffix("-mmproj")]
+    assert np.abs(rows[: len(expected)] - expected).max() < 0.002
+    half, eighth = tmp_path / "half.gguf", tmp_path / "eighth.gguf"
+    convert(source, half, "f16", reading=MMPROJ)
+    convert(source, eighth, "q8_0", reading=MMPROJ)
+    for path, most in ((half, 0.01), (eighth, 0.2)):
+        other = seen(text, path, picture, tmp_path)
+        assert np.abs(other - rows).max() < most
+
+
+def test_quantized_and_verified(checkpoint: Get, tmp_path: Path) -> None:
+    """Types are made of a projector as of a model, and its source proves it."""
+    source, path = checkpoint("qwen3vl-mmproj"), tmp_path / "mmproj.gguf"
+    convert(source, path, "f16", reading=MMPROJ)
+    whole = verify(path, source)
+    assert whole.good
+    assert "every tensor is byte for byte what its format gives" in whole.proven
+    quantize(path, ["Q4_K_M"], tmp_path / "q4.gguf")
+    header = read_header(tmp_path / "q4.gguf")
+    kinds = {t.name: t.ggml_type for t in header.tensors}
+    assert kinds["v.position_embd.weight"] == 0
+    assert kinds["v.blk.0.ffn_up.weight"] not in (0, 1)
+    assert verify(tmp_path / "q4.gguf").good
+    other = verify(path, checkpoint("gemma3-4b-mmproj"))
+    assert not other.good
+
+
+def test_softplus_has_the_bits_of_torch() -> None:
+    """Of torch 2.13, which computes sixteen at a time, or thirty-two, and what is left otherwise:
+    the scales of a head are 128."""
+    some = [-20, -3.25, -1.065838, -0.9394, 0, 0.27681994, 1.5498, 19.5, 25]
+    x = np.concatenate([np.array(some), np.linspace(-6, 6, 23)]).astype(np.float32)
+    digest = hashlib.sha256(torch_softplus(x).tobytes()).hexdigest()
+    assert digest == "cbb47480029f0f739684c298d07423259d41601b044259a6318e7f920c5df291"
+
+
+REFUSED = {
+    "no encoder": (
+        lambda s: edit_config(s, vision_config=None),
+        errors.ConfigError, "neither a vision_config nor an audio_config",
+    ),
+    "an encoder that is not known": (
+        lambda s: edit_config(s, architectures=["JanusForConditionalGeneration"]),
+        errors.UnsupportedArchitecture, "the encoder of 'JanusForConditionalGeneration'",
+    ),
+    "no preprocessor": (
+        lambda s: (s / "preprocessor_config.json").unlink(),
+        errors.ConfigError, "preprocessor_config.json: 'image_mean' is missing",
+    ),
+    "a preprocessor of words": (
+        lambda s: (s / "preprocessor_config.json").write_text('{"image_mean": ["a", 1, 1]}'),
+        errors.ConfigError, "'image_mean' is",
+    ),
+    "an image of one colour": (
+        lambda s: (s / "preprocessor_config.json").write_text('{"image_mean": [0.5]}'),
+        errors.ConfigError, "llama.cpp wants a value a colour",
+    ),
+    "a tensor of another shape": (
+        lambda s: edit_tensors(s, lambda t: t.update(
+            {"model.visual.merger.norm.weight": ("BF16", [64], bytes(128))})),
+        errors.TensorShape, "shape [64] found, [128] expected",
+    ),
+    "a tensor that is missing": (
+        lambda s: edit_tensors(s, lambda t: t.pop("model.visual.blocks.1.norm1.bias") and None),
+        errors.TensorMissing, "visual.blocks.1.norm1.bias",
+    ),
+    "a tensor without a place": (
+        lambda s: edit_tensors(s, lambda t: t.update(
+            {"model.visual.blocks.0.extra.weight": ("BF16", [2], bytes(4))})),
+        errors.TensorUnknown, "visual.blocks.0.extra.weight has no place",
+    ),
+    "a picture of a layer that is not there": (
+        lambda s: _vision(s, deepstack_visual_indexes=[0, 9]),
+        errors.ConfigError, "'deepstack_visual_indexes' is [0, 9], of 4 layers",
+    ),
+    "three frames": (
+        lambda s: _vision(s, temporal_patch_size=3),
+        errors.ConfigError, "'vision_config.temporal_patch_size' is 3",
+    ),
+    "a patch of none": (
+        lambda s: _vision(s, patch_size=0), errors.ConfigError, "the model has no patch",
+    ),
+    "many layers": (
+        lambda s: _vision(s, depth=100_000), errors.ConfigError, "an encoder of 100000 layers",
+    ),
+    "heads that do not divide the width": (
+        lambda s: _vision(s, num_heads=3),
+        errors.NotLoadable, "head_count is 3, for a width of 128",
+    ),
+}  # fmt: skip
+
+
+def _vision(source: Path, **changes: Any) -> None:
+    config = json.loads((source / "config.json").read_text())
+    edit_config(source, vision_config={**config["vision_config"], **changes})
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_before_a_byte_is_written(
+    what: str, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    spoil, error, words = REFUSED[what]
+    source, out = broken("qwen3vl-mmproj"), tmp_path / "out"
+    spoil(source)
+    out.mkdir()
+    with pytest.raises(error) as caught:
+        convert(source, out, "bf16", reading=MMPROJ)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(out.iterdir()) == []
+
+
+def test_full_attention_of_no_pattern_is_refused(
+    broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = broken("qwen25vl-mmproj")
+    _vision(source, fullatt_block_indexes=[1, 2])
+    with pytest.raises(errors.ConfigError, match="not every nth layer"):
+        convert(source, tmp_path, reading=MMPROJ)
+
+
+def test_no_token_that_ends_a_row(broken: Callable[..., Path], tmp_path: Path) -> None:
+    source = broken("mistral3-mmproj")
+    (source / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(errors.ConfigError, match=r"no token \[IMG_BREAK\]"):
+        convert(source, tmp_path, reading=MMPROJ)
+
+
+def test_the_usual_name(checkpoint: Get, tmp_path: Path) -> None:
+    plan = convert(checkpoint("gemma3-4b-mmproj"), tmp_path, "f16", reading=MMPROJ)
+    (file,) = plan.files
+    assert file.path.name == "mmproj-gemma-3-4b-it-F16.gguf"
+
+
+def test_from_the_hub(checkpoint: Get, tmp_path: Path, hub: Hub) -> None:
+    """The same file, of which little more than the encoder was read."""
+    source = checkpoint("qwen3vl-mmproj")
+    hub.publish(f"org/{source.name}", source)
+    here, there = tmp_path / "here.gguf", tmp_path / "there.gguf"
+    convert(source, here, "f16", reading=MMPROJ)
+    convert(f"hf://org/{source.name}", there, "f16", reading=MMPROJ)
+    assert sha256(here) == sha256(there)
+
+
+def test_joined_matrices_are_the_texts(checkpoint: Get) -> None:
+    asked = replace(MMPROJ, options=ConversionOptions(mmproj=True, fuse_qkv=True))
+    with pytest.raises(errors.ConfigError, match="no joined qkv"):
+        open_checkpoint(checkpoint("gemma3-4b-mmproj"), "bf16", asked)
+
+
+def test_supported_encoders_are_listed() -> None:
+    assert "Gemma3ForConditionalGeneration" in supported_encoders()
