@@ -13,11 +13,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 FUZZ_SECONDS ?= 14400
 
-.PHONY: fuzz demo test test-all test-torch test-ray test-lowest check format docs dist bench clean
+.PHONY: fuzz demo test test-all test-torch test-ray test-lowest check format docs dist wheels \
+  bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable . $(LOWEST)
+	$(PIP) --editable ".[compile]" $(LOWEST)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed constraints-dev.txt
@@ -78,6 +79,14 @@ dist: $(VENV)/.dev
 	rm -rf dist
 	$(PIP) build
 	$(BIN)/python -m build
+
+# a wheel for each platform, with its kernels (PLATFORMS="linux-x86_64" for one): about 10 minutes
+# each on two cores
+PLATFORMS ?= linux-x86_64 musl-x86_64 linux-aarch64 musl-aarch64 macos-arm64 windows-x86_64
+wheels: $(VENV)/.dev
+	$(PIP) --editable ".[dev,wheels]" --constraint constraints-dev.txt
+	for platform in $(PLATFORMS); do \
+	  QUANTKIT_PLATFORM=$$platform $(BIN)/python -m build --wheel --no-isolation || exit 1; done
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.formats --write docs/benchmarks.md

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -37,17 +35,12 @@ _EXPONENTS = {
 }
 
 
-@functools.cache
-def _numba_installed() -> bool:
-    return find_spec("numba") is not None
-
-
 def pick_engine(engine: str, is_numpy: bool) -> str:
-    """ "auto" resolved: lanes where numba is installed and the data is NumPy's."""
+    """ "auto" resolved: lanes where there are kernels and the data is NumPy's."""
     if engine not in ENGINES:
         raise UnknownFormat(f"expected an engine among {', '.join(ENGINES)}, found {engine!r}")
     if engine == "auto":
-        return "lanes" if is_numpy and _numba_installed() else "array"
+        return "lanes" if is_numpy and kernels.available() else "array"
     return engine
 
 

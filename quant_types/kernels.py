@@ -1,7 +1,8 @@
-"""Kernels as machine code: compiled once a machine, kept on disk, loaded without the compiler.
+"""Kernels as machine code: those that come with the package, or else compiled once a machine, kept
+on disk, and loaded without the compiler.
 
-A kernel is a C function in an object file of its own. `quant_types.lanes` has its source; it is
-compiled in a process of its own, so that a run that finds it in the cache is spared Numba.
+A kernel is a C function. `quant_types.lanes` has its source; it is compiled in a process of its own
+into an object file, so that a run that finds it in the cache is spared Numba.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from quant_types import isolated
+from quant_types import isolated, shipped
 from quant_types.errors import KernelError
 
 SYMBOL = "kernel"  # of the function in its object file
@@ -33,6 +35,8 @@ LINE = 64  # bytes of a cache line, on which they begin
 _PACKAGE = Path(__file__).parent
 _SUM = 32  # bytes of SHA-256 before the object code
 _WITHOUT = 'NumPy does the same, slower: engine="array", or no numba installed'
+# how Numba is told to leave optimizing to the whole kernel, where LLVM sees more and is asked once
+NUMBA = {"NUMBA_OPT": "0", "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1"}
 
 _I, _P = ctypes.c_int64, ctypes.c_void_p
 # (x, weights, kind, out, bytes, memory, grid): x float32, or the bits of bfloat16 or float16;
@@ -45,8 +49,9 @@ PLAIN = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P, _P)
 WEIGHTED = ctypes.CFUNCTYPE(_I, _P, _I, _I, _P, _I, _P, _P, _P, _I, _I, _P, _I)
 
 Kernel = Callable[..., int]
-_loading: dict[str, threading.Lock] = {}
+_loading: dict[str, threading.RLock] = {}
 _loaded: dict[str, Kernel] = {}
+_trial: dict[str, Kernel] = {}  # while it is proven, by the thread that holds its lock
 _guard = threading.Lock()
 
 
@@ -59,11 +64,27 @@ def load(name: str) -> Kernel:
     """
     if name not in _loaded:
         with _guard:
-            lock = _loading.setdefault(name, threading.Lock())
+            lock = _loading.setdefault(name, threading.RLock())
         with lock:
+            if name in _trial:
+                return _trial[name]
             if name not in _loaded:
-                use(name, _object(name))
+                _loaded[name] = _shipped(name) or _linked(_object(name), name)
     return _loaded[name]
+
+
+@functools.cache
+def available() -> bool:
+    """Whether there are kernels for this processor, or what compiles them. A person is told once
+    where there are not."""
+    if shipped.level() or find_spec("numba") is not None:
+        return True
+    print(
+        "note: there are no kernels for this processor, NumPy does the work and is many times "
+        "slower; pip install 'quantkit-gguf[compile]' compiles them",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    return False
 
 
 def use(name: str, code: bytes) -> None:
@@ -79,6 +100,28 @@ def prepare(names: Iterable[str], threads: int) -> None:
     """
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(load, names))
+
+
+def _prototype(name: str) -> Any:
+    return WEIGHTED if name.endswith("_importance") else PLAIN
+
+
+def _shipped(name: str) -> Kernel | None:
+    """A kernel that came with the package, proven on this machine; None without one."""
+    from quant_types import proof
+
+    found: Kernel | None = shipped.find(name, _prototype(name))
+    if found is None:
+        return None
+    _trial[name] = found
+    try:
+        proof.check(name)
+    except RuntimeError as e:
+        print(f"note: the kernel {name} is not used ({e})", file=sys.stderr, flush=True)
+        return None
+    finally:
+        del _trial[name]
+    return found
 
 
 def _object(name: str) -> bytes:
@@ -185,8 +228,7 @@ def _linked(code: bytes, name: str) -> Kernel:
     linker = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine())
     linker.add_object_file(llvm.object_file.ObjectFileRef.from_data(code))
     linker.finalize_object()
-    prototype = WEIGHTED if name.endswith("_importance") else PLAIN
-    found: Any = prototype(linker.get_function_address(SYMBOL))
+    found: Any = _prototype(name)(linker.get_function_address(SYMBOL))
     found.linker = linker  # lives as long as the function does
     return found  # type: ignore[no-any-return]
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
-from quant_types import kernels
+from quant_types import kernels, proof
 
 
 def main(name: str, path: str) -> None:
     """Compile, and keep the object code in a file if it does what the array engine does."""
     # read when Numba is imported
     os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = kernels.target()
+    os.environ.update(kernels.NUMBA)
     from quant_types.lanes.compile import object_code
-    from quant_types.lanes.proof import check
 
     code = object_code(name)
-    check(name, code)
+    kernels.use(name, code)
+    try:
+        proof.check(name)
+    except RuntimeError as e:
+        raise SystemExit(f"{e}: numba {version('numba')} makes it wrong, install another") from None
     kernels.keep(Path(path), code)
 
 

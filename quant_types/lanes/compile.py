@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -11,20 +11,30 @@ import llvmlite.binding as llvm
 import llvmlite.ir
 import numba
 import numpy as np
-from numba import carray, types  # type: ignore[attr-defined]
+from numba import types
+from numba.core import cgutils, codegen, cpu
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from quant_types import kernels
 from quant_types.kernels import LINE
 
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
+_UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _APART = "quant_types_apart"
 _LIBM = {"log2", "sqrtf"}
 
 
 def inner(function: Callable[..., Any]) -> Any:
     """Decorator: a function of kernels, compiled into each of them."""
-    return numba.njit(**OPTIONS)(function)
+    return numba.njit(**{**OPTIONS, **_UNWRAPPED})(function)
+
+
+def _in_place(function: Callable[..., Any]) -> Any:
+    """Decorator: a function that Numba puts where it is called, as those that return an array they
+    were not given have to be where nothing counts references."""
+    options: dict[str, Any] = {**OPTIONS, "inline": "always"}
+    return numba.njit(**options)(function)
 
 
 def _declare_apart(module: Any) -> Any:
@@ -68,6 +78,30 @@ def start_of(typing, array):
     return types.voidptr(array), code
 
 
+@intrinsic
+def array_at(typing, address, shape, dtype):
+    """The memory at an address as an array of a shape (a tuple of int64) and a dtype."""
+    array = types.Array(dtype.dtype, len(shape), "C")
+
+    def code(context, builder, signature, arguments):
+        at, sizes, _ = arguments
+        kind = context.get_data_type(dtype.dtype)
+        item = context.get_constant(types.intp, context.get_abi_sizeof(kind))
+        lengths = cgutils.unpack_tuple(builder, sizes)
+        strides, step = [], item
+        for length in reversed(lengths):
+            strides.insert(0, step)
+            step = builder.mul(step, length)
+        found = context.make_array(array)(context, builder)
+        data = builder.bitcast(at, kind.as_pointer())
+        arrayobj.populate_array(
+            found, data=data, shape=lengths, strides=strides, itemsize=item, meminfo=None
+        )
+        return found._getvalue()
+
+    return array(types.voidptr, shape, dtype), code
+
+
 def _make_take(dtype):
     """`take(memory, n)`: an array of `n` values at the address, and the address of what is behind
     it, on the next cache line. A kernel has no other memory: it cannot allocate any."""
@@ -75,7 +109,7 @@ def _make_take(dtype):
 
     @inner
     def take(memory, n):
-        array = carray(_apart(memory), (n,), dtype)
+        array = array_at(_apart(memory), (n,), dtype)
         return array, _behind(memory, (n * size + LINE - 1) // LINE * LINE)
 
     return take
@@ -98,10 +132,10 @@ def make_records(dtype, columns):
     """`records(array)`: a flat array's bytes as `[n, columns]` of another dtype, a whole number."""
     size = np.dtype(dtype).itemsize * columns
 
-    @inner
+    @_in_place
     def records(array):
         rows = array.size * array.itemsize // size
-        return carray(start_of(array), (rows, columns), dtype)
+        return array_at(start_of(array), (rows, columns), dtype)
 
     return records
 
@@ -110,10 +144,10 @@ def make_as(dtype):
     """`values(array)`: a flat array's bytes as values of another dtype."""
     size = np.dtype(dtype).itemsize
 
-    @inner
+    @_in_place
     def values(array):
         n = array.size * array.itemsize // size
-        return carray(start_of(array), (n,), dtype)
+        return array_at(start_of(array), (n,), dtype)
 
     return values
 
@@ -134,14 +168,14 @@ def _entry(kernel: Any, weighted: bool) -> Any:
         return kernel(*arguments) if with_grid else kernel(*arguments[:-1])
 
     def plain(x, n, kind, out, size, memory, grid):
-        floats, words = carray(x, (n,), np.float32), carray(x, (n,), np.uint16)
-        return call(floats, words, kind, carray(out, (size,), np.uint8), memory, grid)
+        floats, words = array_at(x, (n,), np.float32), array_at(x, (n,), np.uint16)
+        return call(floats, words, kind, array_at(out, (size,), np.uint8), memory, grid)
 
     def by_importance(x, n, kind, out, size, memory, grid, table, height, width, rows, count):
-        floats, words = carray(x, (n,), np.float32), carray(x, (n,), np.uint16)
-        importance = carray(table, (height, width), np.float32)
-        index = carray(rows, (count,), np.int64)
-        blocks = carray(out, (size,), np.uint8)
+        floats, words = array_at(x, (n,), np.float32), array_at(x, (n,), np.uint16)
+        importance = array_at(table, (height, width), np.float32)
+        index = array_at(rows, (count,), np.int64)
+        blocks = array_at(out, (size,), np.uint8)
         return call(floats, words, kind, importance, index, blocks, memory, grid)
 
     function, signature = (by_importance, _WEIGHTED) if weighted else (plain, _PLAIN)
@@ -150,38 +184,56 @@ def _entry(kernel: Any, weighted: bool) -> Any:
 
 def object_code(name: str) -> bytes:
     """A kernel's object code, which refers to nothing outside but C's library."""
-    place, function = name.split(".")
-    kernel = getattr(import_module(f"quant_types.lanes.{place}"), function)
-    llvm.add_symbol(_APART, ctypes.cast(ctypes.pythonapi.Py_IncRef, ctypes.c_void_p).value)
-    entry = _entry(kernel, function.endswith("_importance"))
-    module = llvm.parse_assembly(entry.inspect_llvm())
-    module.get_function(entry.native_name).name = kernels.SYMBOL
     machine = kernels.machine()
-    _optimize(module, machine)
-    called = {f.name for f in module.functions if f.is_declaration}
-    if strange := sorted(f for f in called - _LIBM if not f.startswith("llvm.")):
-        raise TypeError(
-            f"kernel {name} calls {', '.join(strange)}, which is not there to link with"
-        )
-    code: bytes = machine.emit_object(module)
+    code: bytes = machine.emit_object(optimized(name, machine))
     return code
 
 
+def optimized(name: str, machine: Any) -> Any:
+    """A kernel as an LLVM module of one function, `kernels.SYMBOL`, for `machine`."""
+    place, function = name.split(".")
+    kernel = getattr(import_module(f"quant_types.lanes.{place}"), function)
+    _lower_only()
+    entry = _entry(kernel, function.endswith("_importance"))
+    module = llvm.parse_assembly(entry.inspect_llvm())
+    module.get_function(entry.native_name).name = kernels.SYMBOL
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    _optimize(module, machine)
+    called = {f.name for f in module.functions if f.is_declaration} - _LIBM
+    if strange := sorted(f for f in called if not f.startswith("llvm.") or ".x86." in f):
+        raise TypeError(
+            f"kernel {name} calls {', '.join(strange)}, which is not there to link with"
+        )
+    return module
+
+
+@cache
+def _lower_only() -> None:
+    """Have Numba lower functions without making each of them runnable: only the module of the whole
+    kernel becomes machine code, which halves the time that a kernel takes."""
+    library = codegen.JITCodeLibrary
+    setattr(library, "_finalize_specific", lambda self: None)  # noqa: B010
+    setattr(library, "get_pointer_to_function", lambda self, name: self._ensure_finalized())  # noqa: B010
+    # what Numba knows a function by: a builtin, and no two the same
+    setattr(cpu.CPUContext, "get_executable", lambda *_: [].append)  # noqa: B010
+
+
 def _optimize(module: Any, machine: Any) -> None:
-    """What Numba has optimized function by function, seen as a whole: no function but the kernel is
+    """What Numba has lowered function by function, seen as a whole: no function but the kernel is
     called from outside, so that errors that cannot be raised fall away, and what raises them."""
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(3))
-    _hide_functions(module)
+    _hide(module)
     builder.getModulePassManager().run(module, builder)
     body = llvmlite.ir.Module()
     apart = _declare_apart(body)
     llvmlite.ir.IRBuilder(apart.append_basic_block()).ret(apart.args[0])
     module.link_in(llvm.parse_assembly(str(body)))
-    _hide_functions(module)
+    _hide(module)
     builder.getModulePassManager().run(module, builder)
 
 
-def _hide_functions(module: Any) -> None:
-    for function in module.functions:
-        if not function.is_declaration and function.name != kernels.SYMBOL:
-            function.linkage = "internal"
+def _hide(module: Any) -> None:
+    """What is not called from outside may be put in place, and fall away."""
+    for value in (*module.functions, *module.global_variables):
+        if not value.is_declaration and value.name != kernels.SYMBOL:
+            value.linkage = "internal"
