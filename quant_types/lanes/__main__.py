@@ -22,7 +22,9 @@ def main(name: str, path: str) -> None:
     try:
         proof.check(name)
     except RuntimeError as e:
-        raise SystemExit(f"{e}: numba {version('numba')} makes it wrong, install another") from None
+        raise SystemExit(
+            f"{e}: numba {version('numba')} makes it wrong, install a newer one"
+        ) from None
     kernels.keep(Path(path), code)
 
 

@@ -97,7 +97,7 @@ def build(platform: Platform, folder: Path = shipped.FOLDER, linker: Sequence[st
         folder.mkdir(exist_ok=True)
         out = folder / f"kernels{platform.suffix}"
         objects = [str(path) for *_, path in jobs]
-        zig = (sys.executable, "-m", "ziglang", "cc", "-target", platform.zig)
+        zig = isolated.command("ziglang", "cc", "-target", platform.zig)
         options = ("-O2", "-shared", "-fPIC", "-s", "-o", str(out.resolve()))
         _run([*(linker or zig), *options, str(_LEVEL), *objects, "-lm"])
     for left in folder.glob("kernels.*"):

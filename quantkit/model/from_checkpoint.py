@@ -82,7 +82,8 @@ def _odd_lists(config: Config) -> str:
         f"'{name}' is {len(value)} values"
         for name, value in config.values.items()
         if "layer" in name and isinstance(value, list) and len(value) != config.layers
-        if value and "only_layers" not in name  # those are lists of some layers
+        if value or name == "layer_types"  # empty, others say that there are none
+        if "only_layers" not in name  # those are lists of some layers
     )
     told = ", ".join(odd)
     return f": {told} for {config.layers} layers" if told else ""

@@ -343,8 +343,8 @@ def test_rows_are_sound() -> None:
         seen: set[tuple[str, str]] = set()
         for m in arch.maps:
             assert {*m.shape} <= arch.dims.keys(), (arch.hf_names, m.source)
-            assert (m.template, m.layers) not in seen, (arch.hf_names, m.source)
-            seen.add((m.template, m.layers))
+            assert (m.source, m.layers) not in seen, (arch.hf_names, m.source)
+            seen.add((m.source, m.layers))
     with pytest.raises(ValueError, match="unknown kind of layers"):
         replace(ARCHITECTURES[0], maps=(Map("x", (), lambda dims, shape, xid: (), "nowhere"),))
 

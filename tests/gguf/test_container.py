@@ -189,7 +189,7 @@ def test_any_alignment_is_read_and_32_is_written(
     with_alignment(small_file, aligned, alignment)
     header = read_header(aligned)
     assert header.alignment == alignment
-    assert verify(aligned).good
+    assert verify(aligned).good == (alignment % 32 == 0)  # llama.cpp maps others, and ends at them
     for source, name in ((small_file, "a"), (aligned, "b")):
         quantize(source, ["Q8_0"], tmp_path / f"{name}.gguf")
         split(source, tmp_path / f"{name}-split.gguf", Splits(max_tensors=7))

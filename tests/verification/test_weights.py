@@ -28,6 +28,7 @@ def test_what_llama_quantize_makes_is_proven(source: Path, tmp_path: Path) -> No
         assert found.findings == found.notes == [], output.type
         assert found.proven == [
             "the structure of 33 tensors is sound",
+            "llama.cpp loads it",
             "metadata and vocabulary are the source's",
             "llama.cpp splits texts as the source's tokenizer does",
             "every tensor is byte for byte what its format gives",
