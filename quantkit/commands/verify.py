@@ -32,7 +32,7 @@ def verify(
         str | None, typer.Option("--imatrix", help="The importance matrix it was made with.")
     ] = None,
     run: Annotated[
-        bool, typer.Option("--run", help="Complete a prompt in llama.cpp (quantkit[llama]).")
+        bool, typer.Option("--run", help="Complete a prompt in llama.cpp (quantkit-gguf[llama]).")
     ] = False,
     prompt: Annotated[str, typer.Option(help="The prompt of --run.")] = "Once upon a time",
     kl: Annotated[
