@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import traceback
@@ -90,11 +91,20 @@ def _open_all_three() -> None:
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
 
 
+def _write_any_text() -> None:
+    """Text that a console's encoding does not have is written as escapes: a name of a file is no
+    reason to fail when the work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
     from quantkit.errors import PlanError, QuantkitError
 
     _open_all_three()
+    _write_any_text()
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
     try:

@@ -39,5 +39,7 @@ def _told(wrong: str) -> str:
     elif place and Path(place).resolve() != ours.resolve():
         wrong = f"{place} is found first"
         mend = "rename it, or run this from another directory"
-    said = f"error: the module quantkit is not that of {DISTRIBUTION}, or not whole: {wrong}; {mend}"
+    said = (
+        f"error: the module quantkit is not that of {DISTRIBUTION}, or not whole: {wrong}; {mend}"
+    )
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in said)

@@ -1,5 +1,5 @@
-"""The distribution quantkit-gguf: its names, and what the command says where another `quantkit` is in
-the way."""
+"""The distribution quantkit-gguf: its names, and what the command says where another `quantkit` is
+in the way."""
 
 from __future__ import annotations
 

@@ -120,7 +120,8 @@ def test_without_llama_cpp(
     found = verify(files["Q2_K"], source)
     assert found.good
     assert found.notes == [
-        "texts were not split in llama.cpp: llama.cpp is not installed; pip install 'quantkit-gguf[llama]'"
+        "texts were not split in llama.cpp: llama.cpp is not installed; "
+        "pip install 'quantkit-gguf[llama]'"
     ]
     result = run(app, ["verify", str(files["Q2_K"]), "--run"])
     assert isinstance(result.exception, LlamaMissing)
