@@ -31,6 +31,7 @@ from quantkit.reporting.numbers import billions, gigabytes, ranges
 from quantkit.reporting.table import html_table
 from quantkit.source.location import Source, SourceLike
 from quantkit.source.tensors import Files
+from quantkit.tokenizer import template_findings
 
 
 @dataclass(frozen=True)
@@ -121,15 +122,21 @@ class Description:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model is (None if nothing can be made of it), and its problems, each a line."""
+    """What a model is (None if nothing can be made of it), its problems, and what to know of its
+    chat template, each a line."""
 
     description: Description | None
     problems: Sequence[str]
+    template: Sequence[str] = ()
 
     def as_data(self) -> dict[str, Any]:
         """Plain values, as `inspect --json` prints them."""
         facts = self.description.as_data() if self.description else {}
-        return {"facts": facts, "problems": list(self.problems)}
+        return {
+            "facts": facts,
+            "problems": list(self.problems),
+            "chat template": list(self.template),
+        }
 
     def _repr_html_(self) -> str:
         return html_table(("", ""), _entries(self))
@@ -150,7 +157,9 @@ def inspect(source: SourceLike, weights: bool = True, progress: Progress = SILEN
     problems = faults(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
     if weights:
         problems += _weight_problems(model, progress)
-    return Inspection(describe(model, source), problems)
+    found = template_findings.of_metadata({item.key: item.value for item in model.kv})
+    problems += [f"chat template: {line}" for line in found.wrong]
+    return Inspection(describe(model, source), problems, found.notes)
 
 
 def count_parameters(tensors: Iterable[ModelTensor], values: Mapping[str, Any]) -> Parameters:
@@ -305,6 +314,7 @@ def _entries(inspection: Inspection) -> list[tuple[str, str]]:
     """Each thing to show: what it is, and the text."""
     data = inspection.description.as_data() if inspection.description else {}
     entries = [(name, _as_text(name, value)) for name, value in data.items()]
+    entries += [("its template", note) for note in inspection.template]
     entries += [("problem", problem) for problem in inspection.problems]
     return entries if inspection.problems else [*entries, ("problems", "none found")]
 

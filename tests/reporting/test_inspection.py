@@ -152,7 +152,8 @@ def test_what_cannot_be_converted_is_a_problem(broken: Callable[..., Path]) -> N
     edit_tensors(source, lambda tensors: tensors.pop("model.norm.weight"))
     found = inspect(source)
     assert "model.norm.weight is not in the checkpoint" in found.problems[0]
-    assert found.as_data() == {"facts": {}, "problems": found.problems}
+    expected = {"facts": {}, "problems": found.problems, "chat template": []}
+    assert found.as_data() == expected
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
