@@ -236,6 +236,7 @@ def release(
     base_model: str | None = None,
     share: tuple[int, int] | None = None,
     join: Sequence[StrPath] = (),
+    drop: str | Iterable[str] = (),
     context: int | None = None,
     imatrix: StrPath | Imatrix | None = None,
     allow_requantize: bool = False,
@@ -252,7 +253,8 @@ def release(
 
     `push` (ORG/NAME) brings it to the Hub; with `discard` no file stays here once it is there.
     `share` (which, of how many) makes only some of the files, and no card: `join` names the
-    directories of all shares.
+    directories of all shares. What earlier runs made stays in the release, but for the types to
+    `drop`; without `types`, those to drop are all that changes.
     """
     from quantkit.releases.release import release as make
     from quantkit.releases.small_disk import release_in_parts
@@ -260,13 +262,18 @@ def release(
     target = HubTarget(push) if isinstance(push, str) else push
     if discard and (target is None or share or join):
         raise UsageError("--discard goes with --push, and without --share and --join")
-    wanted = release_types(recipe) if types is None else with_mixture(_types(types), recipe)
+    gone = _types(drop)
+    if gone and share:
+        raise UsageError("--drop goes without --share")
+    usual = [] if gone else release_types(recipe)
+    wanted = usual if types is None else with_mixture(_types(types), recipe)
     options: dict[str, Any] = {
         "request": Request(splits=splits, allow_requantize=allow_requantize),
         "imatrix": _imatrix(imatrix),
         "reading": reading,
         "context": context,
         "base_model": base_model,
+        "drop": gone,
         "run": _run(dry_run, threads, memory, force, progress),
     }
     directory = Path(output)

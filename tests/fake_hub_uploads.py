@@ -60,6 +60,7 @@ class UploadHub:
             def do(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 path = unquote(urlsplit(self.path).path)
+                data = b""
                 with hub.lock:
                     hub.log.append(f"{self.command} {path}")
                     status = hub.fault(self.command, path)
@@ -70,8 +71,11 @@ class UploadHub:
                     told: dict[str, Any] = {}
                     if status is None:
                         token = self.headers.get("Authorization", "")
-                        status, told = hub._answer(self.command, path, body, token)
-                data = json.dumps(told).encode()
+                        if (found := hub._file(path)) is not None:
+                            status, data = 200, found
+                        else:
+                            status, told = hub._answer(self.command, path, body, token)
+                data = data or json.dumps(told).encode()
                 self.send_response(status)
                 for key in ("X-Error-Code", "X-Error-Message"):
                     if key in told:
@@ -87,6 +91,11 @@ class UploadHub:
                 pass
 
         return Handler
+
+    def _file(self, path: str) -> bytes | None:
+        """What has been committed, as it is downloaded."""
+        repo, resolve, rest = path.lstrip("/").partition("/resolve/")
+        return self.repos.get(repo, {}).get(rest.partition("/")[2]) if resolve else None
 
     def _answer(self, method: str, path: str, body: bytes, token: str) -> Answer:
         if path.startswith("/store/"):
@@ -106,8 +115,12 @@ class UploadHub:
         repo = "/".join(parts[3:5])
         if repo not in self.repos:
             return 404, {"X-Error-Code": "RepoNotFound"}
-        if parts[5:6] in ([], ["revision"]):  # releases before 1.0 ask how the files are kept
-            return 200, {"id": repo, "sha": "0" * 40, "siblings": [], "private": False, "tags": []}
+        if parts[5:6] in ([], ["revision"]):
+            files = [
+                {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+                for name, data in self.repos[repo].items()
+            ]
+            return 200, {"id": repo, "sha": "0" * 40, "siblings": files, "private": False}
         answers = {"paths-info": self._paths, "preupload": self._modes, "commit": self._commit}
         return answers[parts[5]](repo, body)
 
@@ -178,6 +191,9 @@ class UploadHub:
                 names.append(value["path"])
             elif line["key"] == "file":
                 self.repos[repo][value["path"]] = base64.b64decode(value["content"])
+                names.append(value["path"])
+            elif line["key"] == "deletedFile":
+                del self.repos[repo][value["path"]]
                 names.append(value["path"])
         self.commits.append((message, names))
         oid = hashlib.sha1(body).hexdigest()

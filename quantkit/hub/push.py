@@ -78,13 +78,18 @@ def check_name(repo: str) -> None:
         )
 
 
-def create(target: HubTarget) -> None:
-    """Make the repository, unless it is there. Raises NotLoggedIn, PushForbidden, PushRefused,
-    PushInterrupted."""
+def check_login(target: HubTarget) -> None:
+    """Raises NotLoggedIn if there is no token."""
     import huggingface_hub
 
     if huggingface_hub.get_token() is None:
         raise NotLoggedIn(f"{target.repo}: no token to push with; {http.LOGIN}")
+
+
+def create(target: HubTarget) -> None:
+    """Make the repository, unless it is there. Raises NotLoggedIn, PushForbidden, PushRefused,
+    PushInterrupted."""
+    check_login(target)
     _ask(
         target.repo,
         lambda: _api().create_repo(target.repo, private=target.private, exist_ok=True),
@@ -93,26 +98,32 @@ def create(target: HubTarget) -> None:
 
 def missing(target: HubTarget, files: Sequence[Upload]) -> list[Upload]:
     """The files that the repository lacks, or has with other bytes; all, if there is none."""
+    there = _there(target, [f.name for f in files])
+    return [f for f in files if f.name not in there or not f.is_same(there[f.name])]
+
+
+def _there(target: HubTarget, names: Sequence[str]) -> Mapping[str, Any]:
+    """What the Hub tells of the files that the repository has, by name."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     def ask() -> list[Any]:
-        names = [f.name for f in files]
-        parts = [names[i : i + ASKED] for i in range(0, len(names), ASKED)]
+        parts = [list(names[i : i + ASKED]) for i in range(0, len(names), ASKED)]
         try:
             return [found for part in parts for found in _api().get_paths_info(target.repo, part)]
         except RepositoryNotFoundError:
             return []
 
-    there: Mapping[str, Any] = {found.path: found for found in _ask(target.repo, ask)}
-    return [f for f in files if f.name not in there or not f.is_same(there[f.name])]
+    return {found.path: found for found in _ask(target.repo, ask)}
 
 
-def push(target: HubTarget, files: Sequence[Upload]) -> list[str]:
+def push(target: HubTarget, files: Sequence[Upload], drop: Sequence[str] = ()) -> list[str]:
     """Bring files to a repository that exists; those without a sum (the card and the like) go last,
-    together. Returns the names of what was sent. Raises PushError."""
-    from huggingface_hub import CommitOperationAdd
+    together; files to `drop` leave it after that. Returns the names of what was sent. Raises
+    PushError."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     wanted = missing(target, files)
+    gone = [CommitOperationDelete(name) for name in _there(target, drop)] if drop else []
     weights, beside = [f for f in wanted if f.sha256], [f for f in wanted if not f.sha256]
     sets: dict[str, list[Upload]] = {}  # the splits of one file are of no use alone
     for f in weights:
@@ -125,6 +136,9 @@ def push(target: HubTarget, files: Sequence[Upload]) -> list[str]:
                 _ask(target.repo, partial(_send, target.repo, add))
             message = f"Add {group[0].name}" if len(group) == 1 else f"Add {len(group)} files"
             _ask(target.repo, partial(_commit, target.repo, adds, message))
+        if gone:
+            message = f"Remove {gone[0].path_in_repo}" if len(gone) == 1 else "Remove files"
+            _ask(target.repo, partial(_commit, target.repo, gone, message))
     return [f.name for f in wanted]
 
 
@@ -132,8 +146,8 @@ def _send(repo: str, add: Any) -> None:
     _api().preupload_lfs_files(repo, [add], free_memory=False)
 
 
-def _commit(repo: str, adds: Sequence[Any], message: str) -> None:
-    _api().create_commit(repo, adds, commit_message=message)
+def _commit(repo: str, operations: Sequence[Any], message: str) -> None:
+    _api().create_commit(repo, operations, commit_message=message)
 
 
 def _api() -> Any:

@@ -130,8 +130,9 @@ class MadeFrom:
 class Manifest:
     """A release. `base_model` and `repo` are names on the Hub (ORG/NAME).
 
-    `left`: files of an earlier run that this one was not asked for. `errors`: the mean relative
-    error of each type, once the release is whole. `begun`: every file of a release in the making.
+    `left`: files of an earlier run that are not here, but may be on the Hub; the card does not list
+    them. `errors`: the mean relative error of each type, once the release is whole. `begun`: every
+    file of a release in the making.
     """
 
     quantkit: str  # the version that made it
@@ -152,6 +153,11 @@ class Manifest:
     def records(self) -> tuple[FileRecord, ...]:
         """Every file that is on record."""
         return self.files + self.left
+
+    @property
+    def kinds(self) -> list[str]:
+        """The types of its files, in order."""
+        return list(dict.fromkeys(f.type for f in self.files))
 
     def first_file(self, kind: str) -> str:
         """The file to name for a type: the first of its splits."""
@@ -233,12 +239,19 @@ def partial_path(directory: Path) -> Path:
 def read(path: Path) -> Manifest | None:
     """A manifest, or None if there is none. Raises CorruptFile."""
     try:
-        return Manifest.of_data(parse_json(path.read_bytes(), str(path)))
-    except FileNotFoundError:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    return parse(data, str(path))
+
+
+def parse(data: bytes, where: str) -> Manifest:
+    """A manifest from its text. Raises CorruptFile, which names `where` it is."""
+    try:
+        return Manifest.of_data(parse_json(data, where))
     except (ValueError, TypeError, RecursionError) as e:
         raise CorruptFile(
-            f"{path}: not a manifest, or damaged ({e}); remove it and run again"
+            f"{where}: not a manifest, or damaged ({e}); remove it and run again"
         ) from None
 
 

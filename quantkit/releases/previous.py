@@ -3,15 +3,26 @@ of its files are still right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from quantkit.errors import OtherRelease, OutputError, OutputExists, SourceNotFound
+from quantkit.errors import (
+    CorruptFile,
+    OtherRelease,
+    OutputError,
+    OutputExists,
+    SourceForbidden,
+    SourceNotFound,
+    UsageError,
+)
 from quantkit.execution.journal import other_version
 from quantkit.execution.outputs import journal_path
-from quantkit.gguf.splits import is_gguf
+from quantkit.gguf.splits import is_gguf, split_siblings, unsplit_name
+from quantkit.hub.push import HubTarget
+from quantkit.hub.repository import Address, read_small
 from quantkit.progress import Progress
 from quantkit.releases import checksums, manifest
 from quantkit.releases.manifest import BegunFile, FileRecord, Manifest
@@ -25,19 +36,30 @@ BESIDE = (*PICTURES, PAGE, MODELFILE, manifest.CHECKSUMS, manifest.NAME, CARD)
 
 @dataclass(frozen=True)
 class Earlier:
-    """What earlier runs left: the manifest of a whole release, the record of one in the making
-    (None where there is none), and those made elsewhere, by their paths."""
+    """What earlier runs left: the manifest of a whole release, the record of one in the making, the
+    manifest that the repository of a push has (None where there is none), and records made
+    elsewhere, by their paths."""
 
     directory: Path = Path()
     whole: Manifest | None = None
     making: Manifest | None = None
     shares: Mapping[Path, Manifest] = field(default_factory=dict)
+    published: Manifest | None = None
+
+    @property
+    def _oldest_first(self) -> list[Manifest]:
+        manifests = [self.published, *self.shares.values(), self.whole, self.making]
+        return [m for m in manifests if m]
 
     @cached_property
     def records(self) -> dict[str, FileRecord]:
         """The record of each file, by name; the newest where there are several."""
-        manifests = [*self.shares.values(), self.whole, self.making]
-        return {record.name: record for m in manifests if m for record in m.records}
+        return {record.name: record for m in self._oldest_first for record in m.records}
+
+    @cached_property
+    def errors(self) -> dict[str, float]:
+        """The mean error of each type that was measured."""
+        return {kind: error for m in self._oldest_first for kind, error in m.errors.items()}
 
     @cached_property
     def begun(self) -> frozenset[str]:
@@ -58,10 +80,10 @@ class FileCheck:
 
 
 def read(directory: Path, join: Sequence[Path] = (), anew: bool = False) -> Earlier:
-    """Read the records in a directory (none of them, if all is to begin `anew`), and those of
-    shares in or below the directories `join`.
+    """Read the records in a directory (of a release, not of one in the making, if all is to begin
+    `anew`), and those of shares in or below the directories `join`.
 
-    Raises CorruptFile, SourceNotFound.
+    Raises CorruptFile (unless all is to begin anew), SourceNotFound.
     """
     shares: dict[Path, Manifest] = {}
     for place in join:
@@ -70,10 +92,70 @@ def read(directory: Path, join: Sequence[Path] = (), anew: bool = False) -> Earl
         shares |= {p: m for p, m in manifests.items() if m is not None}
         if not manifests:
             raise SourceNotFound(f"{place}: no record of a share in it")
-    if anew:
-        return Earlier(directory, shares=shares)
     whole, making = directory / manifest.NAME, manifest.partial_path(directory)
+    if anew:
+        with suppress(CorruptFile):
+            return Earlier(directory, manifest.read(whole), shares=shares)
+        return Earlier(directory, shares=shares)
     return Earlier(directory, manifest.read(whole), manifest.read(making), shares)
+
+
+def read_published(target: HubTarget) -> Manifest | None:
+    """The manifest that a repository on the Hub has; None if there is no repository that can be
+    read, or no manifest of ours in it. Raises SourceUnreachable."""
+    try:
+        data = read_small(Address(target.repo), manifest.NAME)
+        return None if data is None else manifest.parse(data, target.repo)
+    except (SourceNotFound, SourceForbidden, CorruptFile):
+        return None
+
+
+def begun_anew(earlier: Earlier, this: Manifest, kinds: Collection[str]) -> Earlier:
+    """What stays where the types that are asked for are made anew: the files of other types, as far
+    as they are of the same release."""
+
+    def others(m: Manifest | None) -> Manifest | None:
+        if m is None or _difference(m, this):
+            return None
+        files, left = (tuple(r for r in rs if r.type not in kinds) for rs in (m.files, m.left))
+        errors = {kind: error for kind, error in m.errors.items() if kind not in kinds}
+        return replace(m, files=files, left=left, errors=errors)
+
+    return replace(earlier, whole=others(earlier.whole), published=others(earlier.published))
+
+
+def check_drop(earlier: Earlier, drop: Iterable[str]) -> None:
+    """Raises UsageError for a type to drop that is not in the release."""
+    there = dict.fromkeys(record.type for record in earlier.records.values())
+    for kind in drop:
+        if kind not in there:
+            known = ", ".join(there) or "nothing"
+            raise UsageError(f"--drop {kind}: not in the release, which has {known}")
+
+
+def other_files(
+    earlier: Earlier, kinds: Collection[str], drop: Collection[str]
+) -> tuple[dict[Path, FileRecord], tuple[str, ...]]:
+    """The files on record of types that are not asked for now, in whole sets of splits, by their
+    paths; and the names of those to `drop`."""
+    sets: dict[str, dict[str, list[FileRecord]]] = {}  # by type; by name, the newest last
+    for record in earlier.records.values():
+        sets.setdefault(record.type, {}).setdefault(unsplit_name(record.name), []).append(record)
+    dropped = [r.name for kind in drop for files in sets[kind].values() for r in files]
+    others = {}
+    for kind, named in sets.items():
+        *_, newest = named.values()
+        if kind not in kinds and kind not in drop:
+            of_set = set(split_siblings(newest[0].name))
+            if of_set <= {r.name for r in newest}:
+                others |= {earlier.directory / r.name: r for r in newest}
+    return others, tuple(dropped)
+
+
+def whole_sets(others: Mapping[Path, FileRecord], there: Collection[Path]) -> list[Path]:
+    """Those of the files whose type is there with all its files."""
+    lacking = {record.type for path, record in others.items() if path not in there}
+    return [path for path, record in others.items() if record.type not in lacking]
 
 
 def check_place(source: Source, directory: Path, earlier: Earlier, force: bool) -> None:
@@ -94,7 +176,8 @@ def check_place(source: Source, directory: Path, earlier: Earlier, force: bool) 
 
 
 def check_same(earlier: Earlier, this: Manifest, plans: Sequence[BegunFile]) -> None:
-    """Check that what is there belongs to the release that is asked for. Raises OtherRelease."""
+    """Check that what is there belongs to the release that is asked for; and what a repository
+    lists, unless all of it is asked for. Raises OtherRelease."""
     manifests = [(earlier.directory, earlier.whole), (earlier.directory, earlier.making)]
     manifests += [(path.parent, share) for path, share in earlier.shares.items()]
     for directory, before in manifests:
@@ -103,9 +186,15 @@ def check_same(earlier: Earlier, this: Manifest, plans: Sequence[BegunFile]) -> 
                 f"{directory} holds a release {words}; name another directory, or begin anew with "
                 "--force"
             )
+    public, asked = earlier.published, {plan.type for plan in plans}
+    if public and {f.type for f in public.files} - asked and (words := _difference(public, this)):
+        raise OtherRelease(
+            f"{this.repo} holds a release {words}; name another repository, or take its card away "
+            "with --force"
+        )
 
 
-def _difference(before: Manifest, this: Manifest, plans: Sequence[BegunFile]) -> str | None:
+def _difference(before: Manifest, this: Manifest, plans: Sequence[BegunFile] = ()) -> str | None:
     """What tells two releases apart, in words; None if they are the same."""
     if (before.name, before.architecture) != (this.name, this.architecture):
         return f"of {before.name}"

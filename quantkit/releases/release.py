@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,19 +25,21 @@ from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import PLAIN, Request, model_facts
 from quantkit.planning.plan import Plan, PlannedFile
-from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES
+from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
 from quantkit.recipes.sensitivity import use_case
 from quantkit.releases import card, checksums, manifest, modelfile, page, previous
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
+from quantkit.reporting.llama_memory import Weights
 from quantkit.reporting.numbers import gigabytes
-from quantkit.reporting.table import Row, html_table, planned_rows
+from quantkit.reporting.table import Row, html_table, planned_rows, recorded_row
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
 
+NOTHING_LEFT = "nothing would be left of the release; name types, or remove its directory"
 _SIZE = re.compile(r"(A|\d+x)?\d+([._]\d+)?[KMBT]\d?", re.IGNORECASE)  # as gguf-py knows them
 
 
@@ -74,57 +76,98 @@ def release(
     target: push.HubTarget | None = None,
     share: tuple[int, int] | None = None,
     join: Sequence[Path] = (),
+    drop: Sequence[str] = (),
     run: Run = ONCE,
 ) -> Release:
     """Make every type of a source in `directory`, with card, page, checksums and manifest.
 
-    The table's Max RAM is for `context` tokens; `base_model` is the model's own name on the Hub
-    (ORG/NAME), if it is there; with a `target`, the release is pushed. A `share` (which, of how
-    many) makes only some of the files, and no card: a run that is given the directories of all
-    shares in `join` makes it. Raises QuantkitError; OtherRelease if a directory holds another
-    release, before anything is touched.
+    The release holds what earlier runs made, too (in the directory, or in the repository of a
+    push), as far as it is whole; but for the types to `drop`, whose files are removed. The table's
+    Max RAM is for `context` tokens; `base_model` is the model's own name on the Hub (ORG/NAME), if
+    it is there; with a `target`, the release is pushed. A `share` (which, of how many) makes only
+    some of the files, and no card: a run that is given the directories of all shares in `join`
+    makes it. Raises QuantkitError; OtherRelease if a directory holds another release, before
+    anything is touched.
     """
     source = Source.parse(source)
     for name in (base_model, target.repo if target else None):
         if name is not None:
             push.check_name(name)
-    job = prepare(
-        source, types, directory, request=request, imatrix=imatrix, reading=reading, name=stem
-    )
+    if target and not run.dry:
+        push.check_login(target)
+    earlier = previous.read(directory, join, anew=run.force)
+    if target and not share:
+        earlier = replace(earlier, published=previous.read_published(target))
+
+    def plan(kinds: Sequence[str]) -> Job:
+        return prepare(
+            source, kinds, directory, request=request, imatrix=imatrix, reading=reading, name=stem
+        )
+
+    drop = [find_recipe(kind).name for kind in drop]
+    job, kinds = plan_types(plan, types, drop, earlier)
     description = inspection.describe(job.model, source)
     this, plans = _begin_manifest(source, job, description)
-    earlier = previous.read(directory, join, anew=run.force)
     previous.check_place(source, directory, earlier, run.force)
-    previous.check_same(earlier, this, plans)
+    if run.force:
+        earlier = previous.begun_anew(earlier, this, kinds)
     before = earlier.whole
     this = replace(
         this,
         base_model=base_model or source.model_on_hub or (before.base_model if before else None),
         repo=target.repo if target else before.repo if before else None,
     )
-    rows = planned_rows(job.plan, context, job.model.kv)
+    if not kinds:
+        job, plans = replace(job, plan=_part(job.plan, frozenset())), []
+    previous.check_same(earlier, this, plans)
+    others, dropped = ({}, ()) if share else previous.other_files(earlier, kinds, drop)
     if share:
         job = replace(job, plan=_part(job.plan, shared(job.plan, *share)))
         names = {f.path.name for f in job.plan.files}
         plans = [begun for begun in plans if begun.name in names]
     if run.dry:
-        return _dry_run(directory, job, this, plans, rows, earlier, target, run)
+        dry = _dry_run(directory, job, this, plans, others, earlier, target, run)
+        return replace(dry, rows=_rows(dry.manifest, job, context))
     if target:
         push.create(target)
-    made = _make_files(directory, job, this, plans, earlier, target, run)
+    made = _make_files(directory, job, this, plans, others, earlier, target, run)
     this = made.manifest
+    if not (this.files or share):
+        raise UsageError(NOTHING_LEFT)
+    rows = _rows(this, job, context)
     uploads = [push.Upload(directory / f.name, f.sha256) for f in this.files]
     directory.mkdir(parents=True, exist_ok=True)
     if share:
         record = manifest.as_json(replace(this, begun=tuple(plans)))
         manifest.write(manifest.partial_path(directory), record)
     else:
-        this = replace(this, errors=_errors(job, earlier, run))
+        this = replace(this, errors=_errors(this.kinds, job, plan, earlier, run))
         rows = [replace(row, use_case=use_case(this.errors[row.type])) for row in rows]
         _write_beside(directory, this, rows, description, job.model)
+        for name in dropped:
+            (directory / name).unlink(missing_ok=True)
         uploads += [push.Upload(directory / name) for name in previous.BESIDE]
-    sent = push.push(target, uploads) if target else []
+    sent = push.push(target, uploads, dropped) if target else []
     return replace(made, manifest=this, rows=rows, pushed=sent)
+
+
+def plan_types(
+    plan: Callable[[Sequence[str]], Job],
+    types: Sequence[str],
+    drop: Sequence[str],
+    earlier: previous.Earlier,
+) -> tuple[Job, tuple[str, ...]]:
+    """The job of the types that are asked for, and their names. Where none is, since some are only
+    to be dropped, the job is of one that stays: the model is to be known. Raises UsageError."""
+    previous.check_drop(earlier, drop)
+    staying = [r.type for r in earlier.records.values() if r.type not in drop]
+    if not types and not staying:
+        raise UsageError(NOTHING_LEFT)
+    job = plan(types or staying[:1])
+    kinds = tuple(output.type for output in job.plan.outputs)
+    if both := set(kinds) & set(drop):
+        raise UsageError(f"{min(both)} is to be made and to be dropped; say one of both")
+    return job, kinds if types else ()
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -151,22 +194,25 @@ def _make_files(
     job: Job,
     this: Manifest,
     plans: Sequence[BegunFile],
+    others: Mapping[Path, FileRecord],
     earlier: previous.Earlier,
     target: push.HubTarget | None,
     run: Run,
 ) -> Release:
-    """Make the files that are missing or damaged, hash them, and complete the manifest."""
+    """Make the files that are missing or damaged, hash them, and complete the manifest; `others`
+    are files on record that are not planned."""
     planned = {f.path: f for f in job.plan.files}
     threads = run.threads or default_threads()
-    check = previous.check_files(list(planned), earlier, threads, run.progress)
-    away = _on_the_hub({p for p in check.make if p.name in earlier.records}, earlier, target)
+    check = previous.check_files([*planned, *others], earlier, threads, run.progress)
+    lacking = check.make - (check.damaged & others.keys())
+    away = _on_the_hub({p for p in lacking if p.name in earlier.records}, earlier, target)
     records = {**check.kept, **away}
     begun = {directory / f.name: f for f in plans}
     new = {p: (begun[p], planned[p]) for p in planned if p not in records}
     here = [previous.stat_record(p, record) for p, record in check.kept.items()]
     making = replace(this, begun=tuple(plans), files=(*here, *away.values()))
     part = replace(job, plan=_part(job.plan, check.make - away.keys()))
-    _make(part, check.damaged, directory, making, run)
+    _make(part, check.damaged - others.keys(), directory, making, run)
 
     def note(path: Path, record: FileRecord) -> None:
         nonlocal making
@@ -176,26 +222,60 @@ def _make_files(
 
     if new:
         checksums.hash_files(new, threads, run.progress, note)
-    others = (r for r in earlier.records.values() if directory / r.name not in planned)
-    left = tuple(replace(r, seen=None) for r in others if (directory / r.name).exists())
-    this = replace(this, files=tuple(replace(records[p], seen=None) for p in planned), left=left)
-    states = {
-        p.name: "made" if p in new else "on the Hub" if p in away else "kept" for p in planned
-    }
+    here_too = previous.whole_sets(others, records.keys())
+    listed = _in_order([*planned, *here_too], records) if here_too else list(planned)
+    gone = {p: r for p, r in others.items() if p not in records and p not in check.damaged}
+    left = tuple(replace(r, seen=None) for r in gone.values()) if this.repo and not target else ()
+    this = replace(this, files=tuple(replace(records[p], seen=None) for p in listed), left=left)
+    states = {p.name: "made" if p in new else "on the Hub" if p in away else "kept" for p in listed}
     states |= {p.name: "made again" for p in check.damaged & new.keys()}
-    notes = [f"{p.name} was damaged; it is made again" for p in sorted(check.damaged)]
-    notes += [f"{r.name} was not asked for this time; it stays as it is" for r in left]
+    notes = [
+        f"{p.name} was damaged; it is made again" for p in sorted(check.damaged - others.keys())
+    ]
+    notes += [
+        f"{p.name} is damaged and no part of the release any more; name its type to make it again"
+        for p in sorted(check.damaged & others.keys())
+    ]
+    elsewhere = f"; with --push {this.repo} it is looked for there" if left else ""
+    notes += [f"{p.name} is not here, and is not listed{elsewhere}" for p in sorted(gone)]
     return Release(directory, this, (), states, notes)
 
 
-def _errors(job: Job, earlier: previous.Earlier, run: Run) -> dict[str, float]:
+def _in_order(paths: Iterable[Path], records: Mapping[Path, FileRecord]) -> list[Path]:
+    """Files of several runs, in the order of `RECIPES`: the smallest type first."""
+    order = {recipe.name: i for i, recipe in enumerate(RECIPES)}
+    return sorted(paths, key=lambda p: order.get(records[p].type.removesuffix("-moe"), len(order)))
+
+
+def _rows(this: Manifest, job: Job, context: int | None) -> list[Row]:
+    """A row for each type of the manifest: from the plan, or from what is on record."""
+    rows = {row.type: row for row in planned_rows(job.plan, context, job.model.kv)}
+    for kind in this.kinds:
+        if kind not in rows:
+            files = [f for f in this.files if f.type == kind]
+            tensors = [Weights(t.name, t.shape, t.format) for f in files for t in f.tensors]
+            sizes = [(f.name, f.nbytes) for f in files]
+            rows[kind] = recorded_row(kind, sizes, tensors, job.model.kv, context)
+    return [rows[kind] for kind in this.kinds]
+
+
+def _errors(
+    kinds: Sequence[str],
+    job: Job,
+    plan: Callable[[Sequence[str]], Job],
+    earlier: previous.Earlier,
+    run: Run,
+) -> dict[str, float]:
     """The mean error of each type, measured where no earlier run did."""
-    known = dict(earlier.whole.errors) if earlier.whole else {}
-    outputs = tuple(o for o in job.plan.outputs if o.type not in known)
+    known = dict(earlier.errors)
+    unknown = [kind for kind in kinds if kind not in known]
+    if not {output.type for output in job.plan.outputs}.issuperset(unknown):
+        job = plan(unknown)
+    outputs = tuple(o for o in job.plan.outputs if o.type in unknown)
     if outputs:
-        plan, threads = replace(job.plan, outputs=outputs), run.threads or default_threads()
-        known |= mean_errors(plan, model_facts(job.model), threads, job.importance)
-    return {output.type: known[output.type] for output in job.plan.outputs}
+        threads, measured = run.threads or default_threads(), replace(job.plan, outputs=outputs)
+        known |= mean_errors(measured, model_facts(job.model), threads, job.importance)
+    return {kind: known[kind] for kind in kinds}
 
 
 def _on_the_hub(
@@ -215,29 +295,33 @@ def _dry_run(
     job: Job,
     this: Manifest,
     plans: Sequence[BegunFile],
-    rows: Sequence[Row],
+    others: Mapping[Path, FileRecord],
     earlier: previous.Earlier,
     target: push.HubTarget | None,
     run: Run,
 ) -> Release:
     """What a run would leave, as far as can be told without reading the files that are there."""
-    sizes = {f.path: f.size for f in job.plan.files}
+    sizes = {f.path: f.size for f in job.plan.files} | {p: r.nbytes for p, r in others.items()}
     there = previous.whole_files(sizes)
     away = _on_the_hub({p for p in sizes if p.name in earlier.records}, earlier, target)
     for note in job.model.notes:
         run.progress.note(note)
     known = {name: record.sha256 for name, record in earlier.records.items()}
-    files = tuple(
-        FileRecord(f.name, f.type, sizes[directory / f.name], known.get(f.name, ""), (), f.plan)
-        for f in plans
-    )
+    records = dict(others)
+    for f in plans:
+        path, digest = directory / f.name, known.get(f.name, "")
+        records[path] = FileRecord(f.name, f.type, sizes[path], digest, (), f.plan)
+    here_too = previous.whole_sets(others, there | away.keys())
+    planned = [directory / f.name for f in plans]
+    listed = _in_order([*planned, *here_too], records) if here_too else planned
     states = {
         p.name: "there" if p in there else "on the Hub" if p in away else "to be made"
-        for p in sizes
+        for p in listed
     }
-    sent = [p.name for p in sizes if p not in away] if target else []
+    sent = [p.name for p in listed if p not in away] if target else []
     pushed = sent + [*previous.BESIDE] * bool(target)
-    return Release(directory, replace(this, files=files), rows, states, pushed=pushed)
+    files = tuple(records[p] for p in listed)
+    return Release(directory, replace(this, files=files), (), states, pushed=pushed)
 
 
 def stem(model: Model) -> str:

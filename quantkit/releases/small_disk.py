@@ -26,6 +26,7 @@ def release_in_parts(
     types: Sequence[str],
     *,
     target: push.HubTarget,
+    drop: Sequence[str] = (),
     run: Run = ONCE,
     **options: Any,
 ) -> Release:
@@ -40,7 +41,7 @@ def release_in_parts(
         return release(source, place, types, target=target, run=run, join=known, **options, **more)
 
     records = directory / RECORDS
-    would = call(directory, replace(run, dry=True))
+    would = call(directory, replace(run, dry=True), drop=drop)
     if run.dry:
         return would
     sent: list[str] = []
@@ -55,7 +56,7 @@ def release_in_parts(
             sent += made.pushed
             for f in made.manifest.files:
                 (place / f.name).unlink(missing_ok=True)
-    whole = call(directory)
+    whole = call(directory, drop=drop)
     for f in whole.manifest.files:
         (directory / f.name).unlink(missing_ok=True)
     shutil.rmtree(records, ignore_errors=True)

@@ -100,6 +100,19 @@ def _planned_row(output: Output, context: int | None, metadata: _Metadata) -> Ro
     return _row(name, output.type, output.size, len(output.files), metadata, weights, context)
 
 
+def recorded_row(
+    label: str,
+    files: Sequence[tuple[str, int]],
+    tensors: Sequence[Weights],
+    kv: Iterable[KeyValue],
+    context: int | None,
+) -> Row:
+    """The row of a model that may be elsewhere, from what is on record: its `files` by name and
+    bytes, its tensors, and the model's metadata."""
+    size, name = sum(nbytes for _, nbytes in files), _name(files[0][0], len(files))
+    return _row(name, label, size, len(files), _Metadata.of(kv), tensors, context)
+
+
 def _name(first: str, files: int) -> str:
     return first if files == 1 else f"{unsplit_name(first)} ({files} files)"
 

@@ -44,6 +44,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
     with UploadHub(TOKEN) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)  # read when it was imported
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield server
 
 
@@ -233,11 +235,13 @@ def test_a_disk_that_is_smaller_than_the_release(
     assert isinstance(result.exception, errors.DiskFull)
     whole, held = push.push, []
 
-    def watched(target: HubTarget, files: Sequence[push.Upload]) -> list[str]:
+    def watched(
+        target: HubTarget, files: Sequence[push.Upload], drop: Sequence[str] = ()
+    ) -> list[str]:
         held.append([p.name for p in out.rglob("*.gguf")])
         if len(held) == 2:
             raise errors.PushInterrupted("org/new: cut")
-        return whole(target, files)
+        return whole(target, files, drop)
 
     monkeypatch.setattr(push, "push", watched)
     result = run(app, [*arguments, "--discard"])
@@ -275,3 +279,56 @@ def test_the_command(checkpoint: Callable[[str], Path], tmp_path: Path, server: 
     assert told["repo"] == "org/new"
     assert told["pushed"] == [told["files"][0]["name"], *BESIDE]
     assert server.private == {"org/new": True}
+
+
+def test_a_type_is_added_to_what_is_public(
+    checkpoint: Callable[[str], Path], made: Release, tmp_path: Path, server: UploadHub
+) -> None:
+    """From a directory that knows nothing of it, as a machine that was just made has."""
+    source, target = checkpoint("mixtral-4x"), HubTarget("org/new")
+    release(source, tmp_path / "first", TYPES, target=target)
+    dry = release(source, tmp_path / "fresh", ["Q6_K"], target=target, run=Run(dry=True))
+    assert list(dry.states.values()) == ["on the Hub", "to be made", "on the Hub"]
+    added = release(source, tmp_path / "fresh", ["Q6_K"], target=target)
+    (new,) = [name for name, state in added.states.items() if state == "made"]
+    assert list(added.pushed) == [new, *(name for name in BESIDE if name != "Modelfile")]
+    held = server.repos["org/new"]
+    assert {*weights(made), new} < held.keys()
+    for name in ("README.md", "index.html", "SHA256SUMS", "manifest.json"):
+        text = held[name].decode()
+        assert all(f.name in text for f in added.manifest.files), name
+    assert [row.type for row in added.rows] == ["Q4_K_M", "Q6_K", "Q8_0"]
+    local = release(source, tmp_path / "fresh", ["Q6_K"])  # nobody asks the Hub
+    assert [f.type for f in local.manifest.files] == ["Q6_K"]
+    assert [f.type for f in local.manifest.left] == ["Q4_K_M", "Q8_0"]
+    assert "with --push org/new it is looked for there" in local.notes[0]
+    again = release(source, tmp_path / "fresh", ["Q6_K"], target=target)
+    assert again.manifest == added.manifest
+
+
+def test_a_type_is_dropped_in_public(
+    checkpoint: Callable[[str], Path], made: Release, tmp_path: Path, server: UploadHub
+) -> None:
+    source, target = checkpoint("mixtral-4x"), HubTarget("org/new")
+    release(source, tmp_path / "first", TYPES, target=target)
+    gone, stays = weights(made)
+    dropped = release(source, tmp_path / "fresh", [], drop=["Q4_K_M"], target=target)
+    assert list(dropped.states.items()) == [(stays, "on the Hub")]
+    assert server.repos["org/new"].keys() == {".gitattributes", stays, *BESIDE}
+    assert gone not in server.repos["org/new"]["README.md"].decode()
+    assert server.commits[-1] == (f"Remove {gone}", [gone])
+
+
+def test_a_card_of_another_model_is_not_taken_away(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    target = HubTarget("org/new")
+    release(checkpoint("mixtral-4x"), tmp_path / "first", TYPES, target=target)
+    other = Path(shutil.copytree(checkpoint("mixtral-8x"), tmp_path / "other"))
+    with pytest.raises(errors.OtherRelease, match=r"org/new holds a release of .*--force"):
+        release(other, tmp_path / "second", ["Q6_K"], target=target)
+    assert not (tmp_path / "second").exists()
+    forced = release(other, tmp_path / "second", ["Q6_K"], target=target, run=Run(force=True))
+    assert len(forced.manifest.files) == 1
+    server.repos["org/new"]["manifest.json"] = b"of somebody else"
+    assert release(other, tmp_path / "second", ["Q6_K"], target=target).pushed == ["manifest.json"]

@@ -101,18 +101,6 @@ def test_a_damaged_file_is_found_and_made_again(
     assert names(copy) == names(whole.directory)
 
 
-def test_what_was_not_asked_for_stays_and_is_said(source: Path, tmp_path: Path) -> None:
-    release(source, tmp_path / "out", ["Q4_0", "Q8_0"])
-    second = release(source, tmp_path / "out", ["Q8_0"])
-    assert second.states == {f"{NAME}-Q8_0.gguf": "kept"}
-    assert second.notes == [f"{NAME}-Q4_0.gguf was not asked for this time; it stays as it is"]
-    assert "Q4_0" not in (tmp_path / "out" / "README.md").read_text()
-    assert "Q4_0" not in (tmp_path / "out" / "SHA256SUMS").read_text()
-    third = release(source, tmp_path / "out", ["Q4_0", "Q8_0"])
-    assert set(third.states.values()) == {"kept"}
-    assert not third.notes
-
-
 def test_a_directory_of_another_model(
     whole: Release, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -204,9 +192,10 @@ def test_a_release_of_another_version_is_said_to_be_one(
         words = f"whose {kind} was made by {version} version of quantkit.*--force"
         with pytest.raises(errors.OtherRelease, match=words):
             release(source, copy)
-        assert release(source, copy, ["Q6_K"]).states == {f"{NAME}-Q6_K.gguf": "kept"}
+        assert set(release(source, copy, ["Q6_K"]).states.values()) == {"kept"}
     made = release(source, copy, ["Q8_0"], run=Run(force=True))
-    assert made.states == {f"{NAME}-Q8_0.gguf": "made"}
+    assert made.states.pop(f"{NAME}-Q8_0.gguf") == "made"
+    assert set(made.states.values()) == {"kept"}
 
 
 def test_a_table_in_a_notebook(whole: Release) -> None:
