@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantkit import LLAMA_CPP
 from quantkit.errors import CorruptFile
+from quantkit.releases.quality import Calibration, Scores
 from quantkit.reporting.inspection import Experts, Parameters
 from quantkit.storage import os_files
 from quantkit.storage.parse import parse_json
@@ -131,8 +133,9 @@ class Manifest:
     """A release. `base_model` and `repo` are names on the Hub (ORG/NAME).
 
     `left`: files of an earlier run that are not here, but may be on the Hub; the card does not list
-    them. `errors`: the mean relative error of each type, once the release is whole. `begun`: every
-    file of a release in the making.
+    them. `errors`: the mean relative error of each type, once the release is whole. `scores`: what
+    was measured in llama.cpp. `llama_cpp`: the version whose bytes these are. `begun`: every file
+    of a release in the making.
     """
 
     quantkit: str  # the version that made it
@@ -147,6 +150,9 @@ class Manifest:
     files: tuple[FileRecord, ...] = ()
     left: tuple[FileRecord, ...] = ()
     errors: Mapping[str, float] = field(default_factory=dict)
+    scores: Scores | None = None
+    imatrix: Calibration | None = None
+    llama_cpp: str = LLAMA_CPP
     begun: tuple[BegunFile, ...] = ()
 
     @property
@@ -167,6 +173,7 @@ class Manifest:
         """Plain values, as manifest.json has them."""
         data = {
             "quantkit": self.quantkit,
+            "llama_cpp": self.llama_cpp,
             "name": self.name,
             "source": self.source,
             "architecture": self.architecture,
@@ -180,6 +187,8 @@ class Manifest:
         unless_empty = {
             "left": [f.as_data() for f in self.left],
             "errors": dict(self.errors),
+            "scores": self.scores and self.scores.as_data(),
+            "imatrix": self.imatrix and asdict(self.imatrix),
             "begun": [asdict(f) for f in self.begun],
         }
         return data | {key: value for key, value in unless_empty.items() if value}
@@ -208,6 +217,9 @@ class Manifest:
             files=tuple(map(FileRecord.of_data, _get(data, "files", list))),
             left=tuple(map(FileRecord.of_data, data.get("left", []))),
             errors=errors,
+            scores=Scores.of_data(data["scores"]) if data.get("scores") else None,
+            imatrix=Calibration.of_data(data["imatrix"]) if data.get("imatrix") else None,
+            llama_cpp=str(data.get("llama_cpp", LLAMA_CPP)),
             begun=tuple(map(BegunFile.of_data, data.get("begun", []))),
         )
 
@@ -249,7 +261,7 @@ def parse(data: bytes, where: str) -> Manifest:
     """A manifest from its text. Raises CorruptFile, which names `where` it is."""
     try:
         return Manifest.of_data(parse_json(data, where))
-    except (ValueError, TypeError, RecursionError) as e:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         raise CorruptFile(
             f"{where}: not a manifest, or damaged ({e}); remove it and run again"
         ) from None

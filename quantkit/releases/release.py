@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit import __version__, plain_text
+from quantkit import __version__
 from quantkit.errors import UsageError
 from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
@@ -26,9 +26,9 @@ from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import PLAIN, Request, model_facts
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.recipes.file_types import RECIPES, RELEASE_TYPES, find_recipe
-from quantkit.recipes.sensitivity import use_case
-from quantkit.releases import card, checksums, manifest, modelfile, page, previous
+from quantkit.releases import beside, checksums, manifest, previous
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
+from quantkit.releases.quality import Test, calibration, scores
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.llama_memory import Weights
@@ -77,6 +77,7 @@ def release(
     share: tuple[int, int] | None = None,
     join: Sequence[Path] = (),
     drop: Sequence[str] = (),
+    test: Test | None = None,
     run: Run = ONCE,
 ) -> Release:
     """Make every type of a source in `directory`, with card, page, checksums and manifest.
@@ -86,8 +87,8 @@ def release(
     Max RAM is for `context` tokens; `base_model` is the model's own name on the Hub (ORG/NAME), if
     it is there; with a `target`, the release is pushed. A `share` (which, of how many) makes only
     some of the files, and no card: a run that is given the directories of all shares in `join`
-    makes it. Raises QuantkitError; OtherRelease if a directory holds another release, before
-    anything is touched.
+    makes it. A `test` measures the files in llama.cpp. Raises QuantkitError; OtherRelease if a
+    directory holds another release, before anything is touched.
     """
     source = Source.parse(source)
     for name in (base_model, target.repo if target else None):
@@ -107,7 +108,7 @@ def release(
     drop = [find_recipe(kind).name for kind in drop]
     job, kinds = plan_types(plan, types, drop, earlier)
     description = inspection.describe(job.model, source)
-    this, plans = _begin_manifest(source, job, description)
+    this, plans = _begin_manifest(source, job, description, imatrix)
     previous.check_place(source, directory, earlier, run.force)
     if run.force:
         earlier = previous.begun_anew(earlier, this, kinds)
@@ -142,11 +143,12 @@ def release(
         manifest.write(manifest.partial_path(directory), record)
     else:
         this = replace(this, errors=_errors(this.kinds, job, plan, earlier, run))
-        rows = [replace(row, use_case=use_case(this.errors[row.type])) for row in rows]
-        _write_beside(directory, this, rows, description, job.model)
+        first = {kind: directory / this.first_file(kind) for kind in this.kinds}
+        this = replace(this, scores=scores(test, before.scores if before else None, first))
+        written = beside.write(directory, this, rows, description, job.model)
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
-        uploads += [push.Upload(directory / name) for name in previous.BESIDE]
+        uploads += [push.Upload(directory / name) for name in written]
     sent = push.push(target, uploads, dropped) if target else []
     return replace(made, manifest=this, rows=rows, pushed=sent)
 
@@ -340,7 +342,7 @@ def stem(model: Model) -> str:
 
 
 def _begin_manifest(
-    source: Source, job: Job, description: Description
+    source: Source, job: Job, description: Description, imatrix: Imatrix | None
 ) -> tuple[Manifest, list[BegunFile]]:
     """The manifest before there are files; and every file that is planned."""
     identity = identities(job.plan, job.importance)
@@ -358,6 +360,7 @@ def _begin_manifest(
         parameters=description.parameters,
         experts=description.experts,
         made_from=MadeFrom(of_any.source, of_any.importance),
+        imatrix=calibration(imatrix, job.importance, job.plan),
     )
     return this, plans
 
@@ -392,26 +395,3 @@ def _make(job: Job, damaged: frozenset[Path], directory: Path, making: Manifest,
             with contextlib.suppress(OSError):
                 directory.rmdir()  # if it is empty
         raise
-
-
-def _write_beside(
-    directory: Path, this: Manifest, rows: Sequence[Row], description: Description, model: Model
-) -> None:
-    """Everything but the weights; the manifest last."""
-    values = {item.key: item.value for item in model.kv}
-    usual = card.usual(rows)
-    first = this.first_file(usual.type)
-    measured = page.error_by_size(rows, this.errors)
-    drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
-    shown = {name: figure.title for name, figure in drawn.items()}
-    texts = {
-        **{name: figure.draw(width=720) for name, figure in drawn.items()},
-        previous.CARD: card.render(this, rows, description, values, shown),
-        previous.PAGE: page.render(this, rows, description, [measured]),
-        previous.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
-        manifest.CHECKSUMS: manifest.as_checksums(this.files),
-        manifest.NAME: manifest.as_json(this),
-    }
-    for name, text in texts.items():
-        manifest.write(directory / name, plain_text.lines(text))
-    manifest.remove(manifest.partial_path(directory))

@@ -28,7 +28,8 @@ AUDITED = {
     "ernie-fused": (S003, S005, S006, S007), "gemma4-e2b": (S003,),
     "gemma4-moe-nvfp4": (S003, S005, S006, S007), "glm5": (S003, S005, S007),
     "gpt-oss-bf16": (S003, S005, S007), "grok2-split": (S003,), "internlm2": (S003,),
-    "llama-nvfp4": (S003, S006, S007), "llama4": (S003, S006, S007), "minimax-m1": (S005, S007), "mistral4": (S003, S006, S007),
+    "llama-nvfp4": (S003, S006, S007), "llama4": (S003, S006, S007), "minimax-m1": (S005, S007),
+    "mistral4": (S003, S006, S007),
     "olmoe": (S003, S005, S007), "phimoe": (S003, S005, S007),
 }  # fmt: skip
 CHATML = (

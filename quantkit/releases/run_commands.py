@@ -1,0 +1,69 @@
+"""The commands that a release's readers copy: to download a file, and to run it. The card and the
+page show the same."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import NamedTuple
+from urllib.parse import quote
+
+from quantkit.gguf.splits import unsplit_name
+from quantkit.model.provenance import HUB
+from quantkit.releases.manifest import CHECKSUMS, Manifest
+from quantkit.reporting.table import Row
+
+
+class Command(NamedTuple):
+    """A command: the program that it is for, what it does, and its text."""
+
+    program: str
+    what: str
+    text: str
+
+
+def download(manifest: Manifest, row: Row) -> str:
+    """The command that downloads a type, all of its splits; "" for what is not on the Hub."""
+    if not manifest.repo:
+        return ""
+    first = manifest.first_file(row.type)
+    name = first if row.files == 1 else f"{unsplit_name(first)}-?????-of-?????.gguf"
+    return f"hf download {manifest.repo} --include {shlex.quote(name)} --local-dir ."
+
+
+def address(manifest: Manifest, name: str) -> str:
+    """Where a file is downloaded: on the Hub, or beside what names it."""
+    where = f"{HUB}{manifest.repo}/resolve/main/" if manifest.repo else "./"
+    return where + quote(name)
+
+
+def run_commands(manifest: Manifest, usual: Row, chats: bool) -> list[Command]:
+    """Commands that run the usual file; `chats`: it has a chat template."""
+    repo, first = manifest.repo, manifest.first_file(usual.type)
+    file, context = shlex.quote(first), f"-c {usual.context}"
+    here = f"-m {file} {context}"
+    there = f"-hf {repo}:{usual.type} {context}" if repo else here
+    program, prompt = ("llama-cli", "") if chats else ("llama-completion", ' -p "Once upon a time"')
+    found = [Command("llama.cpp", "a server with a web page", f"llama-server {there}")]
+    if usual.experts_on_cpu_ram_bytes is not None:
+        what = "the same, experts in main memory and the rest on the GPU"
+        found.append(Command("llama.cpp", what, f"llama-server {there} -ngl 99 --cpu-moe"))
+    found.append(Command("llama.cpp", "in a terminal", f"{program} {there}{prompt}"))
+    if repo:
+        found.append(Command("llama.cpp", "a file that is here", f"{program} {here}{prompt}"))
+    if usual.files == 1:  # Ollama takes no splits
+        if repo:
+            text = f"ollama run hf.co/{repo}:{usual.type}"
+            found.append(Command("Ollama", "from the Hub", text))
+        name = re.sub(r"[^a-z0-9._-]+", "-", manifest.name.lower()).strip("-.") or "model"
+        text = f"ollama create {name} -f Modelfile && ollama run {name}"
+        found.append(Command("Ollama", "from a file that is here", text))
+    else:
+        whole = shlex.quote(f"{unsplit_name(first)}.gguf")
+        text = f"quantkit merge {file} -o {whole}"
+        found.append(Command("Ollama", "it takes no splits: join them, then see Modelfile", text))
+    if repo:
+        found.append(Command("LM Studio", "from the Hub", f"lms get {HUB}{repo}"))
+    found.append(Command("LM Studio", "a file that is here", f"lms import {file}"))
+    text = f"sha256sum -c {CHECKSUMS} --ignore-missing"
+    return [*found, Command("Checking a download", "", text)]
