@@ -24,6 +24,7 @@ from quantkit.recipes.choose import NO_OVERRIDES, Overrides
 from quantkit.recipes.file_types import named_types, release_types, with_mixture
 from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
+from quantkit.source.gguf_set import model_files
 from quantkit.source.location import Source, SourceLike
 
 if TYPE_CHECKING:
@@ -185,10 +186,12 @@ def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SI
 
 
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
-    """The table of a model card for GGUF files: a row for each, and one for each set of splits.
+    """The table of a model card for GGUF files (or directories of them): a row for each, and one
+    for each set of splits.
     Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
     paths = [files] if isinstance(files, str | os.PathLike) else list(files)
-    return Table(tuple(read_rows([Path(p) for p in paths], context)))
+    models = [file for path in paths for file in model_files(Path(path))]
+    return Table(tuple(read_rows(models, context)))
 
 
 def fit(
@@ -234,6 +237,7 @@ def release(
     push: str | HubTarget | None = None,
     discard: bool = False,
     base_model: str | None = None,
+    kl: Sequence[StrPath] = (),
     share: tuple[int, int] | None = None,
     join: Sequence[StrPath] = (),
     drop: str | Iterable[str] = (),
@@ -254,7 +258,8 @@ def release(
     `push` (ORG/NAME) brings it to the Hub; with `discard` no file stays here once it is there.
     `share` (which, of how many) makes only some of the files, and no card: `join` names the
     directories of all shares. What earlier runs made stays in the release, but for the types to
-    `drop`; without `types`, those to drop are all that changes.
+    `drop`; without `types`, those to drop are all that changes. `kl` are texts over which the KL
+    divergence of each file from the source is measured, for the card (the `llama` extra).
     """
     from quantkit.releases.release import release as make
     from quantkit.releases.small_disk import release_in_parts
@@ -262,6 +267,8 @@ def release(
     target = HubTarget(push) if isinstance(push, str) else push
     if discard and (target is None or share or join):
         raise UsageError("--discard goes with --push, and without --share and --join")
+    if kl and (discard or share or join):
+        raise UsageError("--kl needs all files here: without --discard, --share and --join")
     gone = _types(drop)
     if gone and share:
         raise UsageError("--drop goes without --share")
@@ -279,6 +286,11 @@ def release(
     directory = Path(output)
     if target and discard:
         return release_in_parts(source, directory, wanted, target=target, **options)
+    if kl:
+        from quantkit.verification.llama_run import release_test
+
+        texts = [Path(text) for text in kl]
+        options["test"] = release_test(source, texts, reading, directory, threads, progress)
     shares = [Path(path) for path in join]
     return make(source, directory, wanted, target=target, share=share, join=shares, **options)
 

@@ -17,6 +17,7 @@ from quantkit import __version__
 from quantkit.commands import (
     convert,
     fit,
+    help,
     inspect,
     plan,
     quantize,
@@ -42,15 +43,69 @@ def _version(wanted: bool) -> None:
 
 
 def root(
+    context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "-V", "--version", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Convert, quantize and release GGUF models, byte for byte as llama.cpp makes them."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+class Command(typer.core.TyperCommand):
+    """One command: its help is ours, and it understands words in another tool's order."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Its help."""
+        return help.of_command(self)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Options and arguments. Words that have no place get one, or a UsageError says which."""
+        left = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            from quantkit.commands import mistakes
+
+            first = next(p.name for p in self.params if p.param_type_name == "argument")
+            mistakes.settle_words(str(self.name), ctx.params, str(first), ctx.args)
+            ctx.args, left = [], []
+        return left
 
 
 class Commands(typer.core.TyperGroup):
     """The commands; an argument that turns out to be wrong is wrong usage, wherever it is found."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The help of the whole."""
+        return help.of_group(self)
+
+    def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
+        """Run as a program: exit code 2 and one line for wrong usage, 130 for Ctrl-C."""
+        given = list(sys.argv[1:] if args is None else args)
+        extra |= {"prog_name": "quantkit", "standalone_mode": False, "obj": given}
+        try:
+            code = super().main(given, **extra)
+        except _WRONG_USAGE as e:
+            from quantkit.commands import mistakes
+
+            everything: Any = typer.main.get_command(app)
+            _say_error(mistakes.words(e, everything.commands))
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is named first. Raises UsageError if there is none of that name."""
+        if not (ctx.resilient_parsing or args[0] in self.commands or args[0].startswith("-")):
+            from quantkit.commands import mistakes
+            from quantkit.errors import UsageError
+
+            raise UsageError(mistakes.unknown_command(args[0], [c.__name__ for c in COMMANDS]))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that is named. Exit code 2 for wrong usage."""
@@ -59,22 +114,29 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as e:
-            typer.echo(f"error: {e}", err=True)
+            _say_error(str(e))
             raise typer.Exit(2) from None
+
+
+# the root of click's errors, which typer brings with it or imports, as its version is
+_WRONG_USAGE: Any = typer.BadParameter.__mro__[2]
+
+
+def _say_error(text: str) -> None:
+    typer.echo(f"error: {text}", err=True)
 
 
 def _app(commands: Sequence[Callable[..., None]]) -> typer.Typer:
     made = typer.Typer(
         cls=Commands,
-        add_completion=False,
-        no_args_is_help=True,
+        invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     made.callback()(root)
     for command in commands:
-        made.command()(command)
+        made.command(cls=Command, context_settings={"allow_extra_args": True})(command)
     return made
 
 
@@ -111,22 +173,20 @@ def main() -> None:
         (_app(named) if named else app)()  # typer looks long at every command that an app has
     except PlanError as e:
         traceback.print_exc()
-        typer.echo(f"error: {e}; this is a bug in quantkit, please report it: {ISSUES}", err=True)
+        _say_error(f"{e}; this is a bug in quantkit, please report it: {ISSUES}")
         sys.exit(1)
     except QuantkitError as e:
-        typer.echo(f"error: {e}", err=True)
+        _say_error(str(e))
         sys.exit(1)
     except OSError as e:
-        typer.echo(
-            f"error: {one_line(str(e.filename or 'input or output'))}: {e.strerror}", err=True
-        )
+        _say_error(f"{one_line(str(e.filename or 'input or output'))}: {e.strerror}")
         sys.exit(1)
     except ValueError as e:
         from quant_types import KernelError
 
         if not isinstance(e, KernelError):
             raise
-        typer.echo(f"error: {e}", err=True)
+        _say_error(str(e))
         sys.exit(1)
     finally:
         gc.freeze()  # the process ends: nothing is to be looked for

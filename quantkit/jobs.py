@@ -46,6 +46,8 @@ class Run:
 
 
 ONCE = Run()
+# how the names of files end that are mistaken for ours; anything else is a directory
+OTHER_FILES = (".bin", ".ggml", ".safetensors", ".pt", ".pth", ".txt", ".json", ".zip", ".part")
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def split(source: SourceLike, output: Path | None, splits: Splits, run: Run = ON
     if not splits:
         raise UsageError("say where to split: --split-max-size 4G or --split-max-tensors 128")
     source = Source.parse(source)
+    check_name(output)
     model = open_gguf(source)
     own = f"{unsplit_name(Path(str(source)).name)}.gguf"
     if output is None or output.is_dir():
@@ -223,6 +226,8 @@ def split(source: SourceLike, output: Path | None, splits: Splits, run: Run = ON
 
 def merge(first: SourceLike, output: Path, run: Run = ONCE) -> Plan:
     """Join a set of splits, of which `first` is any, into one file."""
+    if not is_gguf(output):
+        raise UsageError(f"{output}: one file is written, and its name ends in .gguf")
     model = open_gguf(first)
     return carry_out(Job(model, plan_copy(model, output), {}), run)
 
@@ -266,13 +271,19 @@ def _told(job: Job, splits: Splits) -> Job:
 
 def _tell_notes(job: Job, run: Run) -> None:
     for note in job.model.notes:
-        run.progress.note(note)
+        run.progress.tell(note)
 
 
 def _label(model: Model) -> str:
     file_type = next(item.value for item in model.kv if item.key == "general.file_type")
     labels = {**dict(OUTTYPES.values()), **KEPT}
     return labels[file_type]
+
+
+def check_name(output: Path | None) -> None:
+    """Raises UsageError for the name of a file that is none of ours, and no directory."""
+    if output is not None and output.suffix.lower() in OTHER_FILES and not output.is_dir():
+        raise UsageError(f"{output}: the name of a file that is written ends in .gguf")
 
 
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:
@@ -282,4 +293,5 @@ def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Pat
                 f"{output} is one file and {len(labels)} types are asked for; give -o a directory"
             )
         return [output]
+    check_name(output)
     return [(output or Path()) / f"{model.name}-{label}.gguf" for label in labels]

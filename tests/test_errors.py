@@ -295,8 +295,30 @@ def test_output_that_is_the_input(broken: Broken, tmp_path: Path) -> None:
 
 
 def test_output_directory_that_is_not_there(broken: Broken, tmp_path: Path) -> None:
-    with pytest.raises(errors.OutputError, match="no such directory"):
-        quantize(broken(), ["Q8_0"], tmp_path / "nowhere" / "m.gguf")
+    quantize(broken(), ["Q8_0"], tmp_path / "new" / "er" / "m.gguf")
+    assert [p.name for p in (tmp_path / "new" / "er").iterdir()] == ["m.gguf"]
+
+
+def test_a_file_where_a_directory_should_be(broken: Broken, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.OutputError, match="is a file, and no directory"):
+        quantize(broken(), ["Q8_0"], tmp_path / "file" / "new" / "m.gguf")
+
+
+def test_nothing_is_left_of_a_directory_that_was_made_in_vain(
+    broken: Broken, tmp_path: Path
+) -> None:
+    source = broken()
+
+    def spoil(tensors: dict[str, Any]) -> None:
+        name = next(n for n in tensors if n.endswith("k_proj.weight"))
+        dtype, shape, data = tensors[name]
+        tensors[name] = (dtype, shape, b"\xff" * len(data))
+
+    edit_tensors(source, spoil)
+    with pytest.raises(errors.NonFiniteWeight):
+        quantize(source, ["Q8_0"], tmp_path / "new" / "er" / "m.gguf")
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
 
 
 def test_two_types_into_one_file(broken: Broken, tmp_path: Path) -> None:
@@ -306,7 +328,7 @@ def test_two_types_into_one_file(broken: Broken, tmp_path: Path) -> None:
 
 def test_unknown_type(broken: Broken, tmp_path: Path) -> None:
     with pytest.raises(errors.UsageError, match="Q4_K_M"):
-        quantize(broken(), ["Q4_KM"], tmp_path)
+        quantize(broken(), ["Q4_KN"], tmp_path)
 
 
 def test_unknown_outtype(broken: Broken, tmp_path: Path) -> None:
@@ -321,7 +343,11 @@ def test_quantizing_what_is_quantized(broken: Broken, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_gguf(broken: Broken, tmp_path: Path) -> None:
-    fails(errors.CorruptFile, "not a GGUF file", broken() / "config.json", tmp_path / "out")
+    source = broken()
+    words = f"a part of a checkpoint & the model is its directory, {source}"
+    fails(errors.UnsupportedSource, words, source / "config.json", tmp_path / "out")
+    (source / "model.md").write_text("GGML")
+    fails(errors.CorruptFile, "not a GGUF file", source / "model.md", tmp_path / "other")
 
 
 def test_tokenizer_missing(broken: Broken, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ LAYERS = (
     {"api"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 )
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from quantkit.reporting.table import Column, Row
     from quantkit.reporting.written import Written
 
+SECONDS = 15.0  # between lines of progress where there is no terminal
+
 
 def say(text: str, err: bool = False) -> None:
     """Print text in which words from outside may stand: nothing in it is obeyed by a terminal."""
@@ -26,12 +28,15 @@ def say(text: str, err: bool = False) -> None:
 
 
 class TerminalProgress(Progress):
-    """Notes and a progress bar on stderr, with rate and time left; no bar where nobody watches."""
+    """What a person sees of a job, on stderr: notes, and how far it is, with rate and time left: a
+    bar at a terminal, elsewhere a line every 15 seconds. Nothing of it if `quiet`; details and the
+    time of each step if `verbose`."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
         self.seconds = 0.0
         self._bar: Any = None
-        self._step = ""
+        self._step, self._began, self._said, self._done = "", 0.0, 0.0, 0
 
     def __enter__(self) -> TerminalProgress:
         self._started = time.monotonic()
@@ -39,38 +44,88 @@ class TerminalProgress(Progress):
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.seconds = time.monotonic() - self._started
-        if self._bar is not None:
-            self._bar.stop()
+        self._end()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             typer.echo("stopped; the same command goes on from here", err=True)
             sys.exit(130)
 
     def note(self, text: str) -> None:
-        say(f"note: {one_line(text)}", err=True)
+        if not self.quiet:
+            say(f"note: {one_line(text)}", err=True)
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            self.note(text)
 
     def update(self, step: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
+        if self.quiet:
             return
-        if step != self._step or self._bar is None:
-            self._begin(step)
-        self._bar.update(self._task, completed=done, total=total)
+        now = time.monotonic()
+        if step != self._step:
+            self._end()
+            self._step, self._began, self._said = step, now, now
+            if sys.stderr.isatty():
+                self._bar = _bar(step, total)
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(self._bar.tasks[0].id, completed=done, total=total)
+        elif now - self._said >= SECONDS:
+            self._said = now
+            say(_line(step, done, total, now - self._began), err=True)
 
-    def _begin(self, step: str) -> None:
-        from rich import progress
-        from rich.console import Console
-
+    def _end(self) -> None:
+        """A step has ended."""
         if self._bar is not None:
             self._bar.stop()
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._bar.start()
-        self._step, self._task = step, self._bar.add_task(step, total=None)
+        if self._step and self.verbose:
+            from quantkit.reporting.numbers import gigabytes
+
+            seconds = time.monotonic() - self._began
+            say(f"{self._step}: {gigabytes(self._done)} in {seconds:.1f} s", err=True)
+        self._bar, self._step = None, ""
+
+
+def _line(step: str, done: int, total: int, seconds: float) -> str:
+    """How far a step is, for a log."""
+    from quantkit.reporting.numbers import gigabytes
+
+    rate = done / seconds if seconds else 0.0
+    left = f", {clock((total - done) / rate)} left" if rate else ""
+    percent = 100 * done // total if total else 100
+    return f"{step}: {percent}% of {gigabytes(total)}, {gigabytes(round(rate))}/s{left}"
+
+
+def clock(seconds: float) -> str:
+    """`45 s`, `3:07` or `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest} s"
+
+
+def _bar(step: str, total: int) -> Any:
+    """A bar with as much beside it as a line of this terminal holds."""
+    from rich import progress
+    from rich.console import Console
+    from rich.table import Column as Place
+
+    console, whole = Console(stderr=True), Place(no_wrap=True)
+    parts: list[progress.ProgressColumn] = [
+        progress.TextColumn("{task.description}", table_column=whole),
+        progress.BarColumn(max(min(console.width - 60, 40), 8), table_column=whole),
+        progress.TaskProgressColumn(table_column=whole),
+    ]
+    if console.width >= 90:
+        parts.append(progress.DownloadColumn(table_column=whole))
+    if console.width >= 54:
+        parts.append(progress.TransferSpeedColumn(table_column=whole))
+    if console.width >= 44:
+        parts.append(progress.TimeRemainingColumn(compact=True, table_column=whole))
+    bar = progress.Progress(*parts, console=console)
+    bar.add_task(step, total=total)
+    bar.start()
+    return bar
 
 
 def print_table(
@@ -84,7 +139,12 @@ def print_table(
     if style == "table":
         from rich.console import Console
 
-        Console().print(table.as_table(rows, shown or table.CARD))
+        console = Console()
+        drawn, left = table.as_table(rows, shown or table.CARD, console.width)
+        console.print(drawn)
+        if left:
+            names = ", ".join(column.name for column in left)
+            say(f"no room for: {names}; a wider terminal, or --format markdown, has all", err=True)
     elif style == "json":
         typer.echo(json.dumps(table.as_json(rows, shown or ()), indent=2))
     elif style == "csv":
@@ -94,11 +154,13 @@ def print_table(
         say(text(rows, shown or table.CARD))
 
 
-def show_written(written: Written, as_json: bool, dry: bool, seconds: float) -> None:
+def show_written(written: Written, as_json: bool, dry: bool, progress: TerminalProgress) -> None:
     """What was written, or would be."""
     if as_json:
-        data = {**written.as_data(with_tensors=dry), "seconds": round(seconds, 3)}
+        data = {**written.as_data(with_tensors=dry), "seconds": round(progress.seconds, 3)}
         typer.echo(json.dumps(data, indent=2))
+        return
+    if progress.quiet:
         return
     from quantkit.reporting.numbers import gigabytes
 

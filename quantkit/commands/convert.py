@@ -13,24 +13,45 @@ if TYPE_CHECKING:
     from quantkit.gguf.splits import Splits
     from quantkit.model.open import Reading
 
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
-@options.takes(reading=options.reading_and_layout, splits=options.splitting, run=options.running)
+
+@options.takes(
+    reading=options.reading_and_layout,
+    splits=options.splitting,
+    run=options.running,
+    progress=options.watching,
+)
 def convert(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint directory, or hf://ORG/MODEL.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A checkpoint directory, or hf://ORG/MODEL."),
+    ],
     output: options.Out = None,
     outtype: Annotated[
-        str, typer.Option("--outtype", help="auto, f32, f16, bf16 or q8_0.")
+        str,
+        typer.Option(
+            "--outtype",
+            metavar="NAME",
+            rich_help_panel=options.TYPES,
+            autocompletion=lambda: list(OUTTYPES),
+            help="auto (16 bits, as the source has them), f32, f16, bf16 or q8_0.",
+        ),
     ] = "auto",
     *,
     reading: Reading,
     splits: Splits,
     run: dict[str, Any],
+    progress: TerminalProgress,
     as_json: options.Json = False,
 ) -> None:
     """Convert a checkpoint to GGUF."""
     from quantkit import api
+    from quantkit.commands.mistakes import quantized_outtype
 
-    with TerminalProgress() as progress:
+    if outtype.lower() not in OUTTYPES:
+        quantized_outtype(checkpoint, outtype)
+    with progress:
         written = api.convert(
             checkpoint,
             output,
@@ -40,4 +61,4 @@ def convert(
             progress=progress,
             **run,
         )
-    show_written(written, as_json, run["dry_run"], progress.seconds)
+    show_written(written, as_json, run["dry_run"], progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands import options
+from quantkit.commands import options, values
 from quantkit.commands.console import TerminalProgress, say
 from quantkit.plain_text import one_line
 
@@ -17,30 +17,58 @@ if TYPE_CHECKING:
     from quantkit.model.open import Reading
 
 
-@options.takes(reading=options.reading)
+@options.takes(reading=options.reading, progress=options.watching)
 def fit(
     source: options.SourceArgument,
-    size: Annotated[str | None, typer.Option("--size", help="The file's size: 12GB.")] = None,
-    ram: Annotated[str | None, typer.Option("--ram", help="Memory to run it in: 16GB.")] = None,
-    bpw: Annotated[float | None, typer.Option("--bpw", help="Bits per weight: 4.5.")] = None,
-    context: Annotated[
-        int | None, typer.Option("--ctx", min=1, help="Tokens of context for --ram.")
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="SIZE", help="The file's size: 12GB.")
     ] = None,
+    ram: options.Ram = None,
+    bpw: Annotated[
+        float | None, typer.Option("--bpw", metavar="BITS", help="Bits per weight: 4.5.")
+    ] = None,
+    context: options.Context = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Make the file, too (or in a directory).")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            "--outfile",
+            metavar="PATH",
+            rich_help_panel=options.OUTPUT,
+            help="Make the file, too: a .gguf file, or a directory.",
+        ),
     ] = None,
     recipe_file: Annotated[
-        Path | None, typer.Option(help="Where the recipe goes (default: NAME-fit.txt, here).")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=options.OUTPUT,
+            help="Where the recipe goes (default: NAME-fit.txt, here).",
+        ),
     ] = None,
     formats: Annotated[
-        str | None, typer.Option("--formats", help="Choose from these, such as Q3_K,Q4_K,Q6_K.")
-    ] = None,
+        list[str],
+        typer.Option(
+            "--formats",
+            metavar="LIST",
+            rich_help_panel=options.TYPES,
+            help="Choose from these, such as Q3_K,Q4_K,Q6_K.",
+        ),
+    ] = [],  # noqa: B006
     imatrix: options.ImatrixFile = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", help="Draw size against error, as an SVG file.")
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE",
+            rich_help_panel=options.OUTPUT,
+            help="Draw size against error, as an SVG file.",
+        ),
     ] = None,
     *,
     reading: Reading,
+    progress: TerminalProgress,
     threads: options.Threads = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -52,15 +80,15 @@ def fit(
     from quantkit.fitting.fit import picture as drawn
     from quantkit.jobs import Run
 
-    matrix = options.read_imatrix(imatrix)
-    with TerminalProgress() as progress:
+    matrix = values.read_imatrix(imatrix)
+    with progress:
         fit = api.fit(
             source,
-            size=size,
-            ram=ram,
+            size=values.size("--size", size),
+            ram=values.size("--ram", ram),
             bits_per_weight=bpw,
             context=context,
-            formats=options.names(formats) if formats else None,
+            formats=values.names(formats) or None,
             imatrix=matrix,
             reading=reading,
             threads=threads,
@@ -73,8 +101,8 @@ def fit(
             raise OutputExists(f"{path} exists; give --force to overwrite it")
     files = []
     if output is not None:
-        with TerminalProgress() as making:
-            run = Run(force=force, threads=threads, progress=making)
+        with progress:
+            run = Run(force=force, threads=threads, progress=progress)
             made = make(source, fit, output, imatrix=matrix, reading=reading, run=run)
         files = [f.path for f in made.files]
     for path, text in texts.items():

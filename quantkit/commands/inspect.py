@@ -7,20 +7,26 @@ from typing import Annotated
 
 import typer
 
+from quantkit.commands import options
 from quantkit.commands.console import TerminalProgress, say
-from quantkit.commands.options import Json
 from quantkit.plain_text import one_line
 
 
+@options.takes(progress=options.watching)
 def inspect(
     source: Annotated[
-        str | None, typer.Argument(help="A checkpoint directory or a GGUF file.")
+        str | None,
+        typer.Argument(
+            metavar="SOURCE", help="A checkpoint directory, a GGUF file, or hf://ORG/MODEL."
+        ),
     ] = None,
     headers: Annotated[bool, typer.Option("--headers", help="Do not read the weights.")] = False,
     architectures: Annotated[
         bool, typer.Option("--architectures", help="List the architectures that are converted.")
     ] = False,
-    as_json: Json = False,
+    *,
+    progress: TerminalProgress,
+    as_json: options.Json = False,
 ) -> None:
     """Say what a model is, and what is wrong with it, before anything is made of it."""
     from quantkit import api
@@ -34,7 +40,7 @@ def inspect(
         return
     if source is None:
         raise UsageError("name a checkpoint directory or a GGUF file, or give --architectures")
-    with TerminalProgress() as progress:
+    with progress:
         inspection = api.inspect(source, weights=not headers, progress=progress)
     if as_json:
         typer.echo(json.dumps(inspection.as_data(), indent=2))

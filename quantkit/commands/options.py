@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.commands import values
+from quantkit.commands.console import TerminalProgress
+
 if TYPE_CHECKING:
-    from quantkit.calibration.imatrix import Imatrix
     from quantkit.gguf.splits import Splits
     from quantkit.model.open import Reading
     from quantkit.reporting.table import Column
@@ -64,40 +66,171 @@ class TableFormat(str, Enum):
     html = "html"
 
 
+# panels of help, in the order of `help.PANELS`
+TYPES, OUTPUT, HUB, SPLITS = "Types", "Output", "Hub", "Splits"
+EXPERTS, CONVERSION, MACHINE = "Experts", "Conversion", "Machine"
+
+
 SourceArgument = Annotated[
-    str, typer.Argument(help="A checkpoint directory, a GGUF file, or hf://...")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="A checkpoint directory, a GGUF file, or hf://ORG/MODEL."
+    ),
+]
+Types = Annotated[
+    list[str],
+    typer.Option(
+        "-t",
+        "--type",
+        "--types",
+        metavar="TYPE",
+        rich_help_panel=TYPES,
+        autocompletion=values.complete_type,
+        help="Q4_K_M, Q8_0 ..., or a set: default, static, i1. Several with commas, with spaces or "
+        "repeated.",
+    ),
 ]
 Out = Annotated[
-    Path | None, typer.Option("-o", "--output", help="A .gguf file or a directory (default: here).")
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        "--outfile",
+        metavar="PATH",
+        rich_help_panel=OUTPUT,
+        help="A .gguf file, or a directory (default: here); it is made if it is not there.",
+    ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite outputs that exist.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Context = Annotated[int | None, typer.Option("--ctx", min=1, help="Tokens of context for Max RAM.")]
+Force = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Overwrite outputs that exist.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print the result as JSON.")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx",
+        min=1,
+        metavar="TOKENS",
+        rich_help_panel=MACHINE,
+        help="Tokens of context for Max RAM (default: the model's own, at most 4096).",
+    ),
+]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Worker threads (default: all cores).")
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        metavar="N",
+        rich_help_panel=MACHINE,
+        help="Worker threads (default: all cores).",
+    ),
 ]
 AllowRequantize = Annotated[
-    bool, typer.Option("--allow-requantize", help="Quantize what is quantized already.")
+    bool,
+    typer.Option(
+        "--allow-requantize", rich_help_panel=TYPES, help="Quantize what is quantized already."
+    ),
 ]
 ImatrixFile = Annotated[
-    str | None, typer.Option("--imatrix", help="An importance matrix (GGUF or .dat).")
+    str | None,
+    typer.Option(
+        "--imatrix",
+        metavar="FILE",
+        rich_help_panel=TYPES,
+        help="An importance matrix (GGUF or .dat).",
+    ),
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option("--recipe", help="moe: fewer bytes for experts, more for the rest; or FILE.gguf."),
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        rich_help_panel=TYPES,
+        help="moe: fewer bytes for experts, more for the rest. Or FILE.gguf: each tensor as there.",
+    ),
 ]
 MaxSize = Annotated[
-    str | None, typer.Option("--split-max-size", help="Begin a new file at this size: 300M, 4G.")
+    str | None,
+    typer.Option(
+        "--split-max-size",
+        metavar="SIZE",
+        rich_help_panel=SPLITS,
+        help="Begin a new file at this size: 300M, 4G.",
+    ),
 ]
-Pre = Annotated[str | None, typer.Option("--pre", help="llama.cpp's name of a BPE pre-tokenizer.")]
+Pre = Annotated[
+    str | None,
+    typer.Option(
+        "--pre",
+        metavar="NAME",
+        rich_help_panel=CONVERSION,
+        help="llama.cpp's name of a BPE pre-tokenizer.",
+    ),
+]
 ExpertsUsed = Annotated[
-    int | None, typer.Option("--experts-used", help="Experts that a token uses.")
+    int | None,
+    typer.Option(
+        "--experts-used",
+        metavar="N",
+        rich_help_panel=EXPERTS,
+        help="Experts that a token uses.",
+    ),
 ]
 KeepExperts = Annotated[
-    str | None, typer.Option("--keep-experts", help="Keep only these experts, such as 0,1,3.")
+    str | None,
+    typer.Option(
+        "--keep-experts",
+        metavar="LIST",
+        rich_help_panel=EXPERTS,
+        help="Keep only these experts, such as 0,1,3.",
+    ),
 ]
-Mtp = Annotated[bool, typer.Option("--mtp", help="Only the layers that predict further tokens.")]
-NoMtp = Annotated[bool, typer.Option("--no-mtp", help="Without those layers.")]
+Mtp = Annotated[
+    bool,
+    typer.Option(
+        "--mtp",
+        rich_help_panel=CONVERSION,
+        help="Only the layers that predict further tokens.",
+    ),
+]
+NoMtp = Annotated[
+    bool, typer.Option("--no-mtp", rich_help_panel=CONVERSION, help="Without those layers.")
+]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        "--ram",
+        metavar="SIZE",
+        rich_help_panel=MACHINE,
+        help="Memory that it is to run in: 16GB.",
+    ),
+]
+
+
+def watching(
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "-q",
+            "--quiet",
+            rich_help_panel=OUTPUT,
+            help="No notes, no progress, no summary; errors and --json are printed.",
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "-v",
+            "--verbose",
+            rich_help_panel=OUTPUT,
+            help="Notes on everything that was chosen, and how long each step took.",
+        ),
+    ] = False,
+) -> TerminalProgress:
+    """How much a person wants to see of a job."""
+    return TerminalProgress(quiet, verbose)
 
 
 def reading(
@@ -118,18 +251,28 @@ def reading_and_layout(
     mtp: Mtp = False,
     no_mtp: NoMtp = False,
     fuse_qkv: Annotated[
-        bool, typer.Option("--fuse-qkv", help="One tensor for attention's q, k and v.")
+        bool,
+        typer.Option(
+            "--fuse-qkv", rich_help_panel=CONVERSION, help="One tensor for attention's q, k and v."
+        ),
     ] = False,
     fuse_gate_up_exps: Annotated[
-        bool, typer.Option("--fuse-gate-up-exps", help="One tensor for the experts' gate and up.")
+        bool,
+        typer.Option(
+            "--fuse-gate-up-exps",
+            rich_help_panel=EXPERTS,
+            help="One tensor for the experts' gate and up.",
+        ),
     ] = False,
     fp8_as_q8: Annotated[
-        bool, typer.Option("--fp8-as-q8", help="What is FP8 becomes Q8_0.")
+        bool,
+        typer.Option("--fp8-as-q8", rich_help_panel=CONVERSION, help="What is FP8 becomes Q8_0."),
     ] = False,
     mistral_format: Annotated[
         bool,
         typer.Option(
             "--mistral-format",
+            rich_help_panel=CONVERSION,
             help="Read params.json and consolidated*.safetensors, not config.json.",
         ),
     ] = False,
@@ -137,14 +280,13 @@ def reading_and_layout(
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
     from quantkit.errors import UsageError
-    from quantkit.gguf.splits import parse_numbers
     from quantkit.model.open import Reading
 
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
     options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format)
-    kept = parse_numbers(keep_experts) if keep_experts else ()
+    kept = values.numbers("--keep-experts", keep_experts)
     return Reading(pre, options, kept, experts_used)
 
 
@@ -152,41 +294,72 @@ def splitting(
     split_max_size: MaxSize = None,
     split_max_tensors: Annotated[
         int,
-        typer.Option("--split-max-tensors", min=0, help="Begin a new file after so many tensors."),
+        typer.Option(
+            "--split-max-tensors",
+            min=0,
+            metavar="N",
+            rich_help_panel=SPLITS,
+            help="Begin a new file after so many tensors.",
+        ),
     ] = 0,
     no_tensor_first_split: Annotated[
-        bool, typer.Option("--no-tensor-first-split", help="Only metadata in the first split.")
+        bool,
+        typer.Option(
+            "--no-tensor-first-split",
+            rich_help_panel=SPLITS,
+            help="Only metadata in the first split.",
+        ),
     ] = False,
 ) -> Splits:
     """Where a new file begins."""
-    from quantkit.gguf.splits import Splits, parse_size
+    from quantkit.gguf.splits import Splits
 
-    size = parse_size(split_max_size) if split_max_size else 0
-    return Splits(size, split_max_tensors, no_tensor_first_split)
+    limit = values.size("--split-max-size", split_max_size) or 0
+    return Splits(limit, split_max_tensors, no_tensor_first_split)
 
 
 def running(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", rich_help_panel=OUTPUT, help="Say what would be written; write nothing."
+        ),
     ] = False,
     threads: Threads = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="Stay below this much memory: 512MB, 1GB.")
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            rich_help_panel=MACHINE,
+            help="Stay below this much memory: 512MB, 1GB.",
+        ),
     ] = None,
     force: Force = False,
 ) -> dict[str, Any]:
     """How a job is carried out, as the functions of the API take it."""
-    return {"dry_run": dry_run, "threads": threads, "memory": memory, "force": force}
+    bound = values.size("--memory", memory)
+    return {"dry_run": dry_run, "threads": threads, "memory": bound, "force": force}
 
 
 def table(
     columns: Annotated[
-        str | None, typer.Option("--columns", help="The columns, such as name,size,ram.")
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="LIST",
+            rich_help_panel=OUTPUT,
+            help="The columns, such as name,size,ram.",
+        ),
     ] = None,
     table_format: Annotated[
         TableFormat | None,
         typer.Option(
-            "--format", help="Of the table (default: drawn at a terminal, else Markdown)."
+            "--format",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+            help="table, markdown, json, csv or html (default: a table at a terminal, else "
+            "Markdown).",
         ),
     ] = None,
     as_json: Json = False,
@@ -195,20 +368,4 @@ def table(
     from quantkit.reporting.table import columns as named
 
     style = TableFormat.json if as_json else table_format
-    return (named(names(columns)) if columns else None), style
-
-
-def names(text: str) -> list[str]:
-    """The parts of a list with commas."""
-    return [name.strip() for name in text.split(",")]
-
-
-def read_imatrix(
-    path: str | None, include: list[str] | None = None, exclude: list[str] | None = None
-) -> Imatrix | None:
-    """The importance matrix of `--imatrix`, as far as it is to be used."""
-    if path is None:
-        return None
-    from quantkit.calibration.imatrix import read_imatrix, selected
-
-    return selected(read_imatrix(path), include or (), exclude or ())
+    return (named(values.names(columns)) if columns else None), style

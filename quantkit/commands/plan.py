@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands import options
+from quantkit.commands import options, values
 from quantkit.commands.console import print_table, say
 from quantkit.plain_text import one_line
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 @options.takes(reading=options.reading, shown=options.table)
 def plan(
     source: options.SourceArgument,
-    types: Annotated[
-        str | None, typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: all).")
-    ] = None,
+    types: options.Types = [],  # noqa: B006
     context: options.Context = None,
-    ram: Annotated[
-        str | None, typer.Option("--ram", help="Mark what runs in this much memory: 16GB.")
-    ] = None,
+    ram: options.Ram = None,
     disk: Annotated[
-        str | None, typer.Option("--disk", help="Mark what this much disk holds: 20GB.")
+        str | None,
+        typer.Option(
+            "--disk",
+            metavar="SIZE",
+            rich_help_panel=options.MACHINE,
+            help="Mark what this much disk holds: 20GB.",
+        ),
     ] = None,
-    allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Of what is quantized already, too.")
-    ] = False,
+    allow_requantize: options.AllowRequantize = False,
     split_max_size: options.MaxSize = None,
     *,
     reading: Reading,
@@ -40,21 +40,20 @@ def plan(
 ) -> None:
     """Say what quantize would make of a source, from headers alone: sizes, memory, what fits."""
     from quantkit import api
-    from quantkit.gguf.splits import parse_size
 
+    space = values.size("--disk", disk)
     survey = api.plan(
         source,
-        options.names(types) if types else (),
+        values.names(types),
         context=context,
-        ram=ram,
-        disk=disk,
+        ram=values.size("--ram", ram),
+        disk=space,
         allow_requantize=allow_requantize,
         splits=options.splitting(split_max_size),
         reading=reading,
     )
     for note in _refusals(survey.refused):
         say(f"note: {one_line(note)}", err=True)
-    space = parse_size(disk) if disk else None
     columns, style = shown
     if style is options.TableFormat.json and columns is None:
         typer.echo(json.dumps(_json(survey, space), indent=2))

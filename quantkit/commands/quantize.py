@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands import options
+from quantkit.commands import options, values
 from quantkit.commands.console import TerminalProgress, show_written
 
 if TYPE_CHECKING:
@@ -16,70 +16,145 @@ if TYPE_CHECKING:
     from quantkit.model.open import Reading
 
 
-@options.takes(splits=options.splitting, reading=options.reading_and_layout, run=options.running)
+@options.takes(
+    splits=options.splitting,
+    reading=options.reading_and_layout,
+    run=options.running,
+    progress=options.watching,
+)
 def quantize(
     source: options.SourceArgument,
-    types: Annotated[
-        list[str], typer.Option("--type", "-t", help="Q4_K_M, Q8_0 ... May be repeated.")
-    ],
+    types: options.Types = [],  # noqa: B006
     output: options.Out = None,
     recipe: options.Recipe = None,
     imatrix: options.ImatrixFile = None,
     include_weights: Annotated[
-        list[str], typer.Option(help="Use the matrix for these tensors only (part of a name).")
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=options.TYPES,
+            help="Use the matrix for these tensors only (part of a name). May be repeated.",
+        ),
     ] = [],  # noqa: B006
     exclude_weights: Annotated[
-        list[str], typer.Option(help="Do not use the matrix for these tensors.")
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=options.TYPES,
+            help="Do not use the matrix for these tensors. May be repeated.",
+        ),
     ] = [],  # noqa: B006
     imatrix_strict: Annotated[
-        bool, typer.Option("--imatrix-strict", help="Missing importance data is an error.")
+        bool,
+        typer.Option(
+            "--imatrix-strict",
+            rich_help_panel=options.TYPES,
+            help="Missing importance data is an error.",
+        ),
     ] = False,
     pure: Annotated[
-        bool, typer.Option("--pure", help="One format for all tensors, no mixture.")
+        bool,
+        typer.Option(
+            "--pure",
+            rich_help_panel=options.TYPES,
+            help="One format for all tensors, no mixture.",
+        ),
     ] = False,
     output_tensor_type: Annotated[
-        str | None, typer.Option(help="The format of output.weight.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT", rich_help_panel=options.TYPES, help="The format of output.weight."
+        ),
     ] = None,
     token_embedding_type: Annotated[
-        str | None, typer.Option(help="The format of token_embd.weight.")
+        str | None,
+        typer.Option(
+            metavar="FORMAT", rich_help_panel=options.TYPES, help="The format of token_embd.weight."
+        ),
     ] = None,
     leave_output_tensor: Annotated[
-        bool, typer.Option("--leave-output-tensor", help="Leave output.weight as it is.")
+        bool,
+        typer.Option(
+            "--leave-output-tensor",
+            rich_help_panel=options.TYPES,
+            help="Leave output.weight as it is.",
+        ),
     ] = False,
     tensor_type: Annotated[
-        list[str], typer.Option(help="PATTERN=FORMAT, such as ffn_down=Q6_K. May be repeated.")
+        list[str],
+        typer.Option(
+            metavar="PATTERN=FORMAT",
+            rich_help_panel=options.TYPES,
+            help="Another format for some tensors: ffn_down=Q6_K. May be repeated.",
+        ),
     ] = [],  # noqa: B006
     tensor_type_file: Annotated[
-        Path | None, typer.Option(help="A file of PATTERN=FORMAT, one after another.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=options.TYPES,
+            help="A file of PATTERN=FORMAT, one after another.",
+        ),
     ] = None,
     prune_layers: Annotated[
-        str | None, typer.Option(help="Layers to leave out, such as 3,7,8.")
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            rich_help_panel=options.CONVERSION,
+            help="Layers to leave out, such as 3,7,8.",
+        ),
     ] = None,
     override_kv: Annotated[
-        list[str], typer.Option(help="KEY=TYPE:VALUE (int, float, bool, str). May be repeated.")
+        list[str],
+        typer.Option(
+            metavar="KEY=TYPE:VALUE",
+            rich_help_panel=options.CONVERSION,
+            help="Set a key of the metadata (int, float, bool, str). May be repeated.",
+        ),
     ] = [],  # noqa: B006
     allow_requantize: options.AllowRequantize = False,
     keep_split: Annotated[
-        bool, typer.Option("--keep-split", help="Split the outputs as the source is split.")
+        bool,
+        typer.Option(
+            "--keep-split",
+            rich_help_panel=options.SPLITS,
+            help="Split the outputs as the source is split.",
+        ),
     ] = False,
     only_splits: Annotated[
-        str | None, typer.Option(help="Make only these splits, such as 3,7-9.")
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            rich_help_panel=options.SPLITS,
+            help="Make only these splits, such as 3,7-9.",
+        ),
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", help="ray: make every split a task on a Ray cluster.")
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            rich_help_panel=options.MACHINE,
+            help="ray: make every split a task on a Ray cluster.",
+        ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse an output that differs from its label.")
+        bool,
+        typer.Option(
+            "--strict",
+            rich_help_panel=options.OUTPUT,
+            help="Refuse an output that differs from its label.",
+        ),
     ] = False,
     *,
     splits: Splits,
     reading: Reading,
     run: dict[str, Any],
+    progress: TerminalProgress,
     as_json: options.Json = False,
 ) -> None:
     """Quantize a checkpoint or a GGUF file: all types from one read, no 16-bit file in between."""
     from quantkit import api
-    from quantkit.gguf.splits import parse_numbers
     from quantkit.model.pruning import parse_layers
     from quantkit.recipes import choose
     from quantkit.recipes.file_types import find_format
@@ -93,25 +168,26 @@ def quantize(
         leave_output_tensor,
         tuple(choose.tensor_type(text) for text in (*tensor_type, *listed)),
     )
-    with TerminalProgress() as progress:
+    kinds = values.names(types)
+    with progress:
         written = api.quantize(
             source,
-            types,
+            kinds,
             output,
             recipe=recipe,
             overrides=overrides,
-            imatrix=options.read_imatrix(imatrix, include_weights, exclude_weights),
+            imatrix=values.read_imatrix(imatrix, include_weights, exclude_weights),
             imatrix_strict=imatrix_strict,
-            prune_layers=parse_layers(prune_layers) if prune_layers else (),
+            prune_layers=values.named("--prune-layers", prune_layers, parse_layers) or (),
             override_kv=override_kv,
             allow_requantize=allow_requantize,
             keep_split=keep_split,
             splits=splits,
-            only_splits=parse_numbers(only_splits) if only_splits else (),
+            only_splits=values.numbers("--only-splits", only_splits),
             strict=strict,
             cluster=cluster,
             reading=reading,
             progress=progress,
             **run,
         )
-    show_written(written, as_json, run["dry_run"], progress.seconds)
+    show_written(written, as_json, run["dry_run"], progress)

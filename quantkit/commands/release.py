@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress, say
-from quantkit.plain_text import one_line
+from quantkit.commands import options, values
+from quantkit.commands.console import TerminalProgress, clock, say
 
 if TYPE_CHECKING:
     from quantkit.gguf.splits import Splits
@@ -26,64 +26,138 @@ class Commit(str, Enum):
     all = "all"
 
 
-@options.takes(reading=options.reading_and_layout, splits=options.splitting, run=options.running)
+@options.takes(
+    reading=options.reading_and_layout,
+    splits=options.splitting,
+    run=options.running,
+    progress=options.watching,
+)
 def release(
+    invoked: typer.Context,
     source: options.SourceArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The directory to fill.")],
-    types: Annotated[
-        str | None,
-        typer.Option("--types", help="Such as Q4_K_M,Q8_0 (default: eight, from Q2_K to Q8_0)."),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            "--outfile",
+            metavar="DIR",
+            rich_help_panel=options.OUTPUT,
+            help="The directory to fill.",
+        ),
     ] = None,
+    types: options.Types = [],  # noqa: B006
+    drop: Annotated[
+        list[str],
+        typer.Option(
+            "--drop",
+            metavar="TYPE",
+            rich_help_panel=options.TYPES,
+            autocompletion=values.complete_type,
+            help="Take types out of a release, with their files; without --type, add none.",
+        ),
+    ] = [],  # noqa: B006
     recipe: options.Recipe = None,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", help="ORG/MODEL on the Hub that this is made of.")
+        str | None,
+        typer.Option(
+            "--base-model",
+            metavar="ORG/MODEL",
+            rich_help_panel=options.HUB,
+            help="The model on the Hub that this is made of.",
+        ),
     ] = None,
     push: Annotated[
-        str | None, typer.Option("--push", help="ORG/NAME: bring the release to the Hub.")
+        str | None,
+        typer.Option(
+            "--push",
+            metavar="ORG/NAME",
+            rich_help_panel=options.HUB,
+            help="Bring the release to the Hub.",
+        ),
     ] = None,
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="The repository, if it is new.")
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            rich_help_panel=options.HUB,
+            help="The repository, if it is new.",
+        ),
     ] = None,
     commit: Annotated[
-        Commit, typer.Option("--commit", help="Each GGUF file in a commit, or all in one.")
+        Commit,
+        typer.Option(
+            "--commit",
+            metavar="each|all",
+            rich_help_panel=options.HUB,
+            help="Each GGUF file in a commit of its own (as usual), or all in one.",
+        ),
     ] = Commit.each,
     share: Annotated[
         str | None,
-        typer.Option("--share", help="Only a share of the files, such as 3/16; no card."),
+        typer.Option(
+            "--share",
+            metavar="N/OF",
+            rich_help_panel=options.OUTPUT,
+            help="Only a share of the files, such as 3/16; no card.",
+        ),
     ] = None,
     join: Annotated[
-        list[Path], typer.Option("--join", help="Where shares were made. May be repeated.")
+        list[Path],
+        typer.Option(
+            "--join",
+            metavar="DIR",
+            rich_help_panel=options.OUTPUT,
+            help="Where shares were made. May be repeated.",
+        ),
     ] = [],  # noqa: B006
     discard: Annotated[
         bool,
         typer.Option(
-            "--discard", help="Remove each file once it is on the Hub: a small disk will do."
+            "--discard",
+            rich_help_panel=options.HUB,
+            help="Remove each file once it is on the Hub: a small disk will do.",
         ),
     ] = False,
     context: options.Context = None,
     imatrix: options.ImatrixFile = None,
+    kl: Annotated[
+        list[Path],
+        typer.Option(
+            "--kl",
+            metavar="FILE",
+            rich_help_panel=options.OUTPUT,
+            help="A text: KL divergence and perplexity for the card (quantkit-gguf[llama]).",
+        ),
+    ] = [],  # noqa: B006
     allow_requantize: options.AllowRequantize = False,
     *,
     reading: Reading,
     splits: Splits,
     run: dict[str, Any],
+    progress: TerminalProgress,
     as_json: options.Json = False,
 ) -> None:
     """Make a whole release: every type, the model card, the sums, a Modelfile, a manifest."""
     from quantkit import api
+    from quantkit.errors import UsageError
     from quantkit.hub.push import HubTarget
     from quantkit.releases.release import parse_share
 
+    if output is None:
+        raise UsageError(f"say where: quantkit release {shlex.quote(source)} -o DIR")
     target = HubTarget(push, private, commit.value) if push else None
-    with TerminalProgress() as progress:
+    with progress:
         made = api.release(
             source,
             output,
-            options.names(types) if types else None,
+            values.names(types) or None,
+            drop=values.names(drop),
             recipe=recipe,
             push=target,
             discard=discard,
             base_model=base_model,
+            kl=kl,
             share=parse_share(share) if share else None,
             join=join,
             context=context,
@@ -95,9 +169,11 @@ def release(
             **run,
         )
     for note in made.notes:
-        say(f"note: {one_line(note)}", err=True)
+        progress.note(note)
     if as_json:
         typer.echo(json.dumps({**_summary(made), "seconds": round(progress.seconds, 3)}, indent=2))
+        return
+    if progress.quiet:
         return
     from quantkit.reporting.numbers import gigabytes
 
@@ -107,6 +183,30 @@ def release(
     state = "to be pushed" if run["dry_run"] else "pushed"
     for name in made.pushed:
         say(f"{push}/{name}  {state}")
+    if not run["dry_run"]:
+        say("\n" + "\n".join(_summary_lines(made, invoked.obj, progress.seconds, share, push)))
+
+
+def _summary_lines(
+    made: Release, given: list[str], seconds: float, share: str | None, pushed: str | None
+) -> list[str]:
+    """What there is now, and the command for the next step; `given` is the one that was given."""
+    from quantkit.releases import card, previous
+    from quantkit.reporting.numbers import gigabytes
+
+    files, total = made.manifest.files, sum(f.nbytes for f in made.manifest.files)
+    count = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+    lines = [f"{count}, {gigabytes(total)}, in {clock(seconds)}"]
+    repo = made.manifest.repo
+    if share:
+        return [*lines, "next, when all shares are made: the same with --join DIR for --share"]
+    lines.append(f"card: {made.directory / previous.CARD}, page: {made.directory / previous.PAGE}")
+    if pushed and repo:
+        lines.append(f"next: llama-server -hf {repo}:{card.usual(made.rows).type}")
+    else:
+        command = shlex.join(["quantkit", *given, "--push", repo or "ORG/NAME"])
+        lines.append(f"next: {command}")
+    return lines
 
 
 def _summary(made: Release) -> dict[str, Any]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @options.takes(shown=options.table)
 def report(
-    files: Annotated[list[Path], typer.Argument(help="GGUF files.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="GGUF files, or directories of them.")
+    ],
     context: options.Context = None,
     *,
     shown: tuple[list[Column] | None, options.TableFormat | None],

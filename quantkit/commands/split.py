@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,36 +15,63 @@ if TYPE_CHECKING:
     from quantkit.gguf.splits import Splits
 
 
-@options.takes(splits=options.splitting, run=options.running)
+@options.takes(splits=options.splitting, run=options.running, progress=options.watching)
 def split(
-    source: Annotated[str, typer.Argument(help="A GGUF file, here or on the Hub.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A GGUF file, here or on the Hub.")
+    ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The splits' name without -00001-of-.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            "--outfile",
+            metavar="PATH",
+            rich_help_panel=options.OUTPUT,
+            help="The splits' name without -00001-of-, or a directory.",
+        ),
     ] = None,
     *,
     splits: Splits,
     run: dict[str, Any],
+    progress: TerminalProgress,
     as_json: options.Json = False,
 ) -> None:
     """Cut a GGUF file into splits."""
     from quantkit import api
 
-    with TerminalProgress() as progress:
+    with progress:
         written = api.split(source, output, splits=splits, progress=progress, **run)
-    show_written(written, as_json, run["dry_run"], progress.seconds)
+    show_written(written, as_json, run["dry_run"], progress)
 
 
-@options.takes(run=options.running)
+@options.takes(run=options.running, progress=options.watching)
 def merge(
-    first: Annotated[str, typer.Argument(help="Any file of a set of splits.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    first: Annotated[
+        str, typer.Argument(metavar="FILE", help="Any file of a set of splits, here or on the Hub.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            "--outfile",
+            metavar="FILE",
+            rich_help_panel=options.OUTPUT,
+            help="The file to write.",
+        ),
+    ] = None,
     *,
     run: dict[str, Any],
+    progress: TerminalProgress,
     as_json: options.Json = False,
 ) -> None:
     """Join splits into one GGUF file."""
     from quantkit import api
+    from quantkit.errors import UsageError
 
-    with TerminalProgress() as progress:
+    if output is None:
+        raise UsageError(f"say where to write: quantkit merge {shlex.quote(first)} -o FILE.gguf")
+    with progress:
         written = api.merge(first, output, progress=progress, **run)
-    show_written(written, as_json, run["dry_run"], progress.seconds)
+    show_written(written, as_json, run["dry_run"], progress)

@@ -22,62 +22,94 @@ LISTED = 20  # findings
 TEXTS = ("Text", "KL divergence", "Perplexity", "of the source", "Same top token")
 
 
-@options.takes(reading=options.reading_and_layout)
+@options.takes(reading=options.reading_and_layout, progress=options.watching)
 def verify(
-    file: Annotated[Path, typer.Argument(help="A GGUF file, or one of a set of splits.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A GGUF file, one of a set of splits, or a directory of them."
+        ),
+    ],
     against: Annotated[
-        str | None, typer.Option(help="What it was made from: a checkpoint, a GGUF file, hf://...")
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="What it was made from: a checkpoint, a GGUF file, hf://ORG/MODEL.",
+        ),
     ] = None,
     imatrix: Annotated[
-        str | None, typer.Option("--imatrix", help="The importance matrix it was made with.")
+        str | None,
+        typer.Option("--imatrix", metavar="FILE", help="The importance matrix it was made with."),
     ] = None,
     run: Annotated[
         bool, typer.Option("--run", help="Complete a prompt in llama.cpp (quantkit-gguf[llama]).")
     ] = False,
-    prompt: Annotated[str, typer.Option(help="The prompt of --run.")] = "Once upon a time",
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help='The prompt of --run ("Once upon a time").')
+    ] = "Once upon a time",
     kl: Annotated[
-        list[Path], typer.Option("--kl", help="A text: KL divergence from --against. Repeatable.")
+        list[Path],
+        typer.Option(
+            "--kl", metavar="FILE", help="A text: KL divergence from --against. May be repeated."
+        ),
     ] = [],  # noqa: B006
-    context: Annotated[int, typer.Option("--ctx", min=8, help="Tokens of context for --kl.")] = 256,
+    context: Annotated[
+        int,
+        typer.Option("--ctx", min=8, metavar="TOKENS", help="Tokens of context for --kl (256)."),
+    ] = 256,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw the errors by layer, role and expert into this SVG file."),
+        typer.Option(
+            metavar="FILE", help="Draw the errors by layer, role and expert into this SVG file."
+        ),
     ] = None,
     *,
     reading: Reading,
+    progress: TerminalProgress,
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
     """Prove that a file is what it should be: its bytes, structure, vocabulary and weights."""
     from quantkit import api
     from quantkit.errors import UsageError
+    from quantkit.source.gguf_set import model_files
     from quantkit.verification.divergence import mean
     from quantkit.verification.verdict import picture as drawn
+    from quantkit.verification.verify import missing_files
 
     if picture and against is None:
         raise UsageError("--picture needs --against SOURCE")
-    with TerminalProgress() as progress:
-        verdict = api.verify(
-            file,
-            against,
-            imatrix=imatrix,
-            run=run,
-            prompt=prompt,
-            kl=kl,
-            context=context,
-            reading=reading,
-            threads=threads,
-            progress=progress,
-        )
-    if len(rows := verdict.divergences) > 1:
-        verdict = replace(verdict, divergences=[*rows, mean(rows)])
+    if picture and file.is_dir():
+        raise UsageError(f"--picture is of one file, and {file} is a directory")
+    verdicts = []
+    for model in model_files(file):
+        with progress:
+            verdict = api.verify(
+                model,
+                against,
+                imatrix=imatrix,
+                run=run,
+                prompt=prompt,
+                kl=kl,
+                context=context,
+                reading=reading,
+                threads=threads,
+                progress=progress,
+            )
+        if len(rows := verdict.divergences) > 1:
+            verdict = replace(verdict, divergences=[*rows, mean(rows)])
+        verdicts.append(verdict)
+    if file.is_dir() and (lost := missing_files(file)):
+        verdicts.append(lost)
     if picture:
-        picture.write_text(drawn(verdict), encoding="utf-8")
+        picture.write_text(drawn(verdicts[0]), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(verdict.as_data(), indent=2))
+        found = [verdict.as_data() for verdict in verdicts]
+        typer.echo(json.dumps(found if file.is_dir() else found[0], indent=2))
     else:
-        say("\n".join(map(one_line, _lines(verdict))))
-    if not verdict.good:
+        texts = ["\n".join(map(one_line, _lines(verdict))) for verdict in verdicts]
+        say(("\n\n" if any("\n" in text for text in texts) else "\n").join(texts))
+    if not all(verdict.good for verdict in verdicts):
         raise typer.Exit(1)
 
 

@@ -155,22 +155,23 @@ def output_error(e: OSError, path: Path) -> OutputError:
 def check_outputs(plan: Plan, force: bool) -> None:
     """Everything about the outputs that can be known before the first byte.
 
-    Raises OutputExists, DiskFull, OutputError (no such directory; an input would be overwritten).
+    Raises OutputExists, DiskFull, OutputError (no directory; an input would be overwritten).
     """
     inputs = {path.resolve() for path in plan.inputs if isinstance(path, Path)}
     needed: dict[Path, int] = {}
     for f in plan.files:
         parent = f.path.resolve().parent
-        if not parent.is_dir():
-            raise OutputError(f"{parent}: no such directory; make it first")
+        there = os_files.nearest(parent)
+        if not there.is_dir():
+            raise OutputError(f"{there} is a file, and no directory; name another output with -o")
         if f.path.is_dir():
             raise OutputError(f"{f.path} is a directory; name the file with -o")
         if f.path.resolve() in inputs:
             raise OutputError(f"{f.path} is the input; name another output with -o")
         if f.path.exists() and not force and not journal_path(f.path).exists():
             raise OutputExists(f"{f.path} exists already; --force overwrites it")
-        there = os_files.allocated(partial_path(f.path))
-        needed[parent] = needed.get(parent, 0) + max(f.size - there, 0)
+        begun = os_files.allocated(partial_path(f.path))
+        needed[there] = needed.get(there, 0) + max(f.size - begun, 0)
     for parent, size in needed.items():
         if size > (free := os_files.free_bytes(parent)):
             raise DiskFull(

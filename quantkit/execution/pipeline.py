@@ -28,6 +28,7 @@ from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.progress import SILENT, Progress
 from quantkit.source.tensors import Files, SourceTensor, numpy_dtype
 from quantkit.storage import direct_io
+from quantkit.storage.os_files import made_directories
 
 Destination = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
 Made = tuple[list[OutputFile], memoryview]  # bytes, and the files that they go to
@@ -58,6 +59,7 @@ def execute(
         beside = opened.enter_context(ThreadPoolExecutor(1))
         kernels = beside.submit(_prepare, plan, importance, order.threads)  # while files are opened
         files = opened.enter_context(Files(plan.inputs))
+        opened.enter_context(made_directories({f.path.resolve().parent for f in plan.files}))
         outputs = opened.enter_context(open_outputs(plan, importance, force, kernels.result))
         targets = _targets(outputs)
         room = max(order.room, order.least_memory)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
 from quantkit.errors import UnsupportedSource
+from quantkit.gguf.splits import is_gguf
 from quantkit.hub.repository import snapshot
 from quantkit.model import edits
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.gguf_set import models_here
 from quantkit.source.location import Source, SourceLike
+from quantkit.source.mistaken import no_gguf
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,12 @@ def open_checkpoint(source: SourceLike, outtype: str | None, reading: Reading = 
 def read_checkpoint(source: Source, outtype: str | None, reading: Reading) -> Model:
     """A checkpoint with all its experts."""
     if source.address is None:
-        files = CheckpointFiles.local(source.local())
+        path = source.local()
+        if not source.is_checkpoint:
+            what = no_gguf(path) or "a file; a checkpoint directory is expected"
+            gguf = "a GGUF file, which quantize takes; a checkpoint directory is converted"
+            raise UnsupportedSource(f"{path} is {gguf if is_gguf(path) else what}")
+        files = CheckpointFiles.local(path)
         return from_checkpoint(files, outtype, reading.pre, reading.options)
     if source.address.file:
         raise UnsupportedSource(f"{source} is one file; name the model that is to be converted")
@@ -73,7 +82,10 @@ def open_gguf(source: SourceLike) -> Model:
     """A GGUF file, as it is. Raises SourceError."""
     source = Source.parse(source)
     if source.address is None:
-        return from_gguf(source.local())
+        if not source.is_checkpoint:
+            return from_gguf(source.local())
+        models = [*models_here(source.local()), Path("FILE.gguf")]
+        raise UnsupportedSource(f"{source} is a directory; a GGUF file is expected: {models[0]}")
     with snapshot(source.address) as there:
         if there.file is None:
             raise UnsupportedSource(f"{source}: a GGUF file is expected: {source}/FILE.gguf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -96,7 +97,10 @@ SETS: Mapping[str, tuple[str, ...]] = {
            "Q4_K_S", "Q4_K_M", "Q4_1", "Q5_K_S", "Q5_K_M", "Q6_K"),
 }  # fmt: skip
 
-ALIASES: Mapping[str, str] = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+ALIASES: Mapping[str, str] = {
+    "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M",
+    "FP16": "F16", "FP32": "F32", "FLOAT16": "F16", "FLOAT32": "F32", "BFLOAT16": "BF16",
+}  # fmt: skip
 
 MIXTURES = ("moe",)
 MOE_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
@@ -105,21 +109,28 @@ _GUESSED = 1024  # llama.h LLAMA_FTYPE_GUESSED
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a `--type`, case ignored; `Q4_K_M-moe` is Q4_K_M of the mixture "moe". Raises
-    UsageError with near names."""
+    """The recipe of a `--type`, case and underscores ignored (`q4km` is Q4_K_M); `Q4_K_M-moe` is
+    Q4_K_M of the mixture "moe". Raises UsageError with near names."""
     upper = name.upper()
     by_name = {r.name: r for r in RECIPES}
+    bare = {_bare(known): known for known in (*ALIASES, *by_name)}
     if upper.endswith("-MOE"):
         plain = find_recipe(upper.removesuffix("-MOE"))
         if plain.base not in MOE_FORMATS[:-1] or plain.name == "Q2_K_S" or plain.ends:
             raise UsageError(f"recipe moe is for the types from Q2_K to Q6_K, not {plain.name}")
         return replace(plain, name=f"{plain.name}-moe", mixture="moe")
-    if found := by_name.get(ALIASES.get(upper, upper)):
+    known = bare.get(_bare(upper), "")
+    if found := by_name.get(ALIASES.get(known, known)):
         return found
     near = get_close_matches(upper, [*by_name, *map(str.upper, SETS)], n=2, cutoff=0.5)
     near = [name.lower() if name.lower() in SETS else name for name in near]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(f"unknown type {name!r}; {hint}types: {', '.join(by_name)}")
+
+
+def _bare(name: str) -> str:
+    """A name as it may be typed in haste."""
+    return re.sub(r"[_ -]", "", name.upper())
 
 
 def with_mixture(types: Iterable[str], mixture: str | None) -> list[str]:
@@ -136,8 +147,9 @@ def find_format(name: str) -> str:
     import quant_types
 
     upper, names = name.upper(), [f.name for f in quant_types.FORMATS]
-    if upper in names:
-        return upper
+    bare = {_bare(known): known for known in names}
+    if found := bare.get(_bare(upper)) or bare.get(ALIASES.get(upper, "")):
+        return found
     near = get_close_matches(upper, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UsageError(f"unknown format {name!r}; {hint}formats: {', '.join(names)}")

@@ -23,6 +23,7 @@ from quantkit.execution.outputs import journal_path
 from quantkit.gguf.splits import is_gguf, split_siblings, unsplit_name
 from quantkit.hub.push import HubTarget
 from quantkit.hub.repository import Address, read_small
+from quantkit.jobs import check_name
 from quantkit.progress import Progress
 from quantkit.releases import checksums, manifest
 from quantkit.releases.manifest import BegunFile, FileRecord, Manifest
@@ -142,7 +143,7 @@ def other_files(
     for record in earlier.records.values():
         sets.setdefault(record.type, {}).setdefault(unsplit_name(record.name), []).append(record)
     dropped = [r.name for kind in drop for files in sets[kind].values() for r in files]
-    others = {}
+    others: dict[Path, FileRecord] = {}
     for kind, named in sets.items():
         *_, newest = named.values()
         if kind not in kinds and kind not in drop:
@@ -160,6 +161,7 @@ def whole_sets(others: Mapping[Path, FileRecord], there: Collection[Path]) -> li
 
 def check_place(source: Source, directory: Path, earlier: Earlier, force: bool) -> None:
     """Nothing that is not ours is written over. Raises OutputError, OutputExists."""
+    check_name(directory)
     if is_gguf(directory) or directory.is_file():
         raise OutputError(f"{directory}: a release is a directory; name one with -o")
     where = None if source.address else source.local().resolve()

@@ -307,7 +307,7 @@ def _dry_run(
     there = previous.whole_files(sizes)
     away = _on_the_hub({p for p in sizes if p.name in earlier.records}, earlier, target)
     for note in job.model.notes:
-        run.progress.note(note)
+        run.progress.tell(note)
     known = {name: record.sha256 for name, record in earlier.records.items()}
     records = dict(others)
     for f in plans:

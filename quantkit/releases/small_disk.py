@@ -72,7 +72,7 @@ def _begun(records: Path) -> int | None:
 def _count(plan: Plan, directory: Path) -> int:
     """The fewest parts of which each fits on the disk; as many as there are files, if one of them
     does not fit even alone (DiskFull names it when its turn comes)."""
-    place = next(p for p in (directory.resolve(), *directory.resolve().parents) if p.is_dir())
+    place = os_files.nearest(directory.resolve())
     room, sizes = os_files.free_bytes(place), {f.path: f.size for f in plan.files}
     for count in range(1, len(sizes)):
         parts = (shared(plan, i, count) for i in range(1, count + 1))

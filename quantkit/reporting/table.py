@@ -240,6 +240,10 @@ COLUMNS = (
     Column("fits-disk", "Fits on disk", lambda row: _YES[row.fits_disk], ("fits_disk",)),
     Column("use", "Use case", lambda row: row.use_case, ("use_case",)),
 )  # fmt: skip
+USE_AT_LEAST = 16  # characters of a use case, which may wrap
+# what a narrow terminal does without; the others are never cut
+FIRST_TO_GO = ("use", "mapped", "experts-on-cpu", "files", "name", "bits", "fits-disk", "fits-ram",
+               "ram", "size", "type")  # fmt: skip
 FORMATS = ("table", "markdown", "json", "csv", "html")
 
 
@@ -301,12 +305,35 @@ def as_csv(rows: Sequence[Row], shown: Sequence[Column] = ()) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def as_table(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> RichTable:
-    """The table for a terminal."""
+def as_table(
+    rows: Sequence[Row], shown: Sequence[Column] = CARD, width: int = 1000
+) -> tuple[RichTable, list[Column]]:
+    """The table for a terminal of so many characters, and the columns that it has no room for:
+    numbers and types are never cut, columns go instead. What is left of a name wraps."""
+    from rich.table import Column as Place
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = RichTable(*(column.heading for column in shown))
-    for cells in _lines(rows, shown):
+    kept, left = list(shown), list[Column]()
+    tall = _width(rows, kept) > width  # then headings take more lines
+    while len(kept) > 1 and _width(rows, kept, tall) > width:
+        first = min(kept, key=lambda column: FIRST_TO_GO.index(column.name))
+        kept.remove(first)
+        left.append(first)
+    headings = [c.heading.replace(" ", "\n") if tall else c.heading for c in kept]
+    table = RichTable(
+        *(Place(h, no_wrap=c.name != "use") for h, c in zip(headings, kept, strict=True))
+    )
+    for cells in _lines(rows, kept):
         table.add_row(*map(Text, cells))
-    return table
+    return table, [column for column in shown if column in left]
+
+
+def _width(rows: Sequence[Row], shown: Sequence[Column], tall: bool = False) -> int:
+    """The characters that a drawn table takes at least; `tall`: headings have a word a line."""
+    total = 1
+    for column, *cells in zip(shown, *_lines(rows, shown), strict=True):
+        heading = max(map(len, column.heading.split())) if tall else len(column.heading)
+        wide = USE_AT_LEAST if column.name == "use" else max(map(len, cells), default=0)
+        total += max(wide, heading) + 3
+    return total

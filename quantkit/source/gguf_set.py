@@ -8,12 +8,15 @@ from pathlib import Path
 from quantkit.errors import (
     CorruptFile,
     ShardMissing,
+    SourceNotFound,
+    UnsupportedSource,
 )
 from quantkit.gguf.container import Header, read_header
 from quantkit.gguf.schema import check
-from quantkit.gguf.splits import split_siblings
+from quantkit.gguf.splits import is_gguf, split_siblings, unsplit_name
 from quantkit.gguf.types import type_by_id
 from quantkit.source.checkpoint import _unique
+from quantkit.source.mistaken import no_gguf
 from quantkit.source.tensors import SourceTensor
 from quantkit.storage.inputs import File, map_files
 
@@ -32,6 +35,22 @@ def open_gguf(path: File) -> tuple[Header, list[SourceTensor]]:
     return header, tensors
 
 
+def models_here(directory: Path) -> list[Path]:
+    """The GGUF models in a directory, in the order of their names: of a set of splits, the first
+    that is there."""
+    files = sorted(p for p in directory.iterdir() if is_gguf(p) and p.is_file())
+    return list({unsplit_name(p.name): p for p in reversed(files)}.values())[::-1]
+
+
+def model_files(path: Path) -> list[Path]:
+    """A GGUF file as it is, or the models in a directory. Raises SourceNotFound if it has none."""
+    if not path.is_dir():
+        return [path]
+    if not (found := models_here(path)):
+        raise SourceNotFound(f"{path}: no GGUF file in it")
+    return found
+
+
 def open_gguf_set(
     path: File, files: Mapping[str, File] | None = None
 ) -> tuple[Header, list[SourceTensor]]:
@@ -40,6 +59,8 @@ def open_gguf_set(
     `files`: where the others are, by name, if not beside it. Raises ShardMissing, CorruptFile
     (splits that do not belong together) beside `open_gguf`'s.
     """
+    if isinstance(path, Path) and (what := no_gguf(path)):
+        raise UnsupportedSource(f"{path} is {what}")
     header, tensors = open_gguf(path)
     if header.get("split.count", 0) < 2:
         return header, tensors

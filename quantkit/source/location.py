@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,35 @@ from quantkit.errors import SourceNotFound, UnsupportedSource
 from quantkit.hub.http import SCHEME
 from quantkit.hub.repository import Address
 from quantkit.source.hub_cache import cached_model, in_cache
+
+# an address of a page of the Hub: the model, and perhaps a revision and a file of it
+_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/\s]+/[^/\s?#]+)"
+    r"(?:/(?:tree|blob|resolve|raw)/(?P<revision>[^/\s?#]+)(?:/(?P<file>[^\s?#]+))?)?/?(?:[?#].*)?"
+)
+_MODEL = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def address_of(text: str) -> str | None:
+    """`hf://...` for what names a model on the Hub, in this or another spelling; else None."""
+    if text.startswith(SCHEME):
+        return text
+    if page := _PAGE.fullmatch(text):
+        revision = f"@{page['revision']}" if page["revision"] not in (None, "main") else ""
+        return f"{SCHEME}{page['repo']}{revision}" + (f"/{page['file']}" if page["file"] else "")
+    bare = text.removeprefix("hf:").lstrip("/")
+    if text.startswith("hf:") and _MODEL.match(bare) and not Path(text).exists():
+        return f"{SCHEME}{bare}"
+    return None
+
+
+def hint(text: str) -> str:
+    """What to write instead of a path that is none, if that can be told."""
+    if _MODEL.fullmatch(text) and not text.lower().endswith(".gguf"):
+        return f"; a model on the Hub is written {SCHEME}{text}"
+    if re.match(r"[a-z]+:/", text):
+        return f"; a model on the Hub is written {SCHEME}ORG/MODEL, anything else is a path"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -21,13 +51,13 @@ class Source:
 
     @classmethod
     def parse(cls, source: SourceLike) -> Source:
-        """A path, `hf://ORG/MODEL[@REVISION][/FILE.gguf]`, or a source that was parsed before.
-        A model in the Hub's cache is its snapshot. Raises SourceNotFound: an address that is none,
-        or a model of several snapshots."""
+        """A path, `hf://ORG/MODEL[@REVISION][/FILE.gguf]`, an address of the Hub's pages, or a
+        source that was parsed before. A model in the Hub's cache is its snapshot. Raises
+        SourceNotFound: an address that is none, or a model of several snapshots."""
         if isinstance(source, Source):
             return source
-        if isinstance(source, str) and source.startswith(SCHEME):
-            return cls(address=Address.parse(source))
+        if isinstance(source, str) and (text := address_of(source)):
+            return cls(address=Address.parse(text))
         return cls(path=in_cache(Path(source)))
 
     def __str__(self) -> str:
@@ -53,7 +83,7 @@ class Source:
         if self.address:
             return self.address.file is None
         if not self.local().exists():
-            raise SourceNotFound(f"{self}: no such file or directory")
+            raise SourceNotFound(f"{self}: no such file or directory{hint(str(self))}")
         return self.local().is_dir()
 
     def local(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 from quantkit.source.checkpoint_files import CheckpointFiles
 
@@ -15,9 +16,50 @@ def no_model(files: CheckpointFiles) -> str | None:
             "an adapter (LoRA), not a model; merge it into its base first "
             "(merge_and_unload of peft) and save that"
         )
+    if files.has("model_index.json") or "model_index.json" in files.weights:
+        return (
+            "a diffusers pipeline (for pictures, video or sound); language models are converted, "
+            "and of a pipeline none but its text encoder, which is a directory of its own"
+        )
     if ggufs := sorted(name for name in files.weights if name.lower().endswith(".gguf")):
         return f"a directory of GGUF files; name one of them, for instance {ggufs[0]}"
+    if inner := models_in(files.directory):
+        one = "one of them, for instance " if len(inner) > 1 else ""
+        return f"a directory of {len(inner)} model{'s' * (len(inner) > 1)}; name {one}{inner[0]}"
     return None
+
+
+def models_in(directory: Path) -> list[Path]:
+    """The directories in a directory that are models (or adapters)."""
+    names = ("config.json", "params.json", "adapter_config.json")
+    inner = sorted(p for p in directory.iterdir() if p.is_dir())
+    return [p for p in inner if any((p / name).is_file() for name in names)]
+
+
+# how a file's name ends -> what it is
+_FILES = (
+    (".safetensors", "weights of a checkpoint"),
+    (".index.json", "the index of a checkpoint"),
+    (".json", "a part of a checkpoint"),
+    ((".bin", ".pt", ".pth", ".ckpt"), "weights of PyTorch"),
+    ((".zip", ".tar", ".gz", ".xz", ".zst", ".7z"), "an archive; unpack it first"),
+)
+
+
+def no_gguf(path: Path) -> str | None:
+    """What a file is that does not begin as a GGUF file; None for others, and those not known."""
+    found = next((what for end, what in _FILES if path.name.lower().endswith(end)), None)
+    if found is None or not path.is_file():
+        return None
+    with path.open("rb") as f:
+        if f.read(4) == b"GGUF":
+            return None
+    if "archive" in found:
+        return found
+    parent = path.parent
+    if any((parent / name).is_file() for name in ("config.json", "params.json")):
+        return f"{found}; the model is its directory, {parent}"
+    return f"{found}, of which config.json and the tokenizer are missing beside it"
 
 
 # parts of names -> whose tensors they are, and what to do

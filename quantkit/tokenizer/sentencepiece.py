@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
+from quantkit.progress import Detail
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import AddedTokens
 from quantkit.tokenizer.special_tokens import content, read_merges, tokenizer_config
@@ -133,7 +134,7 @@ def from_merges(
     _set_added(pieces, tokenizer)
     table = _with_added(files, pieces, size, style, made)
     table.notes.insert(
-        0, f"scores of {len(merged)} pieces derived from the merges of tokenizer.json"
+        0, Detail(f"scores of {len(merged)} pieces derived from the merges of tokenizer.json")
     )
     if not _prepends_space(tokenizer):
         table.space_prefix = False

@@ -133,6 +133,20 @@ def _check_bytes(file: Path, progress: Progress) -> Check:
     return Check(proven=[f"every byte is the one that {manifest.NAME} names"])
 
 
+def missing_files(directory: Path) -> Verdict | None:
+    """What the manifest of a release lists and its directory does not have; None if that is
+    nothing. What was pushed may be on the Hub alone. Raises CorruptFile."""
+    release = manifest.read(directory / manifest.NAME)
+    files = release.files if release else ()
+    names = [f.name for f in files if not (directory / f.name).is_file()]
+    texts = [f"{name} is in {manifest.NAME} and not there" for name in names]
+    if not texts:
+        return None
+    if release and release.repo:
+        return Verdict(manifest.NAME, notes=[f"{t}; it may be on the Hub" for t in texts])
+    return Verdict(manifest.NAME, findings=texts)
+
+
 def _changes(path: Path, record: FileRecord, advance: Callable[[int], None]) -> list[str]:
     """Lines on what has changed in a file: tensors by name, else the padding or the header."""
     tensors = sorted(record.tensors, key=lambda t: t.offset)

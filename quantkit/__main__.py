@@ -1,0 +1,5 @@
+"""`python -m quantkit`: the command."""
+
+from quantkit.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""What people type that is not quite what a command takes: taken as it is meant, or answered with
+the words to type."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import UsageError
+from quantkit.recipes.file_types import RECIPES, SETS, find_recipe
+
+# options of llama.cpp's tools -> what does the same here
+ELSEWHERE: Mapping[str, str] = {
+    "--remote": "write hf://ORG/MODEL as the source",
+    "--model-name": "the name is that of the directory, or general.name of --override-kv",
+    "--ftype": "the type is --type of quantize, --outtype of convert",
+    "--quant": "the type is --type",
+    "--nthreads": "the number of threads is --threads",
+    "--repo": "the repository is named with --push ORG/NAME",
+    "--token": "log in with `hf auth login` or set HF_TOKEN",
+    "--max-memory": "the bound is --memory",
+    "--out": "the output is named with -o",
+    "--output-dir": "the output is named with -o",
+    "--outdir": "the output is named with -o",
+}
+
+
+def is_type(word: str) -> bool:
+    """Whether a word is the name of a type, or of a set of types, and of no file here."""
+    if Path(word).exists():
+        return False
+    if word.lower() in SETS:
+        return True
+    try:
+        find_recipe(word)
+    except UsageError:
+        return False
+    return True
+
+
+def settle_words(command: str, params: dict[str, Any], argument: str, rest: Sequence[str]) -> None:
+    """Put words that stand alone where they belong: types after `--type` are types. `params` are
+    the command's, `argument` the name of its one positional, `rest` what came after that.
+
+    Raises UsageError, which says what to type.
+    """
+    words = [word for word in (params[argument], *rest) if word is not None]
+    kinds = [word for word in words if is_type(word)]
+    others = [word for word in words if word not in kinds]
+    if params.get("types") and len(others) == 1:
+        params[argument], params["types"] = others[0], [*params["types"], *kinds]
+        return
+    raise UsageError(_meant(command, params, others, kinds) or f"what is {rest[0]!r} for?")
+
+
+def _meant(command: str, params: Mapping[str, Any], others: list[str], kinds: list[str]) -> str:
+    """The command that was meant by words in llama.cpp's order; empty if it cannot be told."""
+    numbers = [word for word in others if word.isdecimal()]
+    source, *others = [word for word in others if word not in numbers]
+    output = next((word for word in others if word.lower().endswith(".gguf")), None)
+    given = ["quantkit", command, source]
+    if command == "quantize" and not kinds and numbers:  # llama-quantize takes numbers of types
+        number = int(numbers.pop(0))
+        kinds = [r.name for r in RECIPES if r.file_type == number and r.base and not r.like]
+    if command == "quantize" and not kinds and not params.get("types"):
+        kinds = ["Q4_K_M"]
+    if command in ("quantize", "release", "plan"):
+        for kind in kinds:
+            given += ["--type", kind if kind.lower() in SETS else find_recipe(kind).name]
+    elif kinds:
+        return f"{command} takes no type; quantize does: {_one('quantize', source, kinds)}"
+    if len(others) > (output is not None):
+        return f"one {'file' if command == 'merge' else 'source'} is expected, and more are given"
+    if output is not None and command in ("quantize", "convert", "merge", "split"):
+        given += ["-o", output]
+    elif output is not None:
+        return ""
+    if numbers and command == "quantize":
+        given += ["--threads", numbers[0]]
+    return f"say it with options: {shlex.join(given)}"
+
+
+def _one(command: str, source: str, kinds: Iterable[str]) -> str:
+    return shlex.join(["quantkit", command, source, "--type", ",".join(kinds)])
+
+
+def quantized_outtype(source: str, outtype: str) -> None:
+    """Raises UsageError for an `--outtype` that `quantize` makes, with the command to give."""
+    if is_type(outtype):
+        kind = outtype if outtype.lower() in SETS else find_recipe(outtype).name
+        raise UsageError(
+            f"--outtype is auto, f32, f16, bf16 or q8_0; {kind} is made by quantize: "
+            f"{_one('quantize', source, [kind])}"
+        )
+
+
+def unknown_command(name: str, known: Sequence[str]) -> str:
+    """Words for a command that there is not."""
+    if Path(name).exists() or name.lower().endswith(".gguf") or name.startswith("hf://"):
+        look = shlex.join(["quantkit", "inspect", name])
+        return f"{name!r} is no command; to see what it is: {look}"
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"no command {name!r}; {hint}commands: {', '.join(known)}"
+
+
+def words(error: Any, commands: Mapping[str, Any]) -> str:
+    """What typer says of wrong usage, in one line and in our words; the same for all its versions.
+    `commands` are all there are, by name."""
+    context, kind = error.ctx, type(error).__name__
+    command = context.command.name if context else ""
+    see = f"quantkit {command} --help" if command in commands else "quantkit --help"
+    param = getattr(error, "param", None)
+    if kind == "NoSuchOption":
+        return f"no option {error.option_name}; {_instead(error, command, commands)}see {see}"
+    if kind == "MissingParameter" and param is not None:
+        what = (param.help or "").rstrip(".")
+        return f"{_name(param)} is missing: {what[:1].lower()}{what[1:]}; see {see}"
+    if kind == "BadOptionUsage":
+        option = next((o for o in _options(context) if error.option_name in o.opts), None)
+        value = f", {option.metavar}" if option and option.metavar else ""
+        return f"{error.option_name} takes a value{value}; see {see}"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    if param is not None:
+        text = " ".join(str(error.message).split()).rstrip(".")
+        return f"{_name(param)}: {text[:1].lower()}{text[1:]}; see {see}"
+    return f"{text[:1].lower()}{text[1:]}; see {see}"
+
+
+def _instead(error: Any, command: str, commands: Mapping[str, Any]) -> str:
+    """What could be given in place of an option that there is not."""
+    name = error.option_name
+    if name in ELSEWHERE:
+        return f"{ELSEWHERE[name]}; "
+    of = [c for c in commands if any(name in p.opts for p in commands[c].params)]
+    if of:
+        return f"it is one of {', '.join(of)}; "
+    known = [n for p in _options(error.ctx) for n in (*p.opts, *p.secondary_opts)]
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def _options(context: Any) -> list[Any]:
+    found = context.command.params if context else []
+    return [p for p in found if p.param_type_name == "option"]
+
+
+def _name(param: Any) -> str:
+    if param.param_type_name == "argument":
+        return str(param.metavar or param.name.upper())
+    return str(max(param.opts, key=len))
