@@ -79,7 +79,7 @@ def render(
         measured=bool(manifest.errors),
         scores=manifest.scores,
         downloads=[command for row in rows if (command := download(manifest, row))],
-        tiny=max(row.max_ram_bytes for row in rows) <= MEMORIES[0] * 10**9,
+        tiny=is_tiny(rows),
         in_ram=choices(rows),
         in_vram=choices(rows, VIDEO, lambda row: row.max_ram_bytes + DRIVER),
         beside_experts=choices(rows, VIDEO, _beside_experts),
@@ -186,6 +186,11 @@ def front_matter(
         "tags": list(dict.fromkeys(tags)),
     }
     return {key: value for key, value in matter.items() if value}
+
+
+def is_tiny(rows: Sequence[Row]) -> bool:
+    """Whether every file runs on any machine, so that nobody has to choose by memory."""
+    return max(row.max_ram_bytes for row in rows) <= MEMORIES[0] * 10**9
 
 
 def usual(rows: Sequence[Row]) -> Row:

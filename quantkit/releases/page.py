@@ -115,7 +115,7 @@ def render(
         }
 
     usual, merge = card.usual(rows), description.merge
-    memories = _memories(rows)
+    memories = [] if card.is_tiny(rows) else _memories(rows)
     matter = card.front_matter(manifest, description, values)
     licence = matter.get("license_name") or matter.get("license")
     return environment.get_template("page.html").render(
