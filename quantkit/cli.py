@@ -35,6 +35,9 @@ COMMANDS = (
     fit.fit,
 )  # fmt: skip
 
+# the root of click's errors, which typer brings with it or imports, as its version is
+_WRONG_USAGE: Any = typer.BadParameter.__mro__[2]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -65,7 +68,11 @@ class Command(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options and arguments. Words that have no place get one, or a UsageError says which."""
-        left = super().parse_args(ctx, args)
+        try:
+            left = super().parse_args(ctx, args)
+        except _WRONG_USAGE as e:
+            e.ctx = e.ctx or ctx
+            raise
         if ctx.args and not ctx.resilient_parsing:
             from quantkit.commands import mistakes
 
@@ -116,10 +123,6 @@ class Commands(typer.core.TyperGroup):
         except UsageError as e:
             _say_error(str(e))
             raise typer.Exit(2) from None
-
-
-# the root of click's errors, which typer brings with it or imports, as its version is
-_WRONG_USAGE: Any = typer.BadParameter.__mro__[2]
 
 
 def _say_error(text: str) -> None:

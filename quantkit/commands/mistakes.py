@@ -27,6 +27,8 @@ ELSEWHERE: Mapping[str, str] = {
     "--outdir": "the output is named with -o",
 }
 
+NUMBERS = {"N": "a whole number", "TOKENS": "a whole number", "BITS": "a number"}  # by metavar
+
 
 def is_type(word: str) -> bool:
     """Whether a word is the name of a type, or of a set of types, and of no file here."""
@@ -60,7 +62,6 @@ def _meant(command: str, params: Mapping[str, Any], others: list[str], kinds: li
     """The command that was meant by words in llama.cpp's order; empty if it cannot be told."""
     numbers = [word for word in others if word.isdecimal()]
     source, *others = [word for word in others if word not in numbers]
-    output = next((word for word in others if word.lower().endswith(".gguf")), None)
     given = ["quantkit", command, source]
     if command == "quantize" and not kinds and numbers:  # llama-quantize takes numbers of types
         number = int(numbers.pop(0))
@@ -72,12 +73,10 @@ def _meant(command: str, params: Mapping[str, Any], others: list[str], kinds: li
             given += ["--type", kind if kind.lower() in SETS else find_recipe(kind).name]
     elif kinds:
         return f"{command} takes no type; quantize does: {_one('quantize', source, kinds)}"
-    if len(others) > (output is not None):
-        return f"one {'file' if command == 'merge' else 'source'} is expected, and more are given"
-    if output is not None and command in ("quantize", "convert", "merge", "split"):
-        given += ["-o", output]
-    elif output is not None:
-        return ""
+    if len(others) > ("output" in params):
+        return f"one source is expected, and {len(others) + 1} are given: {source}, {others[0]} ..."
+    if others:
+        given += ["-o", others[0]]
     if numbers and command == "quantize":
         given += ["--threads", numbers[0]]
     return f"say it with options: {shlex.join(given)}"
@@ -123,10 +122,11 @@ def words(error: Any, commands: Mapping[str, Any]) -> str:
         option = next((o for o in _options(context) if error.option_name in o.opts), None)
         value = f", {option.metavar}" if option and option.metavar else ""
         return f"{error.option_name} takes a value{value}; see {see}"
+    if param is not None and param.metavar in NUMBERS:
+        least = getattr(param, "min", None) or getattr(getattr(param, "type", None), "min", None)
+        what = NUMBERS[param.metavar] + (f" from {least}" if least else "")
+        return f"{_name(param)}: {_given(param, context)!r} is not {what}; see {see}"
     text = " ".join(error.format_message().split()).rstrip(".")
-    if param is not None:
-        text = " ".join(str(error.message).split()).rstrip(".")
-        return f"{_name(param)}: {text[:1].lower()}{text[1:]}; see {see}"
     return f"{text[:1].lower()}{text[1:]}; see {see}"
 
 
@@ -141,6 +141,16 @@ def _instead(error: Any, command: str, commands: Mapping[str, Any]) -> str:
     known = [n for p in _options(error.ctx) for n in (*p.opts, *p.secondary_opts)]
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}? " if near else ""
+
+
+def _given(option: Any, context: Any) -> str:
+    """What was typed for an option."""
+    words = iter(context.find_root().obj)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in option.opts:
+            return str(value if equals else next(words, ""))
+    return ""
 
 
 def _options(context: Any) -> list[Any]:

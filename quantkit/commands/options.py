@@ -353,10 +353,11 @@ def table(
         ),
     ] = None,
     table_format: Annotated[
-        TableFormat | None,
+        str | None,
         typer.Option(
             "--format",
             metavar="NAME",
+            autocompletion=lambda: [kind.value for kind in TableFormat],
             rich_help_panel=OUTPUT,
             help="table, markdown, json, csv or html (default: a table at a terminal, else "
             "Markdown).",
@@ -367,5 +368,7 @@ def table(
     """The columns of a table (None: the usual ones) and how it is printed."""
     from quantkit.reporting.table import columns as named
 
-    style = TableFormat.json if as_json else table_format
+    kinds = [kind.value for kind in TableFormat]
+    style = TableFormat(values.choice("--format", table_format, kinds)) if table_format else None
+    style = TableFormat.json if as_json else style
     return (named(values.names(columns)) if columns else None), style

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +18,7 @@ if TYPE_CHECKING:
     from quantkit.releases.release import Release
 
 
-class Commit(str, Enum):
-    """How a push is divided into commits."""
-
-    each = "each"
-    all = "all"
+COMMITS = ("each", "all")  # how a push is divided
 
 
 @options.takes(
@@ -85,14 +80,14 @@ def release(
         ),
     ] = None,
     commit: Annotated[
-        Commit,
+        str,
         typer.Option(
             "--commit",
             metavar="each|all",
             rich_help_panel=options.HUB,
             help="Each GGUF file in a commit of its own (as usual), or all in one.",
         ),
-    ] = Commit.each,
+    ] = "each",
     share: Annotated[
         str | None,
         typer.Option(
@@ -146,7 +141,8 @@ def release(
 
     if output is None:
         raise UsageError(f"say where: quantkit release {shlex.quote(source)} -o DIR")
-    target = HubTarget(push, private, commit.value) if push else None
+    commit = values.choice("--commit", commit, COMMITS)
+    target = HubTarget(push, private, commit) if push else None
     with progress:
         made = api.release(
             source,

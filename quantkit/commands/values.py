@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ def complete_type(incomplete: str) -> list[tuple[str, str]]:
 
     known = {r.name: r.use_case for r in RECIPES} | {s: ", ".join(SETS[s]) for s in SETS}
     *before, last = incomplete.split(",")
-    begun = "".join(f"{kind}," for kind in before)
+    begun, typed_small = "".join(f"{kind}," for kind in before), last == last.lower()
     return [
-        (begun + name, words)
+        (begun + (name.lower() if last and typed_small else name), words)
         for name, words in known.items()
         if name.lower().startswith(last.lower())
     ]
@@ -40,6 +40,15 @@ def named(option: str, text: str | None, parse: Callable[[str], _T]) -> _T | Non
         return None if text is None else parse(text)
     except UsageError as e:
         raise UsageError(f"{option}: {e}") from None
+
+
+def choice(option: str, text: str, known: Sequence[str]) -> str:
+    """One of a few words. Raises UsageError, which names the option."""
+    from quantkit.errors import UsageError
+
+    if text.lower() not in known:
+        raise UsageError(f"{option}: {text!r} is none of {', '.join(known)}")
+    return text.lower()
 
 
 def size(option: str, text: str | None) -> int | None:

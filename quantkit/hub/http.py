@@ -30,12 +30,14 @@ from quantkit.errors import (
 )
 
 SCHEME = "hf://"
+FIRST_TRIES = 2  # of a server that has not answered yet: the way there may be closed
 TRIES = 8  # failures in a row, without a byte in between, before giving up
 LONGEST_WAIT = 30.0  # seconds, where the server does not ask for another time
 LONGEST_ASKED = 300.0  # seconds; the Hub counts requests over five minutes
 BLOCK = 1 << 14  # bytes taken from a connection at once; requests drops part of one at a cut
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
+_answered: set[str] = set()  # endpoints
 _log = logging.getLogger("quantkit")
 _T = TypeVar("_T")
 
@@ -126,24 +128,43 @@ def get(url: str, headers: dict[str, str]) -> Iterator[Answer]:
 
 
 class Again(Exception):
-    """A failure that may pass. `wait`: seconds, if that is known; `progress`: bytes were won."""
+    """A failure that may pass. `wait`: seconds, if that is known; `progress`: bytes were won;
+    `silent`: there was no answer at all."""
 
-    def __init__(self, reason: str, wait: float | None = None, progress: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        wait: float | None = None,
+        progress: bool = False,
+        silent: bool = False,
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.wait, self.progress = reason, wait, progress
+        self.reason, self.wait, self.progress, self.silent = reason, wait, progress, silent
 
 
 def patiently(what: str, step: Callable[[], _T], stop: threading.Event | None = None) -> _T:
     """`step`, and once more each time it fails with `Again`, with growing pauses.
 
-    Raises SourceUnreachable after TRIES failures in a row, or when `stop` is set.
+    Raises SourceUnreachable after TRIES failures in a row (FIRST_TRIES where the server has never
+    answered), or when `stop` is set.
     """
-    stop, failures = stop or threading.Event(), 0
+    stop, failures, server = stop or threading.Event(), 0, endpoint()
     while True:
         try:
-            return step()
+            result = step()
+            _answered.add(server)
+            return result
         except Again as again:
+            if not again.silent:
+                _answered.add(server)
             failures = 1 if again.progress else failures + 1
+            if server not in _answered and failures >= FIRST_TRIES:
+                raise SourceUnreachable(
+                    f"{what}: {again.reason} from {urlsplit(server).hostname}; is this machine "
+                    "online? HF_ENDPOINT names a mirror, HTTPS_PROXY a proxy; with "
+                    "HF_HUB_OFFLINE=1 nothing is asked, and a model that was downloaded is given "
+                    "by its directory"
+                ) from None
             if failures >= TRIES:
                 raise SourceUnreachable(
                     f"{what}: {again.reason}, {TRIES} times over; run it again later"
@@ -181,7 +202,7 @@ def answers(where: str) -> Iterator[None]:
     except (OSError, *root) as e:
         if type(e).__name__ == "TooManyRedirects":  # of either library; waiting does not help
             raise SourceUnreachable(f"{where}: its server sends us round in a circle") from None
-        raise Again(f"no answer ({type(e).__name__})") from None
+        raise Again(f"no answer ({type(e).__name__})", silent=True) from None
 
 
 def strange(where: str) -> SourceUnreachable:

@@ -197,7 +197,8 @@ def _named(repo: str, step: Callable[[], _T]) -> _T:
     except errors.HfHubHTTPError as e:
         raise _refusal(repo, e.response) from None
     except (OSError, RuntimeError, *root) as e:  # the way to the store fails with RuntimeError
-        raise http.Again(f"the push was cut ({type(e.__cause__ or e).__name__})") from None
+        words = f"the push was cut ({type(e.__cause__ or e).__name__})"
+        raise http.Again(words, silent=not isinstance(e, RuntimeError)) from None
     except ValueError as e:
         words = str(e) if "README.md" in str(e) else "it does not answer as the Hub does"
         raise PushRefused(f"{repo}: {' '.join(words.split())}") from None

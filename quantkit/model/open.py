@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
 from quantkit.errors import UnsupportedSource
@@ -84,8 +83,9 @@ def open_gguf(source: SourceLike) -> Model:
     if source.address is None:
         if not source.is_checkpoint:
             return from_gguf(source.local())
-        models = [*models_here(source.local()), Path("FILE.gguf")]
-        raise UnsupportedSource(f"{source} is a directory; a GGUF file is expected: {models[0]}")
+        models = models_here(source.local())
+        hint = f", for instance {models[0]}" if models else ""
+        raise UnsupportedSource(f"{source} is a directory; a GGUF file is expected{hint}")
     with snapshot(source.address) as there:
         if there.file is None:
             raise UnsupportedSource(f"{source}: a GGUF file is expected: {source}/FILE.gguf")

@@ -37,8 +37,6 @@ def hint(text: str) -> str:
     """What to write instead of a path that is none, if that can be told."""
     if _MODEL.fullmatch(text) and not text.lower().endswith(".gguf"):
         return f"; a model on the Hub is written {SCHEME}{text}"
-    if re.match(r"[a-z]+:/", text):
-        return f"; a model on the Hub is written {SCHEME}ORG/MODEL, anything else is a path"
     return ""
 
 
@@ -58,6 +56,11 @@ class Source:
             return source
         if isinstance(source, str) and (text := address_of(source)):
             return cls(address=Address.parse(text))
+        if isinstance(source, str) and re.match(r"[a-z0-9]+://", source):
+            raise SourceNotFound(
+                f"{source}: not a model on the Hub; {SCHEME}ORG/MODEL or "
+                "https://huggingface.co/ORG/MODEL is expected, or a path"
+            )
         return cls(path=in_cache(Path(source)))
 
     def __str__(self) -> str:

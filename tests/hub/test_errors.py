@@ -100,8 +100,32 @@ def test_answers_that_are_none(
 
 
 def test_nobody_there(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tries, and what may be the matter, where there has been no answer at all."""
+    tries: list[int] = []
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    says(errors.SourceUnreachable, "no answer", MODEL, tmp_path)
+    monkeypatch.setattr("quantkit.hub.http.random.uniform", lambda a, b: tries.append(1) or 0.0)
+    words = "no answer (ConnectError) from 127.0.0.1 & HF_ENDPOINT & HTTPS_PROXY & HF_HUB_OFFLINE"
+    says(errors.SourceUnreachable, words, MODEL, tmp_path)
+    assert len(tries) == 2  # pauses: one in each of two jobs
+
+
+def test_a_server_that_has_answered_is_given_time(
+    sharded: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit.hub import http
+    from quantkit.hub.repository import Address
+
+    Address.parse(MODEL).listing()
+    monkeypatch.setattr(http, "TRIES", 4)
+    calls: list[int] = []
+
+    def step() -> None:
+        calls.append(1)
+        raise http.Again("no answer (Timeout)", silent=True)
+
+    with pytest.raises(errors.SourceUnreachable, match="4 times over; run it again later"):
+        http.patiently(MODEL, step)
+    assert len(calls) == 4
 
 
 def test_offline(hub: Hub, tmp_path: Path) -> None:
