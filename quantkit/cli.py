@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ from quantkit.commands import (
     split,
     verify,
 )
+from quantkit.commands.console import print_json
 from quantkit.plain_text import one_line
 
 ISSUES = "https://github.com/quantkit/quantkit/issues"
@@ -99,7 +101,7 @@ class Commands(typer.core.TyperGroup):
             from quantkit.commands import mistakes
 
             everything: Any = typer.main.get_command(app)
-            _say_error(mistakes.words(e, everything.commands))
+            _say_error(mistakes.words(e, everything.commands), given)
             sys.exit(2)
         except typer.Abort:
             sys.exit(130)
@@ -121,12 +123,21 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as e:
-            _say_error(str(e))
+            _say_error(str(e), ctx.obj)
             raise typer.Exit(2) from None
 
 
-def _say_error(text: str) -> None:
+def _say_error(
+    text: str, given: Sequence[str] | None = None, kind: str = "UsageError", code: int = 2
+) -> None:
+    """One line on stderr; for who asked for JSON (in the arguments `given`), JSON on stdout too."""
+    if _wants_json(sys.argv[1:] if given is None else given):
+        print_json({"error": {"kind": kind, "text": text, "exit_code": code}})
     typer.echo(f"error: {text}", err=True)
+
+
+def _wants_json(given: Sequence[str]) -> bool:
+    return "--json" in given or "--format=json" in given or ("--format", "json") in pairwise(given)
 
 
 def _app(commands: Sequence[Callable[..., None]]) -> typer.Typer:
@@ -176,20 +187,22 @@ def main() -> None:
         (_app(named) if named else app)()  # typer looks long at every command that an app has
     except PlanError as e:
         traceback.print_exc()
-        _say_error(f"{e}; this is a bug in quantkit, please report it: {ISSUES}")
+        text = f"{e}; this is a bug in quantkit, please report it: {ISSUES}"
+        _say_error(text, kind="PlanError", code=1)
         sys.exit(1)
     except QuantkitError as e:
-        _say_error(str(e))
+        _say_error(str(e), kind=type(e).__name__, code=1)
         sys.exit(1)
     except OSError as e:
-        _say_error(f"{one_line(str(e.filename or 'input or output'))}: {e.strerror}")
+        text = f"{one_line(str(e.filename or 'input or output'))}: {e.strerror}"
+        _say_error(text, kind="OSError", code=1)
         sys.exit(1)
     except ValueError as e:
         from quant_types import KernelError
 
         if not isinstance(e, KernelError):
             raise
-        _say_error(str(e))
+        _say_error(str(e), kind="KernelError", code=1)
         sys.exit(1)
     finally:
         gc.freeze()  # the process ends: nothing is to be looked for

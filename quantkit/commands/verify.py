@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress, say
+from quantkit.commands.console import TerminalProgress, print_json, say
 from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def verify(
         picture.write_text(drawn(verdicts[0]), encoding="utf-8")
     if as_json:
         found = [verdict.as_data() for verdict in verdicts]
-        typer.echo(json.dumps(found if file.is_dir() else found[0], indent=2))
+        print_json({"files": found} if file.is_dir() else found[0])
     else:
         texts = ["\n".join(map(one_line, _lines(verdict))) for verdict in verdicts]
         say(("\n\n" if any("\n" in text for text in texts) else "\n").join(texts))

@@ -67,7 +67,7 @@ class Tokenizer:
             "pre": self.pre,
             "tokens": self.tokens,
             "unused": self.unused,
-            "chat template": self.chat_template,
+            "chat_template": self.chat_template,
         }
 
 
@@ -107,16 +107,16 @@ class Description:
         if self.experts:
             data["experts"] = asdict(self.experts)
         data |= {
-            "bytes": dict(self.part_bytes),
+            "part_bytes": dict(self.part_bytes),
             "dtypes": dict(self.dtypes),
-            "tied embeddings": self.tied_embeddings,
+            "tied_embeddings": self.tied_embeddings,
         }
         if self.tokenizer:
             data["tokenizer"] = self.tokenizer.as_data()
         if self.notes:
             data["notes"] = list(self.notes)
         if self.merge:
-            data["merged from"] = self.merge.as_data()
+            data["merged_from"] = self.merge.as_data()
         return data
 
 
@@ -135,7 +135,7 @@ class Inspection:
         return {
             "facts": facts,
             "problems": list(self.problems),
-            "chat template": list(self.template),
+            "chat_template": list(self.template),
         }
 
     def _repr_html_(self) -> str:
@@ -305,6 +305,9 @@ def _same_routes(routers: Mapping[str, Mapping[int, bytes]]) -> list[str]:
     return problems
 
 
+_SHOWN = {"part_bytes": "bytes"}  # keys that people read otherwise
+
+
 def lines(inspection: Inspection) -> list[str]:
     """The inspection for a terminal."""
     return [f"{name:16} {text}" for name, text in _entries(inspection)]
@@ -313,7 +316,7 @@ def lines(inspection: Inspection) -> list[str]:
 def _entries(inspection: Inspection) -> list[tuple[str, str]]:
     """Each thing to show: what it is, and the text."""
     data = inspection.description.as_data() if inspection.description else {}
-    entries = [(name, _as_text(name, value)) for name, value in data.items()]
+    entries = [(_SHOWN.get(n, n.replace("_", " ")), _as_text(n, v)) for n, v in data.items()]
     entries += [("its template", note) for note in inspection.template]
     entries += [("problem", problem) for problem in inspection.problems]
     return entries if inspection.problems else [*entries, ("problems", "none found")]
@@ -322,13 +325,13 @@ def _entries(inspection: Inspection) -> list[tuple[str, str]]:
 def _as_text(name: str, value: Any) -> str:
     if name == "parameters":
         return f"{billions(value['total'])} total, {billions(value['active'])} active"
-    if name == "bytes":
+    if name == "part_bytes":
         whole = sum(value.values()) or 1
         return ", ".join(
             f"{part} {gigabytes(n)} ({100 * n / whole:.0f}%)" for part, n in value.items()
         )
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_as_word(v)}" for k, v in value.items())
+        return ", ".join(f"{k.replace('_', ' ')} {_as_word(v)}" for k, v in value.items())
     return "; ".join(value) if isinstance(value, list) else _as_word(value)
 
 
