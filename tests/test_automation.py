@@ -20,7 +20,8 @@ from quantkit.cli import app
 
 ROOT = Path(__file__).parent.parent
 ACTION, WORKFLOW = ROOT / "action.yml", ROOT / ".github" / "workflows" / "release.yml"
-DOCS = ("README.md", "docs/release.md", "docs/scaling.md", "examples/release.mk", "Makefile", "action.yml")  # fmt: skip
+DOCS = ("README.md", "docs/release.md", "docs/scaling.md", "examples/release.mk", "Makefile",
+        "action.yml")  # fmt: skip
 
 
 def load(path: Path) -> dict[str, Any]:
