@@ -4,6 +4,7 @@
 # make check       formatting, lint and types; make format mends what can be mended
 # make docs        the docs as a site, in site/
 # make test-all    make test with its slow tests; make test-torch and make test-ray are the others
+# make test-lowest make test with the lowest versions of what quantkit needs, in .venv-lowest
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -12,15 +13,15 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 FUZZ_SECONDS ?= 14400
 
-.PHONY: fuzz demo test test-all test-torch test-ray check format docs dist bench clean
+.PHONY: fuzz demo test test-all test-torch test-ray test-lowest check format docs dist bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	$(PIP) --editable . $(LOWEST)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed constraints-dev.txt
-	$(PIP) --editable ".[dev]" --constraint constraints-dev.txt
+	$(PIP) --editable ".[dev]" --constraint constraints-dev.txt $(LOWEST)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.dev
@@ -52,6 +53,9 @@ test-all: $(VENV)/.dev
 test-torch: $(VENV)/.torch
 	$(BIN)/python -m pytest -m torch
 
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest LOWEST="--constraint constraints-lowest.txt"
+
 test-ray: $(VENV)/.ray
 	$(BIN)/python -m pytest -m ray
 
@@ -79,4 +83,4 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.formats --write docs/benchmarks.md
 
 clean:
-	rm -rf $(VENV) demo site dist
+	rm -rf $(VENV) .venv-lowest demo site dist

@@ -7,12 +7,12 @@ whole way from checkpoint to GGUF can be walked in seconds. What it says is nois
 from __future__ import annotations
 
 import json
+import struct
 import sys
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 HIDDEN, FFN, HEADS, KV_HEADS, LAYERS, EXPERTS = 256, 512, 4, 2, 4, 4
@@ -81,7 +81,21 @@ def make_weights(path: Path, vocab: int) -> None:
                 f"{moe}.experts.{x}.w2.weight": weight(HIDDEN, FFN),
                 f"{moe}.experts.{x}.w3.weight": weight(FFN, HIDDEN),
             }
-    save_file(tensors, path, metadata={"format": "pt"})
+    write_safetensors(path, tensors)
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """bfloat16 tensors as a safetensors file: the length of a header in JSON, the header, bytes."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, data in tensors.items():
+        start, end = end, end + data.nbytes
+        header[name] = {"dtype": "BF16", "shape": data.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for data in tensors.values():
+            f.write(data.tobytes())
 
 
 def main(out: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_code_of_the_documentation_runs(
         exec(block, names)
     said = capsys.readouterr().out
     assert "Q4_K_M" in said
-    assert "unknown type 'Q4_KM'; did you mean Q4_K_M" in said
+    assert "unknown type 'Q4_KMM'; did you mean Q4_K_M" in said
     assert "True [] [" in said  # the verdict
     assert {p.name for p in tmp_path.glob("*.gguf")} == {
         "out.gguf",

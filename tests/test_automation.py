@@ -20,8 +20,8 @@ from quantkit.cli import app
 
 ROOT = Path(__file__).parent.parent
 ACTION, WORKFLOW = ROOT / "action.yml", ROOT / ".github" / "workflows" / "release.yml"
-DOCS = ("README.md", "docs/release.md", "docs/scaling.md", "examples/release.mk", "Makefile",
-        "action.yml")  # fmt: skip
+DOCS = ("README.md", "docs/release.md", "docs/command_line.md", "docs/scaling.md",
+        "examples/release.mk", "Makefile", "action.yml")  # fmt: skip
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -164,3 +164,18 @@ def test_the_action_runs(checkpoint: Callable[[str], Path], tmp_path: Path) -> N
     assert run(code=1, SOURCE="nowhere")["error"]["kind"] == "SourceNotFound"
     assert "**SourceNotFound**" in (tmp_path / "step_summary").read_text()
     assert run(code=2, KL="a\nb", DISCARD="true")["error"]["kind"] == "UsageError"
+
+
+def test_the_lowest_versions_are_those_that_are_allowed() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    needed = text.partition("\ndependencies = [")[2].partition("\n]")[0]
+    allowed = dict(re.findall(r'"([\w-]+)>=([\d.]+)', needed))
+    tested = dict(re.findall(r"^([\w-]+)==([\d.]+)$", lowest(), re.MULTILINE))
+    assert allowed.keys() == tested.keys()
+    for name, version in allowed.items():
+        assert f"{tested[name]}.".startswith(f"{version}."), name
+        assert not tested[name].removeprefix(version).strip(".0"), name
+
+
+def lowest() -> str:
+    return (ROOT / "constraints-lowest.txt").read_text()

@@ -94,6 +94,7 @@ def fit(
             threads=threads,
             progress=progress,
         )
+    seconds = progress.seconds
     recipe_file = recipe_file or Path(f"{fit.name}-fit.txt")
     texts = {recipe_file: fit.recipe()} | ({picture: drawn(fit)} if picture else {})
     for path in texts:
@@ -108,7 +109,7 @@ def fit(
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     if as_json:
-        print_json(_json(fit, recipe_file, files, progress.seconds))
+        print_json(_json(fit, recipe_file, files, seconds))
     else:
         say("\n".join(map(one_line, _lines(fit, recipe_file, files))))
 

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from quantkit.commands import values
 from quantkit.errors import UsageError
 from quantkit.recipes.file_types import RECIPES, SETS, find_recipe
 
@@ -63,10 +64,11 @@ def _meant(command: str, params: Mapping[str, Any], others: list[str], kinds: li
     numbers = [word for word in others if word.isdecimal()]
     source, *others = [word for word in others if word not in numbers]
     given = ["quantkit", command, source]
+    kinds = [*values.names(params.get("types") or []), *kinds]
     if command == "quantize" and not kinds and numbers:  # llama-quantize takes numbers of types
         number = int(numbers.pop(0))
         kinds = [r.name for r in RECIPES if r.file_type == number and r.base and not r.like]
-    if command == "quantize" and not kinds and not params.get("types"):
+    if command == "quantize" and not kinds:
         kinds = ["Q4_K_M"]
     if command in ("quantize", "release", "plan"):
         for kind in kinds:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -123,9 +127,10 @@ def _lines(verdict: Verdict) -> list[str]:
     if run := verdict.completion:
         lines += ["", f"{run.prompt}{run.text}".rstrip()]
     if kl := verdict.divergences:
-        lines += ["", *_table([TEXTS, *map(_divergence, kl)])]
+        lines += ["", *_table([TEXTS, *map(_divergence, kl)], TEXTS[:1:-1])]
     if verdict.tensors:
-        lines += ["", *_table([TENSORS, *(t.cells() for t in verdict.worst()[:SHOWN])])]
+        rows = [TENSORS, *(t.cells() for t in verdict.worst()[:SHOWN])]
+        lines += ["", *_table(rows, ("Worst block", "Cosine", "Expected", "Bytes"))]
     return lines
 
 
@@ -139,9 +144,16 @@ def _divergence(d: Divergence) -> tuple[str, ...]:
     )
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def _table(rows: list[tuple[str, ...]], first_to_go: Sequence[str]) -> list[str]:
+    """Lines of a table with headings; a terminal too narrow for it loses these columns, in order,
+    until it fits."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else inf
+    for heading in first_to_go:
+        if sum(max(map(len, column)) + 2 for column in columns) - 2 > room:
+            columns = [column for column in columns if column[0] != heading]
+    widths = [max(map(len, column)) for column in columns]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        for row in zip(*columns, strict=True)
     ]

@@ -23,6 +23,7 @@ from quantkit.errors import (
     SourceUnreachable,
 )
 from quantkit.hub import http
+from quantkit.progress import SILENT, Progress
 
 _T = TypeVar("_T")
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)")
@@ -116,7 +117,12 @@ def _there(target: HubTarget, names: Sequence[str]) -> Mapping[str, Any]:
     return {found.path: found for found in _ask(target.repo, ask)}
 
 
-def push(target: HubTarget, files: Sequence[Upload], drop: Sequence[str] = ()) -> list[str]:
+def push(
+    target: HubTarget,
+    files: Sequence[Upload],
+    drop: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> list[str]:
     """Bring files to a repository that exists; those without a sum (the card and the like) go last,
     together; files to `drop` leave it after that. Returns the names of what was sent. Raises
     PushError."""
@@ -129,11 +135,16 @@ def push(target: HubTarget, files: Sequence[Upload], drop: Sequence[str] = ()) -
     for f in weights:
         sets.setdefault(_SPLIT.sub("", f.name), []).append(f)
     groups = [wanted] if target.commit == "all" else [*sets.values(), beside]
+    total, done = sum(f.path.stat().st_size for f in wanted), 0
+    watched = progress if not sys.stderr.isatty() else SILENT  # there, bars are huggingface_hub's
     with _quietly():
         for group in filter(None, groups):
             adds = [CommitOperationAdd(f.name, str(f.path)) for f in group]
-            for add in adds:  # one after another: what has arrived need not be sent again
+            for f, add in zip(group, adds, strict=True):
+                watched.update("pushing", done, total)
+                # one after another: what has arrived need not be sent again
                 _ask(target.repo, partial(_send, target.repo, add))
+                done += f.path.stat().st_size
             message = f"Add {group[0].name}" if len(group) == 1 else f"Add {len(group)} files"
             _ask(target.repo, partial(_commit, target.repo, adds, message))
         if gone:

@@ -114,14 +114,14 @@ def find_recipe(name: str) -> Recipe:
     upper = name.upper()
     by_name = {r.name: r for r in RECIPES}
     bare = {_bare(known): known for known in (*ALIASES, *by_name)}
+    known = bare.get(_bare(upper), "")
+    if found := by_name.get(ALIASES.get(known, known)):
+        return found
     if upper.endswith("-MOE"):
         plain = find_recipe(upper.removesuffix("-MOE"))
         if plain.base not in MOE_FORMATS[:-1] or plain.name == "Q2_K_S" or plain.ends:
             raise UsageError(f"recipe moe is for the types from Q2_K to Q6_K, not {plain.name}")
         return replace(plain, name=f"{plain.name}-moe", mixture="moe")
-    known = bare.get(_bare(upper), "")
-    if found := by_name.get(ALIASES.get(known, known)):
-        return found
     near = get_close_matches(upper, [*by_name, *map(str.upper, SETS)], n=2, cutoff=0.5)
     near = [name.lower() if name.lower() in SETS else name for name in near]
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -125,6 +125,20 @@ def begun_anew(earlier: Earlier, this: Manifest, kinds: Collection[str]) -> Earl
     return replace(earlier, whole=others(earlier.whole), published=others(earlier.published))
 
 
+def comparable(earlier: Earlier, this: Manifest, plans: Sequence[BegunFile]) -> Earlier:
+    """The same without what a repository lists and this run would make otherwise."""
+    public = earlier.published
+    if public is None or _difference(public, this):
+        return replace(earlier, published=None)
+    same = {(plan.name, plan.plan) for plan in plans}
+    changed = {plan.type for plan in plans} - {
+        f.type for f in public.files if (f.name, f.plan) in same
+    }
+    files = tuple(f for f in public.files if f.type not in changed)
+    errors = {kind: error for kind, error in public.errors.items() if kind not in changed}
+    return replace(earlier, published=replace(public, files=files, errors=errors))
+
+
 def check_drop(earlier: Earlier, drop: Iterable[str]) -> None:
     """Raises UsageError for a type to drop that is not in the release."""
     there = dict.fromkeys(record.type for record in earlier.records.values())

@@ -97,6 +97,7 @@ def release(
     if target and not run.dry:
         push.check_login(target)
     earlier = previous.read(directory, join, anew=run.force)
+    previous.check_place(source, directory, earlier, run.force)
     if target and not share:
         earlier = replace(earlier, published=previous.read_published(target))
 
@@ -109,7 +110,6 @@ def release(
     job, kinds = plan_types(plan, types, drop, earlier)
     description = inspection.describe(job.model, source)
     this, plans = _begin_manifest(source, job, description, imatrix)
-    previous.check_place(source, directory, earlier, run.force)
     if run.force:
         earlier = previous.begun_anew(earlier, this, kinds)
     before = earlier.whole
@@ -121,6 +121,7 @@ def release(
     if not kinds:
         job, plans = replace(job, plan=_part(job.plan, frozenset())), []
     previous.check_same(earlier, this, plans)
+    earlier = previous.comparable(earlier, this, plans)
     others, dropped = ({}, ()) if share else previous.other_files(earlier, kinds, drop)
     if share:
         job = replace(job, plan=_part(job.plan, shared(job.plan, *share)))
@@ -149,7 +150,7 @@ def release(
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
         uploads += [push.Upload(directory / name) for name in written]
-    sent = push.push(target, uploads, dropped) if target else []
+    sent = push.push(target, uploads, dropped, run.progress) if target else []
     return replace(made, manifest=this, rows=rows, pushed=sent)
 
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +18,8 @@ from quantkit.cli import app
 from quantkit.hub import http, push
 from quantkit.hub.push import HubTarget
 from quantkit.jobs import Run
+from quantkit.model.open import Reading
+from quantkit.progress import Progress
 from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, release
@@ -32,7 +35,7 @@ TYPES = ["Q4_K_M", "Q8_0"]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
@@ -45,7 +48,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)  # read when it was imported
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for where in (constants, file_download):
+            monkeypatch.setattr(where, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         yield server
 
 
@@ -158,6 +162,19 @@ def test_without_a_token_nothing_begins(
     assert server.log == []
 
 
+def test_a_log_says_how_far_it_is(again: Callable[..., Release], server: UploadHub) -> None:
+    class Told(Progress):
+        def update(self, step: str, done: int, total: int) -> None:
+            steps.append((step, done, total))
+
+    steps: list[tuple[str, int, int]] = []
+    pushed = again(HubTarget("org/new"), Run(progress=Told()))
+    steps = [step for step in steps if step[0] == "pushing"]
+    total = sum((pushed.directory / name).stat().st_size for name in pushed.pushed)
+    assert steps[:2] == [("pushing", 0, total), ("pushing", pushed.manifest.files[0].nbytes, total)]
+    assert len(steps) == len(pushed.pushed)
+
+
 def test_a_token_that_is_refused(
     again: Callable[..., Release], server: UploadHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,13 +252,11 @@ def test_a_disk_that_is_smaller_than_the_release(
     assert isinstance(result.exception, errors.DiskFull)
     whole, held = push.push, []
 
-    def watched(
-        target: HubTarget, files: Sequence[push.Upload], drop: Sequence[str] = ()
-    ) -> list[str]:
+    def watched(target: HubTarget, files: Sequence[push.Upload], *rest: Any) -> list[str]:
         held.append([p.name for p in out.rglob("*.gguf")])
         if len(held) == 2:
             raise errors.PushInterrupted("org/new: cut")
-        return whole(target, files, drop)
+        return whole(target, files, *rest)
 
     monkeypatch.setattr(push, "push", watched)
     result = run(app, [*arguments, "--discard"])
@@ -304,6 +319,22 @@ def test_a_type_is_added_to_what_is_public(
     assert "with --push org/new it is looked for there" in local.notes[0]
     again = release(source, tmp_path / "fresh", ["Q6_K"], target=target)
     assert again.manifest == added.manifest
+
+
+def test_what_is_public_and_was_made_otherwise_is_made(
+    checkpoint: Callable[[str], Path], tmp_path: Path, server: UploadHub
+) -> None:
+    source, target = checkpoint("mixtral-4x"), HubTarget("org/new")
+    release(source, tmp_path / "first", TYPES, target=target)
+    reading = Reading(experts_used=1)
+    again = release(source, tmp_path / "fresh", ["Q8_0"], target=target, reading=reading)
+    assert list(again.states.values()) == ["on the Hub", "made"]
+    again = release(source, tmp_path / "third", ["Q8_0"], target=target, reading=reading)
+    assert list(again.states.values()) == ["on the Hub", "on the Hub"]
+    changed = Path(shutil.copytree(source, tmp_path / source.name))
+    (changed / "model.safetensors").touch()  # another source, and all that is public is asked for
+    again = release(changed, tmp_path / "fourth", TYPES, target=target)
+    assert list(again.states.values()) == ["made", "made"]
 
 
 def test_a_type_is_dropped_in_public(

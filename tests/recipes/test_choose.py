@@ -234,8 +234,8 @@ def test_types_are_found_by_alias_and_in_any_case(name: str, found: str) -> None
 
 
 def test_an_unknown_type_names_its_neighbours() -> None:
-    with pytest.raises(UsageError, match="unknown type 'Q4_KM'; did you mean Q4_K_M"):
-        find_recipe("Q4_KM")
+    with pytest.raises(UsageError, match="unknown type 'Q4_KMM'; did you mean Q4_K_M"):
+        find_recipe("Q4_KMM")
 
 
 def test_the_tables_do_not_contradict_each_other() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -267,7 +268,13 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     for f in told["files"]:
         assert f["sha256"] == sha256(tmp_path / "out" / f["name"])
     lines = run(app, arguments).stdout.splitlines()
-    assert [line.split("  ")[-1] for line in lines] == ["kept", "kept"]
+    assert [line.split("  ")[-1] for line in lines[:2]] == ["kept", "kept"]
+    count, beside, following = lines[3:]
+    total = sum(f["bytes"] for f in told["files"])
+    assert re.fullmatch(rf"2 files, {total / 1e6:.2f} MB, in \d+ s", count)
+    assert beside == f"card: {tmp_path}/out/README.md, page: {tmp_path}/out/index.html"
+    assert following == f"next: quantkit {shlex.join(arguments)} --push ORG/NAME"
+    assert run(app, [*arguments, "--quiet"]).output == ""
 
 
 def test_a_release_of_a_quantized_file(whole: Release, tmp_path: Path) -> None:

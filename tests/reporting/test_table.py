@@ -74,7 +74,7 @@ def test_a_drawn_table_shows_names_as_they_are() -> None:
 
     text = io.StringIO()
     odd = replace(ROW, name="[bold]x[/bold].gguf")
-    Console(file=text, width=200).print(table.as_table([odd]))
+    Console(file=text, width=200).print(table.as_table([odd])[0])
     assert "[bold]x[/bold].gguf" in text.getvalue()
 
 
