@@ -21,7 +21,7 @@ def write(
     values = {item.key: item.value for item in model.kv}
     usual = card.usual(rows)
     first = this.first_file(usual.type)
-    measured = [page.error_by_size(rows, this.errors)] if len(rows) >= page.COMPARED else []
+    measured = [page.error_by_size(rows, this.errors)] if len(rows) >= previous.COMPARED else []
     figures = [*page.figures(this, rows), *measured]
     drawn = dict(zip(previous.PICTURES, figures, strict=False))
     shown = {name: figure.title for name, figure in drawn.items()}
@@ -38,4 +38,4 @@ def write(
     for name, text in texts.items():
         manifest.write(directory / name, plain_text.lines(text))
     manifest.remove(manifest.partial_path(directory))
-    return [name for name in previous.BESIDE if name in texts]
+    return list(previous.beside(len(rows)))

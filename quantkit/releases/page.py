@@ -21,6 +21,7 @@ from quantkit.gguf.splits import unsplit_name
 from quantkit.model import provenance
 from quantkit.releases import card
 from quantkit.releases.manifest import FileRecord, Manifest
+from quantkit.releases.previous import COMPARED
 from quantkit.releases.run_commands import download, run_commands
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions, gigabytes
@@ -29,7 +30,6 @@ from quantkit.reporting.table import Row
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-COMPARED = 3  # files, from which on pictures compare them
 WIDTHS = {"wide": 860, "narrow": 342}  # pixels; a page has each picture in both
 # memories that machines are sold with, in GB; nine of them become columns
 MEMORIES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)

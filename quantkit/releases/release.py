@@ -150,6 +150,7 @@ def release(
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
         uploads += [push.Upload(directory / name) for name in written]
+        dropped = [*dropped, *(name for name in previous.BESIDE if name not in written)]
     sent = push.push(target, uploads, dropped, run.progress) if target else []
     return replace(made, manifest=this, rows=rows, pushed=sent)
 
@@ -322,9 +323,9 @@ def _dry_run(
         for p in listed
     }
     sent = [p.name for p in listed if p not in away] if target else []
-    pushed = sent + [*previous.BESIDE] * bool(target)
-    files = tuple(records[p] for p in listed)
-    return Release(directory, replace(this, files=files), (), states, pushed=pushed)
+    this = replace(this, files=tuple(records[p] for p in listed))
+    pushed = sent + [*previous.beside(len(this.kinds))] * bool(target)
+    return Release(directory, this, (), states, pushed=pushed)
 
 
 def stem(model: Model) -> str:
