@@ -150,7 +150,7 @@ def release(
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
         uploads += [push.Upload(directory / name) for name in written]
-        dropped = [*dropped, *(name for name in previous.BESIDE if name not in written)]
+        dropped = (*dropped, *(name for name in previous.BESIDE if name not in written))
     sent = push.push(target, uploads, dropped, run.progress) if target else []
     return replace(made, manifest=this, rows=rows, pushed=sent)
 
