@@ -71,7 +71,11 @@ def _run(path: Path) -> str:
             return "" if model else "llama.cpp does not load it"
         with Llama(path, 64, threads=1) as model:
             ids = np.arange(1, TOKENS + 1, dtype=np.int32) % model.n_vocab
-            for position in (0, TOKENS):  # a prompt, and what follows it
+            if model.embeds:
+                return "" if np.isfinite(model.embed(ids)).all() else "a vector that is not finite"
+            if model.translates:
+                ids = np.array([model.encode(ids)], np.int32)
+            for position in (0, len(ids)):  # a prompt, and what follows it
                 logits = model.decode(ids[None], 0, None, position)
                 if not np.isfinite(logits).all():
                     return "logits that are not finite"

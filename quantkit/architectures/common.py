@@ -123,6 +123,8 @@ TEXT_KEYS = (
         DENSE_FFN, default=None),
     Key("{arch}.attention.head_count", "num_attention_heads"),
     Key("{arch}.attention.head_count_kv", ("num_key_value_heads", "num_attention_heads")),
+    Key("{arch}.attention.causal", lambda c: False if c.find("is_causal") is False else None,
+        "BOOL"),
     *ROPE_KEYS,
     Key("{arch}.attention.layer_norm_rms_epsilon", ("rms_norm_eps", "norm_eps"), "FLOAT32",
         default=None),

@@ -15,7 +15,8 @@ _RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": 
                                       "UINT64": (0, (1 << 64) - 1)}  # fmt: skip
 _KINDS: dict[str, tuple[type, ...]] = {
     "UINT32": (int,), "UINT64": (int,), "INT32": (int,), "FLOAT32": (float, int), "BOOL": (bool,),
-    "STRING": (str,), "NUMBER": (float, int),  # NUMBER: of an array that may hold infinity
+    "STRING": (str,), "STRINGS": (list,),
+    "NUMBER": (float, int),  # of an array that may hold infinity
 }  # fmt: skip
 
 # names of rotary settings outside their table, the first that is there counts
@@ -102,7 +103,7 @@ class Config:
 
     def typed(self, name: str, value: Any, kind: str) -> Any:
         """`value`, if it is of the GGUF type `kind`, or a list of such. Raises ConfigError."""
-        if isinstance(value, list) and kind != "STRING":
+        if isinstance(value, list) and kind not in ("STRING", "STRINGS"):
             return [self.typed(name, item, kind) for item in value]
         allowed = _KINDS[kind]
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):

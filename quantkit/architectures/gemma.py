@@ -15,10 +15,12 @@ from quantkit.architectures.common import (
     L,
     attention,
     gated_mlp,
+    optional_key,
     qk_norms,
     shifted,
     text_keys,
 )
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
 
 _NORMS = shifted(
@@ -88,4 +90,17 @@ GEMMA3 = replace(
     },
 )  # fmt: skip
 
-FAMILY = (GEMMA, GEMMA2, GEMMA3)
+GEMMA_EMBEDDING = replace(
+    GEMMA3,
+    hf_names=("Gemma3TextModel",),
+    gguf_arch="gemma-embedding",
+    late_keys=(
+        GEMMA3.late_keys[0],
+        Key("{arch}.attention.sliding_window", "sliding_window"),
+        *(optional_key(f"dense_{n}_feat_{way}", f"dense_{n}_feat_{way}")
+          for n in (2, 3) for way in ("in", "out")),
+        *POOLING_KEYS,
+    ),
+)  # fmt: skip
+
+FAMILY = (GEMMA, GEMMA2, GEMMA3, GEMMA_EMBEDDING)

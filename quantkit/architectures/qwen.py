@@ -32,6 +32,7 @@ from quantkit.architectures.common import (
     router,
     transposed_experts,
 )
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -63,7 +64,7 @@ QWEN2 = Architecture(
     ),
     gguf_arch="qwen2",
     keys=TEXT_KEYS,
-    late_keys=(),
+    late_keys=POOLING_KEYS,
     expects=(RMS_NORM, SILU),
     dims=DIMS,
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=True), *gated_mlp()),
@@ -79,6 +80,7 @@ QWEN2_VL = replace(
         "Qwen2_5OmniModel", "Qwen2_5OmniForConditionalGeneration",
     ),
     gguf_arch="qwen2vl",
+    late_keys=(),
     renames=(("^thinker\\.", ""),),
     defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
 )  # fmt: skip

@@ -63,6 +63,7 @@ class ConversionOptions:
     fuse_gate_up_exps: bool = False
     fp8_as_q8: bool = False
     mistral_format: bool = False  # params.json counts, also where there is a config.json
+    dense_modules: bool = False  # what sentence-transformers puts after the pooled output, too
 
 
 DEFAULTS = ConversionOptions()
@@ -232,6 +233,10 @@ class Architecture:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # config values that are seen from the tensors
     learned: Callable[[Mapping[str, SourceTensor], Integers], Mapping[str, Any]] | None = None
+    # names of source tensors of which not all rows are wanted
+    cuts: frozenset[str] = frozenset()
+    # a source tensor that is left out where it is the same as another
+    twins: tuple[str, str] | tuple[()] = ()
     # tensors computed from the config: name -> float32 values, or None where there is none
     computed: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
     # source tensors that are in no checkpoint: name -> float32 values

@@ -276,6 +276,14 @@ def reading_and_layout(
             help="Read params.json and consolidated*.safetensors, not config.json.",
         ),
     ] = False,
+    dense_modules: Annotated[
+        bool,
+        typer.Option(
+            "--sentence-transformers-dense-modules",
+            rich_help_panel=CONVERSION,
+            help="EmbeddingGemma: with the dense modules after its output.",
+        ),
+    ] = False,
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
@@ -285,7 +293,9 @@ def reading_and_layout(
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
-    options = ConversionOptions(layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format)
+    options = ConversionOptions(
+        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules
+    )
     kept = values.numbers("--keep-experts", keep_experts)
     return Reading(pre, options, kept, experts_used)
 

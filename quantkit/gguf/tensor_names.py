@@ -44,8 +44,12 @@ def parse(name: str) -> Name:
 
 
 def in_block(role: str, bid: int | None) -> str:
-    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one."""
-    return role if bid is None else f"blk.{bid}.{role}"
+    """The name of the tensor of a role, suffix and all, in block `bid`, if it is in one. `enc.` and
+    `dec.` before a role stay before the block."""
+    if bid is None:
+        return role
+    half = role[:4] if role.startswith(("enc.", "dec.")) else ""
+    return f"{half}blk.{bid}.{role.removeprefix(half)}"
 
 
 def stays_f32(name: Name, n_dims: int) -> bool:

@@ -32,8 +32,10 @@ from quantkit.hub.http import SCHEME, Again, Answer
 SMALL = (
     "*config*.json", "*token*.json", "*.index.json", "chat_template.*", "vocab*.json",
     "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
-    "params.json", "tekken.json", "tokenizer.model.v*",
+    "params.json", "tekken.json", "tokenizer.model.v*", "vocab.txt", "modules.json",
 )  # fmt: skip
+
+_MODULE = re.compile(r"[0-9]+_[A-Za-z]+/config\.json")  # what sentence-transformers runs on top
 
 MOST_SMALL = 256  # of them
 LARGEST_SMALL = 1 << 28  # bytes of one
@@ -186,6 +188,8 @@ def _same_server(a: str, b: str) -> bool:
 
 
 def _is_small(path: str) -> bool:
+    if _MODULE.fullmatch(path):
+        return True
     name = path.removeprefix("additional_chat_templates/")
     plain = name == PureWindowsPath(name).name  # no way out of the directory, on any system
     return plain and any(fnmatchcase(path, pattern) for pattern in SMALL)

@@ -103,6 +103,32 @@ def _values(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
             return
 
 
+_BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_o", "ffn_norm", "ffn_down", "ffn_up")
+_CROSS = tuple(f"cross_attn_{part}" for part in ("norm", "q", "k", "v", "o"))
+
+
+def _encoded(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Every layer of the encoder is there (t5.cpp, t5encoder.cpp)."""
+    yield from _half("enc", number(values, "block_count"), _BLOCK, tensors)
+
+
+def _decoded(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """The same of the decoder, of as many layers unless it is said (t5.cpp)."""
+    count = number(values, "decoder_block_count", number(values, "block_count"))
+    yield from _half("dec", count, (*_BLOCK, *_CROSS), tensors)
+
+
+def _half(
+    half: str, count: int, roles: Sequence[str], tensors: Sequence[Info]
+) -> Iterator[str]:  # fmt: skip
+    there = {t.name for t in tensors}
+    for bid in range(min(count, MAX_LAYERS)):
+        for role in roles:
+            if (name := f"{half}.blk.{bid}.{role}.weight") not in there:
+                yield f"{name} is not there"
+                return
+
+
 CHECKS: dict[str, tuple[Check, ...]] = {
     "deepseek4": (_hashed,),
     "exaone-moe": (_predicting,),
@@ -111,4 +137,6 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "llama4": (_chunked,),
     "mistral3": (_scaled,),
     "qwen4exp": (_compressed,),
+    "t5": (_encoded, _decoded),
+    "t5encoder": (_encoded,),
 }

@@ -13,6 +13,8 @@ from quantkit.loading.needs import needs
 from quantkit.loading.patterns import ALWAYS_SLIDE, PATTERNS, RECURRENT_WITHOUT_KV, Pattern
 from quantkit.loading.values import Info, Values, number, of_layers
 
+# encoders with two masks, one of a window
+_TWO_MASKS = {"gemma-embedding", "gemma-embedding2", "modern-bert"}
 # architectures with indexers of their own in some layers, which the layers after them share
 _SHARE_INDEXERS = {"glm-dsa", "glm5-next", "hy_v4"}
 
@@ -48,6 +50,8 @@ def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str
     if not any(sliding) and sliding:
         yield f"{arch}: no layer of {trunk} has the sliding window that it is run with"
     if arch == "llama4" and all(sliding):  # the others scale attention, by an input of the graph
+        yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
+    if arch in _TWO_MASKS and all(sliding):  # one is for the others
         yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
     # the others share the factors that their rotary positions are divided by
     if arch == "gemma4" and all(sliding) and any(t.name == "rope_freqs.weight" for t in tensors):

@@ -98,11 +98,18 @@ STEPS: dict[str, tuple[Step, ...]] = {
     "rwkv6": (Step("is halved", "rescale_every_n_layers", 0, lambda i, n: i // n),),
     "rwkv6qwen2": (Step("is halved", "rescale_every_n_layers", 0, lambda i, n: i // n),),
 }
+# architectures without logits: what they give are vectors
+ENCODERS = {
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3",
+    "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder",
+}  # fmt: skip
 # architectures of which single layers are addressed in llama.cpp's code, or all of them by one
 # tensor, so that none can go
 UNPRUNABLE = {
     "deepseek4": "its layers compress by their numbers, and llama.cpp ends at others",
     "gemma3n": "20 layers have keys and values of their own, by their number",
+    "t5": "the layers of its encoder and its decoder are counted apart",
+    "t5encoder": "its layers are the encoder's of another model",
     "granite-switch": "its adapters' layers are counted in its code",
     "hrm-text": "its layers are run in two loops of a fixed length",
     "nanbeige": "its layers are run in loops",

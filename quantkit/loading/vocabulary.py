@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _MODELS = {"llama", "bert", "gpt2", "hybriddna", "whitespace", "t5", "rwkv", "plamo2", "plamo3",
            "gemma4"}  # fmt: skip
 NONE = {"none", "no_vocab"}
+_TYPED = {"bert", "jina-bert-v3", "nomic-bert", "nomic-bert-moe"}  # that want types of tokens
 _MERGED = {"gpt2", "hybriddna", "whitespace", "gemma4"}
 # ids that llama.cpp falls back from where they are no token's: answers would not end, or begin
 _IDS = tuple(f"{kind}_token_id" for kind in ("bos", "eos", "unknown", "padding", "eot", "eom"))
@@ -56,6 +57,7 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         if t is not None and (rows := prod(t.shape[:-1])) != count:
             yield f"the vocabulary has {count} tokens, {name} {rows} rows"
     yield from _beside(kv, model, count)
+    yield from _types(kv, by_key, tensors)
     yield from _repeated(kv["tokens"])
     for name in _IDS:
         item = kv.get(name)
@@ -65,6 +67,20 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
             continue
         if item.value >= count:
             yield f"tokenizer.ggml.{name} is {item.value}, of {count} tokens"
+
+
+def _types(
+    kv: Mapping[str, KeyValue], by_key: Mapping[str, KeyValue], tensors: Sequence[Info]
+) -> Iterator[str]:
+    """An encoder's types of tokens: as many as its table has rows (bert.cpp and its kin)."""
+    item = kv.get("token_type_count")
+    count = item.value if item is not None and item.type == "UINT32" else 0
+    table = next((t for t in tensors if t.name == "token_types.weight"), None)
+    rows = prod(table.shape[:-1]) if table is not None else count
+    if rows != count:
+        yield f"tokenizer.ggml.token_type_count is {count}, not the {rows} of token_types.weight"
+    elif not count and by_key["general.architecture"].value in _TYPED:
+        yield "tokenizer.ggml.token_type_count is not there"
 
 
 def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:
@@ -102,17 +118,22 @@ def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
     if item is None or item.type != "ARRAY" or not item.length:
         yield "tokenizer.ggml.scores is not there: text would be split at random"
         return
-    scores, types = item.value, kv.get("token_type")
-    kinds = types.value if types is not None else [1] * len(scores)
-    ordinary = [s for s, kind in zip(scores, kinds, strict=False) if kind == 1]
-    if len(ordinary) > 1 and len(set(ordinary)) == 1:
+    if (score := _only_score(item, kv.get("token_type"))) is not None:
         yield (
-            f"tokenizer.ggml.scores are all {ordinary[0]:g}: they were lost, and text is split "
+            f"tokenizer.ggml.scores are all {score:g}: they were lost, and text is split "
             "otherwise than the model was trained with"
         )
 
 
 @lru_cache(maxsize=4)  # the vocabulary of every output of a run is one object
+def _only_score(item: KeyValue, types: KeyValue | None) -> float | None:
+    """The score that all ordinary tokens have; None where they have several."""
+    kinds = types.value if types is not None else [1] * item.length
+    ordinary = [s for s, kind in zip(item.value, kinds, strict=False) if kind == 1]
+    return ordinary[0] if len(ordinary) > 1 and len(set(ordinary)) == 1 else None
+
+
+@lru_cache(maxsize=4)
 def _repeated(tokens: KeyValue) -> tuple[str, ...]:
     """One text for two tokens, which llama.cpp ends at. An empty text is `[EMPTY_<id>]` to it."""
     seen: dict[bytes, int] = {}

@@ -17,7 +17,7 @@ from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place
-from quantkit.model.pooling import is_reranker, with_head
+from quantkit.model.pooling import dense_modules, dense_values, is_reranker, pooled, with_head
 from quantkit.model.predicting import predicting_layers
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -31,6 +31,7 @@ from quantkit.tokenizer.vocabulary import malformed
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
 MAX_LAYERS = 100_000
+_AT_ONCE = 1 << 22  # weights that are compared
 
 # general.file_type where weights are kept in the blocks that they are released in
 MXFP4_FILE, NVFP4_FILE = 38, 39
@@ -102,6 +103,7 @@ def _converted(
     config = replace(config, values={**config.values, "quantization_config": settings.values})
     by_name = {t.name: t for t in decoded(stored, settings)}
     _check_layers(config, by_name)
+    _leave_out_twin(arch, by_name)
     config = _with_scalars(arch, config, by_name)
     by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
@@ -111,10 +113,14 @@ def _converted(
         values = {**config.values, **arch.learned(by_name, _integers)}
         config = replace(config, values={**values, "only_mtp": options.mtp == "only"})
     config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
+    dense = dense_modules(files, arch) if options.dense_modules else {}
+    config = replace(config, values={**config.values, **dense_values(dense)})
     placed, sources = place(arch, config, by_name, options)
     precision = precision_keys(placed, sources, settings)
     placed = with_scales(placed, sources)
     placed = _with_computed(placed, sources, arch, config, files)
+    placed = {n: (t.shape, (Segment(n, 0, 0, t.n_rows),)) for n, t in dense.items()} | placed
+    sources |= dense
     if is_reranker(files, arch, config):
         placed = with_head(placed, sources, files, config)
     tensors = tuple(
@@ -133,13 +139,32 @@ def _converted(
         kv = (*kv[:after], *precision, *kv[after:])
     said = (
         _predicting_note(arch, config),
-        _head_note(config, by_name, sources),
+        _head_note(arch, config, by_name, sources),
         settings_note(stored, settings),
         _dequantized_note(arch, outtype, sources),
         *(e.differs(config) for e in arch.assumes),
     )
     notes = (*filter(None, said), *notes)
-    return Model(files.name, arch.gguf_arch, tensors, sources, kv, notes=notes)
+    partial = frozenset(name for name in sources if arch.plain(name) in arch.cuts)
+    return Model(files.name, arch.gguf_arch, tensors, sources, kv, partial, notes)
+
+
+def _leave_out_twin(arch: Architecture, by_name: dict[str, SourceTensor]) -> None:
+    """Take out the tensor that is the same as another, weight for weight."""
+    names = {arch.plain(name): name for name in by_name}
+    found = [names[twin] for twin in arch.twins if twin in names]
+    if len(found) < 2:
+        return
+    one, other = (by_name[name] for name in found)
+    if one.shape != other.shape or one.parts or other.parts:
+        return
+    step = max(1, _AT_ONCE // one.shape[-1])
+    with Files([one.path, other.path]) as opened:
+        for at in range(0, one.n_rows, step):
+            n = min(step, one.n_rows - at)
+            if not np.array_equal(opened.read_rows(one, at, n), opened.read_rows(other, at, n)):
+                return
+    del by_name[one.name]
 
 
 def _computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
@@ -184,7 +209,7 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Confi
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
-    return arch, config
+    return arch, pooled(files, arch, config)
 
 
 def _check_layers(config: Config, stored: Mapping[str, SourceTensor]) -> None:
@@ -213,10 +238,21 @@ def _predicting_note(arch: Architecture, config: Config) -> str | None:
 
 
 def _head_note(
-    config: Config, stored: Mapping[str, SourceTensor], used: Mapping[str, SourceTensor]
+    arch: Architecture,
+    config: Config,
+    stored: Mapping[str, SourceTensor],
+    used: Mapping[str, SourceTensor],
 ) -> str | None:
-    """A line where a model is tied and its head was trained apart: three rows tell."""
-    if config.find("tie_word_embeddings") is not True:
+    """A line where a model is tied and its head was trained apart: three rows tell; or where a head
+    of its own is not there, and the architecture does without."""
+    tied = config.find("tie_word_embeddings")
+    optional = any(m.optional for m in arch.maps if m.source == "lm_head.weight")
+    if tied is False and optional and not any("lm_head" in name for name in stored):
+        return (
+            "no lm_head.weight is there, though config.json says that the output is not the "
+            "embedding: llama.cpp takes the embedding"
+        )
+    if tied is not True:
         return None
     head, table = (
         next((t for name, t in stored.items() if name.endswith(end)), None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.architectures.rules import Architecture, Config, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
-from quantkit.model.pooling import add_pooling
+from quantkit.model.pooling import add_reranker
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.storage.parse import parse_yaml
 from quantkit.tokenizer.families import rules_for
@@ -73,11 +73,11 @@ def checkpoint_metadata(
     _add_keys(writer, arch.keys, config)
     writer.add_file_type(file_type)
     _add_keys(writer, arch.late_keys, config)
-    pooled = add_pooling(writer, files, arch, config)
+    reranks = add_reranker(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
     kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
-    return kv, (*pooled, *notes)
+    return kv, (*reranks, *notes)
 
 
 def with_vocabulary(

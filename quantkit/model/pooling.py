@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantkit.architectures.pooled import POOLING, POOLING_KEYS
 from quantkit.architectures.rules import Architecture, Config
-from quantkit.errors import ConfigError, CorruptFile, TokenizerError
+from quantkit.errors import ConfigError, CorruptFile, SourceNotFound, TensorMissing, TokenizerError
 from quantkit.gguf.types import type_by_name
 from quantkit.model.placement import Placed
+from quantkit.source.checkpoint import read_weights
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
@@ -27,12 +29,16 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4  # llama.h `llama_pooling_type`
-POOLED = ("qwen2", "qwen3")  # architectures that llama.cpp pools as these files say
 _MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}
 _FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS,
           "pooling_mode_lasttoken": LAST}  # fmt: skip
 _RERANKERS = ("qwen3-reranker", "qwen3-vl-reranker")
-HEAD = "cls.output.weight"
+HEAD, MATRIX = "cls.output.weight", "linear.weight"
+# what classifiers have before their last matrix, and llama.cpp does not run
+_HEADS = {
+    "BertForSequenceClassification": "BERT's pooler",
+    "DistilBertForSequenceClassification": "the ReLU of its head (it takes tanh)",
+}
 LABELS = ("yes", "no")  # rows of the head, in this order
 _TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
@@ -55,23 +61,28 @@ def is_reranker(files: CheckpointFiles, arch: Architecture, config: Config) -> b
     )
 
 
-def add_pooling(
+def pooled(files: CheckpointFiles, arch: Architecture, config: Config) -> Config:
+    """The config with what its files say of pooling. Raises ConfigError, CorruptFile."""
+    kind = RANK if is_reranker(files, arch, config) else _pooling_type(files)
+    return replace(config, values={**config.values, POOLING: kind})
+
+
+def add_reranker(
     writer: GGUFWriter, files: CheckpointFiles, arch: Architecture, config: Config
 ) -> list[str]:
-    """Add the keys of pooling and of a reranker; lines for people. Raises ConfigError,
-    CorruptFile."""
-    kind = _pooling_type(files)
-    if kind is not None and arch.gguf_arch not in POOLED:
+    """Add the other keys of a Qwen3 reranker; lines for people."""
+    if config.find(POOLING) is not None and POOLING_KEYS[0] not in arch.late_keys:
         return [
             f"the checkpoint pools its outputs (modules.json), and llama.cpp's converter does not "
             f"write that for {arch.gguf_arch}: choose it when the file is run (--pooling)"
         ]
-    reranks = is_reranker(files, arch, config)
-    if reranks:
-        kind = RANK
-    if kind is not None:
-        writer.add_uint32(f"{writer.arch}.pooling_type", kind)
-    if not reranks:
+    name = str(config.values["architectures"][0])
+    if name in _HEADS:
+        return [
+            f"llama.cpp scores without {_HEADS[name]}, as its converter leaves it: the scores are "
+            "not those of the checkpoint"
+        ]
+    if not is_reranker(files, arch, config):
         return []
     writer.add_array(f"{writer.arch}.classifier.output_labels", LABELS)
     writer.add_string("tokenizer.chat_template.rerank", _TEMPLATE)
@@ -104,16 +115,58 @@ def _pooling_type(files: CheckpointFiles) -> int | None:
 
 
 def _pooling_folder(files: CheckpointFiles) -> str | None:
+    return next((folder for kind, folder in _modules(files) if kind.endswith("Pooling")), None)
+
+
+def _modules(files: CheckpointFiles) -> list[tuple[str, str]]:
+    """The kind and the folder of each module that modules.json lists. Raises CorruptFile."""
     label = files.label("modules.json")
     try:
         modules = parse_json(files.data("modules.json"), label)
-        found = (str(m["path"]) for m in modules if str(m["type"]).endswith("Pooling"))
-        folder = next(found, None)
+        found = [(str(m["type"]), str(m["path"])) for m in modules]
     except (TypeError, KeyError) as e:
         raise CorruptFile(f"{label}: not a list of modules ({type(e).__name__}: {e})") from None
-    if folder is not None and (".." in folder or folder.startswith("/")):
-        raise CorruptFile(f"{label}: {folder!r} points outside the checkpoint's directory")
-    return folder
+    for _, folder in found:
+        if ".." in folder or folder.startswith("/"):
+            raise CorruptFile(f"{label}: {folder!r} points outside the checkpoint's directory")
+    return found
+
+
+def dense_modules(files: CheckpointFiles, arch: Architecture) -> dict[str, SourceTensor]:
+    """EmbeddingGemma's matrices after the pooled output, as GGUF calls them. Raises ConfigError,
+    CorruptFile, SourceNotFound."""
+    found = _modules(files) if files.has("modules.json") else []
+    folders = [folder for kind, folder in found if kind.endswith("Dense")]
+    if arch.gguf_arch != "gemma-embedding" or not folders:
+        raise ConfigError(
+            f"{files.where}: no dense modules that llama.cpp runs after {arch.gguf_arch}"
+        )
+    out: dict[str, SourceTensor] = {}
+    for folder in folders:
+        config: Mapping[str, Any] = files.json(f"{folder}/config.json")
+        if config.get("bias") or not str(config.get("activation_function")).endswith("Identity"):
+            raise ConfigError(
+                f"{files.label(folder)}: a bias or an activation, and llama.cpp runs a matrix alone"
+            )
+        name = f"{folder}/model.safetensors"
+        if not files.has(name):
+            raise SourceNotFound(f"{files.label(name)} is not there: download the checkpoint whole")
+        target = "dense_2.weight" if folder == "2_Dense" else "dense_3.weight"
+        source = next((t for t in read_weights(files.path(name)) if t.name == MATRIX), None)
+        if source is None:
+            raise TensorMissing(f"{files.label(name)}: no tensor {MATRIX} is in it")
+        out[target] = replace(source, name=target)
+    return out
+
+
+def dense_values(modules: Mapping[str, SourceTensor]) -> dict[str, int]:
+    """The widths of dense modules, by the names of their keys."""
+    shapes = {name.partition(".")[0]: t.shape for name, t in modules.items()}
+    return {
+        f"{name}_feat_{way}": n
+        for name, shape in shapes.items()
+        for way, n in zip(("out", "in"), shape, strict=True)
+    }
 
 
 def with_head(

@@ -19,6 +19,7 @@ def write(
 ) -> list[str]:
     """Write everything but the weights, the manifest last. Returns the names of what there is."""
     values = {item.key: item.value for item in model.kv}
+    names = [t.name for t in model.tensors]
     usual = card.usual(rows)
     first = this.first_file(usual.type)
     measured = [page.error_by_size(rows, this.errors)] if len(rows) >= previous.COMPARED else []
@@ -29,7 +30,7 @@ def write(
         **{name: figure.draw(width=720) for name, figure in drawn.items()},
         previous.CARD: card.render(this, rows, description, values, shown),
         previous.PAGE: page.render(this, rows, description, values, measured),
-        previous.MODELFILE: modelfile.render(first, usual.context, values, split=usual.files > 1),
+        previous.MODELFILE: modelfile.render(first, usual.context, values, usual.files > 1, names),
         manifest.CHECKSUMS: manifest.as_checksums(this.files),
         manifest.NAME: manifest.as_json(this),
     }

@@ -15,6 +15,7 @@ from typing import Any
 from quantkit.model import provenance
 from quantkit.releases.manifest import Manifest
 from quantkit.releases.modelfile import turns_of
+from quantkit.releases.purpose import Purpose, purpose_of
 from quantkit.releases.quality import Score
 from quantkit.releases.run_commands import Command, address, download, run_commands
 from quantkit.reporting.inspection import Description
@@ -60,8 +61,9 @@ def render(
         "escaped": escaped, "billions": billions, "linked": linked, "gigabytes": gigabytes
     }  # fmt: skip
     chats, best = "tokenizer.chat_template" in values, usual(rows)
+    purpose = purpose_in(manifest, values)
     programs: dict[str, list[Command]] = {}
-    for it in run_commands(manifest, best, chats):
+    for it in run_commands(manifest, best, chats, purpose):
         programs.setdefault(it.program, []).append(it)
     formats = {tensor.format for file in manifest.files for tensor in file.tensors}
     text: str = environment.get_template("card.md").render(
@@ -97,6 +99,7 @@ def render(
         context=rows[0].context,
         pictures=pictures,
         chats=chats,
+        purpose=purpose,
     )
     return text
 
@@ -164,6 +167,7 @@ def front_matter(
     source, of which it is a merge or a finetune.
     """
     merge, moe = description.merge, description.experts
+    purpose = purpose_in(manifest, values)
     bases = provenance.base_models(values)
     relation = "merge" if merge or len(bases) > 1 else "finetune"
     if manifest.base_model:
@@ -181,7 +185,7 @@ def front_matter(
         "base_model_relation": relation if bases else None,
         "quantized_by": manifest.repo and manifest.repo.partition("/")[0],
         "model_name": manifest.name,
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": purpose.task if purpose else "text-generation",
         "library_name": "gguf",
         "tags": list(dict.fromkeys(tags)),
     }
@@ -191,6 +195,11 @@ def front_matter(
 def is_tiny(rows: Sequence[Row]) -> bool:
     """Whether every file runs on any machine, so that nobody has to choose by memory."""
     return max(row.max_ram_bytes for row in rows) <= MEMORIES[0] * 10**9
+
+
+def purpose_in(manifest: Manifest, values: Mapping[str, Any]) -> Purpose | None:
+    """What the model is for, where it does not continue a text."""
+    return purpose_of(values, {t.name for file in manifest.files for t in file.tensors})
 
 
 def usual(rows: Sequence[Row]) -> Row:

@@ -7,23 +7,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from quantkit.releases.purpose import purpose_of
 from quantkit.tokenizer.chat_template import Turns, read_turns, special_token
 
 SPECIAL = (3, 4)  # token types of llama.cpp that are matched in text: control, user-defined
 
 
-def render(first: str, context: int, values: Mapping[str, Any], split: bool = False) -> str:
+def render(
+    first: str,
+    context: int,
+    values: Mapping[str, Any],
+    split: bool = False,
+    tensors: Collection[str] = (),
+) -> str:
     """The text of a Modelfile for the GGUF file `first` (of splits, if `split`). `values` is the
-    model's metadata."""
+    model's metadata, `tensors` the names of its tensors."""
+    purpose = purpose_of(values, tensors)
+    if purpose is not None and not purpose.ollama:
+        lines = [f"# {purpose.words}", f"# Ollama has no command for that: {purpose.program} does"]
+        return "\n".join([*lines, f"FROM ./{first}"]) + "\n"
     lines = [f"FROM ./{first}"]
     if split:
         lines.insert(
             0, "# Ollama takes no splits: join them with `quantkit merge`, and name that file"
         )
+    if purpose is not None:
+        return "\n".join([*lines, f"PARAMETER num_ctx {context}"]) + "\n"
     template = values.get("tokenizer.chat_template")
     turns = turns_of(values) if template else None
     if turns:

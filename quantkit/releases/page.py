@@ -117,6 +117,7 @@ def render(
     usual, merge = card.usual(rows), description.merge
     memories = [] if card.is_tiny(rows) else _memories(rows)
     matter = card.front_matter(manifest, description, values)
+    purpose = card.purpose_in(manifest, values)
     licence = matter.get("license_name") or matter.get("license")
     return environment.get_template("page.html").render(
         manifest=manifest,
@@ -134,7 +135,7 @@ def render(
         licence=(licence, _web(matter.get("license_link"))),
         tool=card.TOOL,
         downloads=[download(manifest, entry.row) for entry in entries],
-        commands=run_commands(manifest, usual, "tokenizer.chat_template" in values),
+        commands=run_commands(manifest, usual, "tokenizer.chat_template" in values, purpose),
         colours=Markup(svg.COLOURS),
     )
 

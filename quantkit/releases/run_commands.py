@@ -11,6 +11,7 @@ from urllib.parse import quote
 from quantkit.gguf.splits import unsplit_name
 from quantkit.model.provenance import HUB
 from quantkit.releases.manifest import CHECKSUMS, Manifest
+from quantkit.releases.purpose import Purpose
 from quantkit.reporting.table import Row
 
 
@@ -37,12 +38,19 @@ def address(manifest: Manifest, name: str) -> str:
     return where + quote(name)
 
 
-def run_commands(manifest: Manifest, usual: Row, chats: bool) -> list[Command]:
-    """Commands that run the usual file; `chats`: it has a chat template."""
+def run_commands(
+    manifest: Manifest, usual: Row, chats: bool, purpose: Purpose | None = None
+) -> list[Command]:
+    """Commands that run the usual file; `chats`: it has a chat template; `purpose`: what it is for,
+    where it does not continue a text."""
     repo, first = manifest.repo, manifest.first_file(usual.type)
     file, context = shlex.quote(first), f"-c {usual.context}"
     here = f"-m {file} {context}"
     there = f"-hf {repo}:{usual.type} {context}" if repo else here
+    text = f"sha256sum -c {CHECKSUMS} --ignore-missing"
+    check = Command("Checking a download", "", text)
+    if purpose is not None:
+        return [*_of_purpose(purpose, here, there, manifest, usual), check]
     program, prompt = ("llama-cli", "") if chats else ("llama-completion", ' -p "Once upon a time"')
     found = [Command("llama.cpp", "a server with a web page", f"llama-server {there}")]
     if usual.experts_on_cpu_ram_bytes is not None:
@@ -55,7 +63,7 @@ def run_commands(manifest: Manifest, usual: Row, chats: bool) -> list[Command]:
         if repo:
             text = f"ollama run hf.co/{repo}:{usual.type}"
             found.append(Command("Ollama", "from the Hub", text))
-        name = re.sub(r"[^a-z0-9._-]+", "-", manifest.name.lower()).strip("-.") or "model"
+        name = _ollama_name(manifest)
         text = f"ollama create {name} -f Modelfile && ollama run {name}"
         found.append(Command("Ollama", "from a file that is here", text))
     else:
@@ -65,5 +73,27 @@ def run_commands(manifest: Manifest, usual: Row, chats: bool) -> list[Command]:
     if repo:
         found.append(Command("LM Studio", "from the Hub", f"lms get {HUB}{repo}"))
     found.append(Command("LM Studio", "a file that is here", f"lms import {file}"))
-    text = f"sha256sum -c {CHECKSUMS} --ignore-missing"
-    return [*found, Command("Checking a download", "", text)]
+    return [*found, check]
+
+
+def _of_purpose(
+    purpose: Purpose, here: str, there: str, manifest: Manifest, usual: Row
+) -> list[Command]:
+    found = []
+    if purpose.serve:
+        found.append(Command("llama.cpp", "a server", f"llama-server {there} {purpose.serve}"))
+    places = {there: "in a terminal"} | ({here: "a file that is here"} if here != there else {})
+    for model, what in places.items():
+        words = (purpose.program, model, purpose.options, "-p", f'"{purpose.prompt}"')
+        found.append(Command("llama.cpp", what, " ".join(filter(None, words))))
+    if purpose.ollama:
+        if usual.files == 1:
+            text = f"ollama create {_ollama_name(manifest)} -f Modelfile"
+            found.append(Command("Ollama", "then ask for vectors at /api/embed", text))
+        file = shlex.quote(manifest.first_file(usual.type))
+        found.append(Command("LM Studio", "a file that is here", f"lms import {file}"))
+    return found
+
+
+def _ollama_name(manifest: Manifest) -> str:
+    return re.sub(r"[^a-z0-9._-]+", "-", manifest.name.lower()).strip("-.") or "model"

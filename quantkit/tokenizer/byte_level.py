@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.tokenizer import trial
-from quantkit.tokenizer.pre_tokenizer import find_pre, known_pre
+from quantkit.tokenizer import trial, wordpiece
+from quantkit.tokenizer.pre_tokenizer import find_pre, find_words_pre, known_pre
 from quantkit.tokenizer.pre_tokenizer_patterns import SPLITS
 from quantkit.tokenizer.special_tokens import TYPES, read_merges, tokenizer_config
-from quantkit.tokenizer.token_types import TokenType, added
+from quantkit.tokenizer.token_types import SPACE, TokenType, added
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+MMBERT, WHITESPACE = "mmbert", "whitespace"  # two of llama.cpp's pre-tokenizers
 
 
 @dataclass
@@ -32,6 +35,8 @@ class ByteLevel:
     types: list[int]
     merges: list[str]
     notes: list[str] = field(default_factory=list)
+    model: str = "gpt2"  # tokenizer.ggml.model
+    ids: dict[str, int] = field(default_factory=dict)  # of special tokens that no other file names
 
 
 def is_byte_level(tokenizer: dict[str, Any]) -> bool:
@@ -84,8 +89,13 @@ def read(
             hf = Tokenizer.from_buffer(files.data("tokenizer.json"))
         else:
             hf = Tokenizer.from_str(json.dumps(tokenizer))
+        words = tokenizer["model"].get("type") == "WordPiece"
+        hf.no_truncation()
+        hf.no_padding()
         if pre is not None:
-            name, why = known_pre(pre), "given"
+            name, why = known_pre(pre, words, bool(is_byte_level(tokenizer))), "given"
+        elif words:
+            name, why = find_words_pre(hf)
         else:
             name, why = find_pre(hf, family, architecture)
         _add_configured(hf, files)
@@ -104,7 +114,7 @@ def read(
             f"{label}: token id {base - 1} is past config.json's vocab_size {size}"
         )
     extra = hf.get_added_tokens_decoder()
-    merges = read_merges(tokenizer, label)
+    merges = [] if words else read_merges(tokenizer, label)
     vocab = ByteLevel(name, [], [], merges, [f"pre-tokenizer {name}: {why}"])
     kept: list[str] = []
     for i in range(size):
@@ -132,6 +142,25 @@ def read(
         vocab.notes.append(
             f"{len(beyond)} added tokens past the model's {size} are left out ({names})"
         )
+    if words:
+        vocab.model, vocab.tokens = "bert", wordpiece.spelled(vocab.tokens, vocab.types)
+    elif name == MMBERT:
+        _spaces_are_pieces(vocab)
+    return vocab
+
+
+def _spaces_are_pieces(vocab: ByteLevel) -> None:
+    """Added runs of spaces, which the tokenizer never finds, are pieces that merges make
+    (llama.cpp `conversion/bert.py`, ModernBertModel.get_vocab_base)."""
+    for i, text in enumerate(vocab.tokens):
+        if vocab.types[i] == TokenType.USER_DEFINED and text and not text.strip(" "):
+            vocab.tokens[i], vocab.types[i] = SPACE * len(text), int(TokenType.NORMAL)
+
+
+def whitespace(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | None) -> ByteLevel:
+    """BPE of words as they stand between spaces. Raises TokenizerError."""
+    vocab = from_json(files, tokenizer, size, WHITESPACE, "", "")
+    vocab.model = WHITESPACE
     return vocab
 
 

@@ -46,6 +46,12 @@ class VocabRules:
     not, though the files do not. `turns_end`: of several `eos_token_id` of config.json, the first
     that is not the bos is the eot. `template_file_wins`:
     chat_template.jinja is preferred to tokenizer_config.json. `model`: tokenizer.ggml.model.
+    `token_types`: an encoder's: how many types of tokens there are where config.json does not say
+    it. `unigram`: SentencePiece models of ids as they are ("t5"), or as XLM-RoBERTa has them
+    ("fairseq"), with the mask too ("fairseq, mask"). `first_add`: flags that are written first,
+    until the files overrule them. `json_first`: tokenizer.json counts, where tokenizer.model is
+    there as well. `whitespace`: llama.cpp splits at spaces alone where tokenizer.json does.
+    `pieces_pre`: the pre-tokenizer of a tokenizer.json of pieces, which are joined by merges.
     """
 
     names: tuple[str, ...] = ()
@@ -66,6 +72,12 @@ class VocabRules:
     unused: str = ""
     model_space_prefix: bool = False
     tekken: bool = False
+    token_types: int | None = None
+    unigram: str = ""
+    first_add: tuple[tuple[str, bool], ...] = ()
+    json_first: bool = False
+    whitespace: bool = False
+    pieces_pre: str = ""
 
 
 _LLAMA = VocabRules(
@@ -123,8 +135,8 @@ RULES: tuple[VocabRules, ...] = (
         late_ids=(("prefix", 67), ("suffix", 69), ("middle", 68), ("fsep", 70), ("eot", 107)),
     ),
     VocabRules(names=("Gemma2ForCausalLM", "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration",
-                      "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
-               space_prefix=False),
+                      "Gemma3nForCausalLM", "Gemma3nForConditionalGeneration",
+                      "Gemma3TextModel"), space_prefix=False),
     VocabRules(
         names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
                "Gemma4UnifiedForConditionalGeneration"), model="gemma4",
@@ -186,6 +198,27 @@ RULES: tuple[VocabRules, ...] = (
                       "Lfm2MoeForCausalLM"), pre="lfm2"),
     VocabRules(names=("Cohere2MoeForCausalLM",), pre="cohere2moe"),
     VocabRules(names=("FalconH1ForCausalLM",), pre="falcon-h1"),
+    VocabRules(names=("BertModel", "BertForMaskedLM", "BertForSequenceClassification",
+                      "CamembertModel"), token_types=2),
+    VocabRules(names=("DistilBertModel", "DistilBertForMaskedLM",
+                      "DistilBertForSequenceClassification"), token_types=1),
+    VocabRules(names=("RobertaModel", "RobertaForSequenceClassification"), pre="roberta-bpe",
+               token_types=2),
+    VocabRules(names=("XLMRobertaModel", "XLMRobertaForSequenceClassification"), token_types=2,
+               unigram="fairseq"),
+    VocabRules(names=("NomicBertModel",), token_types=1, unigram="fairseq, mask"),
+    VocabRules(names=("JinaBertModel", "JinaBertForMaskedLM"), token_types=2, whitespace=True),
+    VocabRules(
+        names=("ModernBertModel", "ModernBertForMaskedLM", "ModernBertForSequenceClassification"),
+        pre="modern-bert", pieces_pre="mmbert",
+        first_add=(("bos", True), ("eos", True), ("sep", True)),
+    ),
+    VocabRules(names=("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5EncoderModel",
+                      "MT5ForConditionalGeneration", "UMT5ForConditionalGeneration", "UMT5Model"),
+               unigram="t5"),
+    VocabRules(names=("MambaForCausalLM", "MambaLMHeadModel"), json_first=True),
+    VocabRules(names=("FalconMambaForCausalLM",), json_first=True, pre="falcon"),
+    VocabRules(names=("FalconForCausalLM", "RWForCausalLM"), pre="falcon"),
 )  # fmt: skip
 
 _keys = [(name, row.size) for row in RULES for name in row.names]

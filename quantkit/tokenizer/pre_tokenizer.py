@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from quantkit.errors import TokenizerError
+from quantkit.tokenizer import wordpiece
 from quantkit.tokenizer.pre_tokenizer_hashes import CHECK_TEXT, HASHES
 from quantkit.tokenizer.pre_tokenizer_patterns import NAMES, OTHER_NAMES, SPLITS, SplitPattern
 
@@ -62,9 +63,19 @@ def find_pre(tokenizer: Tokenizer, family: str = "", architecture: str = "") -> 
     )
 
 
-def known_pre(name: str) -> str:
-    """`name`, if llama.cpp knows a byte-level pre-tokenizer by it. Raises TokenizerError."""
-    if name in NAMES:
+def find_words_pre(tokenizer: Tokenizer) -> tuple[str, str]:
+    """The name for a WordPiece `tokenizer`, and why that one: llama.cpp splits all alike."""
+    if name := _by_hash(tokenizer):
+        return name, "by the hash that llama.cpp knows"
+    return wordpiece.PRE, "WordPiece, of which llama.cpp does not read it"
+
+
+def known_pre(name: str, words: bool = False, of_bytes: bool = True) -> str:
+    """`name`, if llama.cpp knows a pre-tokenizer of such a vocabulary by it: of `words`
+    (WordPiece), or of bytes. Raises TokenizerError."""
+    if name in (wordpiece.PRE_NAMES if words else NAMES) or (
+        name in OTHER_NAMES and not of_bytes and not words
+    ):
         return name
     if name in OTHER_NAMES:
         raise TokenizerError(f"pre-tokenizer '{name}' is not one for byte-level vocabularies")

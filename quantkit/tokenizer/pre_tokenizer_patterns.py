@@ -166,6 +166,6 @@ SPLITS: tuple[SplitPattern, ...] = (
 
 NAMES: tuple[str, ...] = tuple(name for split in SPLITS for name in split.names)
 # llama.cpp's other pre-tokenizers, of BPE vocabularies that are not byte-level
-OTHER_NAMES = ("whitespace", "gemma4", "granite-embed-multi-311m", "sarvam-moe")
+OTHER_NAMES = ("whitespace", "gemma4", "granite-embed-multi-311m", "mmbert", "sarvam-moe")
 if len(set(NAMES)) != len(NAMES):
     raise RuntimeError("a pre-tokenizer is in two rows")

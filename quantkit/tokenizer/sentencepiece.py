@@ -136,7 +136,7 @@ def from_merges(
     table.notes.insert(
         0, Detail(f"scores of {len(merged)} pieces derived from the merges of tokenizer.json")
     )
-    if not _prepends_space(tokenizer):
+    if not prepends_space(tokenizer):
         table.space_prefix = False
     return table
 
@@ -165,7 +165,7 @@ def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int
     return table
 
 
-def _prepends_space(tokenizer: dict[str, Any]) -> bool:
+def prepends_space(tokenizer: Mapping[str, Any]) -> bool:
     """Whether the tokenizer puts a space before the text, as SentencePiece does by default."""
     steps = []
     for name, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):

@@ -1,13 +1,7 @@
 """The vocabulary of a checkpoint as llama.cpp keeps it: tokens, scores, types, merges.
 
-Looked for in the order of llama.cpp's converter (`conversion/llama.py`, set_vocab):
-
-1. `tokenizer.model`: a SentencePiece vocabulary, as it is.
-2. `tokenizer.json` with byte pieces and no byte-level step: a SentencePiece vocabulary without its
-   scores. llama.cpp gives every piece the same one, and then splits text differently from the
-   model; here they are derived from the merges.
-3. any other BPE `tokenizer.json`: byte-level BPE with its merges.
-4. tiktoken ranks, or `vocab.json` with `merges.txt`: byte-level BPE in older files.
+Where the tokens come from is in `tables.py`. Encoders have two more kinds than language models:
+WordPiece (`wordpiece.py`) and Unigram (`unigram.py`).
 
 A `tekken.json` alone, and the files of Mistral's own format, are a vocabulary with an order of keys
 of its own (`mistral.py`).
@@ -23,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.tokenizer import byte_level, mistral, sentencepiece, tiktoken
-from quantkit.tokenizer.byte_level import ByteLevel
+from quantkit.tokenizer import mistral
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.past_the_end import left_out
 from quantkit.tokenizer.sentencepiece import Pieces
@@ -35,10 +28,15 @@ from quantkit.tokenizer.special_tokens import (
     tokenizer_config,
     unused_template,
 )
+from quantkit.tokenizer.tables import read_tokens
 from quantkit.tokenizer.token_types import TokenType
+from quantkit.tokenizer.unigram import Unigram
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+
+
+_MOST_TYPES = 64  # more than any encoder has
 
 
 @dataclass
@@ -46,11 +44,12 @@ class Vocabulary:
     """One vocabulary. `scores` is None for byte-level BPE, `merges` is None for SentencePiece.
 
     `space_prefix` is written first, `middle_space_prefix` after the tokens. The `late_...` fields
-    are written last: a key that is there already takes their value. Ids and flags (`add_bos_token`
+    are written last: a key that is there already takes their value. `token_types`: an encoder's,
+    which each kind of vocabulary has at a place of its own. Ids and flags (`add_bos_token`
     ...) are by kind: "bos", "eot" ... A vocabulary `of_mistral` has its keys in another order.
     """
 
-    model: str  # tokenizer.ggml.model: "llama", "gpt2" or "gemma4"
+    model: str  # tokenizer.ggml.model: "llama", "gpt2", "gemma4", "bert", "t5" or "whitespace"
     pre: str  # tokenizer.ggml.pre; "" leaves the key out
     tokens: list[str]
     types: list[int]
@@ -64,6 +63,10 @@ class Vocabulary:
     late_space_prefix: bool | None = None
     notes: list[str] = field(default_factory=list)
     of_mistral: bool = False
+    token_types: int | None = None
+    first_add: dict[str, bool] = field(default_factory=dict)
+    one_space: bool | None = None
+    charsmap: bytes = b""
 
     def write(self, writer: GGUFWriter) -> None:
         """Add the vocabulary's keys, in llama.cpp's order."""
@@ -72,6 +75,9 @@ class Vocabulary:
             return
         if self.space_prefix is not None:
             writer.add_add_space_prefix(self.space_prefix)
+        _write_flags(writer, self.first_add)
+        if self.model == "bert":
+            self._write_token_types(writer)
         writer.add_tokenizer_model(self.model)
         if self.pre:
             writer.add_tokenizer_pre(self.pre)
@@ -81,6 +87,12 @@ class Vocabulary:
         writer.add_token_types(self.types)
         if self.middle_space_prefix is not None:
             writer.add_add_space_prefix(self.middle_space_prefix)
+        if self.model == "t5":
+            self._write_token_types(writer)
+        if self.one_space is not None:
+            writer.add_remove_extra_whitespaces(self.one_space)
+        if self.charsmap:
+            writer.add_precompiled_charsmap(self.charsmap)
         if self.merges:
             writer.add_token_merges(self.merges)
         _write_ids(writer, self.special.ids)
@@ -92,6 +104,12 @@ class Vocabulary:
         _write_flags(writer, self.late_add)
         if self.late_space_prefix is not None:
             writer.add_add_space_prefix(self.late_space_prefix)
+        if self.model not in ("bert", "t5"):
+            self._write_token_types(writer)
+
+    def _write_token_types(self, writer: GGUFWriter) -> None:
+        if self.token_types is not None:
+            writer.add_token_type_count(self.token_types)
 
     def _write_mistral(self, writer: GGUFWriter) -> None:
         writer.add_tokenizer_model(self.model)
@@ -169,7 +187,7 @@ def _read(
     own = architecture == mistral.FORMAT
     if own or (rules.tekken and mistral.alone(files)):
         return _of_mistral(mistral.read(files, size, template_file=own))
-    table = _read_tokens(files, size, pre, rules, architecture)
+    table = read_tokens(files, size, pre, rules, architecture)
     if isinstance(table, Pieces):
         vocab = Vocabulary(
             rules.model or "llama",
@@ -186,12 +204,29 @@ def _read(
             vocab.middle_space_prefix = table.puts_space
         if pre is not None:
             vocab.notes.append(f"--pre {pre} is of no effect: this vocabulary is SentencePiece's")
+    elif isinstance(table, Unigram):
+        vocab = Vocabulary(
+            "t5",
+            "default",
+            table.tokens,
+            table.types,
+            table.scores,
+            middle_space_prefix=table.space_prefix,
+            notes=table.notes,
+            one_space=table.one_space,
+            charsmap=table.charsmap,
+        )
     else:
         vocab = Vocabulary(
-            "gpt2", table.pre, table.tokens, table.types, merges=table.merges, notes=table.notes
-        )
+            table.model, table.pre, table.tokens, table.types, merges=table.merges,
+            notes=table.notes,
+        )  # fmt: skip
+        vocab.special.ids.update(table.ids)
+    vocab.token_types, vocab.first_add = _token_types(rules, files), dict(rules.first_add)
     n_vocab = len(vocab.tokens)
-    vocab.special = read_special_tokens(files, n_vocab, rules.template_file_wins)
+    special = read_special_tokens(files, n_vocab, rules.template_file_wins)
+    special.ids = {**vocab.special.ids, **special.ids}
+    vocab.special = special
     _apply(rules, vocab, files)
     _rename_padding(vocab)
     if rules.turns_end:
@@ -238,34 +273,14 @@ def _of_mistral(found: mistral.MistralVocabulary) -> Vocabulary:
     )
 
 
-def _read_tokens(
-    files: CheckpointFiles, size: int | None, pre: str | None, rules: VocabRules, architecture: str
-) -> Pieces | ByteLevel:
-    if files.has("tokenizer.model") and not (
-        files.has("tokenizer.json") and (rules.model or _holds_ranks(files.data("tokenizer.model")))
-    ):
-        return sentencepiece.from_model(files, size, rules.added, rules.unused)
-    if files.has("tokenizer.json"):
-        tokenizer = files.json("tokenizer.json")
-        _checked_model(tokenizer, files.label("tokenizer.json"))
-        if rules.model:
-            return sentencepiece.of_merges_alone(files, tokenizer, size)
-        if sentencepiece.has_bytes(tokenizer) and not byte_level.is_byte_level(tokenizer):
-            return sentencepiece.from_merges(files, tokenizer, size, rules.added)
-    elif kind := tiktoken.kind_of(files):
-        return tiktoken.read(files, kind, size, pre)
-    elif files.has("vocab.json") and files.has("merges.txt"):
-        tokenizer = byte_level.from_vocab_and_merges(files)
-    else:
-        tekken = (
-            " (tekken.json alone is Mistral's own form: the release with tokenizer.json has both)"
-            if files.has("tekken.json")
-            else ""
-        )
-        raise TokenizerError(
-            f"{files.where}: neither tokenizer.model nor tokenizer.json is there{tekken}"
-        )
-    return byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
+def _token_types(rules: VocabRules, files: CheckpointFiles) -> int | None:
+    """How many types of tokens an encoder has. Raises TokenizerError."""
+    if rules.token_types is None:
+        return None
+    n = files.json("config.json").get("type_vocab_size", rules.token_types)
+    if not isinstance(n, int) or not 1 <= n <= _MOST_TYPES:
+        raise TokenizerError(f"{files.label('config.json')}: 'type_vocab_size' is {n!r}")
+    return n
 
 
 def _rename_padding(vocab: Vocabulary) -> None:
@@ -287,25 +302,6 @@ def _rename_padding(vocab: Vocabulary) -> None:
             vocab.notes.append(f"padding {i} is called {name}: another token is [PAD{i}]")
             count[name] += 1
             vocab.tokens[i] = name
-
-
-def _holds_ranks(model: bytes) -> bool:
-    """Whether a tokenizer.model is tiktoken ranks, as Llama 3's is; its tokenizer.json is the same
-    vocabulary."""
-    first = model[:200].partition(b"\n")[0].split()
-    return len(first) == 2 and first[1].isdigit()
-
-
-def _checked_model(tokenizer: Mapping[str, Any], label: str) -> None:
-    """The `model` of a tokenizer.json is BPE with a vocabulary. Raises TokenizerError."""
-    model = tokenizer.get("model")
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or kind != "BPE":
-        raise TokenizerError(f"{label}: a {kind} tokenizer; BPE and SentencePiece are read")
-    if not isinstance(model.get("vocab"), dict) or not all(
-        isinstance(i, int) and i >= 0 for i in model["vocab"].values()
-    ):
-        raise TokenizerError(f"{label}: its vocabulary is not a table of pieces and ids")
 
 
 def _number_in(files: CheckpointFiles, name: str, key: str) -> int | None:

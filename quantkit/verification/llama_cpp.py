@@ -9,8 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
-from ctypes import c_bool, c_byte, c_char_p, c_float, c_int32, c_uint64, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import (
+    c_bool,
+    c_byte,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +31,9 @@ import numpy as np
 
 from quantkit.errors import LlamaError, LlamaMissing
 from quantkit.execution.stages import default_threads
+from quantkit.loading.patterns import ENCODERS
 
+_UNPOOLED, _SCORED = 0, 4  # llama.h `llama_pooling_type`
 _ROOM = 512  # bytes, more than these structures have
 _LOG_ERROR = 4  # ggml_log_level
 
@@ -91,7 +103,17 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_get_memory": (c_void_p, (c_void_p,)),
     "llama_memory_clear": (None, (c_void_p, c_bool)),
     "llama_decode": (c_int32, (c_void_p, _Batch)),
+    "llama_encode": (c_int32, (c_void_p, _Batch)),
     "llama_get_logits": (ctypes.POINTER(c_float), (c_void_p,)),
+    "llama_model_meta_val_str": (c_int32, (c_void_p, c_char_p, c_char_p, c_size_t)),
+    "llama_model_has_encoder": (c_bool, (c_void_p,)),
+    "llama_model_decoder_start_token": (c_int32, (c_void_p,)),
+    "llama_model_n_cls_out": (c_uint32, (c_void_p,)),
+    "llama_model_n_embd_out": (c_int32, (c_void_p,)),
+    "llama_pooling_type": (c_int32, (c_void_p,)),
+    "llama_set_embeddings": (None, (c_void_p, c_bool)),
+    "llama_get_embeddings": (ctypes.POINTER(c_float), (c_void_p,)),
+    "llama_get_embeddings_seq": (ctypes.POINTER(c_float), (c_void_p, c_int32)),
 }  # fmt: skip
 
 _said: list[str] = []  # llama.cpp's last complaint
@@ -201,6 +223,19 @@ class Llama:
         wanted = self._lib.llama_vocab_get_add_bos(self._vocab)
         return int(self._lib.llama_vocab_bos(self._vocab)) if wanted else None
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it gives vectors, not logits."""
+        room = ctypes.create_string_buffer(64)
+        name = b"general.architecture"
+        self._lib.llama_model_meta_val_str(self._model, name, room, len(room))
+        return room.value.decode("utf-8", "replace") in ENCODERS
+
+    @property
+    def translates(self) -> bool:
+        """Whether a text is read by an encoder and answered by a decoder."""
+        return bool(self._lib.llama_model_has_encoder(self._model)) and not self.embeds
+
     def ends(self, token: int) -> bool:
         """Whether a token ends the text."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
@@ -243,14 +278,52 @@ class Llama:
         count, n = rows.shape
         if position == 0:
             self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
+        wanted = np.zeros((count, n), np.int8)
+        wanted[:, first:last] = 1
+        self._run(self._lib.llama_decode, rows, position, wanted)
+        shape = (count, int(wanted[0].sum()), self.n_vocab)
+        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
+
+    def encode(self, ids: np.ndarray[Any, Any]) -> int:
+        """The ids of a text through the encoder; the token that its decoder begins with. Raises
+        LlamaError."""
+        self._run(self._lib.llama_encode, ids[None], 0, np.ones((1, len(ids)), np.int8))
+        start = int(self._lib.llama_model_decoder_start_token(self._model))
+        return max(start, 0)
+
+    def embed(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What the model makes of the ids of a text: float32, one vector or the scores of a
+        classifier, or `[n, width]` where the outputs are not pooled. Raises LlamaError."""
+        lib = self._lib
+        lib.llama_set_embeddings(self._ctx, True)
+        encodes = lib.llama_model_has_encoder(self._model)
+        wanted = np.ones((1, len(ids)), np.int8)
+        self._run(lib.llama_encode if encodes else lib.llama_decode, ids[None], 0, wanted)
+        kind, width = lib.llama_pooling_type(self._ctx), lib.llama_model_n_embd_out(self._model)
+        if kind == _UNPOOLED:
+            found, shape = lib.llama_get_embeddings(self._ctx), [len(ids), width]
+        else:
+            n = lib.llama_model_n_cls_out(self._model) if kind == _SCORED else width
+            found, shape = lib.llama_get_embeddings_seq(self._ctx, 0), [n]
+        if not found:
+            raise LlamaError(f"{self.path}: llama.cpp gives no embedding: {_reason()}")
+        return np.array(np.ctypeslib.as_array(found, shape))
+
+    def _run(
+        self,
+        function: Callable[..., int],
+        rows: np.ndarray[Any, Any],
+        position: int,
+        wanted: np.ndarray[Any, Any],
+    ) -> None:
+        """Token ids `[sequences, n]` through the encoder or the decoder. Raises LlamaError."""
+        count, n = rows.shape
         tokens = np.ascontiguousarray(rows, np.int32)
         places = np.tile(np.arange(position, position + n, dtype=np.int32), count)
         ones = np.ones(count * n, np.int32)
         ids = np.repeat(np.arange(count, dtype=np.int32), n)
         pointers = ids.ctypes.data + 4 * np.arange(count * n, dtype=np.uintp)
-        wanted = np.zeros((count, n), np.int8)
-        wanted[:, first:last] = 1
-        status = self._lib.llama_decode(
+        status = function(
             self._ctx,
             _Batch(
                 count * n,
@@ -264,17 +337,23 @@ class Llama:
         )
         if status != 0:
             raise LlamaError(f"{self.path}: llama.cpp does not decode ({status}): {_reason()}")
-        shape = (count, int(wanted[0].sum()), self.n_vocab)
-        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
 
 
 def complete(model: Llama, prompt: str, count: int) -> str:
-    """Up to `count` tokens that follow the prompt, always the likeliest. Raises LlamaError."""
+    """Up to `count` tokens that follow the prompt, always the likeliest; of a model without logits,
+    how long a vector it makes. Raises LlamaError."""
     ids = model.tokenize(prompt.encode(), special=True)
     if not 0 < len(ids) <= model.context - count:
         raise LlamaError(
             f"a prompt of {len(ids)} tokens and {count} more do not fit into {model.context}"
         )
+    if model.embeds:
+        found = model.embed(ids)
+        if not np.isfinite(found).all():
+            raise LlamaError(f"{model.path}: llama.cpp computes NaN with it")
+        return f"(a vector of {found.shape[-1]})"
+    if model.translates:
+        ids = np.array([model.encode(ids)], np.int32)
     position, answer = 0, list[int]()
     while len(answer) < count:
         logits = model.decode(ids[None], len(ids) - 1, None, position)

@@ -41,6 +41,15 @@ BAD: list[tuple[str, KeyValue, str]] = [
     ("glm52", array("glm-dsa.attention.indexer.types", [False, False, True]), "layer 0 shares"),
     ("glm52", array("glm-dsa.attention.indexer.types", [True] * 3), "blk.1.indexer.attn_k.weight"),
     ("minimax-m3", uint32("minimax-m3.leading_dense_block_count", 4), "4 layers are dense"),
+    ("bert-bge", uint32("tokenizer.ggml.token_type_count", 3), "3, not the 2 of token_types.weigh"),
+    ("flan-t5", uint32("t5.block_count", 3), "enc.blk.2.attn_norm.weight is not there"),
+    ("flan-t5", uint32("t5.decoder_block_count", 3), "dec.blk.2.attn_norm.weight is not there"),
+    ("t5-encoder", uint32("t5encoder.block_count", 3), "enc.blk.2.attn_norm.weight is not there"),
+    (
+        "embeddinggemma",
+        array("gemma-embedding.attention.sliding_window_pattern", [True] * 6),
+        "all 6 layers have a sliding window",
+    ),
     ("kimi-k3", array("kimi-k3.attention.head_count_kv", [0] * 4), "4 layers are recurrent"),
 ]
 

@@ -17,6 +17,7 @@ from quantkit.tokenizer.pre_tokenizer_hashes import CHECK_TEXT, HASHES
 from quantkit.tokenizer.pre_tokenizer_patterns import NAMES, OTHER_NAMES, SPLITS, SplitPattern
 from quantkit.tokenizer.special_tokens import SpecialTokens, read_merges
 from quantkit.tokenizer.vocabulary import Vocabulary
+from quantkit.tokenizer.wordpiece import PRE_NAMES
 from tests.checkpoints import DATA
 from tests.runtime import Llama
 from tests.vocabularies import tiny_gguf
@@ -103,7 +104,7 @@ def test_llama_cpp_splits_as_the_row_says(
 def test_every_name_is_in_one_row_and_every_hash_has_a_row() -> None:
     assert len(NAMES) == len(set(NAMES)) == 88
     assert not set(NAMES) & set(OTHER_NAMES)
-    assert set(HASHES.values()) <= set(NAMES)
+    assert set(HASHES.values()) <= {*NAMES, *OTHER_NAMES, *PRE_NAMES}
 
 
 def test_hash_that_llama_cpp_knows(
