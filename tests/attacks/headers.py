@@ -29,8 +29,9 @@ from pathlib import Path
 from quantkit.errors import LlamaError, QuantkitError
 from quantkit.gguf.splits import Splits, split_path
 from quantkit.jobs import convert
+from quantkit.llama import llama_cpp
 from quantkit.source.gguf_set import open_gguf_set
-from quantkit.verification import llama_cpp, structure
+from quantkit.verification import structure
 from tests import checkpoints
 from tests.attacks.header_changes import mutated
 from tests.attacks.header_parts import Parts, parts
