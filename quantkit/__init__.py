@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from quantkit.recipes.choose import Overrides
 
 __version__ = "0.1.0"
+LLAMA_CPP = "b11549"  # the version of llama.cpp whose bytes are made
+DISTRIBUTION = "quantkit-gguf"  # its name on PyPI, where `quantkit` is another package
 
 _WHERE = {
     **dict.fromkeys(

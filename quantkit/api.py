@@ -195,9 +195,9 @@ def inspect(source: SourceLike, *, weights: bool = True, progress: Progress = SI
 
 
 def report(files: StrPath | Iterable[StrPath], *, context: int | None = None) -> Table:
-    """The table of a model card for GGUF files (or directories of them): a row for each model.
-    Max RAM is for `context` tokens (default: the model's own context, at most 4096)."""
-    paths = [files] if isinstance(files, str | os.PathLike) else files
+    """The table of a model card for GGUF files (or directories of them), a row for each file or set
+    of splits. Max RAM is for `context` tokens (default: the model's own, at most 4096)."""
+    paths = [files] if isinstance(files, str | os.PathLike) else list(files)
     models = [file for path in paths for file in model_files(Path(path))]
     return Table(tuple(read_rows(models, context, use_of)))
 
@@ -225,14 +225,9 @@ def fit(
     if sum(budget is not None for budget in (size, ram, bits_per_weight)) != 1:
         raise UsageError("give one of --size 12GB, --ram 16GB and --bpw 4.5")
     budget = fitting.Budget(_size(size), _size(ram), bits_per_weight, context)
+    among, matrix = formats or fitting.FORMATS, _imatrix(imatrix)
     return fitting.fit(
-        source,
-        budget,
-        formats or fitting.FORMATS,
-        imatrix=_imatrix(imatrix),
-        reading=reading,
-        threads=threads,
-        progress=progress,
+        source, budget, among, imatrix=matrix, reading=reading, threads=threads, progress=progress
     )
 
 
@@ -284,6 +279,7 @@ def release(
     push: str | HubTarget | None = None,
     discard: bool = False,
     base_model: str | None = None,
+    kl: Sequence[StrPath] = (),
     share: tuple[int, int] | None = None,
     join: Sequence[StrPath] = (),
     drop: str | Iterable[str] = (),
@@ -305,20 +301,26 @@ def release(
     `push` (ORG/NAME) brings it to the Hub; with `discard` no file stays here once it is there.
     `share` (which, of how many) makes only some of the files, and no card: `join` names the
     directories of all shares. What earlier runs made stays in the release, but for the types to
-    `drop`; without `types`, those to drop are all that changes.
+    `drop`; without `types`, those to drop are all that changes. `kl` are texts over which the KL
+    divergence of each file from the source is measured, for the card (the `llama` extra).
     """
     from quantkit.releases.release import release as make
     from quantkit.releases.small_disk import release_in_parts
+    from quantkit.verification.llama_run import release_test
 
     target = HubTarget(push) if isinstance(push, str) else push
     if discard and (target is None or share or join):
         raise UsageError("--discard goes with --push, and without --share and --join")
+    if kl and (discard or share or join):
+        raise UsageError("--kl needs all files here: without --discard, --share and --join")
     gone = _types(drop)
     if gone and share:
         raise UsageError("--drop goes without --share")
     usual = [] if gone else release_types(recipe)
     wanted = usual if types is None else with_mixture(_types(types), recipe)
     directory, run = Path(output), _run(dry_run, threads, memory, force, progress)
+    texts = list(map(Path, kl))
+    test = release_test(source, texts, reading, directory, threads, progress) if kl else None
     options: dict[str, Any] = {
         "request": Request(splits=splits, allow_requantize=allow_requantize),
         "imatrix": _matrix(source, imatrix, calibration, directory, reading, run),
@@ -331,7 +333,8 @@ def release(
     if target and discard:
         return release_in_parts(source, directory, wanted, target=target, **options)
     shares = [Path(path) for path in join]
-    return make(source, directory, wanted, target=target, share=share, join=shares, **options)
+    options |= {"share": share, "join": shares, "test": test}
+    return make(source, directory, wanted, target=target, **options)
 
 
 def verify(
@@ -353,26 +356,20 @@ def verify(
     `run` completes a prompt in llama.cpp; `kl` are texts over which the KL divergence from the
     source is taken, with `context` tokens (both need the `llama` extra).
     """
-    from quantkit.verification.llama_run import divergence
-    from quantkit.verification.llama_run import run as run_in_llama
+    from quantkit.verification import llama_run
     from quantkit.verification.verify import verify as judge
 
     if against is None and (kl or imatrix):
         raise UsageError("--kl and --imatrix need --against SOURCE")
     path, source = Path(file), None if against is None else Source.parse(against)
     verdict = judge(
-        path,
-        source,
-        reading=reading,
-        imatrix=_imatrix(imatrix),
-        threads=threads,
-        progress=progress,
+        path, source, reading=reading, imatrix=_imatrix(imatrix), threads=threads, progress=progress
     )
     if run and verdict.sound:
-        verdict = run_in_llama(verdict, path, prompt, threads)
+        verdict = llama_run.run(verdict, path, prompt, threads)
     if kl and source is not None and verdict.sound:
-        texts = [Path(text) for text in kl]
-        rows = divergence(path, source, texts, context, reading, threads, progress)
+        texts = list(map(Path, kl))
+        rows = llama_run.divergence(path, source, texts, context, reading, threads, progress)
         verdict = replace(verdict, divergences=rows)
     return verdict
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +28,7 @@ from quantkit.commands import (
     split,
     verify,
 )
+from quantkit.commands.console import print_json
 from quantkit.plain_text import one_line
 
 ISSUES = "https://github.com/quantkit/quantkit/issues"
@@ -99,7 +102,7 @@ class Commands(typer.core.TyperGroup):
             from quantkit.commands import mistakes
 
             everything: Any = typer.main.get_command(app)
-            _say_error(mistakes.words(e, everything.commands))
+            _say_error(mistakes.words(e, everything.commands), given)
             sys.exit(2)
         except typer.Abort:
             sys.exit(130)
@@ -121,12 +124,21 @@ class Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except UsageError as e:
-            _say_error(str(e))
+            _say_error(str(e), ctx.obj)
             raise typer.Exit(2) from None
 
 
-def _say_error(text: str) -> None:
+def _say_error(
+    text: str, given: Sequence[str] | None = None, kind: str = "UsageError", code: int = 2
+) -> None:
+    """One line on stderr; for who asked for JSON (in the arguments `given`), JSON on stdout too."""
+    if _wants_json(sys.argv[1:] if given is None else given):
+        print_json({"error": {"kind": kind, "text": text, "exit_code": code}})
     typer.echo(f"error: {text}", err=True)
+
+
+def _wants_json(given: Sequence[str]) -> bool:
+    return "--json" in given or "--format=json" in given or ("--format", "json") in pairwise(given)
 
 
 def _app(commands: Sequence[Callable[..., None]]) -> typer.Typer:
@@ -156,32 +168,43 @@ def _open_all_three() -> None:
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False))  # noqa: SIM115
 
 
+def _write_any_text() -> None:
+    """Text that a console's encoding does not have is written as escapes: a name of a file is no
+    reason to fail when the work is done."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
     from quantkit.errors import PlanError, QuantkitError
 
     _open_all_three()
     os.umask(os.umask(0o077) | 0o002)  # nothing that everybody may write
+    _write_any_text()
     gc.set_threshold(100_000)  # imports and headers are many small objects, and hardly a cycle
     named = [c for c in COMMANDS if [c.__name__] == sys.argv[1:2]]
     try:
         (_app(named) if named else app)()  # typer looks long at every command that an app has
     except PlanError as e:
         traceback.print_exc()
-        _say_error(f"{e}; this is a bug in quantkit, please report it: {ISSUES}")
+        text = f"{e}; this is a bug in quantkit, please report it: {ISSUES}"
+        _say_error(text, kind="PlanError", code=1)
         sys.exit(1)
     except QuantkitError as e:
-        _say_error(str(e))
+        _say_error(str(e), kind=type(e).__name__, code=1)
         sys.exit(1)
     except OSError as e:
-        _say_error(f"{one_line(str(e.filename or 'input or output'))}: {e.strerror}")
+        text = f"{one_line(str(e.filename or 'input or output'))}: {e.strerror}"
+        _say_error(text, kind="OSError", code=1)
         sys.exit(1)
     except ValueError as e:
         from quant_types import KernelError
 
         if not isinstance(e, KernelError):
             raise
-        _say_error(str(e))
+        _say_error(str(e), kind="KernelError", code=1)
         sys.exit(1)
     finally:
         gc.freeze()  # the process ends: nothing is to be looked for

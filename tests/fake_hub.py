@@ -115,19 +115,26 @@ class Hub:
             def do_GET(self) -> None:
                 hub._answer(self)
 
+            do_HEAD = do_GET  # what huggingface_hub asks first
+
+            def do_POST(self) -> None:  # paths-info, which mirrors ask for
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                is_json = body.startswith(b"{")
+                hub._answer(self, (json.loads if is_json else parse_qs)(body.decode())["paths"])
+
             def log_message(self, *args: object) -> None:
                 pass
 
         return Handler
 
-    def _answer(self, http: BaseHTTPRequestHandler) -> None:
+    def _answer(self, http: BaseHTTPRequestHandler, paths: list[str] | None = None) -> None:
         parts = [unquote(p) for p in urlsplit(http.path).path.split("/")[1:]]
         kind = parts[0] if parts[0] in ("api", "blob") else "resolve"
         asked = http.headers.get("Range")
         span = None
         if asked:
             first, last = asked.removeprefix("bytes=").split("-")
-            span = (int(first), int(last) + 1)
+            span = (int(first), int(last or 1 << 60) + 1)
         headers = {k.lower(): v for k, v in http.headers.items()}
         request = Request(kind, http.path, span, headers)
         with self.lock:
@@ -137,7 +144,7 @@ class Hub:
         if fault.status:
             status, told, body = fault.status, {}, b"no"
         elif kind == "api":
-            status, told, body = self._api(parts)
+            status, told, body = self._api(parts, paths)
         elif kind == "resolve":
             status, told, body = self._resolve(parts, span)
         else:
@@ -148,13 +155,17 @@ class Hub:
         for key, value in told.items():
             http.send_header(key, value)
         http.end_headers()
+        if http.command == "HEAD":
+            return
         http.wfile.write(body[: fault.cut])
         if fault.cut is not None:
             http.wfile.flush()
             http.connection.shutdown(socket.SHUT_RDWR)
             http.close_connection = True
 
-    def _api(self, parts: list[str]) -> tuple[int, dict[str, str], bytes]:
+    def _api(
+        self, parts: list[str], paths: list[str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
         repo, revision = "/".join(parts[2:4]), (parts + ["main"] * 6)[5]
         commit = self._refs.get((repo, revision))
         if commit is None:
@@ -168,18 +179,23 @@ class Hub:
                 entry["lfs"] = {"sha256": etag, "size": path.stat().st_size, "pointerSize": 130}
                 entry["blobId"] = "0" * 40
             siblings.append(entry)
+        if parts[4:5] in (["tree"], ["paths-info"]):
+            files = [f for f in _tree(siblings) if paths is None or f["path"] in paths]
+            return 200, {"Content-Type": "application/json"}, json.dumps(files).encode()
         info = {"id": repo, "sha": commit, "siblings": siblings, "private": False, "tags": []}
         return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
 
     def _resolve(
         self, parts: list[str], span: tuple[int, int] | None
     ) -> tuple[int, dict[str, str], bytes]:
-        name = "/".join(parts[4:])
-        path, etag = self._trees[parts[3]].get(name, (None, ""))
+        name, repo = "/".join(parts[4:]), "/".join(parts[:2])
+        commit = self._refs.get((repo, parts[3]), parts[3])
+        path, etag = self._trees[commit].get(name, (None, ""))
         if path is None:
             return 404, {"X-Error-Code": "EntryNotFound"}, b"no such file"
         if path.suffix not in LARGE:
-            return self._bytes(path, etag, span)
+            status, sent, data = self._bytes(path, etag, span)
+            return status, {**sent, "X-Repo-Commit": commit}, data
         with self.lock:
             key = str(len(self._used))
             self._used[key] = 0
@@ -187,6 +203,7 @@ class Hub:
             "Location": f"{self.blob_url}/blob/{etag}?key={key}",
             "X-Linked-Etag": f'"{etag}"',
             "X-Linked-Size": str(path.stat().st_size),
+            "X-Repo-Commit": commit,
         }
         return 302, told, b""
 
@@ -211,3 +228,17 @@ class Hub:
             data = f.read(span[1] - span[0])
         where = f"bytes {span[0]}-{span[0] + len(data) - 1}/{size}"
         return 206, {"ETag": f'"{etag}"', "Content-Range": where}, data
+
+
+def _tree(siblings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The files of a revision as the tree of a repository has them."""
+    return [
+        {
+            "type": "file",
+            "path": entry["rfilename"],
+            "size": entry["size"],
+            "oid": entry["blobId"],
+            **({"lfs": {**entry["lfs"], "oid": entry["lfs"]["sha256"]}} if "lfs" in entry else {}),
+        }
+        for entry in siblings
+    ]

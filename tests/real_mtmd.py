@@ -67,7 +67,7 @@ def seen(text: Path, projector: Path, picture: np.ndarray, folder: Path) -> np.n
 
 
 def main(text: str, projector: str, picture: str, out: str) -> None:
-    from quantkit.verification.llama_cpp import library
+    from quantkit.llama.llama_cpp import library
 
     lib = library()
     for name, (returned, taken) in _FUNCTIONS.items():

@@ -21,8 +21,7 @@ from quantkit.cli import app
 ROOT = Path(__file__).parent.parent
 ACTION, WORKFLOW = ROOT / "action.yml", ROOT / ".github" / "workflows" / "release.yml"
 DOCS = ("README.md", "docs/release.md", "docs/command_line.md", "docs/scaling.md",
-        "examples/release.mk", "Makefile", "action.yml",
-        "quantkit/releases/templates/card.md")  # fmt: skip
+        "examples/release.mk", "Makefile", "action.yml")  # fmt: skip
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -58,14 +57,26 @@ def test_every_command_that_is_shown_is_there(name: str) -> None:
 def test_the_action_passes_on_what_release_takes() -> None:
     action = load(ACTION)
     step = next(s for s in action["runs"]["steps"] if s.get("id") == "release")
-    given = set(re.findall(r"(?<=[( ])--[a-z-]+", step["run"]))
+    given = set(re.findall(r"(?<=[( ])--[a-z][a-z-]*", step["run"]))
     assert given <= options()["release"]
     assert {"--types", "--push", "--split-max-size", "--share", "--join", "--json"} <= given
-    for value in [v for s in action["runs"]["steps"] for v in s.get("env", {}).values()]:
-        asked = re.fullmatch(r"\$\{\{ inputs\.([a-z-]+) \}\}", value)
-        assert asked, value
-        assert asked[1] in action["inputs"]
-    assert "${{" not in step["run"]  # what people type stays in variables, and is not a script
+    assert {"--discard", "--recipe", "--memory", "--pre", "--force", "--kl"} <= given
+    used = set()
+    for each in action["runs"]["steps"]:
+        for value in each.get("env", {}).values():
+            asked = re.fullmatch(r"\$\{\{ (inputs\.([a-z-]+)|github\.action_path) \}\}", value)
+            assert asked, value
+            used.add(asked[2])
+        # what people type stays in variables, and is not a script
+        assert "${{" not in each.get("run", "")
+    assert used - {None} == action["inputs"].keys()
+
+
+def test_every_action_of_others_is_pinned() -> None:
+    for path in [ACTION, *WORKFLOW.parent.glob("*.yml")]:
+        for used in re.findall(r"uses: (.*)", path.read_text()):
+            if used != "./":
+                assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", used), used
 
 
 def test_the_workflow_calls_the_action_as_it_is() -> None:
@@ -81,39 +92,61 @@ def test_the_workflow_calls_the_action_as_it_is() -> None:
     assert asked == load(WORKFLOW)[True]["workflow_dispatch"]["inputs"].keys()  # type: ignore[index]
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="the action runs in bash")
-def test_the_action_runs(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    """Its script, as GitHub would run it, for the shares of a set and the join."""
-    shim = tmp_path / "bin" / "quantkit"
-    shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m quantkit.cli "$@"\n')
-    shim.chmod(0o755)
+def step_of_the_action(key: str, name: str, tmp_path: Path) -> Callable[..., int]:
+    """A step of the action's as GitHub would run it in a directory: a function of its environment,
+    which gives the exit code."""
     action = load(ACTION)
-    step = next(s for s in action["runs"]["steps"] if s.get("id") == "release")
+    step = next(s for s in action["runs"]["steps"] if s.get(key) == name)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for command, words in ("quantkit", "-m quantkit.cli"), ("python", ""):
+        (commands / command).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        (commands / command).chmod(0o755)
     defaults = {
-        name: action["inputs"][value[11:-3]].get("default", "")
-        for name, value in step["env"].items()
+        key: action["inputs"].get(value[11:-3], {}).get("default", "")
+        for key, value in step["env"].items()
     }
 
-    def run(**given: str) -> dict[str, Any]:
+    def run(**given: str) -> int:
         env = {
             **os.environ,
             **defaults,
-            "SOURCE": str(checkpoint("mixtral-4x")),
-            "TYPES": "Q4_0,Q8_0",
-            "PATH": f"{shim.parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "RUNNER_TEMP": str(tmp_path),
-            "GITHUB_OUTPUT": str(tmp_path / "output"),
+            **{
+                f"GITHUB_{file}": str(tmp_path / file.lower())
+                for file in ("OUTPUT", "ENV", "STEP_SUMMARY")
+            },
             **given,
         }
-        subprocess.run(
-            ["bash", "-e", "-c", step["run"]],
-            env=env,
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-        )
+        script = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        return subprocess.run(script, env=env, cwd=tmp_path, capture_output=True).returncode
+
+    return run
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="the action runs in bash")
+def test_what_the_action_caches(tmp_path: Path) -> None:
+    run, output = step_of_the_action("id", "cached", tmp_path), tmp_path / "output"
+    for given in {}, {}, {"VERSION": "0.1.0"}:
+        assert run(ACTION=str(ROOT), **given) == 0
+    keys = output.read_text().splitlines()
+    assert all(re.fullmatch(r"key=[0-9a-f]{20}", key) for key in keys)
+    assert keys[0] == keys[1] != keys[2]
+    kept = load(ACTION)["runs"]["steps"][2]["with"]["path"].replace("${{ runner.temp }}", "")
+    for line in (tmp_path / "env").read_text().splitlines():
+        assert line.partition("=")[2].startswith(f"{tmp_path}{kept}/"), line
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="the action runs in bash")
+def test_the_action_runs(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its script for the shares of a set and the join, and for a source that is not there."""
+    step = step_of_the_action("id", "release", tmp_path)
+
+    def run(code: int = 0, **given: str) -> dict[str, Any]:
+        defaults = {"SOURCE": str(checkpoint("mixtral-4x")), "TYPES": "Q4_0,Q8_0"}
+        assert step(**{**defaults, **given}) == code
         path = (tmp_path / "output").read_text().splitlines()[-1].removeprefix("summary=")
         return dict(json.loads(Path(path).read_text()))
 
@@ -125,7 +158,12 @@ def test_the_action_runs(checkpoint: Callable[[str], Path], tmp_path: Path) -> N
     (tmp_path / "release").mkdir()
     for path in tmp_path.glob("*.gguf"):
         shutil.move(path, tmp_path / "release")
-    assert [f["state"] for f in run(JOIN="shares")["files"]] == ["kept"] * 2
+    assert [f["state"] for f in run(JOIN="shares", MEMORY="1GB")["files"]] == ["kept"] * 2
+    table = (tmp_path / "step_summary").read_text().rpartition("###")[2].splitlines()
+    assert re.fullmatch(r"\| \S+Q8_0\.gguf \| Q8_0 \| 0\.00 GB \| 0\.0\d+% \| kept \|", table[-1])
+    assert run(code=1, SOURCE="nowhere")["error"]["kind"] == "SourceNotFound"
+    assert "**SourceNotFound**" in (tmp_path / "step_summary").read_text()
+    assert run(code=2, KL="a\nb", DISCARD="true")["error"]["kind"] == "UsageError"
 
 
 def test_the_lowest_versions_are_those_that_are_allowed() -> None:

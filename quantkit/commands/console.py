@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from quantkit.reporting.written import Written
 
 SECONDS = 15.0  # between lines of progress where there is no terminal
+
+SCHEMA = 1  # of what --json prints: docs/json.md, docs/quantkit.schema.json
 
 
 def say(text: str, err: bool = False) -> None:
@@ -163,6 +165,11 @@ def _counting(step: str, total: int) -> Any:
     return bar
 
 
+def print_json(data: Mapping[str, Any]) -> None:
+    """What machines get: an object, with the number of its schema first."""
+    typer.echo(json.dumps({"schema": SCHEMA, **data}, indent=2))
+
+
 def print_table(
     rows: Sequence[Row], shown: Sequence[Column] | None = None, style: str | None = None
 ) -> None:
@@ -181,7 +188,7 @@ def print_table(
             names = ", ".join(column.name for column in left)
             say(f"no room for: {names}; a wider terminal, or --format markdown, has all", err=True)
     elif style == "json":
-        typer.echo(json.dumps(table.as_json(rows, shown or ()), indent=2))
+        print_json({"rows": table.as_json(rows, shown or ())})
     elif style == "csv":
         say(table.as_csv(rows, shown or ()))
     else:
@@ -193,7 +200,7 @@ def show_written(written: Written, as_json: bool, dry: bool, progress: TerminalP
     """What was written, or would be."""
     if as_json:
         data = {**written.as_data(with_tensors=dry), "seconds": round(progress.seconds, 3)}
-        typer.echo(json.dumps(data, indent=2))
+        print_json(data)
         return
     if progress.quiet:
         return

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quantkit.commands import options, values
-from quantkit.commands.console import TerminalProgress, say
+from quantkit.commands.console import TerminalProgress, print_json, say
 from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
-    from quantkit.fitting.fit import Fit
+    from quantkit.fitting.fit import Fit, Mark
     from quantkit.model.open import Reading
 
 
@@ -109,7 +109,7 @@ def fit(
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(_json(fit, recipe_file, files, seconds), indent=2))
+        print_json(_json(fit, recipe_file, files, seconds))
     else:
         say("\n".join(map(one_line, _lines(fit, recipe_file, files))))
 
@@ -128,16 +128,19 @@ def _lines(fit: Fit, recipe: Path, files: list[Path]) -> list[str]:
 
 
 def _json(fit: Fit, recipe: Path, files: list[Path], seconds: float) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
-        "chosen": asdict(fit.chosen) | {"use_case": fit.use_case},
+        "chosen": _mark(fit.chosen) | {"use_case": fit.use_case},
         "base": fit.base,
         "recipe_file": str(recipe),
         "files": list(map(str, files)),
         "formats": dict(fit.formats),
         "errors": {n: dict(e) for n, e in fit.errors.items()},
-        "types": [asdict(m) | {"best": asdict(fit.best[m.label])} for m in fit.types],
-        "frontier": [asdict(m) for m in fit.frontier],
+        "types": [_mark(m) | {"best": _mark(fit.best[m.label])} for m in fit.types],
+        "frontier": [_mark(m) for m in fit.frontier],
         "seconds": round(seconds, 3),
     }
+
+
+def _mark(mark: Mark) -> dict[str, Any]:
+    data = asdict(mark)
+    return {"bytes": data.pop("nbytes"), **data}

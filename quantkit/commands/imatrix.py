@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress, say
+from quantkit.commands.console import TerminalProgress, print_json, say
 from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -108,8 +107,13 @@ def imatrix(
     if show_statistics:
         if merge or text or output:
             raise UsageError("--show-statistics goes with matrices alone")
-        for source in sources:
-            _show(source, read_sums(source), min_tokens, as_json)
+        matrices = [(source, read_sums(source)) for source in sources]
+        if as_json:
+            told = [_told(source, sums, min_tokens) for source, sums in matrices]
+            print_json({"files": told} if len(told) > 1 else told[0])
+            return
+        for source, sums in matrices:
+            _show(source, sums, min_tokens)
         return
     if output is None:
         raise UsageError("give the matrix a name, such as -o model.imatrix.gguf")
@@ -153,15 +157,16 @@ def _show_made(
     from quantkit.calibration.sums import read_sums
 
     sums = read_sums(path)
-    data = _told(str(path), sums, least) | {"seconds": round(seconds, 3)}
+    data = _told(str(path), sums, least)
     if made is not None:
         data |= {
+            "seconds": round(seconds, 3),
             "perplexity": made.perplexity,
             "further": [{"experts_used": used or None, "chunks": n} for used, n in made.further],
             "widened": list(made.reached),
         }
     if as_json:
-        typer.echo(json.dumps(data, indent=2))
+        print_json(data)
         return
     perplexity = made.perplexity if made else None
     beside = f"  perplexity {perplexity:.4f}" if perplexity else ""
@@ -224,11 +229,8 @@ def _told(name: str, sums: Sums, least: int) -> dict[str, Any]:
     }
 
 
-def _show(name: str, sums: Sums, least: int, as_json: bool) -> None:
+def _show(name: str, sums: Sums, least: int) -> None:
     """What llama-imatrix shows of a matrix, and its experts."""
-    if as_json:
-        typer.echo(json.dumps(_told(name, sums, least), indent=2))
-        return
     from quantkit.calibration.statistics import (
         compared,
         layer_of,

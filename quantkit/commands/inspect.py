@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress, say
+from quantkit.commands.console import TerminalProgress, print_json, say
 from quantkit.plain_text import one_line
 
 
@@ -36,13 +35,16 @@ def inspect(
 
     if architectures:
         names = supported()
-        typer.echo(json.dumps(names, indent=2) if as_json else "\n".join(names))
+        if as_json:
+            print_json({"architectures": names})
+        else:
+            typer.echo("\n".join(names))
         return
     if source is None:
         raise UsageError("name a checkpoint directory or a GGUF file, or give --architectures")
     with progress:
         inspection = api.inspect(source, weights=not headers, progress=progress)
     if as_json:
-        typer.echo(json.dumps(inspection.as_data(), indent=2))
+        print_json(inspection.as_data())
     else:
         say("\n".join(map(one_line, lines(inspection))))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quantkit.commands import options, values
-from quantkit.commands.console import print_table, say
+from quantkit.commands.console import print_json, print_table, say
 from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def plan(
         say(f"note: {one_line(note)}", err=True)
     columns, style = shown
     if style is options.TableFormat.json and columns is None:
-        typer.echo(json.dumps(_json(survey, space), indent=2))
+        print_json(_json(survey, space))
         return
     print_table(survey.rows, columns or survey.columns, style)
     if style in (None, options.TableFormat.table, options.TableFormat.markdown):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantkit.commands import options, values
-from quantkit.commands.console import TerminalProgress, clock, say
+from quantkit.commands.console import TerminalProgress, clock, print_json, say
 
 if TYPE_CHECKING:
     from quantkit.gguf.splits import Splits
@@ -117,6 +116,15 @@ def release(
     context: options.Context = None,
     imatrix: options.ImatrixOrAuto = None,
     calibration: options.Calibration = [],  # noqa: B006
+    kl: Annotated[
+        list[Path],
+        typer.Option(
+            "--kl",
+            metavar="FILE",
+            rich_help_panel=options.OUTPUT,
+            help="A text: KL divergence and perplexity for the card (quantkit-gguf[llama]).",
+        ),
+    ] = [],  # noqa: B006
     allow_requantize: options.AllowRequantize = False,
     *,
     reading: Reading,
@@ -145,6 +153,7 @@ def release(
             push=target,
             discard=discard,
             base_model=base_model,
+            kl=kl,
             share=parse_share(share) if share else None,
             join=join,
             context=context,
@@ -159,7 +168,7 @@ def release(
     for note in made.notes:
         progress.note(note)
     if as_json:
-        typer.echo(json.dumps({**_summary(made), "seconds": round(progress.seconds, 3)}, indent=2))
+        print_json({**_summary(made), "seconds": round(progress.seconds, 3)})
         return
     if progress.quiet:
         return
@@ -212,6 +221,7 @@ def _summary(made: Release) -> dict[str, Any]:
     data = made.manifest.as_data()
     kept = (
         "quantkit",
+        "llama_cpp",
         "name",
         "source",
         "architecture",
@@ -224,6 +234,9 @@ def _summary(made: Release) -> dict[str, Any]:
         "directory": str(made.directory),
         **{key: data[key] for key in kept},
         "files": files,
+        "errors": dict(made.manifest.errors),
+        "scores": made.manifest.scores and made.manifest.scores.as_data(),
+        "imatrix": data.get("imatrix"),
         "left": [f.name for f in made.manifest.left],
         "pushed": list(made.pushed),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantkit.commands import options
-from quantkit.commands.console import TerminalProgress, say
+from quantkit.commands.console import TerminalProgress, print_json, say
 from quantkit.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def verify(
         typer.Option("--imatrix", metavar="FILE", help="The importance matrix it was made with."),
     ] = None,
     run: Annotated[
-        bool, typer.Option("--run", help="Complete a prompt in llama.cpp (quantkit[llama]).")
+        bool, typer.Option("--run", help="Complete a prompt in llama.cpp (quantkit-gguf[llama]).")
     ] = False,
     prompt: Annotated[
         str, typer.Option(metavar="TEXT", help='The prompt of --run ("Once upon a time").')
@@ -109,7 +108,7 @@ def verify(
         picture.write_text(drawn(verdicts[0]), encoding="utf-8")
     if as_json:
         found = [verdict.as_data() for verdict in verdicts]
-        typer.echo(json.dumps(found if file.is_dir() else found[0], indent=2))
+        print_json({"files": found} if file.is_dir() else found[0])
     else:
         texts = ["\n".join(map(one_line, _lines(verdict))) for verdict in verdicts]
         say(("\n\n" if any("\n" in text for text in texts) else "\n").join(texts))

@@ -3,6 +3,9 @@
 A journal stands beside the `.partial` file that it speaks of. Its first line identifies the file
 to be made; every line after that, `tensor row count`, names rows that have reached the disk (data
 is synced before its line is written). A last line cut short by a crash does not count.
+
+The run that writes a file has its journal locked, from before the file is opened until it has its
+name: the file itself has to be closed then, since Windows renames nothing that is open.
 """
 
 from __future__ import annotations
@@ -116,21 +119,23 @@ class Journal:
             self._note(rows)
 
     @classmethod
-    def create(cls, path: Path, identity: Identity) -> Journal:
-        """A new journal, synced before this returns: no older one can be found beside new data."""
-        fd = os_files.open_new(path)
+    def create(cls, path: Path, fd: int, identity: Identity) -> Journal:
+        """A new journal in the file `fd`, synced before this returns: no older one can be found
+        beside new data."""
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
         os.write(fd, (json.dumps(asdict(identity)) + "\n").encode())
         os.fsync(fd)
         return cls(path, fd)
 
     @classmethod
-    def resume(cls, path: Path, identity: Identity) -> Journal | None:
-        """The journal that a run left at `path`, or None if there is none that can be read.
+    def resume(cls, path: Path, fd: int, identity: Identity) -> Journal | None:
+        """The journal that a run left in the file `fd`, or None if there is none that can be read.
 
         Raises JournalMismatch if it identifies another file than `identity` does.
         """
         try:
-            lines = path.read_bytes().split(b"\n")[:-1]
+            lines = os_files.pread(fd, os.fstat(fd).st_size, 0).split(b"\n")[:-1]
             begun = json.loads(lines[0])
             plan = str(begun["plan"])
             begun.items()
@@ -155,7 +160,7 @@ class Journal:
                 tensor, row, count = map(int, line.split())
                 if min(tensor, row, count) >= 0:
                     done.append((tensor, row, count))
-        fd = os_files.open_append(path)
+        os.lseek(fd, 0, os.SEEK_END)
         return cls(path, fd, done, complete=_COMPLETE.encode() in lines)
 
     def has(self, tensor: int, row: int, count: int) -> bool:
@@ -176,8 +181,14 @@ class Journal:
         self.complete = True
 
     def close(self) -> None:
-        """Close the journal; it stays on disk."""
-        os.close(self._fd)
+        """Close the journal; it stays on disk, and is locked no longer."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def remove(self) -> None:
+        """Close the journal and remove it."""
+        os_files.remove_open(self.path, self.close)
 
     def _write(self, text: str) -> None:
         os.write(self._fd, text.encode())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +101,26 @@ class OutputFile:
 
     def discard(self) -> None:
         """Remove what there is of the file."""
+        self._close_file()
         partial_path(self.planned.path).unlink(missing_ok=True)
-        journal_path(self.planned.path).unlink(missing_ok=True)
+        self.journal.remove()
+
+    def rename(self) -> None:
+        """Give the file its name. Raises OutputError."""
+        self._close_file()
+        self._ask(os.replace, partial_path(self.planned.path), self.planned.path)
 
     def close(self) -> None:
         """Let go of the file and its journal, and of the lock with them."""
+        self._close_file()
+        self.journal.close()
+
+    def _close_file(self) -> None:
         if self._direct is not None:
             os.close(self._direct)
-        os.close(self._fd)
-        self.journal.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._direct, self._fd = None, -1
 
     def _rows(self, tensor: str, row: int, count: int) -> RowRange:
         return self.tensors[tensor][0], row, count
@@ -201,10 +213,12 @@ def open_outputs(
         for output in begun:
             output.journal.finish()
         for output in begun:
-            os.replace(partial_path(output.planned.path), output.planned.path)
+            output.rename()
         os_files.sync_directories({f.path.parent for f in plan.files})
-        for f in plan.files:
-            journal_path(f.path).unlink(missing_ok=True)
+        for output in begun:
+            output.journal.remove()
+        for path in {f.path for f in plan.files} - {output.planned.path for output in begun}:
+            journal_path(path).unlink(missing_ok=True)
     except ModelError:
         for output in begun:
             output.discard()
@@ -240,41 +254,48 @@ def _open_all(
 def _open(f: PlannedFile, identity: Identity, force: bool) -> OutputFile | None:
     """A file to be written, begun anew or gone on with; None if an earlier run finished it."""
     partial, journal = partial_path(f.path), journal_path(f.path)
+    output, fds = None, ExitStack()
     try:
-        fd = os_files.open_locked(partial)
-    except BlockingIOError:
-        raise OutputInUse(f"{f.path} is being written by another run; wait for it") from None
-    except OSError as e:
-        raise output_error(e, f.path) from None
-    output = None
-    try:
-        size = os.fstat(fd).st_size
-        found = None if force else Journal.resume(journal, identity)
-        if found is not None and found.complete and size == 0 and f.path.is_file():
-            found.close()  # the run died after the file had taken its name
-            return None
-        if found is not None and size == f.size:
+        lock = os_files.open_locked(journal)
+        fds.callback(os.close, lock)
+        found = None if force else Journal.resume(journal, lock, identity)
+        if found is not None and found.complete and f.path.is_file() and not partial.exists():
+            return None  # the run died after the file had taken its name
+        fd = os_files.open_there(partial)
+        fds.callback(os.close, fd)
+        if found is not None and os.fstat(fd).st_size == f.size:
             output = OutputFile(f, fd, found, resumed=True)
         elif f.path.exists() and not force:
             raise OutputExists(f"{f.path} exists already; --force overwrites it")
         else:
             os.ftruncate(fd, 0)
-            output = OutputFile(f, fd, Journal.create(journal, identity))
+            output = OutputFile(f, fd, Journal.create(journal, lock, identity))
+        fds.pop_all()  # they are the output's now
         output.begin()
         return output
+    except BlockingIOError:
+        raise OutputInUse(f"{f.path} is being written by another run; wait for it") from None
     except OutputError:
-        if output is not None and not output.resumed:
+        if output is None:
+            _remove_empty(fds, partial, journal)
+        elif output.resumed:
+            output.close()
+        else:
             output.discard()
-            output.journal.close()
-        output = None
         raise
-    except OSError as e:  # of the journal
+    except OSError as e:
+        _remove_empty(fds, partial, journal)
         raise output_error(e, f.path) from None
     finally:
-        if output is None:
-            if os.fstat(fd).st_size == 0:
-                partial.unlink(missing_ok=True)
-            os.close(fd)
+        fds.close()
+
+
+def _remove_empty(fds: ExitStack, *paths: Path) -> None:
+    """Remove what was only just made, and close it."""
+    for path in paths:
+        with suppress(OSError):
+            if stat.S_ISREG(os.lstat(path).st_mode) and os.lstat(path).st_size == 0:
+                os_files.remove_open(path, fds.close)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def quantize_on(
     try:
         import ray
     except ImportError:
-        raise ClusterError("Ray is not installed; pip install 'quantkit[ray]'") from None
+        raise ClusterError("Ray is not installed; pip install 'quantkit-gguf[ray]'") from None
     ours = not ray.is_initialized()
     if ours:  # RAY_ADDRESS names a cluster; without it, Ray starts one on this machine
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)

@@ -148,7 +148,7 @@ def library() -> ctypes.CDLL:
     """llama.cpp's functions. Raises LlamaMissing: not installed, or of a layout not known here."""
     spec = find_spec("xllamacpp")
     if spec is None or spec.origin is None:
-        raise LlamaMissing("llama.cpp is not installed; pip install quantkit[llama]")
+        raise LlamaMissing("llama.cpp is not installed; pip install 'quantkit-gguf[llama]'")
     try:
         (path,) = (
             p for p in Path(spec.origin).parent.glob("xllamacpp*") if p.suffix in (".so", ".pyd")

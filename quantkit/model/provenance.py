@@ -27,7 +27,7 @@ class Merge:
 
     def as_data(self) -> dict[str, Any]:
         """Plain values, as `inspect --json` prints them."""
-        return {"base": self.base, "gate mode": self.gate_mode, "experts": list(self.experts)}
+        return {"base": self.base, "gate_mode": self.gate_mode, "experts": list(self.experts)}
 
 
 def read_merge(source: Source) -> Merge | None:

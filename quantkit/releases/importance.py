@@ -23,12 +23,13 @@ from quantkit.execution.journal import identities
 from quantkit.gguf.container import read_header
 from quantkit.gguf.splits import split_siblings
 from quantkit.hub.http import SCHEME
-from quantkit.jobs import Run
+from quantkit.jobs import Job, Run
 from quantkit.model.open import AS_IT_IS, Reading, open_source
-from quantkit.releases.manifest import MatrixRecord
+from quantkit.recipes.facts import category
 from quantkit.releases.modelfile import turns_of
 from quantkit.releases.names import stem
 from quantkit.releases.previous import MATRIX
+from quantkit.releases.quality import Calibration
 from quantkit.source.location import Source, SourceLike
 
 OWN = "text of its own"  # what the matrix says that it was made with, where that is so
@@ -189,20 +190,30 @@ def _beginnings(values: Mapping[str, Any]) -> list[str]:
     return ["", turns.start] if turns and turns.start else [""]
 
 
-def shipped(imatrix: Imatrix, directory: Path, name: str) -> MatrixRecord:
-    """The matrix in the directory of a release, as it was read. Raises SourceError: it is gone."""
+def shipped(imatrix: Imatrix, directory: Path, job: Job) -> Calibration:
+    """The matrix in the directory of a release, as it was read, and what the outputs of a job take
+    of it. Raises SourceError: it is gone."""
+    import quant_types
+
     from_hub = imatrix.file.startswith(SCHEME)
     path = hub_file(imatrix.file) if from_hub else Path(imatrix.file)
-    sums = read_sums(path)
+    sums, name = read_sums(path), stem(job.model)
     target = directory / (f"{name}.imatrix.dat" if sums.is_dat else f"{name}{MATRIX}")
     if path.resolve() != target.resolve():
         replace_file(target, [path.read_bytes()])
-    told = routing(sums.entries)
-    return MatrixRecord(
+    made = [t for output in job.plan.outputs for t in output.by_name.values()]
+    using = {t.name for t in made if quant_types.get_format(t.format).takes_importance}
+    covered = using & job.importance.keys()
+    # calibration does not see embedding and output
+    wanted = covered | {n for n in using if category(n) not in ("token_embd", "output")}
+    told = routing(sums.entries).values()
+    return Calibration(
         target.name,
         hashlib.sha256(target.read_bytes()).hexdigest(),
         tuple(dict.fromkeys(sums.datasets)),
         sums.chunks,
-        sum(r.tokens.size for r in told.values()),
-        sum(len(r.below(1)) for r in told.values()),
+        len(covered),
+        len(wanted),
+        sum(r.tokens.size for r in told),
+        sum(len(r.below(1)) for r in told),
     )

@@ -15,8 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantkit import LLAMA_CPP
 from quantkit.errors import CorruptFile
+from quantkit.model.encoder import PREFIX
 from quantkit.recipes.sensitivity import made_from, use_case
+from quantkit.releases.quality import Calibration, Scores
 from quantkit.reporting.inspection import Experts, Parameters
 from quantkit.storage import os_files
 from quantkit.storage.parse import parse_json
@@ -143,34 +146,13 @@ class MadeFrom:
 
 
 @dataclass(frozen=True)
-class MatrixRecord:
-    """The importance matrix that lies beside the files: of which `datasets`, over how many
-    `chunks`; `unreached` of `experts` matrices of experts have no data."""
-
-    name: str
-    sha256: str
-    datasets: tuple[str, ...]
-    chunks: int
-    experts: int
-    unreached: int
-
-    @classmethod
-    def of_data(cls, data: Any) -> MatrixRecord:
-        """What `asdict` gave. Raises ValueError."""
-        datasets = _get(data, "datasets", list)
-        if not all(isinstance(name, str) for name in datasets):
-            raise ValueError("'datasets' is not a list of texts")
-        numbers = (_count(data, key) for key in ("chunks", "experts", "unreached"))
-        return cls(_get(data, "name", str), _get(data, "sha256", str), tuple(datasets), *numbers)
-
-
-@dataclass(frozen=True)
 class Manifest:
     """A release. `base_model` and `repo` are names on the Hub (ORG/NAME).
 
     `left`: files of an earlier run that are not here, but may be on the Hub; the card does not list
-    them. `errors`: the mean relative error of each type, once the release is whole. `begun`: every
-    file of a release in the making.
+    them. `errors`: the mean relative error of each type, once the release is whole. `scores`: what
+    was measured in llama.cpp. `imatrix`: the matrix that lies beside the files. `llama_cpp`: the
+    version whose bytes these are. `begun`: every file of a release in the making.
     """
 
     quantkit: str  # the version that made it
@@ -185,8 +167,10 @@ class Manifest:
     files: tuple[FileRecord, ...] = ()
     left: tuple[FileRecord, ...] = ()
     errors: Mapping[str, float] = field(default_factory=dict)
+    scores: Scores | None = None
+    imatrix: Calibration | None = None
+    llama_cpp: str = LLAMA_CPP
     begun: tuple[BegunFile, ...] = ()
-    matrix: MatrixRecord | None = None
 
     @property
     def records(self) -> tuple[FileRecord, ...]:
@@ -199,10 +183,15 @@ class Manifest:
         return list(dict.fromkeys(f.type for f in self.files))
 
     def use_case(self, kind: str) -> str:
-        """What the files of a type are good for, in a few words."""
+        """What the files of a type are, made of a source that was quantized before."""
         if kind not in self.errors:
             return made_from(self.made_from.quantized)
         return use_case(self.errors[kind], self.made_from.quantized)
+
+    @property
+    def texts(self) -> list[str]:
+        """The same without the encoders that go with all of them."""
+        return [kind for kind in self.kinds if not kind.startswith(PREFIX)]
 
     def first_file(self, kind: str) -> str:
         """The file to name for a type: the first of its splits."""
@@ -212,6 +201,7 @@ class Manifest:
         """Plain values, as manifest.json has them."""
         data = {
             "quantkit": self.quantkit,
+            "llama_cpp": self.llama_cpp,
             "name": self.name,
             "source": self.source,
             "architecture": self.architecture,
@@ -225,8 +215,9 @@ class Manifest:
         unless_empty = {
             "left": [f.as_data() for f in self.left],
             "errors": dict(self.errors),
+            "scores": self.scores and self.scores.as_data(),
+            "imatrix": self.imatrix and asdict(self.imatrix),
             "begun": [asdict(f) for f in self.begun],
-            "matrix": self.matrix and asdict(self.matrix),
         }
         return data | {key: value for key, value in unless_empty.items() if value}
 
@@ -254,8 +245,10 @@ class Manifest:
             files=tuple(map(FileRecord.of_data, _get(data, "files", list))),
             left=tuple(map(FileRecord.of_data, data.get("left", []))),
             errors=errors,
+            scores=Scores.of_data(data["scores"]) if data.get("scores") else None,
+            imatrix=Calibration.of_data(data["imatrix"]) if data.get("imatrix") else None,
+            llama_cpp=str(data.get("llama_cpp", LLAMA_CPP)),
             begun=tuple(map(BegunFile.of_data, data.get("begun", []))),
-            matrix=MatrixRecord.of_data(data["matrix"]) if data.get("matrix") else None,
         )
 
 
@@ -296,7 +289,7 @@ def parse(data: bytes, where: str) -> Manifest:
     """A manifest from its text. Raises CorruptFile, which names `where` it is."""
     try:
         return Manifest.of_data(parse_json(data, where))
-    except (ValueError, TypeError, RecursionError) as e:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         raise CorruptFile(
             f"{where}: not a manifest, or damaged ({e}); remove it and run again"
         ) from None
@@ -343,6 +336,6 @@ def as_json(manifest: Manifest) -> str:
     return _INNERMOST.sub(lambda match: re.sub(r"\n +", " ", match[0]), text) + "\n"
 
 
-def as_checksums(files: Iterable[FileRecord | MatrixRecord]) -> str:
+def as_checksums(files: Iterable[FileRecord | Calibration]) -> str:
     """What `sha256sum -c` reads."""
     return "".join(f"{f.sha256}  {f.name}\n" for f in files)

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quantkit.releases.chat_template import Turns, read_turns
 from quantkit.releases.purpose import purpose_of
+from quantkit.tokenizer.chat_template import Turns, read_turns, special_token
 
 SPECIAL = (3, 4)  # token types of llama.cpp that are matched in text: control, user-defined
 
@@ -59,21 +59,13 @@ def render(
 def turns_of(values: Mapping[str, Any]) -> Turns | None:
     """The turns of a model's chat template, without the token that llama.cpp adds at the start;
     None if it does not write turns."""
-    tokens = {f"{name}_token": _token(values, name) for name in ("bos", "eos", "unk", "pad")}
+    tokens = {f"{name}_token": special_token(values, name) for name in ("bos", "eos", "unk", "pad")}
     turns = read_turns(values["tokenizer.chat_template"], tokens)
     if turns is None or not values.get("tokenizer.ggml.add_bos_token", True):
         return turns
     bos = tokens["bos_token"]
     system = None if turns.system is None else turns.system.removeprefix(bos)
     return replace(turns, start=turns.start.removeprefix(bos), system=system)
-
-
-def _token(values: Mapping[str, Any], name: str) -> str:
-    """The text of a special token, "" if there is none."""
-    written = {"unk": "unknown", "pad": "padding"}.get(name, name)
-    tokens = values.get("tokenizer.ggml.tokens", [])
-    number = values.get(f"tokenizer.ggml.{written}_token_id", -1)
-    return str(tokens[number]) if 0 <= number < len(tokens) else ""
 
 
 def go_template(turns: Turns) -> str:
@@ -108,7 +100,7 @@ def stops(turns: Turns, values: Mapping[str, Any]) -> list[str]:
     kinds = values.get("tokenizer.ggml.token_type", [])
     tokens = values.get("tokenizer.ggml.tokens", [])
     special = {t for t, kind in zip(tokens, kinds, strict=False) if kind in SPECIAL and t.strip()}
-    ends = {_token(values, "bos"), _token(values, "eos")} - {""}
+    ends = {special_token(values, "bos"), special_token(values, "eos")} - {""}
     longest = sorted(map(re.escape, special | ends), key=len, reverse=True)
     cut = re.compile(f"({'|'.join(longest)})" if longest else "(?!)")
     pieces = [piece for words in (turns.answered, turns.ask) for piece in cut.split(words)]

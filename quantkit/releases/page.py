@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from quantkit.charts import plots, svg
@@ -20,8 +20,9 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.splits import unsplit_name
 from quantkit.model import provenance
 from quantkit.releases import card
-from quantkit.releases.manifest import CHECKSUMS, FileRecord, Manifest
-from quantkit.releases.purpose import Purpose
+from quantkit.releases.manifest import FileRecord, Manifest
+from quantkit.releases.previous import COMPARED
+from quantkit.releases.run_commands import download, run_commands
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import billions, gigabytes
 from quantkit.reporting.table import Row
@@ -87,20 +88,20 @@ def render(
     manifest: Manifest,
     rows: Sequence[Row],
     description: Description,
+    values: Mapping[str, Any] = MappingProxyType({}),
     more: Sequence[Figure] = (),
-    purpose: Purpose | None = None,
     encoders: Sequence[Row] = (),
 ) -> str:
     """The page as HTML, to be written beside the files that it links to.
 
-    `rows` are those of the manifest's files, `more` are pictures of what was measured; `purpose` is
-    what the model is for, where it does not continue a text, `encoders` the rows of the encoders
-    beside it.
+    `rows` are those of the manifest's files, `values` is the model's metadata, `more` are pictures
+    of what was measured, `encoders` the rows of the encoders beside the text.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     entries = _entries(manifest, rows)
+    listed = [*entries, *_entries(manifest, encoders)]
     environment = Environment(
         loader=PackageLoader("quantkit.releases"),
         undefined=StrictUndefined,
@@ -116,7 +117,10 @@ def render(
         }
 
     usual, merge = card.usual(rows), description.merge
-    memories = _memories(rows)
+    memories = [] if card.is_tiny(rows) else _memories(rows)
+    matter = card.front_matter(manifest, description, values)
+    purpose = card.purpose_in(manifest, values)
+    licence = matter.get("license_name") or matter.get("license")
     return environment.get_template("page.html").render(
         manifest=manifest,
         before=manifest.made_from.quantized,
@@ -124,21 +128,28 @@ def render(
         usual=usual,
         numbers=_numbers(manifest, description),
         best={n: card.best_within(rows, n * 10**9) for n in memories},
-        figures=[*_figures(entries), *more],
+        figures=[*(_figures(entries) if len(entries) >= COMPARED else ()), *more],
         layers=[(entry.row, _by_layer(entry)) for entry in entries],
         drawn=drawn,
         mixture=any(row.experts_on_cpu_ram_bytes is not None for row in rows),
         base=_model(merge.base) if merge else None,
         experts=[_model(name) for name in merge.experts] if merge else [],
-        commands=_commands(manifest, usual, purpose, encoders),
-        listed=[*entries, *_entries(manifest, encoders)],
+        sources=list(map(_model, matter.get("base_model", []))),
+        licence=(licence, _web(matter.get("license_link"))),
+        tool=card.TOOL,
+        listed=listed,
+        downloads=[download(manifest, entry.row) for entry in listed],
+        commands=run_commands(
+            manifest, usual, "tokenizer.chat_template" in values, purpose, encoders
+        ),
         colours=Markup(svg.COLOURS),
     )
 
 
 def figures(manifest: Manifest, rows: Sequence[Row]) -> list[Figure]:
-    """The page's pictures of the whole release, for a card to show too."""
-    return _figures(_entries(manifest, rows))
+    """The page's pictures of the whole release, for a card to show too; none if there is little
+    to compare."""
+    return _figures(_entries(manifest, rows)) if len(rows) >= COMPARED else []
 
 
 def error_by_size(
@@ -198,6 +209,11 @@ def _model(name: str) -> tuple[str, str | None]:
     return (
         (hub, provenance.HUB + hub) if hub else (re.split(r"[\\/]", name.rstrip("\\/"))[-1], None)
     )
+
+
+def _web(address: str | None) -> str | None:
+    """An address of the web, as it is; None if it is another, which a page does not lead to."""
+    return address if address and re.match(r"https?://", address) else None
 
 
 def _unit(values: Iterable[float]) -> tuple[str, float]:
@@ -285,33 +301,3 @@ def _by_layer(entry: Entry) -> Figure:
 
     outside = f"Outside the layers: {gigabytes(totals[None])}." if totals[None] else ""
     return Figure(entry.row.type, outside, draw)
-
-
-def _commands(
-    manifest: Manifest, usual: Row, purpose: Purpose | None, encoders: Sequence[Row] = ()
-) -> list[tuple[str, str]]:
-    """Commands that run the usual file, each with what it is for."""
-    repo = manifest.repo
-    file = shlex.quote(manifest.first_file(usual.type))
-    model = f"-hf {repo}:{usual.type}" if repo else f"-m {file}"
-    serve = f"llama-server {model} -c {usual.context}"
-    whole = ("Are the files whole?", f"sha256sum -c {CHECKSUMS} --ignore-missing")
-    if purpose is not None:
-        program = [purpose.program, model, purpose.options, "-p", f'"{purpose.prompt}"']
-        commands = [("llama.cpp", " ".join(filter(None, program)))]
-        if purpose.serve:
-            commands.append(("llama.cpp, as a server", f"{serve} {purpose.serve}"))
-        return [*commands, whole]
-    if encoders and not repo:  # from the Hub, llama.cpp gets them by itself
-        serve += f" --mmproj {shlex.quote(encoders[0].name)}"
-    commands = [("llama.cpp", serve)]
-    if usual.experts_on_cpu_ram_bytes is not None:
-        what = "llama.cpp, experts in main memory and the rest on the GPU"
-        commands.append((what, f"{serve} -ngl 99 --cpu-moe"))
-    if repo:
-        commands.append(("Ollama", f"ollama run hf.co/{repo}:{usual.type}"))
-    elif usual.files == 1:  # Ollama takes no splits
-        name = re.sub(r"[^a-z0-9._-]+", "-", manifest.name.lower()).strip("-.") or "model"
-        commands.append(("Ollama", f"ollama create {name} -f Modelfile && ollama run {name}"))
-    commands.append(("LM Studio", f"lms import {file}"))
-    return [*commands, whole]

@@ -35,6 +35,12 @@ CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
 PICTURES = ("size.svg", "bytes.svg", "error.svg")
 MATRIX = ".imatrix.gguf"  # ends the name of the importance matrix of a release
 BESIDE = (*PICTURES, PAGE, MODELFILE, manifest.CHECKSUMS, manifest.NAME, CARD)
+COMPARED = 3  # types, from which on pictures compare them
+
+
+def beside(types: int) -> tuple[str, ...]:
+    """What is written beside the weights of so many types."""
+    return tuple(name for name in BESIDE if types >= COMPARED or name not in PICTURES)
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit import __version__, plain_text
+from quantkit import __version__
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.hub import push
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.model.encoder import PREFIX
-from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import PLAIN, Request
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.recipes.file_types import RELEASE_TYPES, find_recipe
-from quantkit.releases import card, checksums, importance, manifest, modelfile, page, previous
+from quantkit.releases import beside, checksums, importance, manifest, previous
 from quantkit.releases.by_type import errors_of, in_order, rows_of
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
 from quantkit.releases.names import stem as stem
 from quantkit.releases.projector import check_is_model, identified, projector_job
-from quantkit.releases.purpose import purpose_of
+from quantkit.releases.quality import Test, scores
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import gigabytes
@@ -77,6 +76,7 @@ def release(
     share: tuple[int, int] | None = None,
     join: Sequence[Path] = (),
     drop: Sequence[str] = (),
+    test: Test | None = None,
     run: Run = ONCE,
 ) -> Release:
     """Make every type of a source in `directory`, with card, page, checksums and manifest.
@@ -86,8 +86,8 @@ def release(
     Max RAM is for `context` tokens; `base_model` is the model's own name on the Hub (ORG/NAME), if
     it is there; with a `target`, the release is pushed. A `share` (which, of how many) makes only
     some of the files, and no card: a run that is given the directories of all shares in `join`
-    makes it. Raises QuantkitError; OtherRelease if a directory holds another release, before
-    anything is touched.
+    makes it. A `test` measures the files in llama.cpp. Raises QuantkitError; OtherRelease if a
+    directory holds another release, before anything is touched.
     """
     source = Source.parse(source)
     for name in (base_model, target.repo if target else None):
@@ -108,14 +108,14 @@ def release(
 
     drop = [find_recipe(kind).name for kind in drop]
     job, kinds = plan_types(plan, types, drop, earlier)
-    beside, lacking = projector_job(source, directory, job.model.name, reading)
+    encoders, lacking = projector_job(source, directory, job.model.name, reading)
     if lacking:
         job = replace(job, model=replace(job.model, notes=(*job.model.notes, lacking)))
-    jobs = [job, *([beside] if beside else [])]
+    jobs = [job, *([encoders] if encoders else [])]
     description = inspection.describe(job.model, source)
     this, plans = _begin_manifest(source, jobs, description)
-    if kinds and beside:
-        kinds = (*kinds, *(output.type for output in beside.plan.outputs))
+    if kinds and encoders:
+        kinds = (*kinds, *(output.type for output in encoders.plan.outputs))
     if run.force:
         earlier = previous.begun_anew(earlier, this, kinds)
     whole = earlier.whole
@@ -141,8 +141,7 @@ def release(
         push.create(target)
     made = _make_files(directory, jobs, this, plans, others, earlier, target, run)
     this = made.manifest
-    texts = [kind for kind in this.kinds if not kind.startswith(PREFIX)]
-    if not (texts or share):
+    if not (this.texts or share):
         raise UsageError(NOTHING_LEFT)
     rows = rows_of(this, jobs, context)
     uploads = [push.Upload(directory / f.name, f.sha256) for f in this.files]
@@ -151,19 +150,23 @@ def release(
         record = manifest.as_json(replace(this, begun=tuple(plans)))
         manifest.write(manifest.partial_path(directory), record)
     else:
-        this = replace(this, errors=errors_of(texts, jobs[0], plan, earlier, run))
+        this = replace(this, errors=errors_of(this.texts, jobs[0], plan, earlier, run))
+        first = {kind: directory / this.first_file(kind) for kind in this.texts}
+        this = replace(this, scores=scores(test, whole.scores if whole else None, first))
         if imatrix:
-            matrix = importance.shipped(imatrix, directory, stem(job.model))
-            this = replace(this, matrix=matrix)
+            matrix = importance.shipped(imatrix, directory, job)
+            this = replace(this, imatrix=matrix)
             uploads.append(push.Upload(directory / matrix.name, matrix.sha256))
-        rows = [
-            replace(row, use_case=this.use_case(row.type)) if row.type in texts else row
-            for row in rows
-        ]
-        _write_beside(directory, this, rows, description, job.model)
+        if this.made_from.quantized:  # what the type would be good for is not known
+            rows = [
+                replace(row, use_case=this.use_case(row.type)) if row.type in this.texts else row
+                for row in rows
+            ]
+        written = beside.write(directory, this, rows, description, job.model)
         for name in dropped:
             (directory / name).unlink(missing_ok=True)
-        uploads += [push.Upload(directory / name) for name in previous.BESIDE]
+        uploads += [push.Upload(directory / name) for name in written]
+        dropped = (*dropped, *(name for name in previous.BESIDE if name not in written))
     sent = push.push(target, uploads, dropped, run.progress) if target else []
     return replace(made, manifest=this, rows=rows, pushed=sent)
 
@@ -307,9 +310,9 @@ def _dry_run(
         for p in listed
     }
     sent = [p.name for p in listed if p not in away] if target else []
-    pushed = sent + [*previous.BESIDE] * bool(target)
-    files = tuple(records[p] for p in listed)
-    return Release(directory, replace(this, files=files), (), states, pushed=pushed)
+    this = replace(this, files=tuple(records[p] for p in listed))
+    pushed = sent + [*previous.beside(len(this.texts))] * bool(target)
+    return Release(directory, this, (), states, pushed=pushed)
 
 
 def _begin_manifest(
@@ -378,33 +381,3 @@ def _make(
             with contextlib.suppress(OSError):
                 directory.rmdir()  # if it is empty
         raise
-
-
-def _write_beside(
-    directory: Path, this: Manifest, rows: Sequence[Row], description: Description, model: Model
-) -> None:
-    """Everything but the weights; the manifest last."""
-    more = [row for row in rows if row.type.startswith(PREFIX)]
-    rows = [row for row in rows if row not in more]
-    values = {item.key: item.value for item in model.kv}
-    names = [t.name for t in model.tensors]
-    usual, purpose = card.usual(rows), purpose_of(values, names)
-    first = this.first_file(usual.type)
-    measured = page.error_by_size(rows, this.errors, this.made_from.quantized)
-    drawn = dict(zip(previous.PICTURES, [*page.figures(this, rows), measured], strict=True))
-    shown = {name: figure.title for name, figure in drawn.items()}
-    texts = {
-        **{name: figure.draw(width=720) for name, figure in drawn.items()},
-        previous.CARD: card.render(this, rows, description, values, shown, more),
-        previous.PAGE: page.render(this, rows, description, [measured], purpose, more),
-        previous.MODELFILE: modelfile.render(
-            first, usual.context, values, usual.files > 1, names, [row.name for row in more[:1]]
-        ),
-        manifest.CHECKSUMS: manifest.as_checksums(
-            [*this.files, *([this.matrix] if this.matrix else [])]
-        ),
-        manifest.NAME: manifest.as_json(this),
-    }
-    for name, text in texts.items():
-        manifest.write(directory / name, plain_text.lines(text))
-    manifest.remove(manifest.partial_path(directory))

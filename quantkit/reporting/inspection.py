@@ -33,6 +33,7 @@ from quantkit.reporting.numbers import billions, gigabytes, ranges
 from quantkit.reporting.table import html_table
 from quantkit.source.location import Source, SourceLike
 from quantkit.source.tensors import Files
+from quantkit.tokenizer import template_findings
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Tokenizer:
             "pre": self.pre,
             "tokens": self.tokens,
             "unused": self.unused,
-            "chat template": self.chat_template,
+            "chat_template": self.chat_template,
         }
 
 
@@ -114,30 +115,36 @@ class Description:
         if self.experts:
             data["experts"] = asdict(self.experts)
         data |= {
-            "bytes": dict(self.part_bytes),
+            "part_bytes": dict(self.part_bytes),
             "dtypes": dict(self.dtypes),
-            "tied embeddings": self.tied_embeddings,
+            "tied_embeddings": self.tied_embeddings,
         }
         if self.tokenizer:
             data["tokenizer"] = self.tokenizer.as_data()
         if self.notes:
             data["notes"] = list(self.notes)
         if self.merge:
-            data["merged from"] = self.merge.as_data()
+            data["merged_from"] = self.merge.as_data()
         return data
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a model is (None if nothing can be made of it), and its problems, each a line."""
+    """What a model is (None if nothing can be made of it), its problems, and what to know of its
+    chat template, each a line."""
 
     description: Description | None
     problems: Sequence[str]
+    template: Sequence[str] = ()
 
     def as_data(self) -> dict[str, Any]:
         """Plain values, as `inspect --json` prints them."""
         facts = self.description.as_data() if self.description else {}
-        return {"facts": facts, "problems": list(self.problems)}
+        return {
+            "facts": facts,
+            "problems": list(self.problems),
+            "chat_template": list(self.template),
+        }
 
     def _repr_html_(self) -> str:
         return html_table(("", ""), _entries(self))
@@ -158,7 +165,9 @@ def inspect(source: SourceLike, weights: bool = True, progress: Progress = SILEN
     problems = faults(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
     if weights:
         problems += _weight_problems(model, progress)
-    return Inspection(describe(model, source), problems)
+    found = template_findings.of_metadata({item.key: item.value for item in model.kv})
+    problems += [f"chat template: {line}" for line in found.wrong]
+    return Inspection(describe(model, source), problems, found.notes)
 
 
 def count_parameters(tensors: Iterable[ModelTensor], values: Mapping[str, Any]) -> Parameters:
@@ -310,6 +319,9 @@ def _same_routes(routers: Mapping[str, Mapping[int, bytes]]) -> list[str]:
     return problems
 
 
+_SHOWN = {"part_bytes": "bytes"}  # keys that people read otherwise
+
+
 def lines(inspection: Inspection) -> list[str]:
     """The inspection for a terminal."""
     return [f"{name:16} {text}" for name, text in _entries(inspection)]
@@ -318,7 +330,8 @@ def lines(inspection: Inspection) -> list[str]:
 def _entries(inspection: Inspection) -> list[tuple[str, str]]:
     """Each thing to show: what it is, and the text."""
     data = inspection.description.as_data() if inspection.description else {}
-    entries = [(name, _as_text(name, value)) for name, value in data.items()]
+    entries = [(_SHOWN.get(n, n.replace("_", " ")), _as_text(n, v)) for n, v in data.items()]
+    entries += [("its template", note) for note in inspection.template]
     entries += [("problem", problem) for problem in inspection.problems]
     return entries if inspection.problems else [*entries, ("problems", "none found")]
 
@@ -326,13 +339,13 @@ def _entries(inspection: Inspection) -> list[tuple[str, str]]:
 def _as_text(name: str, value: Any) -> str:
     if name == "parameters":
         return f"{billions(value['total'])} total, {billions(value['active'])} active"
-    if name == "bytes":
+    if name == "part_bytes":
         whole = sum(value.values()) or 1
         return ", ".join(
             f"{part} {gigabytes(n)} ({100 * n / whole:.0f}%)" for part, n in value.items()
         )
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_as_word(v)}" for k, v in value.items())
+        return ", ".join(f"{k.replace('_', ' ')} {_as_word(v)}" for k, v in value.items())
     return "; ".join(value) if isinstance(value, list) else _as_word(value)
 
 

@@ -280,10 +280,10 @@ def as_markdown(rows: Sequence[Row], shown: Sequence[Column] = CARD) -> str:
     """The table as it goes into a model card."""
     head = [column.heading for column in shown]
     lines = [head, ["---" for _ in head], *_lines(rows, shown)]
-    return "\n".join(f"| {' | '.join(map(_markdown, cells))} |" for cells in lines)
+    return "\n".join(f"| {' | '.join(map(markdown_cell, cells))} |" for cells in lines)
 
 
-def _markdown(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """A cell in which nothing is markup; an underscore inside a word is none."""
     text = re.sub(r"([\\`*|<>\[\]~&])|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
     return " ".join(text.split())

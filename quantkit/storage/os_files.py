@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from quantkit.storage import windows
+
 # what is written is never somebody's link to another file
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _seek_lock = threading.Lock()
@@ -70,17 +72,17 @@ def open_new(path: Path) -> int:
     return os.open(path, flags, 0o644)
 
 
-def open_append(path: Path) -> int:
-    """A descriptor whose writes go to the end of a file that exists."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0) | NO_LINK)
+def open_there(path: Path) -> int:
+    """A descriptor for a file as it is, made empty if it is not there."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | NO_LINK
+    return os.open(path, flags, 0o644)
 
 
 def open_locked(path: Path) -> int:
     """A descriptor for a file, made if need be, that no other process can open so until it is
     closed. Raises BlockingIOError if one has."""
     while True:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | NO_LINK
-        fd = os.open(path, flags, 0o644)
+        fd = open_there(path)
         try:
             _lock(fd)
             if os.path.exists(path) and os.path.samestat(os.fstat(fd), os.stat(path)):
@@ -96,12 +98,8 @@ def open_locked(path: Path) -> int:
 def _lock(fd: int) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        locking, exclusively = getattr(msvcrt, "locking"), getattr(msvcrt, "LK_NBLCK")  # noqa: B009
-        os.lseek(fd, 1 << 62, os.SEEK_SET)
-        locking(fd, exclusively, 1)
+    except ImportError:
+        windows.lock(fd)
         return
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -247,4 +245,21 @@ def reserve(fd: int, size: int) -> None:
         except OSError as e:
             if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-    os.ftruncate(fd, size)
+    if sys.platform == "win32":
+        windows.extend(fd, size)
+    else:
+        os.ftruncate(fd, size)
+
+
+def remove_open(path: Path, close: Callable[[], None]) -> None:
+    """Remove a file that this process has open, and `close` it: in that order where the system
+    removes open files, so that nobody finds it in between. If another process holds it by then, it
+    stays."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:  # Windows
+        close()
+        with contextlib.suppress(PermissionError):
+            path.unlink(missing_ok=True)
+    else:
+        close()

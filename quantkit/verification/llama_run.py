@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from quantkit import jobs
-from quantkit.errors import LlamaError, LlamaMissing, UnsupportedSource, UsageError
+from quantkit.errors import (
+    LlamaError,
+    LlamaMissing,
+    SourceNotFound,
+    UnsupportedSource,
+    UsageError,
+)
 from quantkit.jobs import Run
 from quantkit.llama import apart
+from quantkit.llama.llama_cpp import library
 from quantkit.loading.kinds import DRAFT, MODEL, kind_of
 from quantkit.loading.values import Info
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
+from quantkit.releases.quality import Score, Test
 from quantkit.source.gguf_set import open_gguf_set
-from quantkit.source.location import Source
-from quantkit.verification.divergence import Divergence, divergences
+from quantkit.source.location import Source, SourceLike
+from quantkit.verification.divergence import Divergence, divergences, mean
 from quantkit.verification.structure import first_split
 from quantkit.verification.verdict import Completion, Verdict
 
 TOKENS = 48  # of a completion
+CONTEXT = 256  # tokens of it in a release's scores
 
 
 def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -> Verdict:
@@ -60,15 +70,52 @@ def divergence(
     """A file against its source over each text. Raises LlamaMissing, LlamaError, and for a
     checkpoint what converting it raises."""
     path = first_split(file)
-    try:  # a file that ends the process ends another one
+    _check_loads(path, threads)
+    with as_gguf(against, reading, threads, file.parent) as base:
+        (row,) = divergences([path], base, texts, context, threads, progress)
+    return row
+
+
+def release_test(
+    source: SourceLike,
+    texts: Sequence[Path],
+    reading: Reading,
+    directory: Path,
+    threads: int | None,
+    progress: Progress,
+) -> Test:
+    """What measures the files of a release in `directory` over texts, one after another. Raises
+    LlamaMissing, SourceNotFound: before there are files."""
+    library()
+    digest = hashlib.sha256()
+    for path in texts:
+        try:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as e:
+            raise SourceNotFound(f"{path}: cannot be read ({e.strerror})") from None
+    against = Source.parse(source)
+
+    def run(files: Mapping[str, Path]) -> tuple[float, dict[str, Score]]:
+        found: dict[str, Score] = {}
+        with as_gguf(against, reading, threads, directory) as base:
+            for kind, path in files.items():
+                _check_loads(path, threads)
+                rows = divergences([path], base, texts, CONTEXT, threads, progress)[0]
+                d = mean(rows)
+                found[kind] = Score(d.kl, d.kl_error, d.perplexity, d.same_top)
+        return d.base_perplexity, found
+
+    return Test(tuple(path.name for path in texts), digest.hexdigest(), CONTEXT, run)
+
+
+def _check_loads(path: Path, threads: int | None) -> None:
+    """A file that ends the process ends another one. Raises LlamaMissing, LlamaError."""
+    try:
         apart.ask(path, {"context": 64, "threads": threads})
     except LlamaMissing:
         raise
     except LlamaError as e:
         raise LlamaError(apart.told(path, e)) from None
-    with as_gguf(against, reading, threads, file.parent) as base:
-        (row,) = divergences([path], base, texts, context, threads, progress)
-    return row
 
 
 @contextmanager

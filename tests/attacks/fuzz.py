@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 import signal
@@ -27,6 +28,7 @@ from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.safetensors import read_entries
 from quantkit.source.torch_pickle import read_pickle
 from quantkit.source.torch_zip import read_torch_entries
+from quantkit.storage import os_files
 from quantkit.storage.parse import parse_json, parse_yaml
 from tests.attacks import small
 
@@ -113,8 +115,11 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Callable[[Path], object]]
     config = json.dumps({"num_hidden_layers": 2, "head_dim": 8, "rope_scaling": {"type": "yarn"}})
 
     def journal(path: Path) -> None:
-        if found := Journal.resume(path, identity):
-            found.close()
+        fd = os_files.open_there(path)
+        try:
+            Journal.resume(path, fd, identity)
+        finally:
+            os.close(fd)
 
     def configured(path: Path) -> object:
         values = parse_json(path.read_bytes(), "f")

@@ -29,8 +29,9 @@ from pathlib import Path
 from quantkit.errors import LlamaError, QuantkitError
 from quantkit.gguf.splits import Splits, split_path
 from quantkit.jobs import convert
+from quantkit.llama import completion, llama_cpp
 from quantkit.source.gguf_set import open_gguf_set
-from quantkit.verification import llama_cpp, structure
+from quantkit.verification import structure
 from tests import checkpoints
 from tests.attacks.header_changes import mutated
 from tests.attacks.header_parts import Parts, parts
@@ -86,7 +87,7 @@ def used(path: Path) -> str:
         return refused
     try:
         with llama_cpp.Llama(path, 64, threads=1) as model:
-            llama_cpp.complete(model, "Hello", 2)
+            completion.complete(model, "Hello", 2)
     except LlamaError as e:
         # a prompt of no tokens, and weights that are zeros
         return "" if "tokens and" in str(e) or "computes NaN" in str(e) else str(e)

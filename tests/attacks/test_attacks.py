@@ -23,12 +23,12 @@ from quantkit.gguf.container import MAX_ITEMS, read_header
 from quantkit.recipes.choose import choose
 from quantkit.recipes.facts import ModelFacts
 from quantkit.recipes.file_types import find_recipe
-from quantkit.releases.chat_template import read_turns
 from quantkit.source.safetensors import read_entries
 from quantkit.source.torch_zip import read_torch_entries
 from quantkit.storage import child, os_files
 from quantkit.storage.parse import parse_json, parse_yaml
 from quantkit.tokenizer import tiktoken, trial
+from quantkit.tokenizer.chat_template import read_turns
 from tests.attacks import small
 from tests.attacks.small import ARCH, gguf, number, pickled, text
 
@@ -266,7 +266,7 @@ def test_a_child_is_ended_at_its_limits(monkeypatch: pytest.MonkeyPatch) -> None
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     question = {"template": loop, "tokens": {}}
     with pytest.raises(child.ChildFailed):
-        child.ask("quantkit.releases.chat_template", question, seconds=2)
+        child.ask("quantkit.tokenizer.chat_template", question, seconds=2)
 
 
 def test_a_long_word_in_ranks() -> None:

@@ -333,13 +333,16 @@ def test_a_release_makes_and_ships_its_matrix(checkpoint: Get, tmp_path: Path) -
     with pytest.raises(UsageError, match="run without --dry-run"):
         api.release(source, out, ["IQ2_XXS"], dry_run=True, **options)
     made = api.release(source, out, ["IQ2_XXS", "Q4_K_M"], **options)
-    matrix = made.manifest.matrix
+    matrix = made.manifest.imatrix
     assert matrix is not None
     assert matrix.datasets == ("text.txt",)
     assert (matrix.experts, matrix.unreached) == (8, 0)
     assert f"{matrix.sha256}  {matrix.name}\n" in (out / "SHA256SUMS").read_text()
     assert sha256(out / matrix.name) == matrix.sha256
-    assert f"`{matrix.name}`: {matrix.chunks} chunks of text.txt" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert f"| Importance matrix | [{matrix.name}](./{matrix.name}) |" in card
+    assert f"| Its data | text.txt, {matrix.chunks} chunks |" in card
+    assert "tensors; all of 8 experts |" in card
     assert matrix.name in (out / "index.html").read_text()
     file = next(p for p in out.glob("*IQ2_XXS.gguf"))
     assert read_header(file).get("quantize.imatrix.dataset") == "text.txt"
@@ -357,5 +360,5 @@ def test_a_matrix_that_is_given_is_shipped(
     checkpoint: Get, whole: Measured, tmp_path: Path
 ) -> None:
     made = api.release(checkpoint("qwen3moe"), tmp_path, ["Q2_K"], imatrix=whole.path)
-    assert made.manifest.matrix is not None
-    assert (tmp_path / made.manifest.matrix.name).read_bytes() == whole.path.read_bytes()
+    assert made.manifest.imatrix is not None
+    assert (tmp_path / made.manifest.imatrix.name).read_bytes() == whole.path.read_bytes()

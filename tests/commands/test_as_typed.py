@@ -148,7 +148,7 @@ def test_directories_of_models(checkpoint: Callable[[str], Path], tmp_path: Path
     source, out = str(checkpoint("mixtral-4x")), tmp_path / "out"
     arguments = ["release", source, "-o", str(out), "-t", "Q4_0,Q8_0", "--split-max-tensors", "9"]
     run(app, arguments, catch_exceptions=False)
-    rows = json.loads(run(app, ["report", str(out), "--json"]).stdout)
+    rows = json.loads(run(app, ["report", str(out), "--json"]).stdout)["rows"]
     assert [(row["type"], row["files"]) for row in rows] == [("Q4_0", 3), ("Q8_0", 3)]
     good = run(app, ["verify", str(out)])
     assert good.exit_code == 0
@@ -160,7 +160,7 @@ def test_directories_of_models(checkpoint: Callable[[str], Path], tmp_path: Path
     last.unlink()
     bad = run(app, ["verify", str(out), "--json"])
     assert bad.exit_code == 1
-    told = json.loads(bad.stdout)
+    told = json.loads(bad.stdout)["files"]
     assert len(told) == 3
     assert any(f"{last.name} is in manifest.json and not there" in f for f in told[2]["findings"])
 

@@ -50,11 +50,11 @@ def test_json_says_what_was_written(checkpoint: Callable[[str], Path], here: Pat
     assert output["bytes"] == path.stat().st_size
     assert output["type"] == "Q4_K_M"
     assert output["files"][0]["tensors"] == len(read_header(path).tensors)
-    (row,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "512"]).stdout)
+    (row,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "512"]).stdout)["rows"]
     assert row["file_bytes"] == path.stat().st_size
     assert row["bits_per_weight"] == output["bits_per_weight"]
     assert row["context"] == 512
-    (wider,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "1024"]).stdout)
+    (wider,) = json.loads(run(app, ["report", str(path), "--json", "--ctx", "1024"]).stdout)["rows"]
     # 2 layers x 2 heads x (64 + 64) channels x 2 bytes a token, and what the batch sees of it
     more = 512 * 2 * 2 * 128 * 2 + 512 * 512 * 2
     assert wider["max_ram_bytes"] - row["max_ram_bytes"] == more
@@ -67,7 +67,7 @@ def test_a_set_of_splits_is_one_row(checkpoint: Callable[[str], Path], here: Pat
     splits = sorted(p.name for p in here.glob("cut-*.gguf"))
     assert len(splits) == 4
     result = run(app, ["report", *splits, "whole.gguf", "--json"])
-    cut, whole = json.loads(result.stdout)
+    cut, whole = json.loads(result.stdout)["rows"]
     assert cut["name"] == "cut (4 files)"
     assert cut["file_bytes"] == sum((here / name).stat().st_size for name in splits)
     for key in ("type", "bits_per_weight", "max_ram_bytes"):

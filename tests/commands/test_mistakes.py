@@ -18,7 +18,10 @@ from quantkit.jobs import convert, split
 
 ONE = "one source is expected, and"
 SIZE = "is not a size; for instance 300M or 4G"
-ALL = "commands: convert, quantize, split, merge, inspect, report, plan, release, verify, fit"
+ALL = (
+    "commands: convert, quantize, split, merge, inspect, report, plan, release, verify, fit, "
+    "imatrix"
+)
 
 # what is typed -> exit code, the line after `error: `; "..." stands for anything
 MISTAKES: tuple[tuple[str, int, str], ...] = (

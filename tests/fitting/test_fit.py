@@ -212,7 +212,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(app, [*asked, "--force", "--json", "-o", "out.gguf"])
     found = json.loads(result.stdout)
     assert found["files"] == ["out.gguf"]
-    assert found["chosen"]["nbytes"] == Path("out.gguf").stat().st_size <= 2_300_000
+    assert found["chosen"]["bytes"] == Path("out.gguf").stat().st_size <= 2_300_000
     assert found["formats"].keys() == found["errors"].keys()
     assert set(found["errors"]["blk.0.attn_q.weight"]) == set(FORMATS)
 

@@ -21,7 +21,7 @@ from quantkit.jobs import Run
 from quantkit.model.open import Reading
 from quantkit.progress import Progress
 from quantkit.releases import manifest
-from quantkit.releases.previous import BESIDE
+from quantkit.releases.previous import beside
 from quantkit.releases.release import Release, release
 from quantkit.releases.small_disk import release_in_parts
 from quantkit.storage import os_files
@@ -31,6 +31,7 @@ from tests.fake_hub_uploads import CUT, UploadHub
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 run = CliRunner().invoke
 TOKEN = "hf_verysecret"
+BESIDE = beside(2)  # of two types: no pictures
 TYPES = ["Q4_K_M", "Q8_0"]
 
 
@@ -325,7 +326,7 @@ def test_a_type_is_added_to_what_is_public(
     assert list(dry.states.values()) == ["on the Hub", "to be made", "on the Hub"]
     added = release(source, tmp_path / "fresh", ["Q6_K"], target=target)
     (new,) = [name for name, state in added.states.items() if state == "made"]
-    assert list(added.pushed) == [new, *(name for name in BESIDE if name != "Modelfile")]
+    assert list(added.pushed) == [new, *(name for name in beside(3) if name != "Modelfile")]
     held = server.repos["org/new"]
     assert {*weights(made), new} < held.keys()
     for name in ("README.md", "index.html", "SHA256SUMS", "manifest.json"):

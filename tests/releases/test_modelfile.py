@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from quantkit.releases.chat_template import Message, Turns, conversation, renderer, take_apart
 from quantkit.releases.modelfile import go_template, render, stops, turns_of
+from quantkit.tokenizer.chat_template import Message, Turns, conversation, renderer, take_apart
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "

@@ -18,7 +18,7 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.splits import Splits
 from quantkit.model.provenance import Merge
 from quantkit.planning.build import Request
-from quantkit.releases import page
+from quantkit.releases import card, page
 from quantkit.releases.manifest import FileRecord, MadeFrom, Manifest, TensorRecord
 from quantkit.releases.release import Release, release
 from quantkit.reporting.numbers import gigabytes
@@ -121,8 +121,10 @@ def made_up(rows: list[Row], **changes: Any) -> str:
         "0.1.0", "M", "", "llama", DENSE.parameters, None, MadeFrom("", ""), files=files
     )
     merge, more = changes.pop("merge", None), changes.pop("more", ())
+    values = changes.pop("values", {})
     description = dataclasses.replace(DENSE, merge=merge)
-    return page.render(dataclasses.replace(manifest, **changes), rows, description, more)
+    manifest = dataclasses.replace(manifest, **changes)
+    return page.render(manifest, rows, description, values, more)
 
 
 def test_every_number_is_that_of_the_files(made: Release, seen: Element) -> None:
@@ -174,10 +176,12 @@ def test_it_loads_nothing_from_elsewhere(made: Release, seen: Element) -> None:
     text = (made.directory / "index.html").read_text(encoding="utf-8")
     policy = next(m for m in seen.every("meta") if "http-equiv" in m.attributes)
     assert policy.attributes["content"].startswith("default-src 'none'; ")
-    assert {a.attributes["href"][:2] for a in seen.every("a")} == {"./"}
+    links = {a.attributes["href"] for a in seen.every("a")}
+    assert {link for link in links if link[:2] != "./"} == {card.TOOL}  # led to, not loaded
     assert not [e for e in seen.every() if {"src", "srcset", "data", "poster"} & set(e.attributes)]
     assert not re.search(r"url\(|@import|\bimport\(|fetch\(", text)
-    assert set(re.findall(r"https?://[^\"'<\s]+", text)) == {"http://www.w3.org/2000/svg"}
+    named = set(re.findall(r"https?://[^\"'<\s]+", text))
+    assert named == {"http://www.w3.org/2000/svg", card.TOOL}
 
 
 def test_names_cannot_break_out() -> None:
@@ -260,7 +264,8 @@ def test_what_fits_which_memory() -> None:
 
 
 def test_a_dense_model_has_no_word_of_experts() -> None:
-    text = made_up([row()])
+    assert not tree(made_up([row(4 * 10**9)])).every("table", _class="fit")  # runs anywhere
+    text = made_up([row(5 * 10**9)])
     assert tree(text).every("table", _class="fit")
     assert "xpert" not in re.sub(r"<style>.*?</style>", "", text, flags=re.S)
     assert "--cpu-moe" not in text
@@ -297,6 +302,41 @@ def test_columns_that_sort_have_a_value_in_every_line(seen: Element) -> None:
     assert [h.attributes.get("aria-sort") for h in heads].count("ascending") == 1
 
 
+def three() -> tuple[Manifest, list[Row]]:
+    """A release of three files that are not there."""
+    rows = [row(n * 10**9, name=f"{t}.gguf", type=t) for n, t in enumerate("ABC", 1)]
+    tensors = (TensorRecord("output.weight", "F32", (1,), 0, 5, ""),)
+    files = tuple(FileRecord(r.name, r.type, r.file_bytes, "", tensors, "") for r in rows)
+    made_from = MadeFrom("", "")
+    return Manifest("0", "M", "", "llama", DENSE.parameters, None, made_from, files=files), rows
+
+
+def test_where_it_comes_from_and_under_what_terms() -> None:
+    values = {"general.license": "apache-2.0", "general.license.link": "javascript:alert(1)"}
+    seen = tree(made_up([row()], base_model="org/Model", values=values))
+    links = {a.text: a.attributes["href"] for a in seen.every("a")}
+    assert links["org/Model"] == "https://huggingface.co/org/Model"
+    assert links["quantkit"] == card.TOOL
+    assert "Licence: apache-2.0." in seen.every("p", _class="under")[0].text
+    values = {"general.license.name": "terms", "general.license.link": "https://example.org/t"}
+    under = tree(made_up([row()], values=values)).every("p", _class="under")[0]
+    assert under.every("a")[0].attributes["href"] == "https://example.org/t"
+    assert "names no licence" in tree(made_up([row()])).every("p", _class="under")[0].text
+    assert not [a for a in seen.every("a") if a.attributes["href"].startswith("javascript")]
+
+
+def test_the_commands_are_those_of_the_card(made: Release, seen: Element) -> None:
+    text = (made.directory / "README.md").read_text()
+    for code in seen.every("dl", _class="run")[0].every("code"):
+        assert re.search(f"^{re.escape(code.text)}$", text, re.MULTILINE), code.text
+    public = dataclasses.replace(made.manifest, repo="org/M")
+    texts = [card.render(public, made.rows, DENSE, {}), page.render(public, made.rows, DENSE)]
+    found = tree(texts[1]).every("button", _class="sum")
+    copies = [b.attributes["data-copy"] for b in found if b.text == "hf download"]
+    assert len(copies) == len(made.rows)
+    assert all(re.search(f"^{re.escape(c)}$", texts[0], re.MULTILINE) for c in copies)
+
+
 def test_pictures_of_others_and_for_others(made: Release) -> None:
 
     def bars(*, width: int) -> str:
@@ -306,9 +346,12 @@ def test_pictures_of_others_and_for_others(made: Release) -> None:
     seen = tree(page.render(made.manifest, made.rows, DENSE, more=[error]))
     figure = next(s for s in seen.every("section") if "Measured." in s.text).every("figure")[0]
     assert [s.attributes["width"] for s in figure.every("svg")] == ["860", "342"]
-    for ours in page.figures(made.manifest, made.rows):
-        assert ours.title in seen.text
-        assert "<style>" in ours.draw(width=720)
+    assert page.figures(made.manifest, made.rows) == []  # two files: nothing to compare
+    text = made_up([row(n * 10**9, name=f"{t}.gguf", type=t) for n, t in enumerate("ABC", 1)])
+    titles = [h.text for h in tree(text).every("h2")]
+    assert {"Size against bits", "Where the bytes are"} <= set(titles)
+    assert len(figures := page.figures(*three())) == 2
+    assert all("<style>" in figure.draw(width=720) for figure in figures)
 
 
 def test_pictures_of_measured_error() -> None:

@@ -3,16 +3,20 @@ with them; what was killed is gone on with, and the Hub gets them too."""
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from quantkit import api, errors
 from quantkit.model.open import Reading
+from quantkit.releases.card import render
 from quantkit.releases.release import release
 from tests.conftest import sha256
+from tests.releases.sets import DENSE
 
 Get = Callable[[str], Path]
 READ = Reading(pre="qwen2")
@@ -33,13 +37,24 @@ def test_everything_counts_the_encoders(checkpoint: Get, tmp_path: Path) -> None
     card = (tmp_path / "README.md").read_text()
     assert "pipeline_tag: image-text-to-text" in card
     assert f"--mmproj {FILES[1]}" in card
-    assert f"| {FILES[2]} | mmproj-Q8_0 |" in card
+    assert f"| [{FILES[2]}](./{FILES[2]}) | mmproj-Q8_0 |" in card
     assert "sees with" in card
     assert (tmp_path / "Modelfile").read_text().startswith(
         f"FROM ./{FILES[0]}\nFROM ./{FILES[1]}\n"
     )  # fmt: skip
     page = (tmp_path / "index.html").read_text()
     assert all(name in page for name in FILES)
+    model = f"-m {FILES[0]} --mmproj {FILES[1]} -c 4096"
+    for text in (card, html.unescape(page)):
+        assert f"llama-server {model}" in text
+        assert f'llama-mtmd-cli {model} --image PICTURE.jpg -p "What is this?"' in text
+        assert "--audio" not in text
+    public = replace(made.manifest, repo="org/M")
+    text = render(public, made.rows[:1], DENSE, {}, more=made.rows[1:])
+    for row in made.rows:
+        assert f"hf download org/M --include {row.name} --local-dir ." in text
+    assert "llama-server -hf org/M:Q8_0 -c 4096\n" in text
+    assert "llama.cpp gets it by itself" in text
     sums = (tmp_path / "SHA256SUMS").read_text()
     assert all(f"{sha256(tmp_path / name)}  {name}" in sums for name in FILES)
     for name in FILES[1:]:

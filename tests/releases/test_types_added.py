@@ -19,7 +19,7 @@ from quantkit.gguf.splits import Splits
 from quantkit.jobs import Run
 from quantkit.planning.build import Request
 from quantkit.releases import manifest
-from quantkit.releases.previous import BESIDE
+from quantkit.releases.previous import BESIDE, beside
 from quantkit.releases.release import Release, release
 from tests.releases.sets import NAME, assert_same, names
 
@@ -119,7 +119,7 @@ def test_dropping(source: Path, three: Release, two: Release, tmp_path: Path) ->
     made = release(source, out, [], drop=["q6k"])
     assert set(made.states.values()) == {"kept"}
     assert_same(out, two)
-    for name in BESIDE:
+    for name in beside(2):
         assert (out / name).read_bytes() == (two.directory / name).read_bytes()
 
 
@@ -187,4 +187,4 @@ def test_the_names_of_a_split_set_go_together(
     release(source, out, ["Q8_0"])
     assert len(list(out.glob("*Q4_0*.gguf"))) > 1
     release(source, out, [], drop=["Q4_0"])
-    assert names(out) == {*BESIDE, *(p.name for p in out.glob("*-Q8_0.gguf"))}
+    assert names(out) == {*beside(1), *(p.name for p in out.glob("*-Q8_0.gguf"))}

@@ -152,7 +152,8 @@ def test_what_cannot_be_converted_is_a_problem(broken: Callable[..., Path]) -> N
     edit_tensors(source, lambda tensors: tensors.pop("model.norm.weight"))
     found = inspect(source)
     assert "model.norm.weight is not in the checkpoint" in found.problems[0]
-    assert found.as_data() == {"facts": {}, "problems": found.problems}
+    expected = {"facts": {}, "problems": found.problems, "chat_template": []}
+    assert found.as_data() == expected
 
 
 def test_what_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -174,17 +175,17 @@ def test_the_command(frankenmoe: dict[str, Path]) -> None:
         "embedding",
         "context",
         "experts",
-        "bytes",
+        "part_bytes",
         "dtypes",
-        "tied embeddings",
+        "tied_embeddings",
         "tokenizer",
         "notes",
-        "merged from",
+        "merged_from",
     ]
     assert data["facts"]["layers"] == 3
     assert data["facts"]["experts"] == {"count": 4, "used": 2}
-    assert data["facts"]["tokenizer"]["chat template"] is True
-    assert data["facts"]["merged from"]["gate mode"] == "hidden"
+    assert data["facts"]["tokenizer"]["chat_template"] is True
+    assert data["facts"]["merged_from"]["gate_mode"] == "hidden"
     assert "problems         none found" in run(app, ["inspect", source, "--headers"]).stdout
 
 

@@ -121,9 +121,9 @@ def test_without_llama_cpp(
     assert found.good
     assert found.notes == [
         "llama.cpp was not asked whether it loads the file: llama.cpp is not installed; "
-        "pip install quantkit[llama]",
+        "pip install 'quantkit-gguf[llama]'",
         "texts were not split in llama.cpp: llama.cpp is not installed; "
-        "pip install quantkit[llama]",
+        "pip install 'quantkit-gguf[llama]'",
     ]
     result = run(app, ["verify", str(files["Q2_K"]), "--run"])
     assert isinstance(result.exception, LlamaMissing)

@@ -118,7 +118,7 @@ def test_what_llama_cpp_does_not_load_is_said(tmp_path: Path) -> None:
 def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     llama_cpp.library.cache_clear()
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
-    with pytest.raises(LlamaMissing, match=r"pip install quantkit\[llama\]"):
+    with pytest.raises(LlamaMissing, match=r"pip install 'quantkit-gguf\[llama\]'"):
         llama_cpp.library()
 
 

@@ -126,28 +126,50 @@ def _agrees(turns: Turns, render: Render, messages: Sequence[Message]) -> bool:
         return False
 
 
-def renderer(template: str, tokens: Mapping[str, str]) -> Render:
-    """A function that renders a chat template as transformers does when it asks for an answer.
-    `tokens` are `bos_token`, `eos_token` and the like. Both functions may raise anything."""
-    import json
-
+def renderer(template: str, tokens: Mapping[str, str]) -> Callable[..., str]:
+    """A function that renders a chat template as transformers does when it asks for an answer, or
+    with other settings by keyword. `tokens` are `bos_token`, `eos_token` and the like. Both
+    functions may raise anything."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    compiled = environment(ImmutableSandboxedEnvironment).from_string(template_text(template))
+
+    def render(messages: Sequence[Mapping[str, Any]], **more: Any) -> str:
+        settings: dict[str, Any] = {"add_generation_prompt": True, "tools": None, "documents": None}
+        given = [dict(m) for m in messages]
+        text: str = compiled.render(messages=given, **tokens, **{**settings, **more})
+        return text
+
+    return render
+
+
+def environment(kind: Callable[..., Any]) -> Any:
+    """The environment, of a class of jinja2's, that transformers renders chat templates in."""
+    import json
+    from datetime import datetime
 
     def refuse(message: str) -> None:
         raise ValueError(message)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda x, **how: json.dumps(x, ensure_ascii=False, **how)
-    environment.globals["raise_exception"] = refuse
-    compiled = environment.from_string(_GENERATION.sub("", template))
+    made = kind(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    made.filters["tojson"] = lambda x, **how: json.dumps(x, ensure_ascii=False, **how)
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
 
-    def render(messages: Sequence[Message]) -> str:
-        settings: dict[str, Any] = {"add_generation_prompt": True, "tools": None, "documents": None}
-        return compiled.render(messages=[dict(m) for m in messages], **tokens, **settings)
 
-    return render
+def template_text(template: str) -> str:
+    """A template without marks that are for training."""
+    return _GENERATION.sub("", template)
+
+
+def special_token(values: Mapping[str, Any], name: str) -> str:
+    """The text of a special token (bos, eos, unk, pad) by a model's metadata, "" if there is
+    none."""
+    written = {"unk": "unknown", "pad": "padding"}.get(name, name)
+    tokens = values.get("tokenizer.ggml.tokens", [])
+    number = values.get(f"tokenizer.ggml.{written}_token_id", -1)
+    return str(tokens[number]) if 0 <= number < len(tokens) else ""
 
 
 if __name__ == "__main__":
