@@ -307,7 +307,7 @@ def test_what_else_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.M
         measure(tmp_path / "model.gguf", [TEXT], out, SHORT, threads=1)
     llama_cpp.library.cache_clear()
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None)
-    with pytest.raises(LlamaMissing, match=r"pip install quantkit\[llama\]"):
+    with pytest.raises(LlamaMissing, match=r"pip install 'quantkit-gguf\[llama\]'"):
         measure(model, [TEXT], out)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]

@@ -26,7 +26,7 @@ def test_without_ray_it_says_what_to_install(
     checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(errors.ClusterError, match=r"quantkit\[ray\]"):
+    with pytest.raises(errors.ClusterError, match=r"quantkit-gguf\[ray\]"):
         quantize(checkpoint("mixtral-4x"), TYPES, tmp_path, run=Run(cluster="ray"))
 
 

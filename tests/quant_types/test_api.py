@@ -273,19 +273,15 @@ def test_table() -> None:
 
 def test_other_threads_run_meanwhile() -> None:
     """Quantizing holds no GIL: this thread goes on counting."""
-    x = some((512, 4096))
+    x = some((4096, 4096))
     quant_types.quantize(x[:1], "Q2_K")
     with ThreadPoolExecutor(1) as pool:
         job = pool.submit(quant_types.quantize, x, "Q2_K")
-        longest, last = 0.0, time.perf_counter()
+        turns = 0
         while not job.done():
             time.sleep(0)
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
-        start = time.perf_counter()
-        quant_types.quantize(x, "Q2_K")
-        whole = time.perf_counter() - start
-    assert longest < whole / 2
+            turns += 1
+    assert turns > 20  # a few before and after, if it were held
     assert np.array_equal(job.result(), quant_types.quantize(x, "Q2_K"))
 
 
