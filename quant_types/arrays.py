@@ -108,7 +108,11 @@ def field(data: Array, record: np.dtype[Any], name: str) -> Array:
     dtype, offset = record.fields[name][:2]  # type: ignore[index]
     base = dtype.base
     column = data[:, offset : offset + dtype.itemsize]
-    return column if base == np.uint8 else column.view(getattr(namespace(data), base.name))
+    if base == np.uint8:
+        return column
+    if offset % base.itemsize or record.itemsize % base.itemsize:  # which torch takes no view of
+        column = contiguous(column)
+    return column.view(getattr(namespace(data), base.name))
 
 
 def join(record: np.dtype[Any], **columns: Array) -> Array:
