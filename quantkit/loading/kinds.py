@@ -27,11 +27,13 @@ class Kind(NamedTuple):
     faults: Callable[[Sequence[KeyValue], Sequence[Info]], Iterator[str]] | None
 
 
-def kind_of(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Kind:
+def kind_of(kv: Sequence[KeyValue], names: Sequence[str]) -> Kind:
     """What a file is, by its keys and the names of its tensors."""
-    values = {item.key: item.value for item in kv}
-    arch, said = values.get("general.architecture"), values.get("general.type")
-    names = [t.name for t in tensors]
+    items = {item.key: item for item in kv}  # two of them are decoded: others are vocabularies
+    arch, said = (
+        items[key].value if key in items else None
+        for key in ("general.architecture", "general.type")
+    )
     if arch == ENCODER or said == "mmproj":
         return PROJECTOR
     if said == "adapter" or any(name.endswith((".lora_a", ".lora_b")) for name in names):
@@ -40,7 +42,7 @@ def kind_of(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Kind:
         return IMATRIX
     if arch == "controlvector":
         return CONTROL_VECTOR
-    if not names and "tokenizer.ggml.tokens" in values and "split.count" not in values:
+    if not names and "tokenizer.ggml.tokens" in items and "split.count" not in items:
         return VOCABULARY
     return DRAFT if arch in _DRAFTS else MODEL
 

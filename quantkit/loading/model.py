@@ -40,7 +40,7 @@ _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     """All that llama.cpp would trip over."""
     found = list(container_faults(kv, tensors))
-    ask = kind_of(kv, tensors).faults
+    ask = kind_of(kv, [t.name for t in tensors]).faults
     if ask is not None:
         return [*found, *ask(kv, tensors)]
     by_key = {item.key: item for item in kv}

@@ -118,11 +118,8 @@ def _bytes(kv: Mapping[str, KeyValue], model: str) -> Iterator[str]:
     types = kv.get("token_type")
     if model not in ("llama", "t5") or types is None or types.element_type != "INT32":
         return
-    if _BYTE in (kinds := types.value):
-        for kind, text in zip(kinds, texts(kv["tokens"]), strict=False):
-            if kind == _BYTE and len(text) < 3:
-                yield f"a token of one byte is spelled {text.decode('utf-8', 'replace')!r}"
-                return
+    if (text := _short_byte(kv["tokens"], types)) is not None:
+        yield f"a token of one byte is spelled {text.decode('utf-8', 'replace')!r}"
 
 
 def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
@@ -176,7 +173,16 @@ def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
         )
 
 
-@lru_cache(maxsize=4)  # the vocabulary of every output of a run is one object
+# what follows is asked of every output of a run, and its vocabulary is one object in all of them
+@lru_cache(maxsize=4)
+def _short_byte(tokens: KeyValue, types: KeyValue) -> bytes | None:
+    """The text of the first byte that is shorter than `<0x0A>` can be read from; None without."""
+    kinds = types.value
+    pairs = zip(kinds, texts(tokens), strict=False) if _BYTE in kinds else ()
+    return next((text for kind, text in pairs if kind == _BYTE and len(text) < 3), None)
+
+
+@lru_cache(maxsize=4)
 def _only_score(item: KeyValue, types: KeyValue | None) -> float | None:
     """The score that all ordinary tokens have; None where they have several."""
     kinds = types.value if types is not None else [1] * item.length

@@ -107,7 +107,7 @@ def plan_possible(
 
 def _check_kind(model: Model) -> None:
     """Other types are made of models, and of what is run like one. Raises RecipeError."""
-    kind = kind_of(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
+    kind = kind_of(model.kv, [t.name for t in model.tensors])
     if not kind.is_quantized:
         raise RecipeError(f"{model.name} is {kind.words}, of which no type is made; {kind.use}")
 

@@ -11,7 +11,6 @@ from quantkit.errors import ModelError, UnsupportedSource
 from quantkit.execution.journal import Identity, identities
 from quantkit.jobs import Job
 from quantkit.loading.kinds import MODEL, kind_of
-from quantkit.loading.values import Info
 from quantkit.model.encoder import PREFIX
 from quantkit.model.open import Reading, open_gguf, read_encoders
 from quantkit.planning.build import plan_conversion
@@ -25,7 +24,7 @@ def check_is_model(source: Source) -> None:
     if source.is_checkpoint:
         return
     model = open_gguf(source)
-    kind = kind_of(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
+    kind = kind_of(model.kv, [t.name for t in model.tensors])
     if kind is not MODEL and kind.use:
         raise UnsupportedSource(
             f"{source} is {kind.words}, of which no release is made: {kind.use}. Release the model "

@@ -192,7 +192,7 @@ def describe(model: Model, source: Source | None = None) -> Description:
     parts: Counter[str] = Counter()
     for t in model.tensors:
         parts[tensor_names.part(tensor_names.parse(t.name))] += sum(_source_bytes(model, t))
-    kind = kind_of(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
+    kind = kind_of(model.kv, [t.name for t in model.tensors])
     if kind is PROJECTOR:  # of the encoder of images, if there is one
         part = "vision" if "vision.block_count" in values else "audio"
         values = {k.removeprefix(f"{part}."): v for k, v in values.items()}

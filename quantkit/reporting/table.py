@@ -17,7 +17,6 @@ from quantkit.errors import UsageError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.splits import split_siblings, unsplit_name
 from quantkit.loading.kinds import kind_of
-from quantkit.loading.values import Info
 from quantkit.planning.plan import Output, Plan
 from quantkit.recipes.file_types import RECIPES
 from quantkit.recipes.sensitivity import made_from
@@ -149,7 +148,7 @@ class _Metadata:
         }
         lists = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")
         pieces = sum(by_key[key].length for key in lists if key in by_key)
-        return cls(arch, values, pieces, kind_of(kv, [Info(*t) for t in tensors]).use)
+        return cls(arch, values, pieces, kind_of(kv, [t.name for t in tensors]).use)
 
     def memory(self, tensors: Sequence[Weights], context: int) -> MemoryNeed:
         return memory(self.arch, self.values, tensors, context, self.pieces)

@@ -21,7 +21,6 @@ from quantkit.jobs import Run
 from quantkit.llama import apart
 from quantkit.llama.llama_cpp import library
 from quantkit.loading.kinds import DRAFT, MODEL, kind_of
-from quantkit.loading.values import Info
 from quantkit.model.from_checkpoint import OUTTYPES
 from quantkit.model.open import Reading, open_checkpoint
 from quantkit.progress import Progress
@@ -42,7 +41,7 @@ def run(verdict: Verdict, file: Path, prompt: str, threads: int | None = None) -
     that is no model."""
     path, text = first_split(file), ""
     header, tensors = open_gguf_set(path)
-    kind = kind_of(header.kv, [Info(t.name, t.shape, t.ggml.name) for t in tensors])
+    kind = kind_of(header.kv, [t.name for t in tensors])
     if kind not in (MODEL, DRAFT):
         raise UsageError(f"{path} is {kind.words}, which completes no prompt; {kind.use}")
     context = max(512, len(prompt.encode()) + 2 + TOKENS)  # no token is shorter than a byte

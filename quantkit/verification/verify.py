@@ -21,7 +21,7 @@ from quantkit.llama import apart
 from quantkit.loading import vocabulary
 from quantkit.loading.kinds import DRAFT, MODEL, PROJECTOR, kind_of
 from quantkit.loading.patterns import PARTS
-from quantkit.loading.values import Info, listed
+from quantkit.loading.values import listed
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.planning.build import laid_out
@@ -80,7 +80,7 @@ def verify(
     except SourceError as e:
         return _verdict(file, [*checks, Check([str(e)])])
     faults = structure.faults(header, tensors)
-    kind = kind_of(header.kv, [Info(t.name, t.shape, t.ggml.name) for t in tensors])
+    kind = kind_of(header.kv, [t.name for t in tensors])
     what = "" if kind in (MODEL, DRAFT) else f" ({kind.words})"
     is_sound = f"the structure of {len(tensors)} tensors is sound{what}"
     checks.append(Check(faults) if faults else Check(proven=[is_sound]))
