@@ -16,6 +16,7 @@ from quantkit.architectures.rules import (
     RowMap,
     Shape,
     linear,
+    parts,
     piece,
     whole,
 )
@@ -140,6 +141,28 @@ def projector(name: str, part: str = "") -> Key:
 def flag(name: str) -> Key:
     """A key that is true."""
     return Key(name, lambda c: True, "BOOL")
+
+
+def qkv(source: str, biased: bool = True) -> tuple[Map, Map]:
+    """Query, key and value of a layer that sees, in one matrix: three tensors of it, and of its
+    bias, which may be left out unless the layer is always `biased`."""
+
+    def three(end: str) -> RowMap:
+        return parts(*((f"{V}.attn_{part}.{end}", "v") for part in "qkv"))
+
+    return (
+        Map(f"{source}.weight", ("3v", "v"), three("weight"), "vision"),
+        Map(f"{source}.bias", ("3v",), three("bias"), "vision", not biased),
+    )
+
+
+def activation(name: str, **default: str) -> Key:
+    """`clip.use_gelu` and the like, where the images' encoder has that activation."""
+
+    def read(config: Config) -> bool | None:
+        return config.get(*vision("hidden_act"), kind="STRING", **default) == name or None
+
+    return Key(f"clip.use_{name}", read, "BOOL")
 
 
 def eps(names: Sequence[str], default: float = 1e-6, part: str = "vision") -> Key:

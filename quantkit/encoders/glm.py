@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantkit.architectures.rules import Expect, Key, Map, vector, whole
+from quantkit.architectures.rules import Expect, Map, vector, whole
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
@@ -10,6 +10,7 @@ from quantkit.encoders.common import (
     VISION,
     VISION_KEYS,
     V,
+    activation,
     eps,
     frames,
     lin,
@@ -24,22 +25,14 @@ B = "visual.blocks.{bid}"
 M = "visual.merger"
 
 
-def _act(name: str) -> Key:
-    return Key(
-        f"clip.use_{name}",
-        lambda c: c.get(*vision("hidden_act"), kind="STRING", default="") == name or None,
-        "BOOL",
-    )
-
-
 GLM4V = Encoder(
     hf_names=("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
     gguf_arch="clip",
     keys=(
         *VISION_KEYS,
         projector("glm4v"),
-        _act("gelu"),
-        _act("silu"),
+        activation("gelu", default=""),
+        activation("silu", default=""),
         eps(vision("rms_norm_eps"), 1e-5),
     ),
     late_keys=(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from quantkit.architectures.rules import Config, Expect, Key, Map, parts, vector, whole
+from quantkit.architectures.rules import Config, Expect, Key, Map, vector, whole
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
@@ -13,10 +13,12 @@ from quantkit.encoders.common import (
     VISION,
     VISION_KEYS,
     V,
+    activation,
     eps,
     lin,
     positions,
     projector,
+    qkv,
     vision,
     width,
 )
@@ -45,16 +47,6 @@ def _tiles(name: str) -> Callable[[Config], int | None]:
     return lambda c: c.one(name, default=0) or None
 
 
-def _act(name: str) -> Key:
-    return Key(
-        f"clip.use_{name}",
-        lambda c: c.get(*vision("hidden_act"), kind="STRING") == name or None,
-        "BOOL",
-    )
-
-
-_ROLES = [(f"{V}.attn_{part}", "v") for part in "qkv"]
-
 INTERN_VL = Encoder(
     hf_names=("InternVisionModel",),
     gguf_arch="clip",
@@ -62,8 +54,8 @@ INTERN_VL = Encoder(
         *VISION_KEYS,
         projector("internvl"),
         eps(vision("layer_norm_eps")),
-        _act("silu"),
-        _act("gelu"),
+        activation("silu"),
+        activation("gelu"),
         Key("clip.vision.projector.scale_factor", _factor),
         Key("clip.vision.preproc_min_tiles", _tiles("min_dynamic_patch")),
         Key("clip.vision.preproc_max_tiles", _tiles("max_dynamic_patch")),
@@ -88,10 +80,7 @@ INTERN_VL = Encoder(
         Map(f"{W}.embeddings.position_embedding", ("one", "places", "v"),
             whole("v.position_embd.weight")),
         *lin(f"{B}.norm1", ("v",), f"{V}.ln1", "vision", None),
-        Map(f"{B}.attn.qkv.weight", ("3v", "v"),
-            parts(*((f"{role}.weight", dim) for role, dim in _ROLES)), "vision"),
-        Map(f"{B}.attn.qkv.bias", ("3v",),
-            parts(*((f"{role}.bias", dim) for role, dim in _ROLES)), "vision", True),
+        *qkv(f"{B}.attn.qkv", biased=False),
         vector(f"{B}.attn.q_norm", f"{V}.attn_q_norm", "v", "vision", optional=True),
         vector(f"{B}.attn.k_norm", f"{V}.attn_k_norm", "v", "vision", optional=True),
         *lin(f"{B}.attn.proj", ("v", "v"), f"{V}.attn_out"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantkit.architectures.rules import Key, Map, parts, whole
+from quantkit.architectures.rules import Key, Map, whole
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
@@ -14,6 +14,7 @@ from quantkit.encoders.common import (
     flag,
     lin,
     projector,
+    qkv,
     vision,
     width,
 )
@@ -22,7 +23,6 @@ from quantkit.encoders.rules import Encoder
 T = "vision_tower"
 B = f"{T}.encoder.blocks.{{bid}}"
 P = "multi_modal_projector"
-_ROLES = [(f"{V}.attn_{part}", "v") for part in "qkv"]
 
 KIMI_VL = Encoder(
     hf_names=("KimiVLForConditionalGeneration",),
@@ -52,10 +52,7 @@ KIMI_VL = Encoder(
         Map(f"{T}.patch_embed.pos_emb.weight", ("high", "wide", "v"),
             whole("v.position_embd.weight", "positions", "v")),
         *lin(f"{B}.norm0", ("v",), f"{V}.ln1"),
-        Map(f"{B}.wqkv.weight", ("3v", "v"),
-            parts(*((f"{role}.weight", dim) for role, dim in _ROLES)), "vision"),
-        Map(f"{B}.wqkv.bias", ("3v",), parts(*((f"{role}.bias", dim) for role, dim in _ROLES)),
-            "vision"),
+        *qkv(f"{B}.wqkv"),
         *lin(f"{B}.wo", ("v", "v"), f"{V}.attn_out"),
         *lin(f"{B}.norm1", ("v",), f"{V}.ln2"),
         *lin(f"{B}.mlp.fc0", ("ffn", "v"), f"{V}.ffn_up"),

@@ -15,6 +15,7 @@ from quantkit.encoders.common import (
     VISION,
     VISION_KEYS,
     V,
+    activation,
     eps,
     lin,
     one_row,
@@ -26,14 +27,6 @@ from quantkit.encoders.rules import Encoder
 T = "vision_tower"
 B = f"{T}.transformer.layers.{{bid}}"
 P = "multi_modal_projector"
-
-
-def _act(name: str) -> Key:
-    return Key(
-        f"clip.use_{name}",
-        lambda c: c.get(*vision("hidden_act"), kind="STRING") == name or None,
-        "BOOL",
-    )
 
 
 def _heads(source: str, role: str) -> tuple[Map, ...]:
@@ -48,8 +41,8 @@ MISTRAL3 = Encoder(
         *VISION_KEYS,
         projector("pixtral"),
         eps(vision("layer_norm_eps"), 1e-5),
-        _act("silu"),
-        _act("gelu"),
+        activation("silu"),
+        activation("gelu"),
         Key("clip.vision.spatial_merge_size", "spatial_merge_size", default=None),
     ),
     late_keys=(),

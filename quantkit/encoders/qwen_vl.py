@@ -19,7 +19,6 @@ from quantkit.architectures.rules import (
     Piece,
     RowMap,
     Shape,
-    parts,
     piece,
     whole,
 )
@@ -36,6 +35,7 @@ from quantkit.encoders.common import (
     frames,
     lin,
     projector,
+    qkv,
     vision,
 )
 from quantkit.encoders.rules import Encoder
@@ -161,13 +161,6 @@ QWEN3_5 = replace(
 )  # fmt: skip
 
 
-def _split(source: str, shape: tuple[str, ...], bias: bool) -> Map:
-    """A fused query, key and value as three tensors."""
-    end = "bias" if bias else "weight"
-    roles = [(f"{V}.attn_{part}.{end}", "v") for part in "qkv"]
-    return Map(f"{source}.{end}", shape, parts(*roles), "vision")
-
-
 def _pattern(config: Config) -> int | None:
     """Every how many layers one sees the whole image. Raises ConfigError."""
     found = config.get(*vision("fullatt_block_indexes"))
@@ -182,8 +175,7 @@ def _pattern(config: Config) -> int | None:
 
 _SHARED = (
     frames(),
-    _split(f"{B}.attn.qkv", ("3v", "v"), False),
-    _split(f"{B}.attn.qkv", ("3v",), True),
+    *qkv(f"{B}.attn.qkv"),
     *lin(f"{B}.attn.proj", ("v", "v"), f"{V}.attn_out"),
     *lin(f"{M}.mlp.0", ("merged", "merged"), "mm.0", ""),
     *lin(f"{M}.mlp.2", ("out", "merged"), "mm.2", ""),
