@@ -30,14 +30,7 @@ def fit(
     context: options.Context = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            "--outfile",
-            metavar="PATH",
-            rich_help_panel=options.OUTPUT,
-            help="Make the file, too: a .gguf file, or a directory.",
-        ),
+        options.output_option("PATH", "Make the file, too: a .gguf file, or a directory."),
     ] = None,
     recipe_file: Annotated[
         Path | None,

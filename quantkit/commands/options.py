@@ -90,15 +90,18 @@ Types = Annotated[
         "repeated.",
     ),
 ]
+
+
+def output_option(metavar: str, words: str) -> Any:
+    """Where what is made goes, by each of its names."""
+    names = ("-o", "--output", "--outfile")
+    return typer.Option(*names, metavar=metavar, rich_help_panel=OUTPUT, help=words)
+
+
 Out = Annotated[
     Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        "--outfile",
-        metavar="PATH",
-        rich_help_panel=OUTPUT,
-        help="A .gguf file, or a directory (default: here); it is made if it is not there.",
+    output_option(
+        "PATH", "A .gguf file, or a directory (default: here); it is made if it is not there."
     ),
 ]
 Force = Annotated[

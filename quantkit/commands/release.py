@@ -31,14 +31,7 @@ def release(
     source: options.SourceArgument,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            "--outfile",
-            metavar="DIR",
-            rich_help_panel=options.OUTPUT,
-            help="The directory to fill.",
-        ),
+        options.output_option("DIR", "The directory to fill."),
     ] = None,
     types: options.Types = [],  # noqa: B006
     drop: Annotated[

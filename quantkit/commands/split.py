@@ -22,14 +22,7 @@ def split(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            "--outfile",
-            metavar="PATH",
-            rich_help_panel=options.OUTPUT,
-            help="The splits' name without -00001-of-, or a directory.",
-        ),
+        options.output_option("PATH", "The splits' name without -00001-of-, or a directory."),
     ] = None,
     *,
     splits: Splits,
@@ -52,14 +45,7 @@ def merge(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            "--outfile",
-            metavar="FILE",
-            rich_help_panel=options.OUTPUT,
-            help="The file to write.",
-        ),
+        options.output_option("FILE", "The file to write."),
     ] = None,
     *,
     run: dict[str, Any],
