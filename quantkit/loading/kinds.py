@@ -11,6 +11,7 @@ from quantkit.loading import projector
 from quantkit.loading.values import Info
 
 ENCODER = "clip"  # the architecture of encoders of images or sound
+PREFIX = "mmproj-"  # of the names of their files, and of their types in a release
 _DRAFTS = ("eagle3", "dflash", "gemma4-assistant")  # run beside the model that they draft for
 _ALPHA = "adapter.lora.alpha"
 _TOKENS = "adapter.alora.invocation_tokens"

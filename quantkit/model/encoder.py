@@ -16,6 +16,7 @@ from quantkit.encoders.rules import Encoder
 from quantkit.errors import ConfigError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
+from quantkit.loading.kinds import PREFIX
 from quantkit.model.from_checkpoint import (
     OUTTYPES,
     TEXT_CONFIGS,
@@ -34,7 +35,6 @@ from quantkit.source.codings import decoded
 from quantkit.source.tensors import SourceTensor
 from quantkit.tokenizer.vocabulary import malformed
 
-PREFIX = "mmproj-"  # of the names of such files
 # tables of positions, which the converter never rounds (`conversion/base.py`, prepare_tensors)
 _POSITIONS = ("v.position_embd.weight", "a.position_embd.weight")
 

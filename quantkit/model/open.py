@@ -10,7 +10,6 @@ from quantkit.errors import UnsupportedSource
 from quantkit.gguf.splits import is_gguf
 from quantkit.hub.repository import snapshot
 from quantkit.model import edits
-from quantkit.model.encoder import encoder_from_checkpoint, names_encoder
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
@@ -82,6 +81,7 @@ def read_checkpoint(source: Source, outtype: str | None, reading: Reading) -> Mo
 def read_encoders(source: Source, outtypes: Sequence[str], reading: Reading) -> list[Model]:
     """The encoders of a checkpoint, once for each outtype; none if its config names no encoder.
     Raises SourceError, ModelError."""
+    from quantkit.model.encoder import encoder_from_checkpoint, names_encoder
 
     def read(files: CheckpointFiles) -> list[Model]:
         if not names_encoder(files):
@@ -96,6 +96,8 @@ def read_encoders(source: Source, outtypes: Sequence[str], reading: Reading) -> 
 
 def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) -> Model:
     if reading.options.mmproj:
+        from quantkit.model.encoder import encoder_from_checkpoint
+
         return encoder_from_checkpoint(files, outtype, reading.options)
     return from_checkpoint(files, outtype, reading.pre, reading.options)
 

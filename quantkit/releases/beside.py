@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit import plain_text
-from quantkit.model.encoder import PREFIX
+from quantkit.loading.kinds import PREFIX
 from quantkit.model.model import Model
 from quantkit.releases import card, manifest, modelfile, page, previous
 from quantkit.releases.manifest import Manifest

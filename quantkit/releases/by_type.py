@@ -9,7 +9,7 @@ from pathlib import Path
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import mean_errors
 from quantkit.jobs import Job, Run
-from quantkit.model.encoder import PREFIX
+from quantkit.loading.kinds import PREFIX
 from quantkit.planning.build import model_facts
 from quantkit.recipes.file_types import RECIPES
 from quantkit.releases import previous

@@ -12,8 +12,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from quantkit.loading.kinds import PREFIX
 from quantkit.model import provenance
-from quantkit.model.encoder import PREFIX
 from quantkit.releases.manifest import Manifest
 from quantkit.releases.modelfile import turns_of
 from quantkit.releases.purpose import Purpose, purpose_of

@@ -17,7 +17,7 @@ from typing import Any
 
 from quantkit import LLAMA_CPP
 from quantkit.errors import CorruptFile
-from quantkit.model.encoder import PREFIX
+from quantkit.loading.kinds import PREFIX
 from quantkit.recipes.sensitivity import made_from, use_case
 from quantkit.releases.quality import Calibration, Scores
 from quantkit.reporting.inspection import Experts, Parameters

@@ -10,8 +10,7 @@ from pathlib import Path
 from quantkit.errors import ModelError, UnsupportedSource
 from quantkit.execution.journal import Identity, identities
 from quantkit.jobs import Job
-from quantkit.loading.kinds import MODEL, kind_of
-from quantkit.model.encoder import PREFIX
+from quantkit.loading.kinds import MODEL, PREFIX, kind_of
 from quantkit.model.open import Reading, open_gguf, read_encoders
 from quantkit.planning.build import plan_conversion
 from quantkit.source.location import Source

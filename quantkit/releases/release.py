@@ -19,7 +19,7 @@ from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.hub import push
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
-from quantkit.model.encoder import PREFIX
+from quantkit.loading.kinds import PREFIX
 from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import PLAIN, Request
 from quantkit.planning.plan import Plan, PlannedFile

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from quantkit.gguf.splits import unsplit_name
-from quantkit.model.encoder import PREFIX
+from quantkit.loading.kinds import PREFIX
 from quantkit.model.provenance import HUB
 from quantkit.releases.manifest import CHECKSUMS, Manifest
 from quantkit.releases.purpose import Purpose
