@@ -1,0 +1,88 @@
+"""Places that cannot be written to, or must not be: refused by name, and nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit import errors
+from quantkit.jobs import Run, convert, quantize
+from quantkit.storage import os_files
+from tests.test_errors import Broken, edit_tensors, fails
+
+
+def test_no_room_is_known_before_the_first_byte(
+    broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os_files, "free_bytes", lambda directory: 1_000_000)
+    monkeypatch.setattr(os_files, "open_locked", lambda path: pytest.fail("something was opened"))
+    fails(errors.DiskFull, "needed & bytes free", broken(), tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_on_the_way(
+    broken: Broken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def full(fd: int, data: memoryview, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = broken()
+    monkeypatch.setattr(os_files, "pwrite", full)
+    fails(errors.DiskFull, "the disk is full", source, tmp_path / "out")
+
+
+def test_output_that_exists(broken: Broken, tmp_path: Path) -> None:
+    source, out = broken(), tmp_path / "m.gguf"
+    out.write_text("precious")
+    with pytest.raises(errors.OutputExists, match="--force"):
+        quantize(source, ["Q8_0"], out)
+    with pytest.raises(errors.OutputExists, match="--force"):
+        convert(source, out)
+    assert out.read_text() == "precious"
+    quantize(source, ["Q8_0"], out, run=Run(force=True))
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "m.gguf"]
+
+
+def test_output_that_is_the_input(broken: Broken, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    convert(broken(), path)
+    before = path.read_bytes()
+    with pytest.raises(errors.OutputError, match="is the input"):
+        quantize(path, ["Q8_0"], path, run=Run(force=True))
+    assert path.read_bytes() == before
+
+
+def test_output_directory_that_is_not_there(broken: Broken, tmp_path: Path) -> None:
+    quantize(broken(), ["Q8_0"], tmp_path / "new" / "er" / "m.gguf")
+    assert [p.name for p in (tmp_path / "new" / "er").iterdir()] == ["m.gguf"]
+
+
+def test_a_file_where_a_directory_should_be(broken: Broken, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.OutputError, match="is a file, and no directory"):
+        quantize(broken(), ["Q8_0"], tmp_path / "file" / "new" / "m.gguf")
+
+
+def test_nothing_is_left_of_a_directory_that_was_made_in_vain(
+    broken: Broken, tmp_path: Path
+) -> None:
+    source = broken()
+
+    def spoil(tensors: dict[str, Any]) -> None:
+        name = next(n for n in tensors if n.endswith("k_proj.weight"))
+        dtype, shape, data = tensors[name]
+        tensors[name] = (dtype, shape, b"\xff" * len(data))
+
+    edit_tensors(source, spoil)
+    with pytest.raises(errors.NonFiniteWeight):
+        quantize(source, ["Q8_0"], tmp_path / "new" / "er" / "m.gguf")
+    assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+
+
+def test_two_types_into_one_file(broken: Broken, tmp_path: Path) -> None:
+    with pytest.raises(errors.UsageError, match="give -o a directory"):
+        quantize(broken(), ["Q8_0", "F16"], tmp_path / "m.gguf")
