@@ -233,14 +233,12 @@ def _linked(code: bytes, name: str) -> Kernel:
     return found  # type: ignore[no-any-return]
 
 
-def source_digest(package: Path) -> str:
+def cache_key(package: Path) -> str:
     """Digest of the compiler's version, the processor, and every source file that a kernel may draw
     on."""
     compiler = (sys.version, version("numba"), version("llvmlite"), *target())
-    digest = hashlib.sha256("\0".join(compiler).encode())
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+    text = "\0".join((*compiler, shipped.sources_digest(package)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -254,7 +252,7 @@ def cache_dir() -> Path:
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         folder = (Path(given) if given else Path(user).expanduser() / "quantkit").absolute()
-        folder /= f"kernels-{source_digest(_PACKAGE)}"
+        folder /= f"kernels-{cache_key(_PACKAGE)}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         if (reason := _unsafe(folder)) is None:

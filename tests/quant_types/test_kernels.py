@@ -182,17 +182,17 @@ def test_kernels_are_prepared_together(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_digest_covers_the_whole_package(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(PACKAGE, tmp_path / "quant_types"))
-    digests = {kernels.source_digest(copy)}
+    digests = {kernels.cache_key(copy)}
     for name in ("search.py", "q4_k.py", "lanes/k_min.py"):
         with (copy / name).open("a") as file:
             file.write("\n")
-        digests.add(kernels.source_digest(copy))
+        digests.add(kernels.cache_key(copy))
     assert len(digests) == 4
 
 
 def test_cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = kernels.cache_dir.__wrapped__
-    name = f"kernels-{kernels.source_digest(PACKAGE)}"
+    name = f"kernels-{kernels.cache_key(PACKAGE)}"
     monkeypatch.delenv("QUANTKIT_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert find() == tmp_path / "xdg/quantkit" / name
