@@ -56,11 +56,13 @@ def assert_same(
     either: dict[str, Any] | None = None,
     skip: str = "no keys",
     added: tuple[str, ...] = (),
+    more: frozenset[str] = frozenset(),
 ) -> None:
     """Every key (order, type, value) and every tensor (order, shape, type, bytes) agree.
 
     `either` names keys that llama.cpp writes otherwise, or not (None), depending on how it loads
     the config; keys that begin with `skip`, and those that end in one of `added`, are left aside.
+    `more`: tensors that only ours has.
     """
     header = read_header(path)
     ours = {
@@ -74,4 +76,6 @@ def assert_same(
     for key, value in ours.items():
         other = (either or {}).get(key)
         assert value == golden["kv"][key] or value.get("value") == other is not None, key
-    assert tensors(path) == golden["tensors"]
+    found = tensors(path)
+    assert more <= {t["name"] for t in found}
+    assert [t for t in found if t["name"] not in more] == golden["tensors"]

@@ -119,13 +119,15 @@ BERT = Architecture(
         *embeddings("embeddings.LayerNorm"),
         Map(POSITIONS, ("positions", "hidden"), cut_positions),
         *LAYER,
+        # what llama.cpp runs before a classifier's last matrix, with the same tanh behind it
+        *linear("pooler.dense", ("hidden", "hidden"), "cls", layers="head", bias=True),
         *head(direct=True),
     ),
     layers=LAYERS,
     renames=(
         (r"^(bert|distilbert|roberta)\.", ""), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias"),
     ),
-    # what is before a classifier that llama.cpp does not run, and what predicts masked tokens
+    # the pooler of a model that is no classifier, and what predicts masked tokens
     drops=(r"(.*\.)?embeddings\.position_ids", r"pooler\..*", r"cls\..*", r"vocab_.*",
            r"lm_head\..*"),
     defaults={
@@ -135,6 +137,8 @@ BERT = Architecture(
     },
     fuses=("qkv",),
 )  # fmt: skip
+
+WITHOUT_HEAD = tuple(m for m in BERT.maps if m.layers != "head")
 
 T = "transformer.layer.{bid}"
 DISTILBERT = replace(
@@ -185,7 +189,7 @@ ROBERTA = replace(
         "table of positions": "max_position_embeddings", "unused positions": _unused,
         "max_position_embeddings": _context,
     },
-    maps=(*BERT.maps[: -len(head(direct=True))], *head(direct=False)),
+    maps=(*WITHOUT_HEAD, *head(direct=False)),
     cuts=frozenset({POSITIONS}),
     defaults={**BERT.defaults, "vocab_size": 50265, "pad_token_id": 1},
 )  # fmt: skip

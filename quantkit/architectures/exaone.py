@@ -123,6 +123,14 @@ EXAONE = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
+
+def _windows(config: Config) -> int:
+    """Layers with a window that llama.cpp's runtime, which has windows with 64 layers only, runs
+    without one."""
+    sliding = config.find("sliding_window") is not None and config.layers != 64
+    return sum(slides(config) or ()) if sliding else 0
+
+
 EXAONE4 = replace(
     EXAONE,
     hf_names=("Exaone4ForCausalLM",),
@@ -135,6 +143,8 @@ EXAONE4 = replace(
             lambda c: slides(c) if c.find("sliding_window") is not None else None, "BOOL"),
     ),
     expects=(RMS_NORM, SILU),
+    aliases={"layers with a window": _windows},
+    assumes=(Expect("layers with a window", (0,)),),
     maps=(*EMBEDDINGS, *NORMS_AFTER, *attention(), *qk_norms(), *gated_mlp()),
     defaults={
         "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "sliding_window": 4096,

@@ -34,11 +34,8 @@ _FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS,
           "pooling_mode_lasttoken": LAST}  # fmt: skip
 _RERANKERS = ("qwen3-reranker", "qwen3-vl-reranker")
 HEAD, MATRIX = "cls.output.weight", "linear.weight"
-# what classifiers have before their last matrix, and llama.cpp does not run
-_HEADS = {
-    "BertForSequenceClassification": "BERT's pooler",
-    "DistilBertForSequenceClassification": "the ReLU of its head (it takes tanh)",
-}
+# what a classifier has before its last matrix, and llama.cpp does not run
+_HEADS = {"DistilBertForSequenceClassification": "the ReLU of its head (it takes tanh)"}
 LABELS = ("yes", "no")  # rows of the head, in this order
 _TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "

@@ -68,7 +68,10 @@ def test_same_vectors(
     assert np.abs(found - pool(states)).max() < TABLE
 
 
-@pytest.mark.parametrize("case", ["xlmr-reranker", "roberta-sentiment", "modernbert-reranker"])
+@pytest.mark.parametrize(
+    "case",
+    ["xlmr-reranker", "roberta-sentiment", "modernbert-reranker", "bert-reranker", "bert-labels"],
+)
 def test_same_scores(case: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification

@@ -20,7 +20,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from tests import golden
 from tests.checkpoints import architectures, write_safetensors
 from tests.runtime import Llama
-from tests.test_errors import edit_config
+from tests.test_errors import edit_config, edit_tensors
 
 pytest.importorskip("transformers")
 # transformers and torch warn of their own matters
@@ -55,8 +55,14 @@ CASES: list[tuple[str, dict[str, Any], float]] = [
         "apertus", "olmo1", "olmo2", "olmo3", "seed-oss", "cohere", "cohere2", "glm4-dense", "lfm2",
         "falcon-h1", "falcon-h1-norm", "ernie45", "nemotron", "minicpm3", "stablelm2-1.6b",
         "stablelm-3b", "stablelm2-12b", "starcoder1", "mistral-tekken", "hunyuan-dense2",
-        "mamba-hf",
+        "mamba-hf", "mamba2", "kimi-linear",
     )),
+    # without windows; with them only 64 layers: see below
+    ("exaone4-1.2b", {"layer_types": ["full_attention"] * 4}, ORDER),
+    # the norm of queries and keys takes the model's epsilon in llama.cpp, and transformers 1e-6
+    ("kimi-linear-48b", {}, 0.003),  # 0.0012
+    ("falcon-7b", {}, TABLE),
+    ("falcon-40b", {}, TABLE),
     ("falcon-mamba", {}, TABLE),
     ("gpt2-ft", {}, TABLE),
     ("falcon-11b", {}, TABLE),
@@ -107,29 +113,71 @@ def their_model(source: Path) -> Any:
     return kind.from_pretrained(source, dtype=torch.float32, **more).eval()
 
 
+def difference(source: Path, path: Path, case: str) -> float:
+    """The largest of a log-probability after PROMPT."""
+    import torch
+
+    with torch.no_grad():
+        logits = their_model(source)(torch.tensor([PROMPT])).logits[0, -1]
+    expected = torch.log_softmax(logits.double(), 0).numpy()
+    found = Llama(convert(source, path, case), exact=True).log_probabilities(PROMPT)
+    ours = np.array([found[token] for token in range(len(expected))])
+    return float(np.abs(ours - expected).max())
+
+
 @pytest.mark.parametrize(("case", "changes", "bound"), CASES)
 def test_same_log_probabilities(
     case: str, changes: dict[str, Any], bound: float, broken: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    import torch
-
     source = broken(case)
     edit_config(source, **changes)
-    with torch.no_grad():
-        logits = their_model(source)(torch.tensor([PROMPT])).logits[0, -1]
-    expected = torch.log_softmax(logits.double(), 0).numpy()
-    path = convert(source, tmp_path / "model.gguf", case)
-    found = Llama(path, exact=True).log_probabilities(PROMPT)
-    ours = np.array([found[token] for token in range(len(expected))])
-    assert np.abs(ours - expected).max() < bound
+    assert difference(source, tmp_path / "model.gguf", case) < bound
 
 
-# with tensors of its own for each expert, or the same names as in memory
+def test_a_head_that_counts_as_tied(broken: Callable[[str], Path], tmp_path: Path) -> None:
+    """HunYuan's output matrix is not read where config.json says that the embedding serves as one;
+    transformers takes what is in the checkpoint."""
+    source = broken("hunyuan-dense")
+    edit_tensors(source, lambda tensors: tensors.pop("lm_head.weight"))
+    assert difference(source, tmp_path / "model.gguf", "hunyuan-dense") < ORDER
+
+
+def test_windows_of_64_layers(broken: Callable[[str], Path], tmp_path: Path) -> None:
+    """EXAONE 4 slides, and leaves every fourth layer without rotary positions, in llama.cpp only as
+    deep as it was released. Prompts are longer than the window."""
+    source = broken("exaone4")
+    shapes = {
+        "self_attn.q_proj": (64, 64), "self_attn.k_proj": (32, 64), "self_attn.v_proj": (32, 64),
+        "self_attn.o_proj": (64, 64), "self_attn.q_norm": (16,), "self_attn.k_norm": (16,),
+        "post_attention_layernorm": (64,), "post_feedforward_layernorm": (64,),
+        "mlp.gate_proj": (128, 64), "mlp.up_proj": (128, 64),
+        "mlp.down_proj": (64, 128),
+    }  # fmt: skip
+    kinds = [*["sliding_attention"] * 3, "full_attention"] * 16
+    edit_config(source, num_hidden_layers=64, hidden_size=64, head_dim=16, intermediate_size=128,
+                layer_types=kinds, sliding_window=8)  # fmt: skip
+    rng = np.random.default_rng(4)
+
+    def deep(tensors: dict[str, Any]) -> None:
+        tensors.clear()
+        named = {f"model.layers.{bid}.{name}": s for bid in range(64) for name, s in shapes.items()}
+        ends = {"model.embed_tokens": (520, 64), "lm_head": (520, 64), "model.norm": (64,)}
+        for name, shape in {**named, **ends}.items():
+            x = rng.normal(float(len(shape) == 1), 0.1, shape).astype(np.float32)
+            tensors[f"{name}.weight"] = ("F32", list(shape), x.tobytes())
+
+    edit_tensors(source, deep)
+    assert difference(source, tmp_path / "model.gguf", "exaone4") < ORDER
+
+
+# with tensors of its own for each expert, or the same names as in memory; spellings that only
+# transformers' memory has, or (falcon-40b) a head that it does not list
+OTHER = ("nemotron-h-moe", "glm53-flash", "kimi-linear", "kimi-linear-48b", "falcon-40b")
 SAME = ("tf5", "dense", "mixtral-4x-tf5fused", "gpt-oss", "granite-dense", "phi3", "lite-27l")
 SPELLINGS = [
     (case, changes)
     for case, changes, _ in CASES
-    if not any(word in case for word in SAME) and case not in ("nemotron-h-moe", "glm53-flash")
+    if not any(word in case for word in SAME) and case not in OTHER
 ]
 
 

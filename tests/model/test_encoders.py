@@ -126,9 +126,22 @@ def test_what_llama_cpp_does_not_run(
         from_checkpoint(CheckpointFiles.local(source), "bf16")
 
 
-def test_a_classifier_without_its_pooler_is_told(broken: Broken) -> None:
-    notes = converted(broken("bert-reranker")).notes
-    assert any("scores without BERT's pooler" in note for note in notes)
+def test_a_pooler_stands_before_a_classifier(broken: Broken) -> None:
+    """llama.cpp's converter drops it, and its runtime has a place for it, with the same tanh."""
+    source = broken("bert-reranker")
+    assert shapes(converted(source))["cls.weight"] == (256, 256)
+    edit_config(source, architectures=["BertForMaskedLM"])
+    edit_tensors(source, lambda t: [t.pop(f"classifier.{part}") for part in ("weight", "bias")])
+    assert "cls.weight" not in shapes(converted(source))
+    edit_config(source, architectures=["BertForSequenceClassification"])
+    edit_tensors(source, lambda t: t.pop("bert.pooler.dense.weight"))
+    with pytest.raises(errors.TensorMissing, match=r"pooler\.dense\.weight"):
+        converted(source)
+
+
+def test_a_head_that_llama_cpp_runs_otherwise_is_told(broken: Broken) -> None:
+    notes = converted(broken("distilbert-sst2")).notes
+    assert any("scores without the ReLU of its head" in note for note in notes)
 
 
 # --- Mamba's head -----------------------------------------------------------------------------
