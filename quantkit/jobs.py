@@ -292,7 +292,10 @@ def _tell_notes(job: Job, run: Run) -> None:
 
 
 def _label(model: Model) -> str:
-    file_type = next(item.value for item in model.kv if item.key == "general.file_type")
+    file_type = next((i.value for i in model.kv if i.key == "general.file_type"), None)
+    if file_type is None:  # an adapter
+        stored = {t.stored for t in model.tensors}
+        return f"{next(kind for kind in ('Q8_0', *sorted(stored)) if kind in stored)}-LoRA"
     labels = {**dict(OUTTYPES.values()), **KEPT}
     return labels[file_type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,10 @@ OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 def convert(
     checkpoint: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A checkpoint directory, or hf://ORG/MODEL."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint directory, a LoRA adapter's directory, or hf://ORG/MODEL.",
+        ),
     ],
     output: options.Out = None,
     outtype: Annotated[
@@ -38,6 +42,15 @@ def convert(
             help="auto (16 bits, as the source has them), f32, f16, bf16 or q8_0.",
         ),
     ] = "auto",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="MODEL",
+            rich_help_panel=options.CONVERSION,
+            help="The model of an adapter: a directory with its config.json, or hf://ORG/MODEL.",
+        ),
+    ] = None,
     *,
     reading: Reading,
     splits: Splits,
@@ -56,7 +69,7 @@ def convert(
             checkpoint,
             output,
             outtype=outtype,
-            reading=reading,
+            reading=replace(reading, base=base),
             splits=splits,
             progress=progress,
             **run,

@@ -68,6 +68,12 @@ def _scale(rows: Rows, *factors: float) -> Rows:
     return rows
 
 
+def _times(rows: Rows, x: float) -> Rows:
+    """Times a factor, in float32 whatever the source's dtype."""
+    out: Rows = rows.astype(np.float32) * np.float32(x)
+    return out
+
+
 def torch_exp(x: Rows) -> Rows:
     """float32 to float32, with the last bit that `torch.exp` has, where that is not the nearest.
 
@@ -189,6 +195,7 @@ def _mean(files: Files, source: SourceTensor) -> Any:
 EDITS: dict[str, Callable[..., Rows]] = {
     "add": _add,
     "scale": _scale,
+    "times": _times,
     "exp": _exp,
     "minus_exp": _minus_exp,
     "softplus": _softplus,

@@ -70,7 +70,7 @@ def from_checkpoint(
     name = config_file(files, options)
     label = files.label(name)
     with malformed(ConfigError, f"{label}: its values are not of the kinds that they should be"):
-        arch, config = _read_config(files, name)
+        arch, config = read_config(files, name)
         odd = _odd_lists(config)
     with malformed(ConfigError, f"{label} contradicts itself{odd}"):
         return _converted(files, name, arch, config, outtype, pre, options)
@@ -183,7 +183,7 @@ def config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
     return name
 
 
-def _read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config]:
+def read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config]:
     """The architecture of a checkpoint and its config, checked against what that expects."""
     label = files.label(name)
     raw = Config(files.json(name), label)

@@ -135,6 +135,8 @@ def add_general(
         if metadata.size_label is None and total > 0:
             metadata.size_label = label
         writer.add_type(kind)
+        if kind == "adapter":
+            writer.add_string("adapter.type", "lora")
         metadata.set_gguf_meta_model(writer)
 
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
-from quantkit.errors import UnsupportedSource
+from quantkit.errors import UnsupportedSource, UsageError
 from quantkit.gguf.splits import is_gguf
 from quantkit.hub.repository import snapshot
 from quantkit.model import edits
+from quantkit.model.adapter import adapter_from_files
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
+from quantkit.model.peft import CONFIG, is_adapter
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.gguf_set import models_here
 from quantkit.source.location import Source, SourceLike
@@ -22,12 +24,14 @@ from quantkit.source.mistaken import no_gguf
 @dataclass(frozen=True)
 class Reading:
     """How a source is read. `pre` and `options` are for checkpoints; `keep_experts` and
-    `experts_used` make a smaller mixture of what is there."""
+    `experts_used` make a smaller mixture of what is there. `base` is the model of an adapter, where
+    it is not the one that the adapter names."""
 
     pre: str | None = None
     options: ConversionOptions = DEFAULTS
     keep_experts: tuple[int, ...] = ()
     experts_used: int | None = None
+    base: SourceLike | None = None
 
     def changed(self, model: Model) -> Model:
         """The model with the experts that are asked for. Raises RecipeError."""
@@ -95,6 +99,12 @@ def read_encoders(source: Source, outtypes: Sequence[str], reading: Reading) -> 
 
 
 def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) -> Model:
+    if is_adapter(files):
+        if reading != Reading(base=reading.base):
+            raise UsageError(f"{files.where} is an adapter, of which only the whole is converted")
+        return adapter_from_files(files, reading.base, outtype)
+    if reading.base is not None:
+        raise UsageError(f"--base is for an adapter, and {files.where} has no {CONFIG}")
     if reading.options.mmproj:
         from quantkit.model.encoder import encoder_from_checkpoint
 

@@ -96,7 +96,7 @@ def place(
         elif "{xid}" in (m.map.like or m.map.source):
             kinds = tuple(names)
             if kinds not in kin:
-                kin[kinds] = dict.fromkeys(_kin(names, m.bid, layout)) or names
+                kin[kinds] = dict.fromkeys(kin_of(names, m.bid, layout)) or names
             names = kin[kinds]
         _finish(names, waiting, placed)
     _finish(late, waiting, placed)
@@ -335,7 +335,7 @@ class Layout:
             raise ConfigError(f"{self.config.where}: {per_token} experts are used of {experts}")
 
 
-def _kin(names: Iterable[str], bid: int | None, layout: Layout) -> list[str]:
+def kin_of(names: Iterable[str], bid: int | None, layout: Layout) -> list[str]:
     """All stacked experts of a block that are of one kind with `names`, in the family's order;
     none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}

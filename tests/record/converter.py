@@ -6,7 +6,8 @@ Runs in the converter's environment (torch, transformers), not in this project's
 
 The converter knows a pre-tokenizer by the hash of an encoded text, which no small vocabulary can
 match. PRE is what the hash would have found; `-` leaves the finding to the converter. All that
-follows CHECKPOINT are the converter's own options.
+follows CHECKPOINT are the converter's own options; with `--base` among them CHECKPOINT is an
+adapter, which llama.cpp converts with another script.
 
 torch leaves `exp` to Intel's MKL, whose last bit depends on the processor; it is asked for what it
 computes on every one.
@@ -28,7 +29,8 @@ def main(tree: str, pre: str, *args: str) -> None:
     if pre != "-":
         base = importlib.import_module("conversion.base")
         base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
-    script = root / "convert_hf_to_gguf.py"
+    kind = "lora" if "--base" in args else "hf"
+    script = root / f"convert_{kind}_to_gguf.py"
     sys.argv = [str(script), *args]
     runpy.run_path(str(script), run_name="__main__")
 

@@ -31,8 +31,9 @@ class Converter:
     ) -> dict[str, Any]:
         """What `convert_hf_to_gguf.py` makes, as `fingerprint.of_file`, or {"splits": [one, ...]}.
 
-        `case` has `pre`, the pre-tokenizer's name or None, and `args`, the converter's options. The
-        file stays if `out` says where.
+        `case` has `pre`, the pre-tokenizer's name or None, and `args`, the converter's options; an
+        adapter's has `base`, the folder in it with its base's config. The file stays if `out` says
+        where.
 
         Raises Refused.
         """
@@ -50,6 +51,7 @@ class Converter:
                     "--outtype",
                     outtype,
                     *case["args"],
+                    *(("--base", str(checkpoint / case["base"])) if case.get("base") else ()),
                 ]
             )
             files = [fingerprint.of_file(p) for p in sorted(made.parent.glob("*.gguf"))]
