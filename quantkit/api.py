@@ -58,7 +58,9 @@ def convert(
 ) -> Written:
     """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
 
-    `output` is a `.gguf` path or a directory (default: the current one); `outtype` auto, f32, f16,
+    A LoRA adapter's directory (PEFT's) becomes the file that llama.cpp takes with `--lora`; `base`
+    of the `reading` is its model, where that is not the one that it names. `output` is a `.gguf`
+    path or a directory (default: the current one); `outtype` auto (for an adapter f32), f32, f16,
     bf16 or q8_0. The run stays below `memory` bytes, by default below a gigabyte.
     """
     run = _run(dry_run, threads, memory, force, progress)

@@ -71,8 +71,9 @@ def convert(
 ) -> Plan:
     """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
 
-    `outtype` is auto, f32, f16, bf16 or q8_0; `output` a `.gguf` path or a directory (default: the
-    current one). Returns the plan that was carried out. Raises QuantkitError.
+    An adapter's directory becomes the file that llama.cpp takes with `--lora`. `outtype` is auto
+    (for an adapter f32), f32, f16, bf16 or q8_0; `output` a `.gguf` path or a directory (default:
+    the current one). Returns the plan that was carried out. Raises QuantkitError.
     """
     if outtype not in ("auto", *OUTTYPES):
         raise UsageError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")

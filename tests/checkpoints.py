@@ -118,6 +118,13 @@ def encoders() -> dict[str, dict[str, Any]]:
     return _tables("encoders*.json.xz")
 
 
+@functools.cache
+def adapters() -> dict[str, dict[str, Any]]:
+    """Case -> its recipe and its golden, for LoRA adapters: `base_case` is the case of the model
+    that it is for, and `base` the folder in it that has that model's config."""
+    return _tables("adapters*.json.xz")
+
+
 def _tables(pattern: str) -> dict[str, dict[str, Any]]:
     tables = [json.loads(lzma.decompress(p.read_bytes())) for p in sorted(GOLDEN.glob(pattern))]
     return {case: data for table in tables for case, data in table.items()}
@@ -125,7 +132,7 @@ def _tables(pattern: str) -> dict[str, dict[str, Any]]:
 
 def from_recipe(case: str, parent: Path) -> Path:
     """Write the checkpoint of a golden case below `parent`."""
-    if packed := architectures().get(case) or encoders().get(case):
+    if packed := architectures().get(case) or encoders().get(case) or adapters().get(case):
         recipe = packed["recipe"]
     else:
         recipe = json.loads((GOLDEN / "recipes" / f"{case}.json").read_text())

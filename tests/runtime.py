@@ -13,10 +13,14 @@ import xllamacpp
 class Llama:
     """A model that is loaded and served on a loopback port by llama.cpp's own server."""
 
-    def __init__(self, path: Path, context: int = 512, exact: bool = False) -> None:
-        """`exact`: keys and values are kept in float32."""
+    def __init__(
+        self, path: Path, context: int = 512, exact: bool = False, adapter: Path | None = None
+    ) -> None:
+        """`exact`: keys and values are kept in float32. `adapter`: a LoRA, applied in full."""
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
+        if adapter:
+            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
         params.n_ctx = context
         params.n_parallel = 1
         params.cpuparams.n_threads = 2

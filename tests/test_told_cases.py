@@ -73,7 +73,7 @@ def test_an_adapter(config: bool, broken: Broken) -> None:
     (source / "adapter_config.json").write_text("{}")
     if not config:
         (source / "config.json").unlink()
-    says(errors.SourceNotFound, "an adapter (LoRA) & merge it", source)
+    says(errors.SourceNotFound, "an adapter (LoRA) & convert makes & or merge it", source)
 
 
 def test_a_directory_of_gguf_files(tmp_path: Path) -> None:

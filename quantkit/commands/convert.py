@@ -39,7 +39,8 @@ def convert(
             metavar="NAME",
             rich_help_panel=options.TYPES,
             autocompletion=lambda: list(OUTTYPES),
-            help="auto (16 bits, as the source has them), f32, f16, bf16 or q8_0.",
+            help="auto (16 bits, as the source has them; of an adapter f32), f32, f16, bf16 or "
+            "q8_0.",
         ),
     ] = "auto",
     base: Annotated[
@@ -58,7 +59,7 @@ def convert(
     progress: TerminalProgress,
     as_json: options.Json = False,
 ) -> None:
-    """Convert a checkpoint to GGUF."""
+    """Convert a checkpoint, or a LoRA adapter, to GGUF."""
     from quantkit import api
     from quantkit.commands.mistakes import quantized_outtype
 

@@ -50,7 +50,7 @@ def settle_words(command: str, params: dict[str, Any], argument: str, rest: Sequ
 
     Raises UsageError, which says what to type.
     """
-    words = [word for word in (params[argument], *rest) if word is not None]
+    words = [str(word) for word in (params[argument], *rest) if word is not None]
     kinds = [word for word in words if is_type(word)]
     others = [word for word in words if word not in kinds]
     if params.get("types") and len(others) == 1:

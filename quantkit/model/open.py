@@ -14,7 +14,7 @@ from quantkit.model.adapter import adapter_from_files
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.from_gguf import from_gguf
 from quantkit.model.model import Model
-from quantkit.model.peft import CONFIG, is_adapter
+from quantkit.model.peft import is_adapter
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.gguf_set import models_here
 from quantkit.source.location import Source, SourceLike
@@ -99,12 +99,12 @@ def read_encoders(source: Source, outtypes: Sequence[str], reading: Reading) -> 
 
 
 def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) -> Model:
-    if is_adapter(files):
+    if outtype is not None and is_adapter(files):  # nothing but a conversion is made of it
         if reading != Reading(base=reading.base):
-            raise UsageError(f"{files.where} is an adapter, of which only the whole is converted")
+            raise UsageError(f"{files.where} is an adapter (LoRA); of those options --base is its")
         return adapter_from_files(files, reading.base, outtype)
     if reading.base is not None:
-        raise UsageError(f"--base is for an adapter, and {files.where} has no {CONFIG}")
+        raise UsageError(f"--base is for an adapter (LoRA), and {files.where} is none")
     if reading.options.mmproj:
         from quantkit.model.encoder import encoder_from_checkpoint
 

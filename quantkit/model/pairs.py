@@ -21,6 +21,8 @@ from quantkit.source.segments import Edit, Segment
 from quantkit.source.tensors import SourceTensor
 
 _TOKENS = "token_embd.weight"
+# tables that are looked up, of which llama.cpp knows an adapter of the first alone
+_TABLES = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
 # edits that a product keeps: of its rows, then of its columns; others want the sum itself
 _OF_ROWS, _OF_COLUMNS = ("scale",), ("heads_across",)
 
@@ -117,7 +119,8 @@ def _change(layout: Layout, name: str, pair: Pair) -> _Change:
     if any(p.role in (_TOKENS, "output.weight") for p in pieces):
         _check_tied(layout, pair)
     change = _Change(pair, m, bid, xid, pieces)
-    if m.times or m.beside or pair.is_table != (_TOKENS in change.names):
+    tables = [name for name in change.names if name in _TABLES]
+    if m.times or m.beside or tables != ([_TOKENS] if pair.is_table else []):
         raise UnsupportedSource(f"{where}: llama.cpp has no adapter of {change.names[0]}; {MERGE}")
     return change
 

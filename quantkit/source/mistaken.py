@@ -24,8 +24,8 @@ def no_model(files: CheckpointFiles) -> str | None:
     """What a directory without config.json or without weights is."""
     if files.has("adapter_config.json"):
         return (
-            "it is an adapter (LoRA), not a model; merge it into its base first "
-            "(merge_and_unload of peft) and save that"
+            "it is an adapter (LoRA), not a model; convert makes the file of it that llama.cpp "
+            "takes with --lora, or merge it into its base (merge_and_unload of peft) and save that"
         )
     if files.has("model_index.json") or "model_index.json" in files.weights:
         return (

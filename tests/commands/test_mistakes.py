@@ -33,8 +33,8 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "no option --types; it is one of quantize, plan, release; see quantkit --help"),
     # sources
     ("convert", 2,
-     "SOURCE is missing: a checkpoint directory, or hf://ORG/MODEL; see quantkit convert "
-     "--help"),
+     "SOURCE is missing: a checkpoint directory, a LoRA adapter's directory, or hf://ORG/MODEL; "
+     "see quantkit convert --help"),
     ("quantize nowhere -t Q8_0", 1, "nowhere: no such file or directory"),
     ("quantize org/model -t Q8_0", 1,
      "org/model: no such file or directory; a model on the Hub is written hf://org/model"),
@@ -46,9 +46,13 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("convert hf://model", 1,
      "hf://model: not a model on the Hub; hf://ORG/MODEL, hf://ORG/MODEL@REVISION or "
      "hf://ORG/MODEL/FILE.gguf is expected"),
-    ("convert adapter", 1,
-     "adapter: no config.json in it; it is an adapter (LoRA), not a model; merge it into "
-     "its base first (merge_and_unload of peft) and save that"),
+    ("quantize adapter -t Q8_0", 1,
+     "adapter: no config.json in it; it is an adapter (LoRA), not a model; convert makes the file "
+     "of it that llama.cpp takes with --lora, or merge it into its base (merge_and_unload of peft) "
+     "and save that"),
+    ("convert adapter", 1, "adapter/adapter_config.json: 'lora_alpha' is missing"),
+    ("verify parent pipeline", 2,
+     "one source is expected, and 2 are given: parent, pipeline ..."),
     ("quantize pipeline -t Q8_0", 1,
      "pipeline: no config.json in it; it is a diffusers pipeline (for pictures, video or "
      "sound); language models are converted, and of a pipeline none but its text encoder, "

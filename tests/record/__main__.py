@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkpoints import GOLDEN
-from tests.record import RecordError, recipes, store
+from tests.record import RecordError, adapters, recipes, store
 from tests.record.fingerprint import differences
 from tests.record.llama_cpp import Converter, Refused, quantize
 
@@ -29,11 +29,33 @@ def add(args: argparse.Namespace) -> int:
     else:
         recipe = {**json.loads(args.source.read_text("utf-8")), "case": args.case}
     config = json.loads(recipe["files"].get("config.json", "{}"))
+    _record(recipe, args, {"hf_arch": config.get("architectures", [None])[0], "pre": args.pre})
+    return 0
+
+
+def adapter(args: argparse.Namespace) -> int:
+    """Record a LoRA adapter of a case into a table; what it is made of is in adapters.py."""
+    base, _ = store.load(args.table.parent, args.base)
+    recipe = adapters.recipe(
+        base,
+        args.case,
+        args.modules,
+        args.rank,
+        args.dtype,
+        json.loads(args.settings),
+        args.weights,
+    )
+    _record(recipe, args, {"pre": None, "base": adapters.BASE, "base_case": args.base})
+    return 0
+
+
+def _record(recipe: dict[str, Any], args: argparse.Namespace, more: dict[str, Any]) -> None:
+    """Convert a recipe and put it into the table."""
+    tokenizers = args.table.parent / "tokenizers"
     golden = {
         "case": args.case,
         "dir": recipe["dir"],
-        "hf_arch": config.get("architectures", [None])[0],
-        "pre": args.pre,
+        **more,
         "args": shlex.split(args.args),
         "notes": args.notes,
     }
@@ -44,7 +66,6 @@ def add(args: argparse.Namespace) -> int:
     print(f"{args.case}: {golden.get('llama_cpp') or 'recorded ' + ', '.join(golden['outtypes'])}")
     for key, other in golden.get("either", {}).items():
         print(f"  {key}: or {'absent' if other is None else other}")
-    return 0
 
 
 def converted(
@@ -167,7 +188,12 @@ def written(recipe: dict[str, Any], tokenizers: Path) -> Iterator[Path]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.record", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for name, function in {"add": add, "check": check, "quantize": quantize_cases}.items():
+    for name, function in {
+        "add": add,
+        "adapter": adapter,
+        "check": check,
+        "quantize": quantize_cases,
+    }.items():
         command = commands.add_parser(name, help=(function.__doc__ or "").partition(";")[0])
         command.set_defaults(function=function)
         command.add_argument("--llama-cpp", type=Path, required=True, help="its source tree")
@@ -179,12 +205,20 @@ def main() -> int:
             help="of an environment with torch and transformers; more than once "
             "for more than one transformers",
         )
+        if name == "adapter":
+            command.add_argument("base", help="the case that it is an adapter of")
+            command.add_argument("--modules", required=True, help="a pattern of names of matrices")
+            command.add_argument("--rank", type=int, default=4)
+            command.add_argument("--dtype", default="F32")
+            command.add_argument("--settings", default="{}", help="more of its config, as JSON")
+            command.add_argument("--weights", default="adapter_model.safetensors", help="or .bin")
         if name == "add":
             command.add_argument("source", type=Path, help="a checkpoint directory, or a recipe")
+            command.add_argument("--pre", help="the pre-tokenizer's name in llama.cpp")
+        if name in ("add", "adapter"):
             command.add_argument("--case", required=True, help="its name")
             command.add_argument("--table", type=Path, required=True, help="a file *.json.xz")
             command.add_argument("--outtype", action="append", help="bf16 (the default), q8_0 ...")
-            command.add_argument("--pre", help="the pre-tokenizer's name in llama.cpp")
             command.add_argument("--args", default="", help="the converter's options: '--no-mtp'")
             command.add_argument("--notes", default="", help="what the case is there for")
             continue
