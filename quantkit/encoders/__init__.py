@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from quantkit.encoders import (
+    deepseek_ocr,
     gemma,
     glm,
+    hunyuan_vl,
     intern_vl,
     kimi_vl,
     llama4,
+    minimax,
+    omni,
     pixtral,
     qwen_vl,
     siglip,
@@ -17,11 +21,15 @@ from quantkit.encoders.rules import Encoder
 from quantkit.errors import UnsupportedArchitecture
 
 ENCODERS: tuple[Encoder, ...] = (
+    *deepseek_ocr.FAMILY,
     *gemma.FAMILY,
     *glm.FAMILY,
+    *hunyuan_vl.FAMILY,
     *intern_vl.FAMILY,
     *kimi_vl.FAMILY,
     *llama4.FAMILY,
+    *minimax.FAMILY,
+    *omni.FAMILY,
     *pixtral.FAMILY,
     *qwen_vl.FAMILY,
     *siglip.FAMILY,

@@ -20,7 +20,7 @@ from quantkit.architectures.rules import (
     piece,
     whole,
 )
-from quantkit.errors import ConfigError
+from quantkit.errors import ConfigError, TensorMissing
 
 VISION, AUDIO = "vision_config", "audio_config"
 V, A = "v.blk.{bid}", "a.blk.{bid}"
@@ -171,9 +171,39 @@ def eps(names: Sequence[str], default: float = 1e-6, part: str = "vision") -> Ke
     return Key(name, tuple(names), "FLOAT32", default=default)
 
 
+def pixel_count(end: str) -> Key:
+    """The fewest or the most pixels of an image, `end` is min or max."""
+    return Key(f"clip.vision.image_{end}_pixels", f"preprocessor.{end}_pixels")
+
+
+def scale_factor() -> Key:
+    """Patches of a side that become one, where it is not the four of every Gemma 3."""
+
+    def read(config: Config) -> int | None:
+        tokens = config.one("preprocessor.image_seq_length", default=256)
+        side = config.one(*vision("image_size")) // max(config.one(*vision("patch_size")), 1)
+        factor = side // max(int(tokens**0.5), 1)
+        return factor if factor not in (0, 4) else None
+
+    return Key("clip.vision.projector.scale_factor", read)
+
+
 def width(*names: str) -> Dim:
     """A dimension that the encoder of images has under one of these names."""
     return lambda c: c.one(*vision(*names))
+
+
+def told(name: str, axis: int = 0) -> Dim:
+    """A dimension that no config has: that of a tensor. Raises TensorMissing."""
+
+    def read(config: Config) -> int:
+        shape = config.values["shapes"].get(name)
+        if shape is None or len(shape) <= axis:
+            raise TensorMissing(f"{config.where}: tensor {name} is not in the checkpoint")
+        n: int = shape[axis]
+        return n
+
+    return read
 
 
 DIMS: dict[str, Dim] = {

@@ -39,6 +39,7 @@ from quantkit.encoders.common import (
     lin,
     positions,
     projector,
+    scale_factor,
     vision,
     width,
 )
@@ -49,14 +50,6 @@ S = "vision_tower.vision_model"
 P = "multi_modal_projector"
 
 
-def _scale_factor(config: Config) -> int | None:
-    """Patches of a side that become one, where it is not the four of every release."""
-    tokens = config.one("preprocessor.image_seq_length", default=256)
-    side = config.one(*vision("image_size")) // config.one(*vision("patch_size"))
-    factor = side // max(int(tokens**0.5), 1)
-    return factor if factor not in (0, 4) else None
-
-
 GEMMA3 = Encoder(
     hf_names=("Gemma3ForConditionalGeneration",),
     gguf_arch="clip",
@@ -65,7 +58,7 @@ GEMMA3 = Encoder(
         projector("gemma3"),
         eps(vision("layer_norm_eps")),
         flag("clip.use_gelu"),
-        Key("clip.vision.projector.scale_factor", _scale_factor),
+        scale_factor(),
     ),
     late_keys=(),
     expects=(),

@@ -1,6 +1,8 @@
-"""GLM-4V's encoder of images. llama.cpp: `conversion/qwen3vl.py`."""
+"""The encoders of images of GLM-4V and GLM-OCR. llama.cpp: `conversion/qwen3vl.py`."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from quantkit.architectures.rules import Expect, Map, vector, whole
 from quantkit.encoders.common import (
@@ -80,4 +82,37 @@ GLM4V = Encoder(
     forced=KERNELS,
 )  # fmt: skip
 
-FAMILY = (GLM4V,)
+_OTHERS = ("visual.post_conv_layernorm", "visual.embeddings", f"{B}.mlp", f"{M}.gate_proj",
+           f"{M}.up_proj", f"{M}.down_proj")  # fmt: skip
+
+GLM_OCR = replace(
+    GLM4V,
+    hf_names=("GlmOcrForConditionalGeneration",),
+    dims={
+        **GLM4V.dims,
+        "head": lambda c: c.one(*vision("hidden_size"))
+        // max(c.one(*vision("num_heads", "num_attention_heads")), 1),
+        "wide": lambda c: c.one(*vision("out_hidden_size"))
+        * c.one(*vision("in_channels"), default=3),
+    },
+    maps=(
+        *(m for m in GLM4V.maps if not m.source.startswith(_OTHERS)),
+        vector(f"{B}.attn.q_norm", f"{V}.attn_q_norm", "head", "vision"),
+        vector(f"{B}.attn.k_norm", f"{V}.attn_k_norm", "head", "vision"),
+        *lin(f"{B}.mlp.gate_proj", ("ffn", "v"), f"{V}.ffn_gate", "vision", None),
+        *lin(f"{B}.mlp.up_proj", ("ffn", "v"), f"{V}.ffn_up", "vision", None),
+        *lin(f"{B}.mlp.down_proj", ("v", "ffn"), f"{V}.ffn_down", "vision", None),
+        *lin(f"{M}.gate_proj", ("wide", "out"), "mm.gate", "", None),
+        *lin(f"{M}.up_proj", ("wide", "out"), "mm.up", "", None),
+        *lin(f"{M}.down_proj", ("out", "wide"), "mm.down", "", None),
+    ),
+    defaults={
+        VISION: {
+            **GLM4V.defaults[VISION], "hidden_size": 1024, "num_heads": 16,
+            "out_hidden_size": 1536, "intermediate_size": 4096,
+        },
+        "text_config": {"hidden_size": 1536},
+    },
+)  # fmt: skip
+
+FAMILY = (GLM4V, GLM_OCR)

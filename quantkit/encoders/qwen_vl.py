@@ -183,11 +183,26 @@ _SHARED = (
 # 560 pixels, where config.json does not say: llama.cpp's own number
 _SIDE = {"image_size": 560}
 
+
+def _hidden(config: Config) -> int:
+    """What llama.cpp's converter calls the width of the MLP: that of the text, in a config that
+    calls the encoder's own width embed_dim."""
+    named = config.find(f"{VISION}.embed_dim") is not None
+    return config.one(*vision("hidden_size" if named else "intermediate_size"))
+
+
+_RENAMED = tuple(
+    replace(key, config=vision("embed_dim", "hidden_size"))
+    if key.name.endswith("embedding_length")
+    else replace(key, config=_hidden) if key.name.endswith("feed_forward_length") else key
+    for key in VISION_KEYS
+)  # fmt: skip
+
 QWEN2_5_VL = Encoder(
     hf_names=("Qwen2_5_VLForConditionalGeneration",),
     gguf_arch="clip",
     keys=(
-        *VISION_KEYS,
+        *_RENAMED,
         projector("qwen2.5vl_merger"),
         flag("clip.use_silu"),
         Key("clip.vision.n_wa_pattern", _pattern),
@@ -232,13 +247,7 @@ QWEN2_VL = replace(
     hf_names=("Qwen2VLForConditionalGeneration", "Qwen2VLModel"),
     variant=_newer,
     keys=(
-        *(
-            replace(key, config=_wide) if key.name.endswith("embedding_length")
-            # the width of the text, since llama.cpp takes it for what it is called elsewhere
-            else replace(key, config=vision("hidden_size"))
-            if key.name.endswith("feed_forward_length") else key
-            for key in VISION_KEYS
-        ),
+        *_RENAMED,
         projector("qwen2vl_merger"),
         eps(("rms_norm_eps",)),
     ),

@@ -13,12 +13,15 @@ class Encoder(Architecture):
     """The encoders of images or sound of one or more `architectures` of config.json.
 
     Its config has the tables `vision_config`, `audio_config`, `text_config` and `preprocessor`
-    (preprocessor_config.json with processor_config.json over it), each with `defaults` of its own.
+    (preprocessor_config.json with processor_config.json over it), each with `defaults` of its own,
+    and in `shapes` those of the tensors, for what no config says.
     """
 
     # GGUF names (regular expressions) whose format the converter fixes: one of ggml's, or "kernel"
     # (F16 in a file of F16, else F32); the first that matches counts
     forced: tuple[tuple[str, str], ...] = ()
+    # where the tables of an encoder and of the text are kept, where it is not under their own names
+    tables: Mapping[str, str] = field(default_factory=dict)
     # a line for people on what llama.cpp makes of it
     note: str = ""
     # our name of a config key -> the token whose id it is

@@ -55,6 +55,12 @@ _CONFORMER = (
     *_QKV, "ffn_norm.weight", "conv_pw1.weight", "conv_dw.weight", "conv_pw2.weight",
     "ffn_norm_1.weight", "ffn_up_1.weight", "ffn_down_1.weight",
 )  # fmt: skip
+_WAVES = _both("a.conv1d.1", "a.conv1d.2")
+_SAM = (
+    "v.sam.pos_embd.weight", *_both("v.sam.patch_embd", "v.sam.neck.1", "v.sam.neck.3"),
+    "v.sam.neck.0.weight", "v.sam.neck.2.weight", "v.sam.net_2.weight", "v.sam.net_3.weight",
+    "v.view_seperator", *_both("mm.model.fc"),
+)  # fmt: skip
 NEEDS = {
     "gemma3": Needs(
         (_PATCH, "mm.input_projection.weight", "mm.soft_emb_norm.weight"), _QKV, rows=0
@@ -78,8 +84,8 @@ NEEDS = {
     ),
     "pixtral": Needs((_PATCH, "mm.1.weight", "mm.2.weight", "v.token_embd.img_break"), _QKV),
     "glm4v": Needs(
-        (_PATCH, f"{_PATCH}.1", "v.patch_embd.bias", "v.position_embd.weight",
-         "mm.model.fc.weight", "mm.up.weight", "mm.gate.weight", "mm.down.weight",
+        (_PATCH, f"{_PATCH}.1", "v.patch_embd.bias", "mm.model.fc.weight", "mm.up.weight",
+         "mm.gate.weight", "mm.down.weight",
          "mm.post_norm.weight", *_both("mm.patch_merger")),
         ("attn_qkv.weight",),
     ),
@@ -108,6 +114,44 @@ NEEDS = {
         _QKV,
         ("audio.projector.stack_factor",),
     ),
+    "ultravox": Needs(
+        (*_WAVES, "mm.a.mlp.1.weight", "mm.a.mlp.2.weight", "mm.a.norm_pre.weight",
+         "mm.a.norm_mid.weight"),
+        _QKV,
+        ("audio.projector.stack_factor",),
+    ),
+    "meralion": Needs(
+        (*_WAVES, *_both(*(f"mm.a.mlp.{i}" for i in range(4)), "mm.a.norm_pre")),
+        _QKV,
+        ("audio.projector.stack_factor",),
+    ),
+    "glma": Needs(
+        (*_WAVES, *_both("mm.a.mlp.1", "mm.a.mlp.2", "mm.a.norm_pre"), "v.boi", "v.eoi"),
+        _QKV,
+        ("audio.projector.stack_factor",),
+    ),
+    "musicflamingo": Needs((*_WAVES, *_both("mm.a.mlp.1", "mm.a.mlp.2")), _QKV),
+    "qwen3a": Needs(
+        (*_both(*(f"a.conv2d.{i}" for i in (1, 2, 3))), "a.conv_out.weight",
+         "a.position_embd.weight", *_both("mm.a.mlp.1", "mm.a.mlp.2")),
+        _QKV,
+    ),
+    "kimik25": Needs(
+        (_PATCH, "v.position_embd.weight", *_both("mm.input_norm", "mm.1", "mm.2")),
+        ("attn_qkv.weight",),
+    ),
+    "minimax_m3": Needs(
+        (_PATCH, f"{_PATCH}.1", *_both("mm.1", "mm.2", "mm.merger.fc1", "mm.merger.fc2")), _QKV
+    ),
+    "hunyuanvl": Needs(
+        (_PATCH, "v.position_embd.weight", *_both("mm.0", "mm.2", "mm.model.fc"),
+         "mm.pre_norm.weight", "mm.post_norm.weight", "mm.image_begin", "mm.image_end",
+         "v.image_newline"),
+        _QKV,
+    ),
+    "deepseekocr": Needs((_PATCH, "v.position_embd.weight", *_SAM), ("attn_qkv.weight",)),
+    "deepseekocr2": Needs((*_SAM, "v.resample_query_768.weight", "v.resample_query_1024.weight"),
+                          _QKV),
     "qwen2vl_merger": Needs((_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV),
     "qwen2.5vl_merger": Needs(
         (_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV, ("vision.n_wa_pattern",)

@@ -23,6 +23,7 @@ from quantkit.model.from_checkpoint import (
     architecture_of,
     chosen_outtype,
     coding_settings,
+    computed,
     config_file,
 )
 from quantkit.model.metadata import add_general, add_keys
@@ -76,7 +77,7 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     arch = find_encoder(known)
     values = dict(raw)
     for part in (VISION, AUDIO):
-        table = raw.get(part)
+        table = Config(raw).find(arch.tables.get(part, part))
         values[part] = {**arch.defaults.get(part, {}), **table} if isinstance(table, dict) else None
     if values[VISION] is None and values[AUDIO] is None:
         raise ConfigError(
@@ -148,6 +149,9 @@ def _converted(
     own, lent = _mine(arch, stored)
     settings = coding_settings(files, config)
     by_name = {t.name: _one(t) for t in decoded([*own, *lent], settings)}
+    shapes = {arch.plain(name): list(t.shape) for name, t in by_name.items()}
+    config = replace(config, values={**config.values, "shapes": shapes})
+    by_name |= {n: computed(n, values, files) for n, values in arch.added(config).items()}
     outtype = chosen_outtype(outtype, own, by_name.values())
     placed, sources = place(arch, config, by_name, options)
     tensors = tuple(
@@ -156,9 +160,11 @@ def _converted(
     )
     kv = _metadata(files, arch, config, tensors, OUTTYPES[outtype][0])
     notes = (arch.note,) if arch.note else ()
-    partial = frozenset(t.name for t in lent)
+    partial = {t.name for t in lent} | {n for n in sources if arch.plain(n) in arch.cuts}
     name = f"{PREFIX}{files.name}"
-    return Model(name, arch.gguf_arch, tensors, sources, kv, partial & sources.keys(), notes)
+    return Model(
+        name, arch.gguf_arch, tensors, sources, kv, frozenset(partial & sources.keys()), notes
+    )
 
 
 def _mine(

@@ -107,7 +107,7 @@ def _converted(
     _check_layers(config, by_name)
     _leave_out_twin(arch, by_name)
     config = _with_scalars(arch, config, by_name)
-    by_name |= {n: _computed(n, values, files) for n, values in arch.added(config).items()}
+    by_name |= {n: computed(n, values, files) for n, values in arch.added(config).items()}
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
     outtype = chosen_outtype(outtype, stored, by_name.values())
@@ -169,7 +169,8 @@ def _leave_out_twin(arch: Architecture, by_name: dict[str, SourceTensor]) -> Non
     del by_name[one.name]
 
 
-def _computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
+def computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
+    """A tensor of float32 values that are in no checkpoint."""
     return SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
 
 
@@ -320,13 +321,13 @@ def _with_computed(
 ) -> Placed:
     """The tensors with those that are computed from the config, which stand after what is kept in
     NVFP4 and before all else. Adds them to `sources`."""
-    computed: Placed = {}
+    made: Placed = {}
     for name, compute in arch.computed.items():
         if (data := compute(config)) is not None:
-            sources[name] = source = _computed(name, data, files)
-            computed[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
+            sources[name] = source = computed(name, data, files)
+            made[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
     kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}
-    return {**kept, **computed, **placed}
+    return {**kept, **made, **placed}
 
 
 def _file_type(

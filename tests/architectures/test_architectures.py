@@ -16,7 +16,6 @@ from quantkit import errors
 from quantkit.architectures import ARCHITECTURES, find
 from quantkit.architectures.rules import ConversionOptions, Map
 from quantkit.execution import pipeline
-from quantkit.execution.rows import torch_exp
 from quantkit.gguf.container import TensorInfo, align, header_bytes, read_header
 from quantkit.model.from_checkpoint import OUTTYPES, from_checkpoint
 from quantkit.model.from_gguf import from_gguf
@@ -27,6 +26,7 @@ from quantkit.recipes.file_types import find_recipe
 from quantkit.source.checkpoint import read_weights
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.tensors import Files
+from quantkit.source.torch_functions import torch_exp
 from tests import golden
 from tests.checkpoints import architectures
 from tests.conftest import sha256

@@ -16,10 +16,10 @@ import pytest
 from quantkit import errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.encoders import ENCODERS, find_encoder, supported_encoders
-from quantkit.execution.rows import torch_softplus
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.model.open import Reading, open_checkpoint
+from quantkit.source.torch_functions import sinusoids, torch_softplus
 from quantkit.verification.verify import verify
 from tests import golden
 from tests.checkpoints import DATA, encoders
@@ -134,6 +134,27 @@ def test_softplus_has_the_bits_of_torch() -> None:
     x = np.concatenate([np.array(some), np.linspace(-6, 6, 23)]).astype(np.float32)
     digest = hashlib.sha256(torch_softplus(x).tobytes()).hexdigest()
     assert digest == "cbb47480029f0f739684c298d07423259d41601b044259a6318e7f920c5df291"
+
+
+def test_sinusoids_have_the_bits_of_torch() -> None:
+    """Of torch 2.13 with MKL_CBWR=COMPATIBLE."""
+    digest = hashlib.sha256(sinusoids(1500, 96).tobytes()).hexdigest()
+    assert digest == "e2bdd64261b749d407058bfb7e6005a31b8609585f03baa37476df153c184acb"
+    digest = hashlib.sha256(sinusoids(1500, 640).tobytes()).hexdigest()
+    assert digest == "7fde82adb3a87e2b245ba3ceac57d8d263eee45ef4ccff18294612523ee87c54"
+
+
+def test_a_thinker_is_the_same_with_its_prefix(broken: Callable[..., Path], tmp_path: Path) -> None:
+    source = broken("qwen3omni-mmproj")
+    convert(source, tmp_path / "bare.gguf", "bf16", reading=MMPROJ)
+
+    def prefix(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith(("visual.", "audio_tower."))]:
+            tensors[f"thinker.{name}"] = tensors.pop(name)
+
+    edit_tensors(source, prefix)
+    convert(source, tmp_path / "thinker.gguf", "bf16", reading=MMPROJ)
+    assert sha256(tmp_path / "bare.gguf") == sha256(tmp_path / "thinker.gguf")
 
 
 REFUSED = {
