@@ -13,6 +13,7 @@ from quantkit.execution import pipeline
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.ray_cluster import quantize_on
 from quantkit.execution.stages import default_threads
+from quantkit.execution.sums import NoteSums
 from quantkit.gguf.splits import NO_SPLITS, Splits, is_gguf, unsplit_name
 from quantkit.hub.repository import RemoteFile
 from quantkit.model import edits, pruning
@@ -258,14 +259,15 @@ def _anywhere(source: Source, model: Model) -> Source:
     return Source(address=source.address.at(file.commit))
 
 
-def carry_out(job: Job, run: Run) -> Plan:
-    """Do what is planned, or (a dry run) only report it. Raises SourceError, OutputError."""
+def carry_out(job: Job, run: Run, note: NoteSums | None = None) -> Plan:
+    """Do what is planned, or (a dry run) only report it. `note` is given the sums of files that
+    could be taken meanwhile. Raises SourceError, OutputError."""
     order = schedule(job.plan, run.threads or default_threads(), run.memory)
     if not run.dry:
         check_outputs(job.plan, run.force)
     _tell_notes(job, run)
     if not run.dry:
-        pipeline.execute(order, run.progress, job.importance, run.force)
+        pipeline.execute(order, run.progress, job.importance, run.force, note)
     return job.plan
 
 

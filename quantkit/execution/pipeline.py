@@ -22,6 +22,7 @@ from quantkit.errors import NonFiniteWeight, WeightTooLarge
 from quantkit.execution.outputs import OutputFile, open_outputs
 from quantkit.execution.rows import dequantize, fetch, source_row, source_rows
 from quantkit.execution.stages import in_stages
+from quantkit.execution.sums import NoteSums
 from quantkit.gguf.types import type_by_name
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
@@ -52,8 +53,10 @@ def execute(
     progress: Progress = SILENT,
     importance: Importance = MappingProxyType({}),
     force: bool = False,
+    note: NoteSums | None = None,
 ) -> None:
-    """Write every file of the plan, or go on with what an earlier run left of them.
+    """Write every file of the plan, or go on with what an earlier run left of them. If somebody
+    wants to `note` them, sums are taken of files that are begun here, as they are written.
 
     `importance` holds float32 `[experts, n]` (one row for a plain matrix) by tensor name. Raises
     NonFiniteWeight, SourceError, OutputError.
@@ -65,6 +68,9 @@ def execute(
         files = opened.enter_context(Files(plan.inputs))
         opened.enter_context(made_directories({f.path.resolve().parent for f in plan.files}))
         outputs = opened.enter_context(open_outputs(plan, importance, force, kernels.result))
+        if note is not None:
+            for output in outputs:
+                output.take_sums(order.room // 4 // len(outputs))
         targets = _targets(outputs)
         room = max(order.room, order.least_memory)
         memory = direct_io.BlockPool(room, order.most_made() + direct_io.PAGE * len(plan.outputs))
@@ -90,6 +96,10 @@ def execute(
             for size in done:
                 so_far += size
                 progress.update(step, so_far, total)
+    if note is not None:
+        for output in outputs:
+            if (sums := output.digests()) is not None:
+                note(output.planned.path, sums)
 
 
 def _targets(outputs: list[OutputFile]) -> dict[str, list[Destination]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
 
 from quantkit.execution.stages import in_threads
+from quantkit.execution.sums import FileSums, NoteSums, Sums
 from quantkit.planning.plan import PlannedFile
 from quantkit.progress import Progress
 from quantkit.releases.manifest import BegunFile, FileRecord, TensorRecord
@@ -22,58 +21,47 @@ def hash_file(
     path: Path,
     spans: Sequence[tuple[int, int]] = (),
     advance: Callable[[int], None] = lambda n: None,
-) -> tuple[str, list[str]]:
+) -> FileSums:
     """The SHA-256 of a file, and of spans of bytes (start, end) in it, in order and apart from each
     other. The file is read once, from the disk and not from the system's cache.
 
     `advance` is called with the number of bytes of each block that was hashed.
     """
-    whole, parts = hashlib.sha256(), [hashlib.sha256() for _ in spans]
+    sums = Sums(spans)
     with closing(LocalInput(path)) as f:
         f.spare_memory()
-        at = 0
-        for stop, digest in _stretches(spans, parts, f.size):
-            while at < stop and (data := f.pread(min(BLOCK, stop - at), at)):
-                whole.update(data)
-                if digest is not None:
-                    digest.update(data)
-                at += len(data)
-                advance(len(data))
-    return whole.hexdigest(), [part.hexdigest() for part in parts]
+        while data := f.pread(min(BLOCK, f.size - sums.at), sums.at):
+            sums.update(data)
+            advance(len(data))
+    return sums.digests()
 
 
-def _stretches(
-    spans: Sequence[tuple[int, int]], parts: Sequence[Any], size: int
-) -> Iterator[tuple[int, Any]]:
-    """Where each stretch of a file ends, and the digest of the span that it is, if it is one."""
-    for (start, end), part in zip(spans, parts, strict=True):
-        yield start, None
-        yield end, part
-    yield size, None
+def record_of(path: Path, begun: BegunFile, planned: PlannedFile, sums: FileSums) -> FileRecord:
+    """The record of a file that was made."""
+    tensors = tuple(
+        TensorRecord(t.name, t.format, t.shape, t.offset, t.nbytes, digest)
+        for t, digest in zip(planned.tensors, sums.tensors, strict=True)
+    )
+    size = path.stat().st_size
+    return FileRecord(path.name, begun.type, size, sums.whole, tensors, begun.plan)
 
 
 def hash_files(
-    files: Mapping[Path, tuple[BegunFile, PlannedFile]],
+    files: Mapping[Path, PlannedFile],
     threads: int,
     progress: Progress,
-    note: Callable[[Path, FileRecord], None],
+    note: NoteSums,
 ) -> None:
-    """Hash files that were made, given what each is. `note` is called with each record as soon as
-    it is there, from one thread at a time."""
+    """Hash files that were made, as they are planned. `note` is called with each one's sums as soon
+    as they are there, from one thread at a time."""
     stop, one = Event(), Lock()
     advance = _counter(files, "taking checksums", progress, stop)
 
     def work(path: Path) -> None:
-        begun, planned = files[path]
-        spans = [(t.offset, t.offset + t.nbytes) for t in planned.tensors]
-        whole, parts = hash_file(path, spans, advance)
-        tensors = tuple(
-            TensorRecord(t.name, t.format, t.shape, t.offset, t.nbytes, digest)
-            for t, digest in zip(planned.tensors, parts, strict=True)
-        )
-        size = path.stat().st_size
+        spans = [(t.offset, t.offset + t.nbytes) for t in files[path].tensors]
+        sums = hash_file(path, spans, advance)
         with one:
-            note(path, FileRecord(path.name, begun.type, size, whole, tensors, begun.plan))
+            note(path, sums)
 
     for _ in in_threads(work, files, threads, stop.set):
         pass
@@ -87,7 +75,7 @@ def mismatches(
     advance = _counter(sized, "checking checksums", progress, stop)
 
     def work(path: Path) -> Path | None:
-        return None if hash_file(path, (), advance)[0] == expected[path].sha256 else path
+        return None if hash_file(path, (), advance).whole == expected[path].sha256 else path
 
     changed = filter(None, in_threads(work, sized, threads, stop.set))
     return frozenset(set(expected) - set(sized)).union(changed)

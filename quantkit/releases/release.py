@@ -17,6 +17,7 @@ from quantkit import __version__
 from quantkit.errors import QuantkitError, UsageError
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
+from quantkit.execution.sums import FileSums, NoteSums
 from quantkit.hub import push
 from quantkit.jobs import ONCE, Job, Run, carry_out, prepare
 from quantkit.loading.kinds import PREFIX
@@ -235,20 +236,20 @@ def _make_files(
     away = _on_the_hub({p for p in lacking if p.name in earlier.records}, earlier, target)
     records = {**check.kept, **away}
     begun = {directory / f.name: f for f in plans}
-    new = {p: (begun[p], planned[p]) for p in planned if p not in records}
+    new = {p: f for p, f in planned.items() if p not in records}
     here = [previous.stat_record(p, record) for p, record in check.kept.items()]
     making = replace(this, begun=tuple(plans), files=(*here, *away.values()))
-    parts = [replace(job, plan=_part(job.plan, check.make - away.keys())) for job in jobs]
-    _make(parts, check.damaged - others.keys(), directory, making, run)
 
-    def note(path: Path, record: FileRecord) -> None:
+    def note(path: Path, sums: FileSums) -> None:
         nonlocal making
-        records[path] = record
-        making = replace(making, files=(*making.files, previous.stat_record(path, record)))
+        records[path] = checksums.record_of(path, begun[path], planned[path], sums)
+        making = replace(making, files=(*making.files, previous.stat_record(path, records[path])))
         manifest.write(manifest.partial_path(directory), manifest.as_json(making))
 
-    if new:
-        checksums.hash_files(new, threads, run.progress, note)
+    parts = [replace(job, plan=_part(job.plan, check.make - away.keys())) for job in jobs]
+    _make(parts, check.damaged - others.keys(), directory, making, run, note)
+    if lacking_sums := {p: f for p, f in new.items() if p not in records}:
+        checksums.hash_files(lacking_sums, threads, run.progress, note)
     here_too = previous.whole_sets(others, records.keys())
     listed = in_order([*planned, *here_too], records) if here_too else list(planned)
     gone = {p: r for p, r in others.items() if p not in records and p not in check.damaged}
@@ -359,8 +360,10 @@ def _make(
     directory: Path,
     making: Manifest,
     run: Run,
+    note: NoteSums,
 ) -> None:
-    """Make the files of the plans; `damaged` ones are removed first."""
+    """Make the files of the plans, and `note` the sums that are taken meanwhile; `damaged` ones are
+    removed first."""
     jobs = [job for job in jobs if job.plan.outputs]
     if not jobs:
         return
@@ -373,7 +376,7 @@ def _make(
             check_outputs(job.plan, run.force)
         manifest.write(record, manifest.as_json(making))
         for job in jobs:
-            carry_out(job, run)
+            carry_out(job, run, note)
     except BaseException as e:
         if isinstance(e, QuantkitError) and not goes_on:
             previous.forget_unbegun(record, [job.plan for job in jobs])

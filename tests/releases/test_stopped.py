@@ -64,7 +64,12 @@ def test_killed_between_two_files(
 
 
 def stopped_in_checksums(count: int, source: Path, out: Path) -> None:
-    """A release that dies when it has hashed so many of its files."""
+    """A release that dies when it has hashed so many of its files. It went on with files that
+    another had begun, whose sums cannot be taken as they are written."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(4, patch, pipeline, "_write")
+        with pytest.raises(KeyboardInterrupt):
+            release(source, out, run=Run(threads=1))
     with pytest.MonkeyPatch.context() as patch:
         stop_after(count, patch, checksums, "hash_file")
         with pytest.raises(KeyboardInterrupt):
@@ -106,6 +111,15 @@ def test_a_stop_does_not_wait_for_the_checksum_of_a_large_file(tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         checksums.mismatches(expected, 2, Stopping())
     assert len(seen) < (1 << 30) // checksums.BLOCK  # the other one was not hashed to its end
+
+
+def test_sums_are_taken_as_files_are_written(
+    whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = stop_after(0, monkeypatch, checksums, "hash_file")
+    release(source, tmp_path / "out")
+    assert hashed == []
+    assert_same(tmp_path / "out", whole)
 
 
 def test_damage_is_found_in_a_run_that_was_cut_short(
