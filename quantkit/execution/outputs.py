@@ -20,7 +20,6 @@ from quantkit.errors import (
     SourceChanged,
 )
 from quantkit.execution.journal import Identity, Journal, RowRange, identities, source_digest
-from quantkit.execution.sums import FileSums, SumsInPassing
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.storage import direct_io, os_files
 
@@ -46,7 +45,6 @@ class OutputFile:
     ) -> None:
         self.planned, self._fd, self.journal, self.resumed = planned, fd, journal, resumed
         self._direct: int | None = None
-        self._sums: SumsInPassing | None = None
         self.tensors = {t.name: (i, t) for i, t in enumerate(planned.tensors)}
         self._written: list[RowRange] = []
         self._shared = direct_io.SharedPages()
@@ -62,21 +60,9 @@ class OutputFile:
         """Where in the file a row of a tensor begins."""
         return self.tensors[tensor][1].offset + row * row_bytes
 
-    def take_sums(self, most: int) -> None:
-        """Take the file's sums as it is written, of pieces that wait for their turn in `most`
-        bytes of memory; not if an earlier run wrote some of it."""
-        if not self.resumed:
-            self._sums = SumsInPassing(self.planned, most)
-
-    def digests(self) -> FileSums | None:
-        """The sums of the file, if they could be taken as it was written."""
-        return self._sums.digests() if self._sums else None
-
     def write(self, tensor: str, row: int, count: int, data: memoryview) -> None:
         """Rows of a tensor, at their place. Raises DiskFull, OutputError."""
         rows, offset = self._rows(tensor, row, count), self.offset(tensor, row, len(data) // count)
-        if self._sums is not None:
-            self._sums.add(offset, data)
         if self._direct is None or not direct_io.has_pages(offset, len(data)):
             self._ask(os_files.pwrite, self._fd, data, offset)
             self._note(rows, len(data))
@@ -91,7 +77,6 @@ class OutputFile:
     def copy(self, tensor: str, row: int, count: int, fd: int, offset: int, size: int) -> None:
         """Rows of a tensor from another file, as they are there. Raises DiskFull, OutputError."""
         to = self.offset(tensor, row, size // count)
-        self._sums = None  # what is copied does not come by here
         self._ask(os_files.copy_range, fd, self._fd, offset, to, size)
         self._note(self._rows(tensor, row, count), size)
 

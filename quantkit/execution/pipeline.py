@@ -7,9 +7,10 @@ the chunks under way, and a run that died goes on with those that are not on dis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
@@ -21,8 +22,8 @@ from quantkit.calibration.imatrix import Importance
 from quantkit.errors import NonFiniteWeight, WeightTooLarge
 from quantkit.execution.outputs import OutputFile, open_outputs
 from quantkit.execution.rows import dequantize, fetch, source_row, source_rows
-from quantkit.execution.stages import in_stages
-from quantkit.execution.sums import NoteSums
+from quantkit.execution.stages import Stage, in_stages
+from quantkit.execution.sums import NoteSums, SumsInPassing
 from quantkit.gguf.types import type_by_name
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
@@ -68,9 +69,7 @@ def execute(
         files = opened.enter_context(Files(plan.inputs))
         opened.enter_context(made_directories({f.path.resolve().parent for f in plan.files}))
         outputs = opened.enter_context(open_outputs(plan, importance, force, kernels.result))
-        if note is not None:
-            for output in outputs:
-                output.take_sums(order.room // 4 // len(outputs))
+        sums = {o: SumsInPassing(o.planned) for o in outputs if note and not o.resumed}
         targets = _targets(outputs)
         room = max(order.room, order.least_memory)
         memory = direct_io.BlockPool(room, order.most_made() + direct_io.PAGE * len(plan.outputs))
@@ -83,23 +82,24 @@ def execute(
                 return work
             return _make(work, plan, files, importance.get(work.chunk.tensor), memory)
 
-        def write(work: Work) -> int:
-            return _write(work, plan, files)
+        def write(work: Work) -> Work:
+            _write(work, plan, files)
+            return _only(work, sums)
 
         at_once = order.stages
-        stages = (read, at_once.read), (make, at_once.make), (write, at_once.write)
+        stages = [Stage(read, at_once.read), Stage(make, at_once.make), Stage(write, at_once.write)]
+        stages += _adding_up(sums, at_once.write)
         with closing(
             in_stages(order.chunks(), stages, order.chunk_bytes, room, files.stop)
         ) as done:
             step, total, so_far = " ".join(o.type for o in plan.outputs), plan.source_bytes, 0
             progress.update(step, 0, total)
-            for size in done:
-                so_far += size
+            for work in done:
+                so_far += _source_bytes(work.chunk, plan)
                 progress.update(step, so_far, total)
-    if note is not None:
-        for output in outputs:
-            if (sums := output.digests()) is not None:
-                note(output.planned.path, sums)
+    for output, found in sums.items():
+        if note and (digests := found.digests()):
+            note(output.planned.path, digests)
 
 
 def _targets(outputs: list[OutputFile]) -> dict[str, list[Destination]]:
@@ -217,18 +217,46 @@ def _bytes(rows: np.ndarray[Any, Any]) -> memoryview:
     return np.ascontiguousarray(rows).view(np.uint8).data.cast("B")
 
 
-def _write(work: Work, plan: Plan, files: Files) -> int:
-    """A chunk into every file that wants it. Returns the bytes of the source that it was."""
+def _write(work: Work, plan: Plan, files: Files) -> None:
+    """A chunk into every file that wants it."""
     chunk = work.chunk
     place = (chunk.tensor, chunk.row, chunk.count)
-    size = chunk.segment.source_bytes(plan.sources[chunk.segment.source], chunk.count)
     for outputs, data in work.made:
         for output in outputs:
             output.write(*place, data)
     if not work.made and (found := _copied(chunk, plan, files)):
         for _, output in work.targets:
-            output.copy(*place, *found, size)
-    return size
+            output.copy(*place, *found, _source_bytes(chunk, plan))
+
+
+def _source_bytes(chunk: Chunk, plan: Plan) -> int:
+    """The bytes of the source that a chunk is."""
+    return chunk.segment.source_bytes(plan.sources[chunk.segment.source], chunk.count)
+
+
+def _adding_up(sums: Mapping[OutputFile, SumsInPassing], threads: int) -> list[Stage]:
+    """Stages that add up what was written, each some of the files."""
+    outputs, n = list(sums), min(threads, len(sums))
+    return [
+        Stage(partial(_add_up, {o: sums[o] for o in outputs[i::n]}), in_order=True)
+        for i in range(n)
+    ]
+
+
+def _add_up(sums: Mapping[OutputFile, SumsInPassing], work: Work) -> Work:
+    """The pieces of a chunk into the sums of their files. What is of others is left."""
+    chunk = work.chunk
+    for outputs, data in _only(work, sums).made:
+        for output in outputs:
+            offset = output.offset(chunk.tensor, chunk.row, len(data) // chunk.count)
+            sums[output].add(offset, data)
+    return _only(work, [o for outputs, _ in work.made for o in outputs if o not in sums])
+
+
+def _only(work: Work, wanted: Container[OutputFile]) -> Work:
+    """A chunk with those of its pieces alone that go to the files that are wanted."""
+    made = [([o for o in outputs if o in wanted], data) for outputs, data in work.made]
+    return Work(work.chunk, [], made=tuple(piece for piece in made if piece[0]))
 
 
 def _copied(chunk: Chunk, plan: Plan, files: Files) -> tuple[int, int] | None:

@@ -1,9 +1,8 @@
-"""SHA-256 of files and of the tensors in them, of bytes that come in order or nearly so."""
+"""SHA-256 of files and of the tensors in them, of bytes as they follow each other."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ NoteSums = Callable[[Path, FileSums], None]
 
 class Sums:
     """SHA-256 of a file, and of spans of bytes (start, end) in it, in order and apart from each
-    other. `at`: how many bytes it has been given."""
+    other, of bytes as they follow. `at`: how many there were."""
 
     def __init__(self, spans: Sequence[tuple[int, int]] = ()) -> None:
         self._whole, self._spans = hashlib.sha256(), spans
@@ -49,39 +48,23 @@ class Sums:
 
 
 class SumsInPassing:
-    """The sums of a file in the making, of its pieces as threads bring them.
+    """The sums of a file in the making, of its pieces in their order."""
 
-    A piece that comes before its turn waits for it. Pieces of more than `most` bytes do not wait:
-    the sums are given up then, and are to be taken of the file when it is there.
-    """
-
-    def __init__(self, planned: PlannedFile, most: int) -> None:
+    def __init__(self, planned: PlannedFile) -> None:
         spans = [(t.offset, t.offset + t.nbytes) for t in planned.tensors]
         starts = [*(start for start, _ in spans[1:]), planned.size][: len(spans)]
         self._padding = {
             end: start - end for (_, end), start in zip(spans, starts, strict=True) if start > end
         }
         self._sums, self._size = Sums(spans), planned.size
-        self._early: dict[int, memoryview] | None = {}
-        self._held, self._most = 0, most
-        self._lock = threading.Lock()
         self._sums.update(planned.header)
 
     def add(self, offset: int, data: memoryview) -> None:
-        """A piece of a tensor, which nobody writes to any more."""
-        with self._lock:
-            if self._early is None:
-                return
-            self._early[offset] = data
-            self._held += len(data)
-            while (piece := self._early.pop(self._sums.at, None)) is not None:
-                self._sums.update(piece)
-                self._sums.update(bytes(self._padding.get(self._sums.at, 0)))
-                self._held -= len(piece)
-            if self._held > self._most:
-                self._early = None
+        """A piece of a tensor. One that is not the next is no longer added up."""
+        if offset == self._sums.at:
+            self._sums.update(data)
+            self._sums.update(bytes(self._padding.get(self._sums.at, 0)))
 
     def digests(self) -> FileSums | None:
-        """The sums, if every piece came by."""
-        with self._lock:
-            return self._sums.digests() if self._sums.at == self._size else None
+        """The sums, if every piece was added."""
+        return self._sums.digests() if self._sums.at == self._size else None

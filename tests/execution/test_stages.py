@@ -11,10 +11,14 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from quantkit.execution.stages import in_stages, in_threads
+from quantkit.execution.stages import Stage, in_stages, in_threads
 
 
 class Held:
@@ -44,11 +48,35 @@ def test_every_item_goes_through_and_no_more_than_fit(slow: int) -> None:
             held.add(-(item % 7))
         return item
 
-    stages = [(lambda item, i=i: stage(i, item), n) for i, n in enumerate((2, 3, 1))]
+    stages = [Stage(partial(stage, i), n) for i, n in enumerate((2, 3, 1))]
     found = list(in_stages(range(100), stages, lambda item: item % 7, 20))
     assert sorted(found) == list(range(100))
     assert held.now == 0
     assert 14 <= held.most <= 20  # the next would not have fitted
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.randoms(use_true_random=False), st.integers(1, 12))
+def test_a_stage_that_works_in_order(random: Any, room: int) -> None:
+    """Whatever order those before it end in; what waits for its turn takes room, too."""
+    seconds = [random.choice((0, 0, 0.001)) for _ in range(30)]
+    seen: list[int] = []
+    held = Held()
+
+    def begun(item: int) -> int:
+        held.add(1)
+        time.sleep(seconds[item])
+        return item
+
+    def ended(item: int) -> int:
+        seen.append(item)
+        held.add(-1)
+        return item
+
+    stages = [Stage(begun, 4), Stage(ended, in_order=True)]
+    assert list(in_stages(range(30), stages, lambda item: 1, room)) == list(range(30))
+    assert seen == list(range(30))
+    assert held.most <= room
 
 
 def test_what_is_larger_than_the_room_goes_alone() -> None:
@@ -60,7 +88,7 @@ def test_what_is_larger_than_the_room_goes_alone() -> None:
         held.add(-1)
         return item
 
-    assert sorted(in_stages(range(9), [(work, 4)], lambda item: 50, 20)) == list(range(9))
+    assert sorted(in_stages(range(9), [Stage(work, 4)], lambda item: 50, 20)) == list(range(9))
     assert held.most == 1
 
 
@@ -76,7 +104,7 @@ def test_small_items_wait_in_numbers_for_a_slow_stage() -> None:
         let.wait(10)
         return item
 
-    with closing(in_stages(range(50), [(first, 1), (last, 1)], lambda item: 1, 30)) as done:
+    with closing(in_stages(range(50), [Stage(first), Stage(last)], lambda item: 1, 30)) as done:
         threading.Timer(0.2, let.set).start()
         next(done)
         assert ready.most >= 29
@@ -104,7 +132,7 @@ def test_what_fails_stops_every_stage(where: int | str) -> None:
             raise Broken
         return item
 
-    stages = [(lambda item, i=i: stage(i, item), 2) for i in range(3)]
+    stages = [Stage(partial(stage, i), 2) for i in range(3)]
 
     def run() -> None:
         stop = lambda: stopped.append(True)  # noqa: E731
@@ -155,7 +183,7 @@ def test_nothing_is_held_by_threads_that_wait() -> None:
     def last(thing: Thing) -> int:
         return id(thing)
 
-    done = in_stages(items(), [(first, 1), (last, 1)], lambda item: 1, 1)
+    done = in_stages(items(), [Stage(first), Stage(last)], lambda item: 1, 1)
     next(done), next(done)
     gc.collect()
     assert made[0]() is None
