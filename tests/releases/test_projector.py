@@ -88,11 +88,11 @@ def test_an_interrupted_release_goes_on(
 
     source, real, calls = checkpoint("qwen3vl-mmproj"), module.carry_out, []
 
-    def once(job: object, run: object) -> object:
+    def once(job: object, *how: object) -> object:
         calls.append(job)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(job, run)  # type: ignore[arg-type]
+        return real(job, *how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "carry_out", once)
     with pytest.raises(KeyboardInterrupt):
