@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.architectures import find
+from quantkit.architectures.class_defaults import class_defaults
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorShape
 from quantkit.gguf import tensor_names
@@ -196,7 +197,8 @@ def read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config
     if not used:
         raise ConfigError(f"{label}: 'architectures' does not name the model")
     arch = find(used)
-    values = {**arch.defaults, **raw.values, **dict(*text), "architectures": [used]}
+    assumed = {**arch.defaults, **class_defaults(raw.values, *text)}
+    values = {**assumed, **raw.values, **dict(*text), "architectures": [used]}
     if (generation := files.optional("generation_config.json")) is not None:
         values["generation_config"] = generation
     for ours, theirs in arch.aliases.items():
