@@ -191,6 +191,7 @@ GEMMA4 = Encoder(
         vector(f"{L}.post_attention_layernorm", f"{V}.attn_post_norm", "v", "vision"),
         vector(f"{L}.pre_feedforward_layernorm", f"{V}.ln2", "v", "vision"),
         vector(f"{L}.post_feedforward_layernorm", f"{V}.ffn_post_norm", "v", "vision"),
+        Map(f"{L}.layer_scalar", ("one",), whole(f"{V}.out_scale.weight"), "vision", True),
         *_see("self_attn.q_proj", ("q", "v"), "attn_q"),
         *_see("self_attn.k_proj", ("kv", "v"), "attn_k"),
         *_see("self_attn.v_proj", ("kv", "v"), "attn_v"),

@@ -1,4 +1,4 @@
-"""InternVL's encoder of images. llama.cpp: `conversion/internvl.py`."""
+"""The encoder of images of InternVL and Intern-S1. llama.cpp: `conversion/internvl.py`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,27 @@ def _tiles(name: str) -> Callable[[Config], int | None]:
     return lambda c: c.one(name, default=0) or None
 
 
+S = r"^(model\.)?vision_tower\."
+_LAYER = rf"{S}encoder\.layer\.(\d+)\."
+# of Intern-S1
+_OTHER_NAMES = (
+    *((rf"^(model\.)?multi_modal_projector\.{theirs}\.", rf"mlp1.{i}.")
+      for i, theirs in ((0, "layer_norm"), (1, "linear_1"), (3, "linear_2"))),
+    *((rf"{S}embeddings\.{theirs}", rf"{W}.embeddings.{ours}") for theirs, ours in (
+        ("cls_token", "class_embedding"),
+        (r"patch_embeddings\.projection", "patch_embedding"),
+        ("position_embeddings", "position_embedding"),
+    )),
+    *((rf"{_LAYER}{theirs}", rf"{W}.encoder.layers.\2.{ours}") for theirs, ours in (
+        (r"attention\.projection_layer", "attn.proj"),
+        (r"attention\.", "attn."),
+        ("layernorm_before", "norm1"),
+        ("layernorm_after", "norm2"),
+        ("lambda_", "ls"),
+        (r"mlp\.", "mlp."),
+    )),
+)  # fmt: skip
+
 INTERN_VL = Encoder(
     hf_names=("InternVisionModel",),
     gguf_arch="clip",
@@ -81,6 +102,11 @@ INTERN_VL = Encoder(
             whole("v.position_embd.weight")),
         *lin(f"{B}.norm1", ("v",), f"{V}.ln1", "vision", None),
         *qkv(f"{B}.attn.qkv", biased=False),
+        *(
+            row
+            for part in "qkv"
+            for row in lin(f"{B}.attn.{part}_proj", ("v", "v"), f"{V}.attn_{part}", "vision", None)
+        ),
         vector(f"{B}.attn.q_norm", f"{V}.attn_q_norm", "v", "vision", optional=True),
         vector(f"{B}.attn.k_norm", f"{V}.attn_k_norm", "v", "vision", optional=True),
         *lin(f"{B}.attn.proj", ("v", "v"), f"{V}.attn_out"),
@@ -93,7 +119,8 @@ INTERN_VL = Encoder(
         *lin("mlp1.1", ("text", "shuffled"), "mm.model.mlp.1", ""),
         *lin("mlp1.3", ("text", "text"), "mm.model.mlp.3", ""),
     ),
-    drops=(r"(?!(vision_model|mlp1)\.).*",),
+    renames=_OTHER_NAMES,
+    drops=(r"(?!(vision_model|mlp1|model\.vision_tower|model\.multi_modal_projector)\.).*",),
     aliases={
         f"{VISION}.image_size": _first("image_size"),
         f"{VISION}.patch_size": _first("patch_size"),

@@ -71,7 +71,9 @@ QWEN2_5_OMNI = replace(
     drops=_DROPS,
     aliases=whispers(("num_hidden_layers", "encoder_layers")),
     added=_places,
-    defaults={**QWEN2_5_VL.defaults, AUDIO: _AUDIO_DEFAULTS},
+    defaults={
+        **QWEN2_5_VL.defaults, "text_config": {"hidden_size": 3584}, AUDIO: _AUDIO_DEFAULTS,
+    },
     forced=(*HALF, *QWEN2_5_VL.forced),
 )  # fmt: skip
 
@@ -145,6 +147,7 @@ QWEN3_OMNI = replace(
     added=_places,
     defaults={
         **QWEN3_VL.defaults,
+        "text_config": {"hidden_size": 2048, "rms_norm_eps": 1e-6},
         AUDIO: {**_AUDIO_DEFAULTS, "downsample_hidden_size": 480},
     },
     forced=(*_SPECTRUM_HALF, *QWEN3_VL.forced),

@@ -31,7 +31,7 @@ P = "multi_modal_projector"
 
 def _heads(source: str, role: str) -> tuple[Map, ...]:
     """Queries or keys, in the original order of channels."""
-    return lin(source, ("q", "v"), role, "vision", None, rotary, "heads")
+    return lin(source, ("v", "v"), role, "vision", None, rotary, "heads")
 
 
 MISTRAL3 = Encoder(
@@ -52,7 +52,6 @@ MISTRAL3 = Encoder(
     ),
     dims={
         **DIMS,
-        "q": lambda c: c.one(*vision("num_attention_heads")) * c.one(*vision("head_dim")),
         "merged": lambda c: c.one(*vision("hidden_size"))
         * c.one("spatial_merge_size", default=1) ** 2,
         "vocab": lambda c: c.one("text_config.vocab_size"),
@@ -69,8 +68,8 @@ MISTRAL3 = Encoder(
         *lin(f"{B}.attention_norm", ("v",), f"{V}.ln1", "vision", False),
         *_heads(f"{B}.attention.q_proj", f"{V}.attn_q"),
         *_heads(f"{B}.attention.k_proj", f"{V}.attn_k"),
-        *lin(f"{B}.attention.v_proj", ("q", "v"), f"{V}.attn_v", "vision", None),
-        *lin(f"{B}.attention.o_proj", ("v", "q"), f"{V}.attn_out", "vision", None),
+        *lin(f"{B}.attention.v_proj", ("v", "v"), f"{V}.attn_v", "vision", None),
+        *lin(f"{B}.attention.o_proj", ("v", "v"), f"{V}.attn_out", "vision", None),
         *lin(f"{B}.ffn_norm", ("v",), f"{V}.ln2", "vision", False),
         *lin(f"{B}.feed_forward.gate_proj", ("ffn", "v"), f"{V}.ffn_gate", "vision", None),
         *lin(f"{B}.feed_forward.up_proj", ("ffn", "v"), f"{V}.ffn_up", "vision", None),
@@ -90,10 +89,10 @@ MISTRAL3 = Encoder(
     defaults={
         VISION: {
             "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
-            "num_attention_heads": 16, "image_size": 1540, "patch_size": 14, "hidden_act": "gelu",
-            "model_type": "pixtral", "head_dim": 64,
+            "num_attention_heads": 16, "image_size": 1024, "patch_size": 16, "hidden_act": "gelu",
+            "model_type": "pixtral",
         },
-        "text_config": {"hidden_size": 5120, "vocab_size": 131072},
+        "text_config": {"hidden_size": 4096, "vocab_size": 32000},
         "spatial_merge_size": 2,
     },
     forced=KERNELS,

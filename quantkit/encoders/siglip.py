@@ -216,8 +216,8 @@ COHERE2_VISION = Encoder(
     drops=(rf"(?!model\.(vision_tower|{P})\.).*", r".*vision_model\.head\..*"),
     defaults={
         VISION: {
-            "hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 27,
-            "num_attention_heads": 12, "image_size": 512, "patch_size": 16,
+            "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+            "num_attention_heads": 12, "image_size": 224, "patch_size": 16,
         },
         "alignment_intermediate_size": 36864,
     },
