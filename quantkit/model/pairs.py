@@ -52,7 +52,9 @@ def placed_pairs(
     Raises ConfigError, TensorUnknown, TensorShape, TensorMissing, UnsupportedSource.
     """
     matrices = {f"{pair.module}.weight": pair for pair in pairs}
-    layout = Layout(arch, config, DEFAULTS, {n: _product(n, p) for n, p in matrices.items()})
+    products = {n: _product(n, p) for n, p in matrices.items()}
+    arch = arch.respelled(config, {arch.plain(n): t.shape for n, t in products.items()}) or arch
+    layout = Layout(arch, config, DEFAULTS, products)
     changes = [_change(layout, name, pair) for name, pair in matrices.items()]
     there = {name for change in changes for name in change.names}
     waiting: dict[str, _Halves] = {}
@@ -98,6 +100,8 @@ def _change(layout: Layout, name: str, pair: Pair) -> _Change:
     arch, config, t = layout.arch, layout.config, layout.sources[name]
     where = f"{pair.a.path}: tensor {pair.a.name}"
     m, bid, xid = layout.find(t)
+    if layout.names[name] == "lm_head.weight":
+        _check_tied(layout, pair)
     if bid is not None and bid >= layout.blocks:
         raise TensorUnknown(
             f"{where} is of layer {bid}; {config.where} says num_hidden_layers {config.layers}: "
@@ -116,11 +120,12 @@ def _change(layout: Layout, name: str, pair: Pair) -> _Change:
         raise TensorUnknown(f"{where} is of expert {xid}; {config.where} says {experts} experts")
     pieces = tuple(layout.pieces(m, bid, xid))
     _check_shape(layout, m, bid, pair, pieces)
-    if any(p.role in (_TOKENS, "output.weight") for p in pieces):
+    if any(p.role == _TOKENS for p in pieces):
         _check_tied(layout, pair)
     change = _Change(pair, m, bid, xid, pieces)
     tables = [name for name in change.names if name in _TABLES]
-    if m.times or m.beside or tables != ([_TOKENS] if pair.is_table else []):
+    norms = [name for name in change.names if "norm" in name]
+    if m.times or m.beside or norms or tables != ([_TOKENS] if pair.is_table else []):
         raise UnsupportedSource(f"{where}: llama.cpp has no adapter of {change.names[0]}; {MERGE}")
     return change
 
@@ -136,7 +141,7 @@ def _check_shape(
             f"which is no matrix but {list(shape)}; is the adapter of another base?"
         )
     out, into = zip(shape, m.shape, strict=True)
-    if pair.is_table or any(p.rows.height for p in pieces):  # `[in, out]`, as GPT-2 keeps them
+    if pair.is_table or all(p.rows.height for p in pieces):  # `[in, out]`, as GPT-2 keeps them
         out, into = into, out
     for t, axis, (size, dim) in ((pair.a, 1, into), (pair.b, 0, out)):
         if t.shape[axis] != size:
@@ -231,7 +236,7 @@ def _halves(p: Piece, change: _Change, factor: float) -> tuple[Segment, Segment]
         )
     if not apart:
         raise UnsupportedSource(
-            f"{a.path}: tensor {a.name}: {in_block(p.role, change.bid)} is made of whole weights, "
-            f"not of a change of them; {MERGE}"
+            f"{a.path}: tensor {a.name}: llama.cpp has no adapter of "
+            f"{in_block(p.role, change.bid)}, which is not made of its rows as they are; {MERGE}"
         )
     return halves

@@ -22,8 +22,10 @@ from pathlib import Path
 from quantkit.architectures.config import Config
 from quantkit.errors import QuantkitError
 from quantkit.execution.journal import Identity, Journal
+from quantkit.model.adapter import adapter_from_files
 from quantkit.releases import manifest
 from quantkit.reporting.table import read_rows
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.safetensors import read_entries
 from quantkit.source.torch_pickle import read_pickle
@@ -31,6 +33,8 @@ from quantkit.source.torch_zip import read_torch_entries
 from quantkit.storage import os_files
 from quantkit.storage.parse import parse_json, parse_yaml
 from tests.attacks import small
+from tests.checkpoints import adapters
+from tests.record import recipes
 
 SECONDS = 10  # an input
 MEMORY = 3 << 30  # bytes of address space of the process, its libraries among them
@@ -126,7 +130,15 @@ def readers(directory: Path) -> dict[str, tuple[bytes, Callable[[Path], object]]
         read = Config(values if isinstance(values, dict) else {})
         return read.layers, read.head_dim, read.rope
 
+    made = adapters()["lora-mixtral-attention"]["recipe"]
+    adapter = recipes.write(made, directory, directory)
+
+    def adapted(path: Path) -> object:
+        (adapter / "adapter_model.safetensors").write_bytes(path.read_bytes())
+        return adapter_from_files(CheckpointFiles.local(adapter), adapter / "base")
+
     return {
+        "adapter": ((adapter / "adapter_model.safetensors").read_bytes()[:4000], adapted),
         "gguf": (whole, open_gguf_set),
         "report": (whole, lambda path: read_rows([path])),
         "safetensors": (len(head).to_bytes(8, "little") + head + bytes(32), read_entries),
