@@ -245,6 +245,8 @@ EMBEDDINGS = (
     vector("model.norm", "output_norm"),
     Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight")),
 )
+# a head of its own, in families whose runtime takes one and whose releases are tied
+OPTIONAL_HEAD = replace(EMBEDDINGS[2], optional=True)
 NORMS = (
     vector(f"{L}.input_layernorm", "attn_norm"),
     vector(f"{L}.post_attention_layernorm", "ffn_norm"),

@@ -10,6 +10,7 @@ from quantkit.architectures.common import (
     DROPS,
     EMBEDDINGS,
     NORMS,
+    OPTIONAL_HEAD,
     RMS_NORM,
     TEXT_KEYS,
     L,
@@ -45,7 +46,7 @@ GEMMA2 = Architecture(
     expects=(RMS_NORM, Expect("hidden_activation", ("gelu_pytorch_tanh",))),
     dims=DIMS,
     maps=(EMBEDDINGS[0], *_NORMS, *attention(), *gated_mlp()),
-    drops=(*DROPS, r"lm_head\.weight"),  # tied; some tools write it all the same
+    drops=(*DROPS, r"lm_head\.weight"),  # its runtime has no place for one
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0, "sliding_window": 4096, "tie_word_embeddings": True,
@@ -81,7 +82,10 @@ GEMMA3 = replace(
         Key("{arch}.attention.sliding_window", _window),
     ),
     expects=(*GEMMA2.expects, Expect("attn_logit_softcapping", (None,))),
-    maps=(EMBEDDINGS[0], *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp()),
+    maps=(
+        EMBEDDINGS[0], OPTIONAL_HEAD, *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp(),
+    ),
+    drops=DROPS,
     # what transformers assumes: multimodal releases leave most of it out
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,

@@ -9,8 +9,8 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
+    OPTIONAL_HEAD,
     RMS_NORM,
     TEXT_KEYS,
     L,
@@ -117,7 +117,7 @@ GEMMA3N = Architecture(
         "inputs": lambda c: c.layers * c.get("hidden_size_per_layer_input"),
     },
     maps=(
-        *EMBEDDINGS[:2],
+        *EMBEDDINGS[:2], OPTIONAL_HEAD,
         Map("model.embed_tokens_per_layer.weight", ("inputs_vocab", "inputs"),
             padded("per_layer_token_embd.weight", "vocab")),
         Map(PADDING, ("padding", "inputs"),
@@ -151,7 +151,6 @@ GEMMA3N = Architecture(
         vector(f"{L}.post_per_layer_input_norm", "post_norm"),
     ),
     added=_no_inputs,
-    drops=(*DROPS, r"lm_head\.weight"),
     defaults={
         "rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
         "vocab_size": 262400, "vocab_size_per_layer_input": 262144, "head_dim": 256,

@@ -12,8 +12,8 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
+    OPTIONAL_HEAD,
     RMS_NORM,
     TEXT_KEYS,
     L,
@@ -175,7 +175,7 @@ GEMMA4 = Architecture(
         "kv": lambda c: [n * m for n, m in zip(HEAD(c), KV_HEADS(c), strict=True)],
     },
     maps=(
-        *EMBEDDINGS[:2],
+        *EMBEDDINGS[:2], OPTIONAL_HEAD,
         _norm("input_layernorm", "attn_norm"),
         _norm("post_attention_layernorm", "post_attention_norm"),
         _norm("pre_feedforward_layernorm", "ffn_norm"),
@@ -209,7 +209,6 @@ GEMMA4 = Architecture(
         "fused experts": lambda c, bid: _has_experts(c, bid) and not _splits(c),
         "split experts": lambda c, bid: _has_experts(c, bid) and _splits(c),
     },
-    drops=(*DROPS, r"lm_head\.weight"),
     defaults={
         "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "num_kv_shared_layers": 0,
         "hidden_size_per_layer_input": 0,
