@@ -295,12 +295,13 @@ def _tell_notes(job: Job, run: Run) -> None:
 
 
 def _label(model: Model) -> str:
-    file_type = next((i.value for i in model.kv if i.key == "general.file_type"), None)
-    if file_type is None:  # an adapter
-        stored = {t.stored for t in model.tensors}
-        return f"{next(kind for kind in ('Q8_0', *sorted(stored)) if kind in stored)}-LoRA"
-    labels = {**dict(OUTTYPES.values()), **KEPT}
-    return labels[file_type]
+    """Of the file's type; of what is stored, where the key is not written."""
+    keys = {item.key: item.value for item in model.kv if item.key.startswith("general.")}
+    if (stated := keys.get("general.file_type")) is not None:
+        return {**dict(OUTTYPES.values()), **KEPT}[stated]
+    stored = {t.stored for t in model.tensors if len(t.shape) > 1}
+    kind = next(kind for kind in ("Q8_0", *sorted(stored)) if kind in stored)
+    return f"{kind}-LoRA" if keys.get("general.type") == "adapter" else kind
 
 
 def check_name(output: Path | None) -> None:

@@ -56,13 +56,13 @@ def assert_same(
     either: dict[str, Any] | None = None,
     skip: str = "no keys",
     added: tuple[str, ...] = (),
-    more: frozenset[str] = frozenset(),
+    own: frozenset[str] = frozenset(),
 ) -> None:
     """Every key (order, type, value) and every tensor (order, shape, type, bytes) agree.
 
     `either` names keys that llama.cpp writes otherwise, or not (None), depending on how it loads
     the config; keys that begin with `skip`, and those that end in one of `added`, are left aside.
-    `more`: tensors that only ours has.
+    `own`: tensors of ours that theirs lacks, or has otherwise.
     """
     header = read_header(path)
     ours = {
@@ -77,5 +77,8 @@ def assert_same(
         other = (either or {}).get(key)
         assert value == golden["kv"][key] or value.get("value") == other is not None, key
     found = tensors(path)
-    assert more <= {t["name"] for t in found}
-    assert [t for t in found if t["name"] not in more] == golden["tensors"]
+    assert own <= {t["name"] for t in found}
+    ours_too, theirs = (
+        [t for t in listed if t["name"] not in own] for listed in (found, golden["tensors"])
+    )
+    assert ours_too == theirs

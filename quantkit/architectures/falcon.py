@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from quantkit.architectures.common import DIMS, EMBEDDINGS, layer_norm, plain_mlp, text_keys
 from quantkit.architectures.rules import (
     Architecture,
     Config,
-    Dims,
     Expect,
     Key,
     Map,
-    Piece,
-    Shape,
+    grouped,
     linear,
-    piece,
     whole,
 )
 
@@ -29,22 +24,6 @@ def _kv_heads(config: Config) -> int:
         return n
     several = config.get("multi_query", kind="BOOL", default=True) is False
     return int(config.get("n_head_kv", default=config.get("num_attention_heads") if several else 1))
-
-
-def _grouped(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-    """A group of each key-value head, its queries, its key and its value, become all queries, all
-    keys and all values."""
-    groups, n = dims["kv_heads"], dims["head"]
-    queries = dims["heads"] // groups
-    at = [g * (queries + 2) * n for g in range(groups)]
-    q = [(start, queries * n) for start in at]
-    k = [(start + queries * n, n) for start in at]
-    v = [(start + (queries + 1) * n, n) for start in at]
-    out, row = [], 0
-    for start, count in (*q, *k, *v):
-        out.append(piece("attn_qkv.weight", source, count, row, start))
-        row += count
-    return out
 
 
 def _ffn(config: Config) -> int:
@@ -95,7 +74,8 @@ FALCON = Architecture(
             Map(m.source, m.shape, m.rows, optional=True)
             for m in layer_norm(f"{H}.ln_attn", "attn_norm_2")
         ),
-        Map(f"{H}.self_attention.query_key_value.weight", ("qkv", "hidden"), _grouped),
+        Map(f"{H}.self_attention.query_key_value.weight", ("qkv", "hidden"),
+            grouped("attn_qkv.weight")),
         *linear(f"{H}.self_attention.dense", ("hidden", "hidden"), "attn_output", bias=False),
         *plain_mlp(f"{H}.mlp", ("dense_h_to_4h", "dense_4h_to_h")),
     ),

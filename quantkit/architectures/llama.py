@@ -95,6 +95,9 @@ LLAMA = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
+# an encoder, as embedding models are
+LLAMA_EMBED = replace(LLAMA, hf_names=("LlamaBidirectionalModel",), gguf_arch="llama-embed")
+
 ARCEE = replace(
     LLAMA,
     hf_names=("ArceeForCausalLM",),
@@ -242,4 +245,4 @@ LLAMA4 = replace(
     defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
 )
 
-FAMILY = (LLAMA, MIXTRAL, LLAMA4, ARCEE, SMOLLM3, NANBEIGE, APERTUS)
+FAMILY = (LLAMA, LLAMA_EMBED, MIXTRAL, LLAMA4, ARCEE, SMOLLM3, NANBEIGE, APERTUS)

@@ -72,6 +72,14 @@ QWEN2 = Architecture(
     fuses=("qkv",),
 )
 
+KORMO = replace(
+    QWEN2,
+    hf_names=("KORMoForCausalLM",),
+    maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *gated_mlp()),
+    renames=((r"\.pre_attention_layernorm", ".input_layernorm"),
+             (r"\.pre_mlp_layernorm", ".post_attention_layernorm")),
+)  # fmt: skip
+
 # the text parts of Qwen2-VL, Qwen2.5-VL and Qwen2.5-Omni
 QWEN2_VL = replace(
     QWEN2,
@@ -247,6 +255,6 @@ GROVE_MOE = replace(
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, QWEN2_VL, QWEN3, MAINCODER, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE, QWEN3_OMNI,
-    RND1, LLADA_MOE, GROVE_MOE,
+    QWEN2, KORMO, QWEN2_VL, QWEN3, MAINCODER, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE,
+    QWEN3_OMNI, RND1, LLADA_MOE, GROVE_MOE,
 )  # fmt: skip

@@ -143,6 +143,26 @@ def parts(*roles: tuple[str, str] | tuple[str, str, str]) -> RowMap:
     return pieces
 
 
+def grouped(role: str) -> RowMap:
+    """A group of each key-value head, its queries, its key and its value, become all queries, all
+    keys and all values."""
+
+    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+        groups, n = dims["kv_heads"], dims["head"]
+        queries = dims["heads"] // max(groups, 1)
+        at = [g * (queries + 2) * n for g in range(groups)]
+        q = [(start, queries * n) for start in at]
+        k = [(start + queries * n, n) for start in at]
+        v = [(start + (queries + 1) * n, n) for start in at]
+        out, row = [], 0
+        for start, count in (*q, *k, *v):
+            out.append(piece(role, source, count, row, start))
+            row += count
+        return out
+
+    return pieces
+
+
 def rotary(role: str, heads: str) -> RowMap:
     """Interleave the two halves of every head, from the order of transformers' rotary embedding
     to that of the original Llama (llama.cpp `LlamaModel.permute`)."""

@@ -22,6 +22,7 @@ from quantkit.architectures.row_maps import (
     RowMap,
     Shape,
     edited,
+    grouped,
     halved,
     halves,
     interleaved,
@@ -40,8 +41,8 @@ from quantkit.source.tensors import SourceTensor
 # the row maps are words, too: a family imports all of them from here
 __all__ = [
     "DEFAULTS", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
-    "Map", "Piece", "RowMap", "Shape", "edited", "halved", "halves", "interleaved", "linear",
-    "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
+    "Map", "Piece", "RowMap", "Shape", "edited", "grouped", "halved", "halves", "interleaved",
+    "linear", "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
     "transposed", "vector", "whole",
 ]  # fmt: skip
 
@@ -260,6 +261,8 @@ class Architecture:
     rounds_ahead: frozenset[str] = frozenset()
     # roles that it leaves in float32 here, and not elsewhere
     exact: frozenset[str] = frozenset()
+    # whether general.file_type is written; llama.cpp's converter forgets it in a few
+    says_file_type: bool = True
     # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)
     keeps_types: bool = False
 

@@ -32,7 +32,7 @@ from quantkit.loading.keys import (
 from quantkit.loading.kinds import ENCODER, kind_of
 from quantkit.loading.needs import needs
 from quantkit.loading.patterns import PREDICT_ALONE
-from quantkit.loading.values import Info, Values, listed, number
+from quantkit.loading.values import Info, Values, listed, number, of_layers
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 
@@ -218,11 +218,12 @@ def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]
         yield f"{arch}.block_count is {count}, and there are tensors of layer {max(there)}"
         return
     trunk = range(max(count - ahead, 0))
+    skipped = _skipped(arch, values, len(trunk))
     if ahead and there and min(there) >= len(trunk):  # a file of the layers that predict alone
         trunk = range(0)
         if arch not in PREDICT_ALONE:
             yield f"{arch}: layers that predict further tokens cannot be a file of their own"
-    elif lost := [bid for bid in trunk if bid not in there]:
+    elif lost := [bid for bid in trunk if bid not in there and bid not in skipped]:
         if there or asked.in_blocks:
             yield f"{arch}.block_count is {count}, and layer {lost[0]} has no tensors"
         return
@@ -230,6 +231,14 @@ def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]
         if missing := [n for n in asked.in_blocks if n not in there[bid]]:
             yield f"blk.{bid}.{missing[0]} is not there"
             return
+
+
+def _skipped(arch: str, values: Values, count: int) -> set[int]:
+    """Layers that have neither attention nor a network, which one architecture may have
+    (deci.cpp)."""
+    sizes = ("attention.head_count", "feed_forward_length")
+    parts = zip(*(of_layers(values, name, count) for name in sizes), strict=True)
+    return {bid for bid, part in enumerate(parts) if arch == "deci" and not any(part)}
 
 
 def _experts(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:

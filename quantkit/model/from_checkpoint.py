@@ -45,7 +45,13 @@ TEXT_CONFIGS = (
     "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
     "lfm",
 )  # fmt: skip
-HEADLESS = ("LlamaModel", "Qwen2Model", "Qwen3Model", "Qwen3_5TextModel")  # saved without a head
+HEADLESS = (
+    "LlamaModel",
+    "LlamaBidirectionalModel",
+    "Qwen2Model",
+    "Qwen3Model",
+    "Qwen3_5TextModel",
+)  # saved without a head
 # models that are converted by their own name, whatever their text part calls itself
 # (llama.cpp `get_model_architecture`)
 OWN_NAMES = (

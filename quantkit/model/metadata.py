@@ -71,7 +71,8 @@ def checkpoint_metadata(
     add_keys(writer, arch.first_keys, config)
     add_general(writer, files, tensors)
     add_keys(writer, arch.keys, config)
-    writer.add_file_type(file_type)
+    if arch.says_file_type:
+        writer.add_file_type(file_type)
     add_keys(writer, arch.late_keys, config)
     reranks = add_reranker(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
@@ -214,7 +215,8 @@ def _check(metadata: Metadata, files: CheckpointFiles) -> None:
 # keys that llama.cpp reads one value a layer of, where it is given a list
 _PER_LAYER = (
     "attention.head_count", "attention.head_count_kv",
-    "attention.indexer.types", "attention.recurrent_layers", "attention.sliding_window_pattern",
+    "attention.indexer.types", "attention.recurrent_layers", "attention.rope_pattern",
+    "attention.sliding_window_pattern",
     "activation_sparsity_scale", "expert_feed_forward_length", "expert_used_count",
     "feed_forward_length", "swiglu_clamp_exp", "swiglu_clamp_shexp", "xielu.alpha_n",
     "xielu.alpha_p", "xielu.beta", "xielu.eps",

@@ -52,6 +52,7 @@ class VocabRules:
     until the files overrule them. `json_first`: tokenizer.json counts, where tokenizer.model is
     there as well. `whitespace`: llama.cpp splits at spaces alone where tokenizer.json does.
     `pieces_pre`: the pre-tokenizer of a tokenizer.json of pieces, which are joined by merges.
+    `by_flag`: an added token is special if the files say so, however it looks.
     """
 
     names: tuple[str, ...] = ()
@@ -78,6 +79,7 @@ class VocabRules:
     json_first: bool = False
     whitespace: bool = False
     pieces_pre: str = ""
+    by_flag: bool = False
 
 
 _LLAMA = VocabRules(
@@ -86,11 +88,13 @@ _LLAMA = VocabRules(
            "Mistral3ForConditionalGeneration", "Ministral3ForCausalLM", "IQuestCoderForCausalLM",
            "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration",
            "Idefics3ForConditionalGeneration", "LlavaForConditionalGeneration",
-           "VoxtralForConditionalGeneration", "NanbeigeForCausalLM", "LlamaModel"),
+           "VoxtralForConditionalGeneration", "NanbeigeForCausalLM", "LlamaModel",
+           "LlamaBidirectionalModel"),
     config_space_prefix="first", tekken=True,
 )  # fmt: skip
 _GRANITE = replace(
-    _LLAMA, names=("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
+    _LLAMA, names=("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM",
+                   "GraniteSWAForCausalLM", "GraniteMoeSWAForCausalLM"),
     pre="refact",
 )  # fmt: skip
 
@@ -219,6 +223,12 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("MambaForCausalLM", "MambaLMHeadModel"), json_first=True),
     VocabRules(names=("FalconMambaForCausalLM",), json_first=True, pre="falcon"),
     VocabRules(names=("FalconForCausalLM", "RWForCausalLM"), pre="falcon"),
+    VocabRules(names=("EuroBertModel", "JinaEmbeddingsV5Model"), first_add=(("bos", False),)),
+    VocabRules(names=("NeoBERT", "NeoBERTLMHead", "NeoBERTForSequenceClassification"),
+               token_types=1),
+    VocabRules(names=("DreamModel",), by_flag=True),
+    VocabRules(names=("LLaDAModelLM",), by_flag=True, add=(("bos", True),)),
+    VocabRules(names=("PanguEmbeddedForCausalLM",), config_space_prefix="last"),
 )  # fmt: skip
 
 _keys = [(name, row.size) for row in RULES for name in row.names]

@@ -45,6 +45,18 @@ def content(entry: Any) -> Any:
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
+def flags_of_added(files: CheckpointFiles) -> dict[int, bool]:
+    """Id -> whether the files call an added token special. Raises CorruptFile."""
+    listed = (files.optional("tokenizer.json") or {}).get("added_tokens")
+    config = tokenizer_config(files).get("added_tokens_decoder")
+    entries = [(t.get("id"), t) for t in listed or () if isinstance(t, dict)]
+    if isinstance(config, dict):
+        entries += [(int(i), t) for i, t in config.items() if str(i).isdecimal()]
+    return {
+        i: bool(t.get("special")) for i, t in entries if isinstance(i, int) and isinstance(t, dict)
+    }
+
+
 def read_special_tokens(
     files: CheckpointFiles, n_vocab: int, template_file_wins: bool = False
 ) -> SpecialTokens:

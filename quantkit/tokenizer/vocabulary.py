@@ -23,6 +23,7 @@ from quantkit.tokenizer.past_the_end import left_out
 from quantkit.tokenizer.sentencepiece import Pieces
 from quantkit.tokenizer.special_tokens import (
     SpecialTokens,
+    flags_of_added,
     read_merges,
     read_special_tokens,
     tokenizer_config,
@@ -347,6 +348,10 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
             vocab.middle_space_prefix = prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
+    if rules.by_flag:
+        plain = (i for i, special in flags_of_added(files).items() if not special)
+        for i in filter(range(len(vocab.types)).__contains__, plain):
+            vocab.types[i] = int(TokenType.USER_DEFINED)
     kinds = ((rules.shown, TokenType.USER_DEFINED), (rules.control, TokenType.CONTROL))
     for texts, kind_of in kinds:
         for i in filter(None, map(ids.get, texts)):

@@ -127,8 +127,8 @@ def as_gguf(source: Source, reading: Reading, threads: int | None, near: Path) -
         yield first_split(source.local())
         return
     model = open_checkpoint(source, None, reading)
-    stated = next(item.value for item in model.kv if item.key == "general.file_type")
-    outtype = {number: name for name, (number, _) in OUTTYPES.items()}.get(stated, "bf16")
+    stated = next((item.value for item in model.kv if item.key == "general.file_type"), None)
+    outtype = next((name for name, (number, _) in OUTTYPES.items() if number == stated), "bf16")
     with tempfile.TemporaryDirectory(prefix=".quantkit-", dir=near) as directory:
         path = Path(directory) / "source.gguf"
         jobs.convert(source, path, outtype, reading=reading, run=Run(threads=threads))

@@ -25,7 +25,8 @@ from quantkit.model import metadata
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.vocabulary import read_vocabulary
-from tests.architectures.test_architectures import EIGHT_OF_FOUR, WITHOUT, options
+from tests.architectures.differences import EIGHT_OF_FOUR, WITHOUT
+from tests.architectures.test_architectures import options
 from tests.checkpoints import architectures, from_recipe
 
 VALUES: tuple[Any, ...] = (None, 0, -1, "", [], [1, 2], {}, float("inf"), "x", 3, 0.5, True)

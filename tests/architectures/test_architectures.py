@@ -28,26 +28,12 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.tensors import Files
 from quantkit.source.torch_functions import torch_exp
 from tests import golden
+from tests.architectures.differences import EIGHT_OF_FOUR, LABELLED, MISSED, OWN, SILENT
 from tests.checkpoints import architectures
 from tests.conftest import sha256
 from tests.test_errors import edit_config, edit_tensors
 
 Get = Callable[[str], Path]
-
-# llama.cpp's converter stops here, or does what its runtime then refuses: no golden to agree with
-WITHOUT = {case for case, data in architectures().items() if not data["golden"]["outtypes"]}
-# fused by transformers 5 from a config that uses 8 experts of 4, which llama.cpp asserts against
-EIGHT_OF_FOUR = {"glm4moe-tf5fused", "olmoe-tf5fused"}
-# config.json does not say how experts are scored: llama.cpp's own file gives other logits than the
-# model, or makes llama.cpp abort
-SILENT = {"deepseek-v3-tf5fused", "dots1-tf5fused", "glm4moelite"}
-# llama.cpp's converter writes it under another name, where its loader misses it, or forgets it
-MISSED = {
-    "exaone35": (".attention.layer_norm_rms_epsilon", np.float32(1e-5)),
-    "falcon-11b": (".rope.freq_base", 500042.0),
-}
-# its converter drops what stands before the last matrix of the classifier
-POOLERS = {"bert-labels", "bert-reranker"}
 
 
 def options(args: list[str]) -> ConversionOptions:
@@ -88,13 +74,13 @@ def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_pa
     # False: llama.cpp was made to read a plain vocabulary where the family's own is another
     skip = "no keys" if theirs.get("vocabulary", True) else "tokenizer."
     added, number = (".expert_gating_func", 2) if case in SILENT else MISSED.get(case, ("", 0))
-    more, either = frozenset[str](), theirs.get("either")
-    if case in POOLERS:
-        more, either = frozenset({"cls.weight", "cls.bias"}), {"general.size_label": "1.4M"}
+    own, either = OWN.get(case, frozenset()), theirs.get("either")
+    if case in LABELLED:
+        either = {**(either or {}), "general.size_label": LABELLED[case]}
     golden.assert_same(
-        path, theirs["outtypes"][outtype], either, skip, (added,) if added else (), more
+        path, theirs["outtypes"][outtype], either, skip, (added,) if added else (), own
     )
-    if more:
+    if own:
         return
     if added:
         header = read_header(path)

@@ -55,12 +55,16 @@ CASES: list[tuple[str, dict[str, Any], float]] = [
         "apertus", "olmo1", "olmo2", "olmo3", "seed-oss", "cohere", "cohere2", "glm4-dense", "lfm2",
         "falcon-h1", "falcon-h1-norm", "ernie45", "nemotron", "minicpm3", "stablelm2-1.6b",
         "stablelm-3b", "stablelm2-12b", "starcoder1", "mistral-tekken", "hunyuan-dense2",
-        "mamba-hf", "mamba2", "kimi-linear",
+        "mamba-hf", "mamba2", "kimi-linear", "jais2", "granite-swa-theta",
+        "granitemoe-swa",
     )),
     # without windows; with them only 64 layers: see below
     ("exaone4-1.2b", {"layer_types": ["full_attention"] * 4}, ORDER),
     # the norm of queries and keys takes the model's epsilon in llama.cpp, and transformers 1e-6
     ("kimi-linear-48b", {}, 0.003),  # 0.0012
+    ("bloom", {}, TABLE),
+    ("pythia", {}, TABLE),
+    ("gpt-neox-seq", {}, TABLE),
     ("falcon-7b", {}, TABLE),
     ("falcon-40b", {}, TABLE),
     ("falcon-mamba", {}, TABLE),
