@@ -11,9 +11,8 @@ from quantkit.architectures.common import (
     TEXT_KEYS,
     L,
     gated_mlp,
-    kv_heads_if_said,
 )
-from quantkit.architectures.llama import LLAMA
+from quantkit.architectures.llama import LLAMA, kv_heads_if_said
 from quantkit.architectures.rules import Config, Expect, Key, Map, linear, parts
 from quantkit.errors import ConfigError
 

@@ -162,15 +162,6 @@ def with_head_dim(keys: tuple[Key, ...], *classes: str) -> tuple[Key, ...]:
     )
 
 
-def kv_heads_if_said(keys: tuple[Key, ...]) -> tuple[Key, ...]:
-    """`keys` without a number of key-value heads where config.json says none."""
-    name = "num_key_value_heads"
-    return tuple(
-        replace(k, config=name, default=None) if k.name.endswith(".head_count_kv") else k
-        for k in keys
-    )
-
-
 def optional_key(name: str, *config: str, kind: str = "UINT32") -> Key:
     """A key that is left out where config.json is silent."""
     return Key("{arch}." + name, config, kind, default=None)

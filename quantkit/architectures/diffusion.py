@@ -12,10 +12,9 @@ from quantkit.architectures.common import (
     VOCAB_SIZE,
     attention,
     gated_mlp,
-    kv_heads_if_said,
     no_key,
 )
-from quantkit.architectures.llama import LLAMA
+from quantkit.architectures.llama import LLAMA, kv_heads_if_said
 from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.qwen import QWEN2
 from quantkit.architectures.rules import Expect, Key, Map, vector, whole

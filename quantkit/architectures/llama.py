@@ -47,6 +47,15 @@ def rotated_head(config: Config) -> int:
     return value
 
 
+def kv_heads_if_said(keys: tuple[Key, ...]) -> tuple[Key, ...]:
+    """`keys` without a number of key-value heads where config.json says none."""
+    name = "num_key_value_heads"
+    return tuple(
+        replace(k, config=name, default=None) if k.name.endswith(".head_count_kv") else k
+        for k in keys
+    )
+
+
 def rope_freqs(config: Config) -> Any:
     """Llama 3.1's frequency factors, float32 `[head_dim / 2]`, or None for other models.
 

@@ -11,9 +11,8 @@ from quantkit.architectures.common import (
     VOCAB_SIZE,
     attention,
     gated_mlp,
-    kv_heads_if_said,
 )
-from quantkit.architectures.llama import LLAMA
+from quantkit.architectures.llama import LLAMA, kv_heads_if_said
 from quantkit.architectures.rules import Key, tied_head_dropped
 
 PANGU = tied_head_dropped(replace(
