@@ -174,19 +174,33 @@ def test_a_template_that_is_not_used(config: str | None, words: str, broken: Bro
     assert all(words in note for note in notes)
 
 
-@pytest.mark.parametrize("case", ["qwen3-reranker", "gemma2-dense"])
+@pytest.mark.parametrize("case", ["qwen3-reranker", "gemma2-dense", "cohere"])
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_head_that_was_trained_apart(case: str, apart: bool, broken: Broken) -> None:
     source = broken(case)
-    edit_config(source, tie_word_embeddings=True)
+    add_head(source, tied=True, apart=apart)
+    notes = [n for n in converted(source).notes if "is not the embedding" in n]
+    assert len(notes) == apart
+    assert all(("left out" in n) is (case != "qwen3-reranker") for n in notes)
+
+
+@pytest.mark.parametrize("case", ["gemma2-dense", "cohere"])
+def test_a_head_that_llama_cpp_has_no_place_for(case: str, broken: Broken) -> None:
+    source = broken(case)
+    add_head(source, tied=False, apart=False)
+    assert "output.weight" not in {t.name for t in converted(source).tensors}
+    add_head(source, tied=False, apart=True)
+    says(errors.ConfigError, "is not the embedding & tie_word_embeddings", source)
+
+
+def add_head(source: Path, tied: bool, apart: bool) -> None:
+    """Give a checkpoint an `lm_head`: the embedding, or zeros."""
+    edit_config(source, tie_word_embeddings=tied)
     path = source / "model.safetensors"
     tensors = read_safetensors(path)
     kind, shape, data = tensors["model.embed_tokens.weight"]
     tensors["lm_head.weight"] = (kind, shape, bytes(len(data)) if apart else data)
     write_safetensors(path, dict(sorted(tensors.items())))
-    notes = [n for n in converted(source).notes if "is not the embedding" in n]
-    assert len(notes) == apart
-    assert all(("left out" in n) is (case == "gemma2-dense") for n in notes)
 
 
 # --- the Hub's cache ----------------------------------------------------------------------------

@@ -53,7 +53,8 @@ def _shared_ffn(config: Config) -> int:
 
 NOT_SCALED = Key("{arch}.rope.scaling.type", lambda c: "none", "STRING")
 LOGIT_SCALE = Key("{arch}.logit_scale", "logit_scale", "FLOAT32")
-TRUNK = (*EMBEDDINGS, vector(f"{L}.input_layernorm", "attn_norm"), *attention(), *gated_mlp())
+# its runtime has no place for a head of its own
+TRUNK = (*EMBEDDINGS[:2], vector(f"{L}.input_layernorm", "attn_norm"), *attention(), *gated_mlp())
 
 COHERE = Architecture(
     hf_names=("CohereForCausalLM",),
@@ -78,6 +79,7 @@ COHERE = Architecture(
     layers={
         "query and key norms": lambda c, bid: c.get("use_qk_norm", kind="BOOL", default=False),
     },
+    drops=(*DROPS, r"lm_head\.weight"),
     defaults={
         "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "logit_scale": 0.0625,
         "tie_word_embeddings": True,
@@ -115,7 +117,7 @@ COHERE2 = replace(
     ),
     maps=TRUNK,
     layers={},
-    drops=(*DROPS, r".*_proj\.bias"),  # of no effect without attention_bias
+    drops=(*COHERE.drops, r".*_proj\.bias"),  # of no effect without attention_bias
     defaults={**COHERE.defaults, "sliding_window": 4096},
 )
 

@@ -254,7 +254,8 @@ def _head_note(
     used: Mapping[str, SourceTensor],
 ) -> str | None:
     """A line where a model is tied and its head was trained apart: three rows tell; or where a head
-    of its own is not there, and the architecture does without."""
+    of its own is not there, and the architecture does without. Raises ConfigError where llama.cpp
+    would take the embedding for such a head."""
     tied = config.find("tie_word_embeddings")
     optional = any(m.optional for m in arch.maps if m.source == "lm_head.weight")
     if tied is False and optional and not any("lm_head" in name for name in stored):
@@ -262,13 +263,13 @@ def _head_note(
             "no lm_head.weight is there, though config.json says that the output is not the "
             "embedding: llama.cpp takes the embedding"
         )
-    if tied is not True:
-        return None
     head, table = (
         next((t for name, t in stored.items() if name.endswith(end)), None)
         for end in ("lm_head.weight", "embed_tokens.weight")
     )
     if head is None or table is None or head.shape != table.shape or head.parts or table.parts:
+        return None
+    if tied is not True and head.name in used:
         return None
     with Files([head.path, table.path]) as files:
         rows = (0, head.n_rows // 2, head.n_rows - 1)
@@ -276,6 +277,11 @@ def _head_note(
             np.array_equal(files.read_rows(head, i, 1), files.read_rows(table, i, 1)) for i in rows
         ):
             return None
+    if tied is False:
+        raise ConfigError(
+            f"{head.name} is not the embedding, and llama.cpp's {arch.gguf_arch} takes the "
+            f"embedding for the output (tie_word_embeddings of {config.where} is false)"
+        )
     kept = "it is kept" if head.name in used else "it is left out"
     return (
         f"{head.name} is not the embedding, to which config.json ties it (tie_word_embeddings): "

@@ -166,7 +166,8 @@ def whitespace(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | No
 
 def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
     """Add the tokens of the files beside tokenizer.json in transformers' order: those with ids,
-    then special tokens by name (`TokenizersBackend`, `_from_pretrained`)."""
+    then special tokens by name (`TokenizersBackend`, `_from_pretrained`). What is special by name
+    is so whatever the files say of the token (transformers 4, which llama.cpp's converter uses)."""
     from tokenizers import AddedToken
 
     config = tokenizer_config(files)
@@ -192,6 +193,9 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
     known = {t.content for t in hf.get_added_tokens_decoder().values()}
     new = dict.fromkeys(t for t in _named(config) if t not in known)
     hf.add_tokens([AddedToken(t, special=True) for t in new])
+    names = {*_named(config)}
+    added = hf.get_added_tokens_decoder().values()
+    hf.add_special_tokens([t for t in added if t.content in names and not t.special])
 
 
 def _named(config: dict[str, Any]) -> list[str]:
