@@ -7,7 +7,6 @@ those of `lora_a`. Source, of llama.cpp b11549: `convert_lora_to_gguf.py`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +39,13 @@ def adapter_from_files(
     peft, label = read_adapter_config(files), files.label(CONFIG)
     pairs = read_pairs(files, peft)
     tokens = invocation_tokens(peft, label)
-    alpha = Counter(pair.alpha for pair in pairs).most_common(1)[0][0]
     with _base_files(files, base) as there:
         theirs = there.label(_BASE)
         wrong = f"{theirs}: its values are not of the kinds that they should be"
         with malformed(ConfigError, wrong):
             arch, config = read_config(there, _BASE)
         with malformed(ConfigError, f"{theirs} contradicts itself"):
-            placed, sources, shared = placed_pairs(arch, config, pairs, alpha)
+            placed, sources, shared, alpha = placed_pairs(arch, config, pairs)
     kind = outtype if outtype in OUTTYPES else "f32"
     tensors = tuple(
         ModelTensor(name, shape, _stored(shape, kind), segments)

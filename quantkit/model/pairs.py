@@ -7,6 +7,7 @@ the last of those that the adapter has arrives.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -15,64 +16,51 @@ from quantkit.architectures.rules import DEFAULTS, Architecture, Config, Map, Pi
 from quantkit.errors import TensorMissing, TensorShape, TensorUnknown, UnsupportedSource
 from quantkit.gguf.tensor_names import in_block
 from quantkit.gguf.types import type_by_name
+from quantkit.model.halves import Change, Landed, landed
 from quantkit.model.peft import MERGE, Pair
 from quantkit.model.placement import Layout, Placed, kin_of
-from quantkit.source.segments import Edit, Segment
+from quantkit.source.codings.by_expert import by_expert
+from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 
 _TOKENS = "token_embd.weight"
 # tables that are looked up, of which llama.cpp knows an adapter of the first alone
 _TABLES = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
-# edits that a product keeps: of its rows, then of its columns; others want the sum itself
-_OF_ROWS, _OF_COLUMNS = ("scale",), ("heads_across",)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A pair, and the matrix of the base that it changes."""
-
-    pair: Pair
-    map: Map
-    bid: int | None
-    xid: int
-    pieces: tuple[Piece, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The GGUF tensors that are made of the matrix."""
-        return tuple(dict.fromkeys(in_block(p.role, self.bid) for p in self.pieces))
 
 
 def placed_pairs(
-    arch: Architecture, config: Config, pairs: Sequence[Pair], alpha: float
-) -> tuple[Placed, dict[str, SourceTensor], frozenset[str]]:
-    """Every tensor of the adapter's file, whose key is `alpha`; the sources that make them, and
-    those of which rows are used more than once.
+    arch: Architecture, config: Config, pairs: Sequence[Pair]
+) -> tuple[Placed, dict[str, SourceTensor], frozenset[str], float]:
+    """Every tensor of the adapter's file; the sources that make them, those of which rows are used
+    more than once, and the alpha of the file, which is that of most matrices.
 
     Raises ConfigError, TensorUnknown, TensorShape, TensorMissing, UnsupportedSource.
     """
-    matrices = {f"{pair.module}.weight": pair for pair in pairs}
-    products = {n: _product(n, p) for n, p in matrices.items()}
+    parameters = {m.source.rpartition(".")[2] for m in arch.maps if _is_stack(m)} - {"weight"}
+    products = {n: _product(n, p) for p in pairs for n in _names(p, parameters)}
     arch = arch.respelled(config, {arch.plain(n): t.shape for n, t in products.items()}) or arch
     layout = Layout(arch, config, DEFAULTS, products)
-    changes = [_change(layout, name, pair) for name, pair in matrices.items()]
+    changes = [_change(layout, pair, _names(pair, parameters)) for pair in pairs]
+    alpha = Counter(change.alpha for change in changes).most_common(1)[0][0]
     there = {name for change in changes for name in change.names}
     waiting: dict[str, _Halves] = {}
     placed: Placed = {}
     shared: set[str] = set()
+    sources: dict[str, SourceTensor] = {}
     for change in changes:
-        pair = change.pair
+        a, b = change.pair.a, change.pair.b
+        sources |= {a.name: a, b.name: by_expert(b, change.experts) if change.takes_turns else b}
         for p in change.pieces:
             name = in_block(p.role, change.bid)
-            target = waiting.setdefault(name, _Halves(p.shape, pair))
-            a, b = _halves(p, change, pair.alpha / alpha)
-            if name in placed or not target.take(p.rows.count, a, b, pair):
+            target = waiting.setdefault(name, _Halves(p.shape, change))
+            halves = landed(p, change, change.alpha / alpha)
+            if name in placed or not target.take(p.rows.count, halves, change):
                 raise UnsupportedSource(
-                    f"{pair.a.path}: tensor {pair.a.name} is one of several that {name} is made "
-                    f"of, and of such no adapter is made; {MERGE}"
+                    f"{a.path}: tensor {a.name} is one of several that {name} is made of, and of "
+                    f"such no adapter is made; {MERGE}"
                 )
         if len(change.names) > 1 or len(change.pieces) > 1:
-            shared |= {pair.a.name}
+            shared |= {a.name, b.name}
         names: Iterable[str] = change.names
         if "{xid}" in (change.map.like or change.map.source):
             kin = kin_of(names, change.bid, layout) or names
@@ -80,12 +68,25 @@ def placed_pairs(
         if all(name in waiting and waiting[name].left == 0 for name in names):
             for name in names:
                 placed |= waiting.pop(name).tensors(name)
-    for name, halves in waiting.items():
+    for name, target in waiting.items():
         raise TensorMissing(
-            f"{halves.first.a.path}: only part of {name} is in the adapter, which llama.cpp takes "
-            f"whole (all experts, or none); {MERGE}"
+            f"{target.first.pair.a.path}: only part of {name} is in the adapter, which llama.cpp "
+            f"takes whole (all experts, or none); {MERGE}"
         )
-    return placed, {t.name: t for pair in pairs for t in (pair.a, pair.b)}, frozenset(shared)
+    return placed, sources, frozenset(shared), alpha
+
+
+def _is_stack(m: Map) -> bool:
+    """Whether all experts are in one tensor."""
+    return len(m.shape) == 3 and "xid" not in m.fields
+
+
+def _names(pair: Pair, parameters: Iterable[str]) -> list[str]:
+    """The tensor that a pair may be of: the weight of its module, or one of the parameters of
+    stacked experts, which PEFT wraps one in another."""
+    stem = pair.module.replace(".base_layer", "")
+    more = [f"{stem}.{name}" for name in parameters] if stem.endswith("experts") else []
+    return [f"{pair.module}.weight", *more]
 
 
 def _product(name: str, pair: Pair) -> SourceTensor:
@@ -94,25 +95,26 @@ def _product(name: str, pair: Pair) -> SourceTensor:
     return SourceTensor(name, type_by_name("F32"), shape, pair.b.path, 0)
 
 
-def _change(layout: Layout, name: str, pair: Pair) -> _Change:
+def _change(layout: Layout, pair: Pair, names: Sequence[str]) -> Change:
     """Where the matrix of a pair is in the base. Raises TensorUnknown, TensorShape,
     UnsupportedSource."""
-    arch, config, t = layout.arch, layout.config, layout.sources[name]
+    arch, config, t = layout.arch, layout.config, layout.sources[names[0]]
     where = f"{pair.a.path}: tensor {pair.a.name}"
     m, bid, xid = layout.find(t)
-    if layout.names[name] == "lm_head.weight":
+    if layout.names[t.name] == "lm_head.weight":
         _check_tied(layout, pair)
     if bid is not None and bid >= layout.blocks:
         raise TensorUnknown(
             f"{where} is of layer {bid}; {config.where} says num_hidden_layers {config.layers}: "
             "the adapter is of another base, or of a layer that predicts further tokens"
         )
+    found = [layout.find(layout.sources[name])[0] for name in names]
+    if stacks := [m for m in found if m is not None and _is_stack(m) and layout.has(m, bid)]:
+        return _change_of_stack(layout, pair, stacks, bid)
     if m is None or not layout.has(m, bid):
         why = "is the adapter of another base?"
         if layout.drops(t):
             why = f"it is of a part that is not in the file of the text; {MERGE}"
-        elif ".base_layer" in name or name.endswith(".experts.weight"):
-            why = f"it is of parameters that are no module (experts in one tensor); {MERGE}"
         kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""
         raise TensorUnknown(f"{where} has no place in {arch.hf_names[0]}{kind}; {why}")
     experts = layout.dims[bid or 0].get(m.experts, 0)
@@ -122,12 +124,43 @@ def _change(layout: Layout, name: str, pair: Pair) -> _Change:
     _check_shape(layout, m, bid, pair, pieces)
     if any(p.role == _TOKENS for p in pieces):
         _check_tied(layout, pair)
-    change = _Change(pair, m, bid, xid, pieces)
+    change = Change(pair, m, bid, pieces)
     tables = [name for name in change.names if name in _TABLES]
     norms = [name for name in change.names if "norm" in name]
     if m.times or m.beside or norms or tables != ([_TOKENS] if pair.is_table else []):
         raise UnsupportedSource(f"{where}: llama.cpp has no adapter of {change.names[0]}; {MERGE}")
     return change
+
+
+def _change_of_stack(layout: Layout, pair: Pair, stacks: Sequence[Map], bid: int | None) -> Change:
+    """Which of the stacks of a module's experts a pair changes: its halves say so by their shapes.
+
+    Raises TensorShape, UnsupportedSource.
+    """
+    where = f"{pair.a.path}: tensor {pair.a.name}"
+    sizes = (pair.b.shape[0], pair.a.shape[1])
+    shapes = [layout.shape(m, bid) for m in stacks]
+    found = [
+        (m, shape[0])
+        for m, shape in zip(stacks, shapes, strict=True)
+        if sizes in (shape[1:], shape[:0:-1]) and pair.a.shape[0] % shape[0] == 0
+    ]
+    if not found:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise TensorShape(
+            f"{where}: a change of {list(sizes)} found, experts of {expected} expected (of "
+            f"{layout.config.where}); is the adapter of another base?"
+        )
+    (m, experts), *others = found
+    pieces = tuple(layout.pieces(m, bid, 0))
+    lie_turned = any(p.rows.height for p in pieces)
+    if others or (sizes[0] == sizes[1] and (lie_turned or not pair.turns)):
+        raise UnsupportedSource(
+            f"{where}: the matrices of the experts are square, and the adapter does not tell which "
+            f"way its halves lie; {MERGE}"
+        )
+    turned = sizes != layout.shape(m, bid)[1:]
+    return Change(pair, m, bid, pieces, experts, turned)
 
 
 def _check_shape(
@@ -170,7 +203,7 @@ class _Halves:
     """A tensor of the base, and what has arrived of the two halves of its change."""
 
     shape: tuple[int, ...]
-    first: Pair  # the one that came first
+    first: Change  # the one that came first
     a: dict[int, Segment] = field(default_factory=dict)  # by the row they begin at
     b: dict[int, Segment] = field(default_factory=dict)
     left: int = field(init=False)  # rows of the tensor
@@ -178,17 +211,21 @@ class _Halves:
     def __post_init__(self) -> None:
         self.left = prod(self.shape[:-1])
 
-    def take(self, rows: int, a: Segment, b: Segment, pair: Pair) -> bool:
+    def take(self, rows: int, halves: Landed, change: Change) -> bool:
         """Add the halves of so many rows; False if they are there, or another pair has a part of
         their matrix. Raises UnsupportedSource."""
-        if pair.rank != self.first.rank:
+        a, other = change.pair.a, self.first.pair.a
+        if change.rank != self.first.rank:
             raise UnsupportedSource(
-                f"{pair.a.path}: tensor {pair.a.name} is of rank {pair.rank}, and "
-                f"{self.first.a.name}, which is stacked with it, of rank {self.first.rank}; {MERGE}"
+                f"{a.path}: tensor {a.name} is of rank {change.rank}, and {other.name}, which is "
+                f"stacked with it, of rank {self.first.rank}; {MERGE}"
             )
-        if b.first_row in self.b or self.a.setdefault(a.first_row, a) != a:
+        of_a, of_b = halves
+        if any(self.a.setdefault(s.first_row, s) != s for s in of_a):
             return False
-        self.b[b.first_row] = b
+        if any(s.first_row in self.b for s in of_b):
+            return False
+        self.b |= {s.first_row: s for s in of_b}
         self.left -= rows
         return True
 
@@ -197,46 +234,9 @@ class _Halves:
         a, b = (tuple(half[row] for row in sorted(half)) for half in (self.a, self.b))
         rank, (*lead, rows, width) = self.first.rank, self.shape
         a_shape, b_shape = (rank, width), (rows, rank)
-        if self.first.is_table:
+        if self.first.pair.is_table:
             a_shape, b_shape = (rows, rank), (width, rank)
         return {
             f"{name}.lora_a": ((*lead, *a_shape), a),
             f"{name}.lora_b": ((*lead, *b_shape), b),
         }
-
-
-def _halves(p: Piece, change: _Change, factor: float) -> tuple[Segment, Segment]:
-    """The rows of `lora_a` and `lora_b` that come of a piece of the matrix; those of `lora_b` times
-    `factor`. Raises UnsupportedSource."""
-    s, (a, b) = p.rows, (change.pair.a, change.pair.b)
-    rank, wide = a.shape
-    of_rows = tuple(e for e in s.edits if e[0] in _OF_ROWS)
-    of_columns = tuple(e for e in s.edits if e[0] in _OF_COLUMNS)
-    scaled: tuple[Edit, ...] = () if factor == 1 else (("times", factor),)
-    # whole rows, and of a stack one whole matrix
-    apart = len(of_rows) + len(of_columns) == len(s.edits) and not change.map.flat
-    if change.pair.is_table:
-        apart = apart and (s.count, s.order, s.step, of_columns) == (wide, (), 1, ())
-        halves = (
-            Segment(a.name, 0, 0, wide, height=rank),
-            Segment(b.name, 0, 0, b.shape[0], edits=(*of_rows, *scaled)),
-        )
-    else:
-        matrix, inside = divmod(s.first_row, p.shape[-2])
-        apart = (
-            apart
-            and p.shape[-1] == wide
-            and (s.source_row, s.height) in ((s.source_row, 0), (0, wide))
-        )
-        apart = apart and (len(p.shape) == 2 or (s.count, inside) == (p.shape[-2], 0))
-        at, edits = s.column if s.height else s.source_row, (*of_rows, *scaled)
-        halves = (
-            Segment(a.name, 0, matrix * rank, rank, edits=of_columns),
-            Segment(b.name, at, s.first_row, s.count, s.order, s.step, edits=edits),
-        )
-    if not apart:
-        raise UnsupportedSource(
-            f"{a.path}: tensor {a.name}: llama.cpp has no adapter of "
-            f"{in_block(p.role, change.bid)}, which is not made of its rows as they are; {MERGE}"
-        )
-    return halves

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import isfinite, sqrt
+from math import isfinite
 from typing import Any
 
 from quantkit.errors import (
@@ -40,7 +40,8 @@ _REFUSED = {
     "lora_bias": "LoRA with biases",
     "layer_replication": "LoRA of layers that are repeated",
     "trainable_token_indices": "a table of single tokens that were trained",
-    "target_parameters": "LoRA of parameters that are no module (experts in one tensor)",
+    "kasa_config": "KaSA, which has a diagonal between the two",
+    "arrow_config": "Arrow, which chooses among adapters",
 }
 # how the pair began, where the base stayed what it is; the others take their beginning from it
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
@@ -58,6 +59,7 @@ _OTHERS = (
     (r"(embed_tokens|lm_head|wte)\.", "a whole table of tokens, which was trained or made larger "
      "beside the pairs"),
 )  # fmt: skip
+_TURNS = 19  # peft 0.19
 # a module's name, or the end of one, in alpha_pattern
 _PATTERN = re.compile(r"\^?[\w.-]+")
 
@@ -65,9 +67,11 @@ _PATTERN = re.compile(r"\^?[\w.-]+")
 @dataclass(frozen=True)
 class Pair:
     """The two halves of a change: `a` `[rank, in]` and `b` `[out, rank]`, of which `b` times `a` is
-    added to the matrix `module`; to its transpose, where that is a table of tokens.
+    added to the matrix `module`; to its transpose, where that is a table of tokens. Of experts in
+    one tensor the halves of all lie in one another, `a` `[experts * rank, in]`.
 
-    `alpha` over the rank is the factor of the product.
+    `alpha` over the rank is the factor of the product, over its root where `by_root`. `turns`:
+    whether the PEFT that saved it looked which way experts in one tensor lie.
     """
 
     module: str
@@ -75,11 +79,8 @@ class Pair:
     b: SourceTensor
     is_table: bool
     alpha: float
-
-    @property
-    def rank(self) -> int:
-        """How many rows `a` has, and columns `b`."""
-        return self.a.shape[0]
+    by_root: bool = False
+    turns: bool = False
 
 
 def is_adapter(files: CheckpointFiles) -> bool:
@@ -172,8 +173,13 @@ def read_pairs(files: CheckpointFiles, config: Mapping[str, Any]) -> list[Pair]:
         _check_rest(t, found)
     if not found:
         raise TensorMissing(f"{path}: there is no lora_A and lora_B in it")
-    alphas = _Alphas(config, files.label(CONFIG))
-    return [_pair(name, halves, name in tables, alphas) for name, halves in found.items()]
+    alphas, by_root = _Alphas(config, files.label(CONFIG)), bool(config.get("use_rslora"))
+    version = re.match(r"0\.(\d{1,3})\.|[1-9]", str(config.get("peft_version")))
+    turns = version is not None and (version[1] is None or int(version[1]) >= _TURNS)
+    return [
+        Pair(name, *_halves(halves), name in tables, alphas.of(name), by_root, turns)
+        for name, halves in found.items()
+    ]
 
 
 def _check_rest(t: SourceTensor, found: Mapping[str, object]) -> None:
@@ -188,7 +194,8 @@ def _check_rest(t: SourceTensor, found: Mapping[str, object]) -> None:
     )
 
 
-def _pair(module: str, halves: Mapping[str, SourceTensor], is_table: bool, alphas: _Alphas) -> Pair:
+def _halves(halves: Mapping[str, SourceTensor]) -> tuple[SourceTensor, SourceTensor]:
+    """`a` and `b`, which fit each other. Raises TensorMissing, TensorShape, UnsupportedSource."""
     if len(halves) < 2:
         ((half, t),) = halves.items()
         other = "B" if half == "A" else "A"
@@ -207,16 +214,16 @@ def _pair(module: str, halves: Mapping[str, SourceTensor], is_table: bool, alpha
             f"{b.path}: tensor {b.name}: shape {list(b.shape)} found, {a.shape[0]} columns "
             f"expected, as many as {a.name} has rows"
         )
-    return Pair(module, a, b, is_table, alphas.of(module, a.shape[0]))
+    return a, b
 
 
 class _Alphas:
     """The numbers that PEFT divides by the rank: `lora_alpha`, or what `alpha_pattern` says of a
-    module; with `use_rslora` they are divided by its root, and so larger by that."""
+    module."""
 
     def __init__(self, config: Mapping[str, Any], label: str) -> None:
+        self._label = label
         self._alpha = _number(config, "lora_alpha", label)
-        self._by_root = bool(config.get("use_rslora"))
         pattern = config.get("alpha_pattern") or {}
         if not isinstance(pattern, dict):
             raise ConfigError(f"{label}: 'alpha_pattern' is no table")
@@ -229,8 +236,12 @@ class _Alphas:
             re.compile(rf"(.*\.)?({key})"): _number(pattern, key, label) for key in pattern
         }
 
-    def of(self, module: str, rank: int) -> float:
-        """The alpha of a module's pair."""
+    def of(self, module: str) -> float:
+        """The alpha of a module's pair. Raises UnsupportedSource."""
+        if self._by_name and (".base_layer" in module or module.endswith("experts")):
+            raise UnsupportedSource(
+                f"{self._label}: 'alpha_pattern' is not read beside experts in one tensor. "
+                f"{_cure()}"
+            )
         found = (alpha for key, alpha in self._by_name.items() if key.fullmatch(module))
-        alpha = next(found, self._alpha)
-        return alpha * sqrt(rank) if self._by_root else alpha
+        return next(found, self._alpha)

@@ -211,7 +211,7 @@ def _taken(base: Path, whole: dict[str, Any]) -> list[str]:
         )
         with contextlib.suppress(*REFUSED):
             with contextlib.suppress(errors.TensorMissing):  # the other experts
-                placed_pairs(arch, config, [Pair(name[:-7], a, b, False, 4.0)], 4.0)
+                placed_pairs(arch, config, [Pair(name[:-7], a, b, False, 4.0)])
             taken.append(name)
     return taken
 

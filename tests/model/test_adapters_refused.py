@@ -51,7 +51,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lora_bias": True}, U, "'lora_bias' & biases"),
     ({"layer_replication": [[0, 2]]}, U, "'layer_replication'"),
     ({"trainable_token_indices": [1]}, U, "'trainable_token_indices'"),
-    ({"target_parameters": ["mlp.experts.down_proj"]}, U, "'target_parameters'"),
+    ({"kasa_config": {}, "arrow_config": {"a": 1}}, U, "'arrow_config'"),
     ({"init_lora_weights": "pissa"}, U, "'pissa' & path_initial_model_for_weight_conversion"),
     ({"init_lora_weights": {"a": 1}}, U, "'init_lora_weights'"),
     ({"lora_alpha": ...}, C, "'lora_alpha' is missing"),
@@ -130,7 +130,7 @@ CHANGED: list[tuple[Tensors, type[Exception], str]] = [
      errors.TensorUnknown, "no matrix"),
     ({f"{X}.layers.0.mlp.experts.base_layer.lora_A.weight": _zeros(4, 64),
       f"{X}.layers.0.mlp.experts.base_layer.lora_B.weight": _zeros(64, 4)}, errors.TensorUnknown,
-     "parameters that are no module"),
+     "has no place in Llama"),
 ]  # fmt: skip
 
 
