@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from quantkit.encoders import (
+    cogvlm,
     deepseek_ocr,
+    dots_ocr,
     gemma,
     glm,
     hunyuan_vl,
     intern_vl,
+    janus,
     kimi_vl,
     llama4,
     minimax,
@@ -15,17 +18,21 @@ from quantkit.encoders import (
     pixtral,
     qwen_vl,
     siglip,
+    siglip2,
     whisper,
 )
 from quantkit.encoders.rules import Encoder
 from quantkit.errors import UnsupportedArchitecture
 
 ENCODERS: tuple[Encoder, ...] = (
+    *cogvlm.FAMILY,
     *deepseek_ocr.FAMILY,
+    *dots_ocr.FAMILY,
     *gemma.FAMILY,
     *glm.FAMILY,
     *hunyuan_vl.FAMILY,
     *intern_vl.FAMILY,
+    *janus.FAMILY,
     *kimi_vl.FAMILY,
     *llama4.FAMILY,
     *minimax.FAMILY,
@@ -33,6 +40,7 @@ ENCODERS: tuple[Encoder, ...] = (
     *pixtral.FAMILY,
     *qwen_vl.FAMILY,
     *siglip.FAMILY,
+    *siglip2.FAMILY,
     *whisper.FAMILY,
 )
 

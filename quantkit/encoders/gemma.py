@@ -270,6 +270,9 @@ GEMMA4 = Encoder(
         *KERNELS,
     ),
 )  # fmt: skip
+
+EMBEDDING_GEMMA2 = replace(GEMMA4, hf_names=("EmbeddingGemma2Model",))
+
 E = "model.vision_embedder"
 
 
@@ -365,4 +368,4 @@ GEMMA4_UNIFIED = replace(
     },
 )  # fmt: skip
 
-FAMILY = (GEMMA3, GEMMA4, GEMMA4_UNIFIED)
+FAMILY = (GEMMA3, GEMMA4, EMBEDDING_GEMMA2, GEMMA4_UNIFIED)

@@ -1,10 +1,10 @@
-"""The encoders of images of GLM-4V and GLM-OCR. llama.cpp: `conversion/qwen3vl.py`."""
+"""The encoders of images of GLM-4V, GLM-OCR and GLM-5.3. llama.cpp: `conversion/qwen3vl.py`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from quantkit.architectures.rules import Expect, Map, vector, whole
+from quantkit.architectures.rules import Config, Expect, Key, Map, vector, whole
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
@@ -18,6 +18,7 @@ from quantkit.encoders.common import (
     lin,
     positions,
     projector,
+    told,
     vision,
     width,
 )
@@ -115,4 +116,33 @@ GLM_OCR = replace(
     },
 )  # fmt: skip
 
-FAMILY = (GLM4V, GLM_OCR)
+
+def _budget(end: str) -> Key:
+    """The fewest or the most pixels of an image, from its tokens."""
+
+    def read(config: Config) -> int | None:
+        tokens: int | None = config.get(f"preprocessor.{end}_image_tokens", default=None)
+        if tokens is None:
+            return None
+        side = config.one("preprocessor.patch_size", default=14)
+        return tokens * (side * config.one("preprocessor.merge_size", default=2)) ** 2
+
+    return Key(f"clip.vision.image_{end}_pixels", read)
+
+
+GLM5_NEXT = replace(
+    GLM_OCR,
+    hf_names=("Glm5NextForConditionalGeneration",),
+    keys=(
+        *VISION_KEYS,
+        projector("glm5v"),
+        *GLM4V.keys[11:],
+        Key("clip.vision.spatial_merge_size", vision("spatial_merge_size"), default=2),
+        Key("clip.vision.swiglu_clamp", vision("swiglu_limit"), "FLOAT32", None),
+        _budget("min"),
+        _budget("max"),
+    ),
+    dims={**GLM_OCR.dims, "wide": told(f"{M}.gate_proj.weight")},
+)
+
+FAMILY = (GLM4V, GLM_OCR, GLM5_NEXT)

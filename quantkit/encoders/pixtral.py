@@ -5,9 +5,10 @@ llama.cpp: `conversion/llava.py`, `conversion/pixtral.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from quantkit.architectures.rules import Expect, Key, Map, rotary, whole
+from quantkit.architectures.rules import Config, Expect, Key, Map, rotary, whole
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
@@ -17,6 +18,7 @@ from quantkit.encoders.common import (
     V,
     activation,
     eps,
+    flag,
     lin,
     one_row,
     projector,
@@ -85,7 +87,7 @@ MISTRAL3 = Encoder(
             one_row("v.token_embd.img_break", "img_break")),
     ),
     drops=(rf"(?!(model\.)?({T}|{P})\.).*",),
-    tokens={"img_break": "[IMG_BREAK]"},
+    tokens=lambda config: {"img_break": "[IMG_BREAK]"},
     defaults={
         VISION: {
             "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
@@ -104,4 +106,108 @@ PIXTRAL = replace(
     defaults={k: v for k, v in MISTRAL3.defaults.items() if k != "spatial_merge_size"},
 )
 
-FAMILY = (MISTRAL3, PIXTRAL)
+
+LIGHTON_OCR = replace(
+    MISTRAL3,
+    hf_names=("LightOnOCRForConditionalGeneration",),
+    keys=tuple(projector("lightonocr") if k.name == "clip.projector_type" else k
+               for k in MISTRAL3.keys),
+    maps=MISTRAL3.maps[:-1],
+    renames=(
+        (r"^model\.vision_encoder\.", f"{T}."),
+        (r"^model\.vision_projection\.", f"{P}."),
+    ),
+    drops=(rf"(?!(model\.)?({T}|{P}|vision_encoder|vision_projection)\.).*",),
+    tokens=lambda config: {},
+    dims={k: v for k, v in MISTRAL3.dims.items() if k not in ("vocab", "img_break")},
+    defaults={**MISTRAL3.defaults, "text_config": {"hidden_size": 1024}},
+)  # fmt: skip
+
+E = "vision_encoder"
+L = f"{E}.transformer.layers.{{bid}}"
+_COLOURS = {
+    "clip.vision.image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "clip.vision.image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
+
+def _fixed(value: list[float]) -> Callable[[Config], list[float]]:
+    return lambda c: value
+
+
+def _merges(config: Config) -> bool:
+    return bool(config.find(f"{VISION}.mm_projector_id") == "patch_merge")
+
+
+def _merge(config: Config) -> int | None:
+    return config.one(*vision("spatial_merge_size")) if _merges(config) else None
+
+
+def _break(config: Config) -> int:
+    """The token between rows: params.json may leave it to the vocabulary."""
+    given: int = config.get(*vision("image_break_token_id"), kind="INT32")
+    return given if given >= 0 else config.one("img_break")
+
+
+def _break_token(config: Config) -> dict[str, str]:
+    given: int = config.get(*vision("image_break_token_id"), kind="INT32")
+    return {} if given >= 0 else {"img_break": "[IMG_BREAK]"}
+
+
+def _mistrals(source: str, shape: tuple[str, ...], role: str) -> tuple[Map, ...]:
+    return lin(f"{L}.{source}", shape, f"{V}.{role}", "vision", False)
+
+
+# Mistral's own format: rotary channels are in the original order there, and the token's embedding
+# is not called language_model, so that llama.cpp finds it
+OWN = Encoder(
+    hf_names=("params.json",),
+    gguf_arch="clip",
+    keys=(
+        *(
+            replace(k, config=_fixed(_COLOURS[k.name])) if k.name in _COLOURS else k
+            for k in VISION_KEYS
+        ),
+        projector("pixtral"),
+        Key("clip.vision.attention.layer_norm_epsilon", "norm_eps", "FLOAT32"),
+        Key("clip.rope.freq_base", vision("rope_theta"), "FLOAT32"),
+        flag("clip.use_silu"),
+        Key("clip.vision.spatial_merge_size", _merge),
+    ),
+    late_keys=(),
+    expects=(),
+    dims={
+        **DIMS,
+        "merged": lambda c: c.one(*vision("hidden_size")) * (_merge(c) or 1) ** 2,
+        "vocab": lambda c: c.one("vocab_size"),
+        "img_break": _break,
+    },
+    layers={**KINDS, "merges": lambda c, bid: _merges(c)},
+    maps=(
+        Map(f"{E}.patch_conv.weight", ("v", "channels", "patch", "patch"),
+            whole("v.patch_embd.weight")),
+        *lin(f"{E}.ln_pre", ("v",), "v.pre_ln", "", False),
+        *_mistrals("attention_norm", ("v",), "ln1"),
+        *_mistrals("attention.wq", ("v", "v"), "attn_q"),
+        *_mistrals("attention.wk", ("v", "v"), "attn_k"),
+        *_mistrals("attention.wv", ("v", "v"), "attn_v"),
+        *_mistrals("attention.wo", ("v", "v"), "attn_out"),
+        *_mistrals("ffn_norm", ("v",), "ln2"),
+        *_mistrals("feed_forward.w1", ("ffn", "v"), "ffn_gate"),
+        *_mistrals("feed_forward.w3", ("ffn", "v"), "ffn_up"),
+        *_mistrals("feed_forward.w2", ("v", "ffn"), "ffn_down"),
+        Map("pre_mm_projector_norm.weight", ("v",), whole("mm.input_norm.weight"), optional=True),
+        *lin("patch_merger.merging_layer", ("v", "merged"), "mm.patch_merger", "merges", False),
+        *lin("vision_language_adapter.w_in", ("text", "v"), "mm.1", "", None),
+        *lin("vision_language_adapter.w_out", ("text", "text"), "mm.2", "", None),
+        Map("tok_embeddings.weight", ("vocab", "text"),
+            one_row("v.token_embd.img_break", "img_break")),
+    ),
+    drops=(rf"(?!({E}|pre_mm_projector_norm|patch_merger|vision_language_adapter)\b).*",),
+    tables={VISION: E},
+    aliases={"text_config.hidden_size": "dim"},
+    tokens=_break_token,
+    forced=KERNELS,
+)  # fmt: skip
+
+FAMILY = (MISTRAL3, PIXTRAL, LIGHTON_OCR, OWN)

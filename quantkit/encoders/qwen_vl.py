@@ -34,8 +34,10 @@ from quantkit.encoders.common import (
     flag,
     frames,
     lin,
+    pixel_count,
     projector,
     qkv,
+    told,
     vision,
 )
 from quantkit.encoders.rules import Encoder
@@ -153,11 +155,37 @@ QWEN3_5 = replace(
     QWEN3_VL,
     hf_names=(
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration", "OpenJevModel",
+        "Qwen4ExpForConditionalGeneration",
     ),
     defaults={
         **QWEN3_VL.defaults,
         VISION: {**QWEN3_VL.defaults[VISION], "deepstack_visual_indexes": []},
     },
+)  # fmt: skip
+
+# llama.cpp: `conversion/bailingmoe3.py`
+LING3_VL = replace(
+    QWEN3_VL,
+    hf_names=("BailingMoeV3VLForConditionalGeneration",),
+    keys=tuple(
+        projector("ling3vl") if key.name == "clip.projector_type" else key
+        for key in QWEN3_VL.keys if "deepstack" not in key.name
+    ),
+    expects=(_TWO_FRAMES, Expect(f"{VISION}.disable_merger_proj", (True,), required=True)),
+    dims={
+        **QWEN3_VL.dims,
+        "projected": told("linear_proj.0.weight"),
+    },
+    maps=(
+        *(
+            replace(m, optional=m.optional or m.source.endswith("proj.bias"))
+            for m in QWEN3_VL.maps if not m.source.startswith((f"{M}.", "visual.deepstack"))),
+        *lin(f"{M}.norm", ("v",), "mm.input_norm", ""),
+        *lin("linear_proj.0", ("projected", "merged"), "mm.0", "", None),
+        *lin("linear_proj.2", ("text", "projected"), "mm.2", "", None),
+    ),
+    drops=(r"(?!((model\.)?visual|linear_proj)\.).*",),
+    defaults={},
 )  # fmt: skip
 
 
@@ -276,4 +304,49 @@ QWEN2_VL = replace(
     },
 )  # fmt: skip
 
-FAMILY = (QWEN3_VL, QWEN3_5, QWEN2_5_VL, QWEN2_VL)
+# llama.cpp: `conversion/sarashina2.py`
+SARASHINA2 = replace(
+    QWEN2_VL, hf_names=("Sarashina2VisionForCausalLM",), variant=lambda config: None
+)
+
+
+def _optional_pattern(config: Config) -> int | None:
+    return _pattern(config) if config.find(f"{VISION}.fullatt_block_indexes") else None
+
+
+def _joined(config: Config) -> int:
+    """Rows of queries, and of the keys and values of fewer heads."""
+    heads = config.one(*vision("num_heads"))
+    few = config.one(*vision("num_key_value_heads"), default=heads)
+    return config.one(*vision("hidden_size")) // max(heads, 1) * (heads + 2 * few)
+
+
+# llama.cpp: `conversion/exaone.py`
+EXAONE4_5 = replace(
+    QWEN2_5_VL,
+    hf_names=("Exaone4_5_ForConditionalGeneration",),
+    keys=(
+        *_RENAMED,
+        projector("exaone4_5"),
+        flag("clip.use_silu"),
+        pixel_count("min"),
+        pixel_count("max"),
+        Key("clip.vision.attention.head_count_kv", vision("num_key_value_heads"), default=None),
+        eps((*vision("rms_norm_eps"), "rms_norm_eps")),
+        Key("clip.vision.window_size", vision("window_size"), default=None),
+        Key("clip.vision.n_wa_pattern", _optional_pattern),
+    ),
+    dims={**_DIMS, "joined": _joined},
+    maps=(
+        *(m for m in QWEN2_5_VL.maps if ".qkv." not in m.source),
+        *lin(f"{B}.attn.qkv", ("joined", "v"), f"{V}.attn_qkv", "vision", None),
+    ),
+    defaults={
+        VISION: {
+            **QWEN2_5_VL.defaults[VISION], "window_size": 112, "num_key_value_heads": 8,
+        },
+        "text_config": {"hidden_size": 4096},
+    },
+)  # fmt: skip
+
+FAMILY = (QWEN3_VL, QWEN3_5, LING3_VL, QWEN2_5_VL, QWEN2_VL, SARASHINA2, EXAONE4_5)

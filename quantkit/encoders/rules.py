@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from quantkit.architectures.rules import Architecture
+from quantkit.architectures.rules import Architecture, Config
 
 
 @dataclass(frozen=True)
@@ -25,4 +25,6 @@ class Encoder(Architecture):
     # a line for people on what llama.cpp makes of it
     note: str = ""
     # our name of a config key -> the token whose id it is
-    tokens: Mapping[str, str] = field(default_factory=dict)
+    tokens: Callable[[Config], Mapping[str, str]] = lambda config: {}
+    # tensors of the encoder itself that are left out, as regular expressions
+    unseen: tuple[str, ...] = ()

@@ -152,6 +152,32 @@ NEEDS = {
     "deepseekocr": Needs((_PATCH, "v.position_embd.weight", *_SAM), ("attn_qkv.weight",)),
     "deepseekocr2": Needs((*_SAM, "v.resample_query_768.weight", "v.resample_query_1024.weight"),
                           _QKV),
+    "dots_ocr": Needs(
+        (_PATCH, *_both("mm.0", "mm.2", "mm.input_norm"), "mm.post_norm.weight"),
+        ("attn_qkv.weight",),
+    ),
+    "youtuvl": Needs((_PATCH, "mm.input_norm.weight", *_both("mm.0", "mm.2")), _QKV),
+    "janus_pro": Needs((_PATCH, "v.position_embd.weight", *_both("mm.0", "mm.1")), _QKV, rows=0),
+    "cogvlm": Needs(
+        (_PATCH, "v.class_embd", "v.position_embd.weight", "mm.model.fc.weight", "mm.up.weight",
+         "mm.gate.weight", "mm.down.weight", *_both("mm.post_fc_norm"), "v.boi", "v.eoi"),
+        ("attn_qkv.weight",),
+        rows=1,
+    ),
+    "lightonocr": Needs((_PATCH, "mm.1.weight", "mm.2.weight"), _QKV),
+    "paddleocr": Needs((_PATCH, *_both("mm.input_norm", "mm.1", "mm.2")), _QKV),
+    "exaone4_5": Needs((_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), ("attn_qkv.weight",)),
+    "phi4": Needs((_PATCH, "v.position_embd.weight", *_both("mm.0", "mm.2")), _QKV),
+    "minicpmv4_6": Needs(
+        (_PATCH, "v.position_embd.weight", "mm.input_norm.weight", "mm.up.weight",
+         "mm.down.weight"),
+        _QKV,
+    ),
+    "glm5v": Needs(
+        (_PATCH, f"{_PATCH}.1", "mm.model.fc.weight", "mm.up.weight", "mm.gate.weight",
+         "mm.down.weight", "mm.post_norm.weight", *_both("mm.patch_merger")),
+        ("attn_qkv.weight",),
+    ),
     "qwen2vl_merger": Needs((_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV),
     "qwen2.5vl_merger": Needs(
         (_PATCH, f"{_PATCH}.1", *_both("mm.0", "mm.2")), _QKV, ("vision.n_wa_pattern",)

@@ -34,6 +34,7 @@ from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import decoded
 from quantkit.source.tensors import SourceTensor
+from quantkit.tokenizer.mistral import FORMAT
 from quantkit.tokenizer.vocabulary import malformed
 
 # tables of positions, which the converter never rounds (`conversion/base.py`, prepare_tensors)
@@ -72,7 +73,7 @@ def _name(config: Mapping[str, Any]) -> str:
 
 def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     label, raw = files.label(name), files.json(name)
-    if not (known := _name(raw)):
+    if not (known := FORMAT if name == FORMAT else _name(raw)):
         raise ConfigError(f"{label}: 'architectures' does not name the model")
     arch = find_encoder(known)
     values = dict(raw)
@@ -88,9 +89,10 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     values["text_config"] = {**arch.defaults.get("text_config", {}), **raw, **dict(*texts)}
     values = {**{k: v for k, v in arch.defaults.items() if not isinstance(v, dict)}, **values}
     values["preprocessor"] = _preprocessor(files)
-    values |= {key: _token(files, token) for key, token in arch.tokens.items()}
     values["architectures"] = [known]
     config = Config(values, label)
+    for key, token in arch.tokens(config).items():
+        values[key] = _token(files, token)
     for ours, theirs in arch.aliases.items():
         part, _, key = ours.rpartition(".")
         value = theirs(config) if callable(theirs) else config.find(theirs)
@@ -132,6 +134,11 @@ def _token(files: CheckpointFiles, token: str) -> int:
         found = entry.get("id") if isinstance(entry, dict) and entry.get("content") == token else 0
         if isinstance(found, int) and found:
             return found
+    special = (files.optional("tekken.json") or {}).get("special_tokens")
+    for entry in special if isinstance(special, list) else []:
+        rank = entry.get("rank") if isinstance(entry, dict) else None
+        if isinstance(rank, int) and entry.get("token_str") == token:
+            return rank
     raise ConfigError(
         f"{files.where}: no token {token} in tokenizer_config.json or tokenizer.json, whose "
         "embedding the encoder takes"
@@ -145,11 +152,14 @@ def _converted(
     outtype: str | None,
     options: ConversionOptions,
 ) -> Model:
-    stored = read_tensors(files, "model")
+    own_format = config.find("architectures") == [FORMAT]
+    stored = read_tensors(files, "consolidated" if own_format else "model")
     own, lent = _mine(arch, stored)
+    arch = replace(arch, drops=(*arch.drops, *arch.unseen))
     settings = coding_settings(files, config)
     by_name = {t.name: _one(t) for t in decoded([*own, *lent], settings)}
-    shapes = {arch.plain(name): list(t.shape) for name, t in by_name.items()}
+    names = known_names(by_name, {m.template for m in arch.maps}, arch.plain)
+    shapes = {names[name]: list(t.shape) for name, t in by_name.items()}
     config = replace(config, values={**config.values, "shapes": shapes})
     by_name |= {n: computed(n, values, files) for n, values in arch.added(config).items()}
     outtype = chosen_outtype(outtype, own, by_name.values())

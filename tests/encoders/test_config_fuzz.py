@@ -17,7 +17,7 @@ from tests.architectures.config_fuzz import VALUES, changed, places
 from tests.checkpoints import encoders, from_recipe
 
 ASKED = ConversionOptions(mmproj=True)
-FILES = ("config.json", "preprocessor_config.json", "processor_config.json")
+FILES = ("config.json", "params.json", "preprocessor_config.json", "processor_config.json")
 EVERY = 7  # of the changes, one; another one in each case
 
 
