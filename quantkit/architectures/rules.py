@@ -47,7 +47,10 @@ __all__ = [
 ]  # fmt: skip
 
 # what torch.compile, DataParallel, FSDP and checkpointed activations put into names
-_WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|^module\.")
+_WRAPPERS = re.compile(
+    r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_forward_module\."
+    r"|(?:^|(?<=\.))module\."
+)
 _NUMBER = re.compile(r"\{\w+\}|(?<=\.)\d+(?=\.)")
 
 

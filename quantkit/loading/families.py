@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from quantkit.loading.keys import MAX_LAYERS
-from quantkit.loading.values import Info, Values, number, of_layers
+from quantkit.loading.values import Info, Values, is_lite, number, of_layers
 
 _TURN_ALL = {"llama", "deci", "falcon", "llama-embed"}
 Check = Callable[[Values, Sequence[Info]], Iterator[str]]
@@ -75,6 +75,17 @@ def _hashed(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
         if t.name.endswith(".ffn_gate_tid2eid.weight") and t.shape[-1] != used:
             yield f"expert_used_count is {used}, not the {t.shape[-1]} of {t.name}"
             return
+
+
+def _ranked(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Queries are compressed, but for models of so many layers that it takes them for a Lite
+    (deepseek2.cpp)."""
+    if "attention.q_lora_rank" not in values and not is_lite("deepseek2", values):
+        trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+        yield (
+            "attention.q_lora_rank is not there, without which llama.cpp loads models of 26 and 27 "
+            f"layers, not of {trunk}"
+        )
 
 
 def _chunked(values: Values, _: Sequence[Info]) -> Iterator[str]:
@@ -148,12 +159,14 @@ def _half(
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
+    "deepseek2": (_ranked,),
     "deepseek4": (_hashed,),
     "exaone-moe": (_predicting,),
     "glm5-next": (_pooled,),
     "k2-horizon": (_values,),
     "llama4": (_chunked,),
     "mistral3": (_scaled,),
+    "mistral4": (_ranked,),
     "qwen4exp": (_compressed,),
     "t5": (_encoded, _decoded),
     "t5encoder": (_encoded,),

@@ -23,14 +23,14 @@ def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """A kind of layer that is not there, or stands where none of its kind can."""
     yield from _windows(arch, values, tensors)
     yield from _recurrent(arch, values)
-    yield from _indexers(arch, values, tensors)
+    yield from _indexers(arch, values)
 
 
 def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """Where some layers are to see a window of the text, one has to (llama_kv_cache_iswa)."""
     key, pattern = "attention.sliding_window_pattern", PATTERNS.get(arch)
     if pattern is None:
-        if key not in needs()[arch].keys:
+        if key not in needs()[arch]:
             return
         pattern = Pattern(key, key, 0)
     elif pattern.key != key:
@@ -54,36 +54,48 @@ def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str
     if arch in _TWO_MASKS and all(sliding):  # one is for the others
         yield f"{arch}: all {trunk} layers have a sliding window, and llama.cpp wants one without"
     # the others share the factors that their rotary positions are divided by
-    if arch == "gemma4" and all(sliding) and any(t.name == "rope_freqs.weight" for t in tensors):
-        yield f"{arch}: all {trunk} layers have a sliding window, rope_freqs.weight is for others"
+    if arch == "gemma4" and sliding:
+        factors = any(t.name == "rope_freqs.weight" for t in tensors)
+        if all(sliding) and factors:
+            yield f"{arch}: all {trunk} layers have a window, and rope_freqs.weight is for others"
+        if not all(sliding) and not factors:
+            yield f"{arch}: rope_freqs.weight is not there, for the layers without a window"
 
 
-def _recurrent(arch: str, values: Values) -> Iterator[str]:
-    """Memory of two kinds is made, and both are used (llama_memory_hybrid)."""
-    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+def recurrent(arch: str, values: Values) -> list[bool] | None:
+    """Which layers have a recurrent state, of those that predict no further tokens; None where
+    layers are of one kind, or are told apart by what is not known here."""
+    trunk = max(number(values, "block_count") - number(values, "nextn_predict_layers"), 0)
     pattern = PATTERNS.get(arch)
     if arch in RECURRENT_WITHOUT_KV:
         heads, widths = (
             of_layers(values, name, trunk)
             for name in ("attention.head_count_kv", "feed_forward_length")
         )
-        mlp = [arch.startswith("nemotron") and width > 0 for width in widths]  # neither of the two
-        kinds = [n == 0 for n, neither in zip(heads, mlp, strict=True) if n or not neither]
-    elif pattern is not None and pattern.key == "attention.recurrent_layers":
-        item = values.get(pattern.key)
-        period = number(values, pattern.period_key, pattern.period)
-        if item is not None:
-            kinds = [bool(n) for n in of_layers(values, pattern.key, trunk)]
-        else:
-            kinds = [period > 0 and pattern.of_layer(i, period) for i in range(trunk)]
-    else:
+        some = arch.startswith("nemotron")  # whose layers may be feed-forward alone
+        return [not n and not (some and width) for n, width in zip(heads, widths, strict=True)]
+    if pattern is None or pattern.key != "attention.recurrent_layers":
+        return None
+    if pattern.key in values:
+        return [bool(n) for n in of_layers(values, pattern.key, trunk)]
+    period = number(values, pattern.period_key, pattern.period)
+    return [period > 0 and pattern.of_layer(i, period) for i in range(trunk)]
+
+
+def _recurrent(arch: str, values: Values) -> Iterator[str]:
+    """Memory of two kinds is made, and both are used (llama_memory_hybrid)."""
+    kinds = recurrent(arch, values)
+    if not kinds:
         return
-    if trunk > 0 and len(set(kinds)) < 2:
-        kind = "recurrent" if all(kinds) else "of attention"
-        yield f"{arch}: all {trunk} layers are {kind}, and llama.cpp wants one of either kind"
+    attends = [not kind for kind in kinds]
+    if arch.startswith("nemotron"):
+        attends = [n > 0 for n in of_layers(values, "attention.head_count_kv", len(kinds))]
+    if not any(kinds) or not any(attends):
+        kind = "recurrent" if any(kinds) else "of attention"
+        yield f"{arch}: all {len(kinds)} layers are {kind}, and llama.cpp wants one of either kind"
 
 
-def _indexers(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+def _indexers(arch: str, values: Values) -> Iterator[str]:
     """Sparse attention takes the tokens that an indexer chose: of its own layer, or of one before
     it. MiniMax M3 has one in each layer with experts, and wants one."""
     trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
@@ -99,9 +111,3 @@ def _indexers(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[st
     first = next((i for i in range(trunk) if attends[i]), None)
     if first is not None and not own[first]:
         yield f"{arch}: layer {first} shares the indexer of a layer before it, and none has one"
-    there = {t.name for t in tensors}
-    for i in range(trunk):  # of which a file of layers that predict has none
-        name = f"blk.{i}.indexer.attn_k.weight"
-        if own[i] and attends[i] and f"blk.{i}.attn_norm.weight" in there and name not in there:
-            yield f"{name} is not there"
-            return

@@ -14,7 +14,7 @@ from typing import Any
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
-from quantkit.loading import families, layers, vocabulary
+from quantkit.loading import asked, families, layers, vocabulary
 from quantkit.loading.keys import (
     ARRAYS,
     ELEMENTS,
@@ -31,8 +31,7 @@ from quantkit.loading.keys import (
 )
 from quantkit.loading.kinds import ENCODER, kind_of
 from quantkit.loading.needs import needs
-from quantkit.loading.patterns import PREDICT_ALONE
-from quantkit.loading.values import Info, Values, listed, number, of_layers
+from quantkit.loading.values import Info, Values, listed, number
 
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 
@@ -62,7 +61,8 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
         *found,
         *_lengths(arch, values),
         *layers.faults(arch, values, tensors),
-        *_blocks(arch, values, tensors),
+        *_width(arch, values, tensors),
+        *asked.faults(arch, values, tensors),
         *_experts(arch, values, tensors),
         *families.faults(arch, values, tensors),
         *vocabulary.faults(by_key, tensors),
@@ -109,7 +109,7 @@ def _power(n: Any) -> bool:
 
 def _types(arch: str, by_key: Mapping[str, KeyValue], values: Values) -> Iterator[str]:
     """Keys that are not there, of another type than is read, or of a value it cannot work with."""
-    for name in needs()[arch].keys:
+    for name in needs()[arch]:
         if name not in values:
             yield f"{arch}.{name} is not there"
     for name, item in by_key.items():
@@ -195,50 +195,12 @@ def _lengths(arch: str, values: Values) -> Iterator[str]:
             yield f"{arch}.{name} has {item.length} values for {n} layers"
 
 
-def _blocks(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
-    """The tensors that the loader asks for: outside the blocks and in each of them."""
-    count, ahead = number(values, "block_count"), number(values, "nextn_predict_layers")
-    there: dict[int, set[str]] = {}
-    outside: dict[str, Info] = {}
-    for t in tensors:
-        name = tensor_names.parse(t.name)
-        if name.bid is None:
-            outside[t.name] = t
-        else:
-            there.setdefault(name.bid, set()).add(name.role + name.suffix)
-    asked = needs()[arch]
-    for wanted in asked.tensors:
-        if wanted not in outside:
-            yield f"{wanted} is not there"
+def _width(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """Rows of the embedding are as wide as the metadata say."""
     width = number(values, "embedding_length")
-    rows = outside.get("token_embd.weight")
-    if rows is not None and rows.shape[-1] != width:
-        yield f"{arch}.embedding_length is {width}, token_embd.weight is {rows.shape[-1]} wide"
-    if there and max(there) >= count:
-        yield f"{arch}.block_count is {count}, and there are tensors of layer {max(there)}"
-        return
-    trunk = range(max(count - ahead, 0))
-    skipped = _skipped(arch, values, len(trunk))
-    if ahead and there and min(there) >= len(trunk):  # a file of the layers that predict alone
-        trunk = range(0)
-        if arch not in PREDICT_ALONE:
-            yield f"{arch}: layers that predict further tokens cannot be a file of their own"
-    elif lost := [bid for bid in trunk if bid not in there and bid not in skipped]:
-        if there or asked.in_blocks:
-            yield f"{arch}.block_count is {count}, and layer {lost[0]} has no tensors"
-        return
-    for bid in trunk:
-        if missing := [n for n in asked.in_blocks if n not in there[bid]]:
-            yield f"blk.{bid}.{missing[0]} is not there"
-            return
-
-
-def _skipped(arch: str, values: Values, count: int) -> set[int]:
-    """Layers that have neither attention nor a network, which one architecture may have
-    (deci.cpp)."""
-    sizes = ("attention.head_count", "feed_forward_length")
-    parts = zip(*(of_layers(values, name, count) for name in sizes), strict=True)
-    return {bid for bid, part in enumerate(parts) if arch == "deci" and not any(part)}
+    for t in tensors:
+        if t.name == "token_embd.weight" and t.shape[-1] != width:
+            yield f"{arch}.embedding_length is {width}, {t.name} is {t.shape[-1]} wide"
 
 
 def _experts(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:

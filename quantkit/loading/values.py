@@ -38,3 +38,12 @@ def listed(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = len(names) - 1
     return names[0] if not more else f"{names[0]} and {more} more tensor{'s' if more > 1 else ''}"
+
+
+def is_lite(arch: str, values: Values) -> bool:
+    """Whether llama.cpp takes it for a DeepSeek V2 Lite, whose queries are not compressed: by the
+    number of its layers (deepseek2.cpp)."""
+    if arch not in ("deepseek2", "mistral4"):
+        return False
+    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+    return trunk in (26, 27) or (trunk == 48 and number(values, "vocab_size") == 128256)

@@ -81,6 +81,10 @@ def no_tensor(name: str) -> Change:
     return lambda model: (model[0], tuple(t for t in model[1] if t.name != name))
 
 
+def more(name: str, format: str = "F32") -> Change:
+    return lambda model: (model[0], (*model[1], Info(name, (4,), format)))
+
+
 def tokens(change: Callable[[list[str]], None]) -> Change:
     def changed(model: Model) -> Model:
         found = next(i.value for i in model[0] if i.key == "tokenizer.ggml.tokens")
@@ -135,6 +139,14 @@ BAD: list[tuple[Change, str]] = [
     (tensor(GATE, shape=(3, 256)), "not the 3 of blk.1.ffn_gate_inp.weight"),
     (no_tensor("output_norm.weight"), "output_norm.weight is not there"),
     (no_tensor("blk.1.attn_output.weight"), "blk.1.attn_output.weight is not there"),
+    (no_tensor("blk.1.attn_k.weight"), "blk.1.attn_k.weight is not there"),
+    (no_tensor("blk.1.ffn_up_exps.weight"), "blk.1.ffn_up_exps.weight is not there"),
+    (more("blk.0.ffn_gate_tid2eid.weight", "I32"), "tid2eid.weight: llama.cpp asks for no such"),
+    (more("blk.1.ffn_up.weight"), "blk.1.ffn_up.weight: llama.cpp asks for no such tensor"),
+    (more("blk.1.attn_qkv.bias"), "blk.1.attn_qkv.bias: llama.cpp asks for no such tensor"),
+    (more("blk.1.ffn_gate_inp.scale"), "ffn_gate_inp.scale: llama.cpp asks for no such tensor"),
+    (more("rope_factors_long.weight"), "rope_factors_long.weight: llama.cpp asks for no such"),
+    (more("v.blk.0.ln1.weight"), "v.blk.0.ln1.weight: llama.cpp asks for no such tensor"),
     (without("tokenizer.ggml.model"), "the file has no vocabulary"),
     (without("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens is not there"),
     (keys(string("tokenizer.ggml.model", "unigram")), "'unigram', which llama.cpp does not know"),
@@ -160,9 +172,17 @@ def test_a_file_that_loads_has_no_faults(good: Model) -> None:
     assert faults(*good) == []
 
 
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q.bias", "blk.1.attn_q.scale", "blk.1.ffn_up_exps.input_scale",
+             "rope_freqs.weight", "blk.0.attn_output.bias"],
+)  # fmt: skip
+def test_what_need_not_be_there_may(name: str, good: Model) -> None:
+    assert faults(*more(name)(good)) == []
+
+
 def test_the_tables_agree() -> None:
-    for arch, asked in needs().items():
-        assert set(asked.keys) <= KEYS.keys() | ARRAYS, arch
+    for arch, keys in needs().items():
+        assert {*keys} <= KEYS.keys() | ARRAYS, arch
     assert {p.key for p in PATTERNS.values()} <= KEYS.keys()
     assert {s.key for steps in STEPS.values() for s in steps if s.key} <= KEYS.keys()
     assert PATTERNS.keys() | STEPS.keys() <= needs().keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ WRAPPED: dict[str, Callable[[str], str]] = {
     "transformers 5": lambda n: n.replace("model.", "model.language_model.", 1),
     "no model.": lambda n: n.removeprefix("model."),
     "twice": lambda n: f"model.{n}",
+    "inside another": lambda n: f"llm.{n}",
+    "inside another, from its inside": lambda n: f"llm.{n.removeprefix('model.')}",
+    "as GPT-2": lambda n: f"transformer.{n.removeprefix('model.')}",
+    "with its outside": lambda n: f"transformer.{n}",
+    "each list": lambda n: n.replace("layers.", "layers.module."),
+    "each layer": lambda n: re.sub(r"(layers\.\d+\.)", r"\1module.", n),
+    "text": lambda n: f"text_model.{n}",
+    "fabric": lambda n: f"_forward_module.{n}",
+    "many": lambda n: f"module.llm.transformer.model.{n}",
 }
 
 
@@ -62,7 +72,22 @@ def test_prefixes(case: str, how: str, broken: Broken, checkpoint: Callable[[str
     }
 
 
-@pytest.mark.parametrize("prefix", ["", "language_model.", "model.", "_orig_mod.", "module."])
+@pytest.mark.parametrize("prefix", ["", "own.", "model.own.", "llm.own.", "llm.", "module."])
+@pytest.mark.parametrize(
+    ("case", "own"),
+    [("gpt2-ft", "transformer."), ("falcon-11b", "transformer."), ("mamba-hf", "backbone.")],
+)
+def test_families_whose_own_names_begin_as_wrappers_do(
+    case: str, own: str, prefix: str, broken: Broken, checkpoint: Callable[[str], Path]
+) -> None:
+    source = broken(case)
+    rename(source, lambda name: prefix.replace("own.", own) + name.removeprefix(own))
+    assert shapes(converted(source)) == shapes(converted(checkpoint(case)))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "language_model.", "model.", "_orig_mod.", "module.", "llm.", "transformer."]
+)
 def test_what_is_dropped_is_dropped_under_any_prefix(prefix: str, broken: Broken) -> None:
     """Gemma's tied head, frequencies, the vision part."""
     source = broken("gemma3-dense")
