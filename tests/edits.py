@@ -1,8 +1,11 @@
 """Every edit that quantkit offers, of every golden architecture; and whether what comes of it
-loads. `python -m tests.edits` tries them all, and counts."""
+loads. `python -m tests.edits` tries them all, and counts; `python -m tests.edits combined N` tries
+N combinations of several at once of each architecture."""
 
 from __future__ import annotations
 
+import itertools
+import random
 import shutil
 import sys
 import tempfile
@@ -75,6 +78,43 @@ def _edits(source: Path) -> Iterator[Edit]:
     yield Edit("merge", job="merge")
 
 
+def combined(source: Path, case: str, n: int) -> list[Edit]:
+    """`n` of the combinations of edits of a golden architecture, each of the checkpoint: layers
+    that predict, layers pruned, experts kept and used, splits; two of them at least. Others for
+    every case, the same each time."""
+    header = read_header(source)
+    names = [t.name for t in header.tensors]
+    arch = header.get("general.architecture")
+    count = header.get(f"{arch}.expert_count", 0)
+    ahead = ("with", "without", "only")[: 3 if header.get(f"{arch}.nextn_predict_layers") else 2]
+    layers: list[tuple[int, ...]] = [(), *(e.prune for e in _layers(names))]
+    kept = [(), *dict.fromkeys(e.reading.keep_experts for e in _experts(count))]
+    used = [None, *((1, 2, count) if count else ())]
+    of_experts = [(k, u) for k in dict.fromkeys(kept) for u in used if not k or (u or 1) <= len(k)]
+    every = [
+        (*mtp_layers, *experts, splits)
+        for mtp_layers in itertools.product(ahead, layers)
+        for experts in of_experts
+        for splits in (PLAIN, Request(splits=SPLIT))
+    ]
+    plain = ("with", (), (), None, PLAIN)
+    every = [c for c in every if sum(a != b for a, b in zip(c, plain, strict=True)) > 1]
+    return [_combination(*c) for c in random.Random(case).sample(every, min(n, len(every)))]
+
+
+def _combination(
+    mtp: str,
+    prune: tuple[int, ...],
+    keep: tuple[int, ...],
+    used: int | None,
+    request: Request,
+) -> Edit:
+    words = f"predict: {mtp}, pruned: {prune}, kept: {keep}, used: {used}"
+    reading = Reading(options=ConversionOptions(mtp=mtp), keep_experts=keep, experts_used=used)
+    words += ", splits" * (request != PLAIN)
+    return Edit(words, prune, reading=reading, request=request, job="quantize the checkpoint")
+
+
 def _layers(names: list[str]) -> Iterator[Edit]:
     """Each single layer pruned, the first two, and all but one."""
     blocks = sorted({b for n in names if (b := tensor_names.parse(n).bid) is not None})
@@ -119,11 +159,11 @@ def outcome(edit: Edit, checkpoint: Path, source: Path, judge: Judge, directory:
     try:
         if edit.job == "convert":
             plan = convert(checkpoint, out, reading=edit.reading)
-        elif edit.job == "quantize":
+        elif edit.job.startswith("quantize"):
             kv = [edit.override] if edit.override else []
             request = replace(edit.request, allow_requantize=True)
             plan = quantize(
-                source,
+                source if edit.job == "quantize" else checkpoint,
                 ["F16"],
                 out,
                 prune=edit.prune,
@@ -149,8 +189,11 @@ def outcome(edit: Edit, checkpoint: Path, source: Path, judge: Judge, directory:
 def main() -> None:
     """Every edit of the cases that are named, or of all."""
     counts: Counter[str] = Counter()
+    cases, n = sys.argv[1:], 0
+    if cases[:1] == ["combined"]:
+        n, cases = int(cases[1]), cases[2:]
     with tempfile.TemporaryDirectory() as directory, Judge() as judge:
-        for case in sys.argv[1:] or architectures():
+        for case in cases or architectures():
             checkpoint = from_recipe(case, Path(directory, case))
             source, out = Path(directory, f"{case}.gguf"), Path(directory, "out")
             out.mkdir(exist_ok=True)
@@ -160,7 +203,7 @@ def main() -> None:
                 counts["conversions refused"] += 1
                 print(f"{case}: {e}", flush=True)
                 continue
-            for edit in edits(source):
+            for edit in combined(source, case, n) if n else edits(source):
                 found = outcome(edit, checkpoint, source, judge, out)
                 counts[found.partition(":")[0] if found.startswith("refused") else found] += 1
                 if found != "loads" and not found.startswith("refused"):

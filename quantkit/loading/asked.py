@@ -131,7 +131,9 @@ def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     asked = {bid: model.asked(bid, there.get(bid, set())) for bid in (None, *range(model.count))}
     for bid in (None, *(() if alone else range(model.trunk))):
         wanted = asked[bid]
-        needed = wanted.must or wanted.whole or (blocks and arch != "deci")  # some are skipped there
+        needed = (
+            wanted.must or wanted.whole or (blocks and arch != "deci")
+        )  # some are skipped there
         if bid is not None and bid not in there and needed:
             yield f"{arch}.block_count is {model.count}, and layer {bid} has no tensors"
             return
