@@ -89,8 +89,8 @@ def test_families_whose_own_names_begin_as_wrappers_do(
     "prefix", ["", "language_model.", "model.", "_orig_mod.", "module.", "llm.", "transformer."]
 )
 def test_what_is_dropped_is_dropped_under_any_prefix(prefix: str, broken: Broken) -> None:
-    """Gemma's tied head, frequencies, the vision part."""
-    source = broken("gemma3-dense")
+    """Gemma 2's head, frequencies, the vision part."""
+    source = broken("gemma2-dense")
     path = source / "model.safetensors"
     tensors = read_safetensors(path)
     extra = (
