@@ -74,10 +74,12 @@ from quantkit.architectures import (
     qwen4_exp,
     qwen_next,
     smallthinker,
+    spark,
     stablelm,
     starcoder,
     step,
     t5,
+    youtu,
 )
 from quantkit.architectures.rules import Architecture
 from quantkit.errors import UnsupportedArchitecture
@@ -152,10 +154,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *qwen4_exp.FAMILY,
     *qwen_next.FAMILY,
     *smallthinker.FAMILY,
+    *spark.FAMILY,
     *stablelm.FAMILY,
     *starcoder.FAMILY,
     *step.FAMILY,
     *t5.FAMILY,
+    *youtu.FAMILY,
 )
 
 _BY_NAME = {name: arch for arch in ARCHITECTURES for name in arch.hf_names}

@@ -146,7 +146,7 @@ def early(key: Key) -> Key:
     """A length that the converter writes twice, where it is written early."""
 
     def read(config: Config) -> int | None:
-        known = config.values.get("model_type") in ("deepseek_v2", "deepseek_v3")
+        known = config.values.get("model_type") in ("deepseek_v2", "deepseek_v3", "youtu")
         known = known and not config.wrapper
         return key.read(config) if known or config.values.get("head_dim") else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantkit.architectures.common import (
     DIMS,
     DROPS,
@@ -83,6 +85,11 @@ ERNIE4_5 = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
+# its text part; the encoder's tensors are left out as every family's are
+PADDLEOCR = replace(
+    ERNIE4_5, hf_names=("PaddleOCRVLForConditionalGeneration",), gguf_arch="paddleocr", fuses=()
+)
+
 ERNIE4_5_MOE = Architecture(
     hf_names=("Ernie4_5_MoeForCausalLM",),
     gguf_arch="ernie4_5-moe",
@@ -126,4 +133,4 @@ ERNIE4_5_MOE = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
-FAMILY = (ERNIE4_5, ERNIE4_5_MOE)
+FAMILY = (ERNIE4_5, PADDLEOCR, ERNIE4_5_MOE)

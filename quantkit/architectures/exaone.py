@@ -152,4 +152,19 @@ EXAONE4 = replace(
     },
 )  # fmt: skip
 
-FAMILY = (EXAONE, EXAONE4, EXAONE_MOE)
+# with a head that predicts further tokens, which llama.cpp keeps and does not run
+EXAONE4_5 = replace(
+    EXAONE4,
+    hf_names=("Exaone4_5_ForConditionalGeneration",),
+    late_keys=(*EXAONE4.late_keys, Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)),
+    expects=(*EXAONE4.expects, Expect("num_nextn_predict_layers", (0, 1))),
+    maps=(
+        *EXAONE4.maps, *MTP_AROUND,
+        *in_mtp_head(*NORMS_AFTER, *attention(), *qk_norms(), *gated_mlp()),
+    ),
+    layers=MTP_LAYERS,
+    mtp=nextn_layers,
+    keeps_mtp=True,
+)  # fmt: skip
+
+FAMILY = (EXAONE, EXAONE4, EXAONE4_5, EXAONE_MOE)

@@ -36,12 +36,14 @@ from quantkit.architectures.common import (
     qk_norms,
     router,
     router_bias,
+    text_keys,
     with_head_dim,
 )
 from quantkit.architectures.rules import (
     Architecture,
     Config,
     Dims,
+    Expect,
     Key,
     Map,
     Piece,
@@ -54,17 +56,19 @@ from quantkit.architectures.rules import (
 )
 
 
-def _multi_axis(config: Config) -> Architecture | None:
-    """llama.cpp rotates by several axes only in the order of two halves."""
-    if config.rope.get("mrope_section") is None:
-        return None
-    maps = tuple(m for m in GLM4.maps if m not in GLM4_ATTENTION)
+def _turned(arch: Architecture) -> Architecture:
+    """llama.cpp rotates positions of several axes in halves: the channels change their order."""
+    maps = tuple(m for m in arch.maps if m not in GLM4_ATTENTION)
     base = f"{L}.self_attn"
     turned = (
         *linear(f"{base}.q_proj", ("q", "hidden"), "attn_q", _halves_of_heads, "heads"),
         *linear(f"{base}.k_proj", ("kv", "hidden"), "attn_k", _halves_of_heads, "kv_heads"),
     )
-    return replace(GLM4, maps=(*maps, *turned, *GLM4_ATTENTION[4:]), variant=lambda c: None)
+    return replace(arch, maps=(*maps, *turned, *GLM4_ATTENTION[4:]), variant=lambda c: None)
+
+
+def _multi_axis(config: Config) -> Architecture | None:
+    return _turned(GLM4) if "mrope_section" in config.rope else None
 
 
 def _halves_of_heads(role: str, heads: str) -> RowMap:
@@ -104,6 +108,39 @@ GLM4 = Architecture(
     variant=_multi_axis,
     fuses=("qkv",),
 )
+
+# with a head that predicts further tokens
+GLM_OCR = replace(
+    GLM4,
+    hf_names=("GlmOcrForConditionalGeneration",),
+    late_keys=(*GLM4.late_keys, NEXTN_KEY),
+    maps=(*GLM4.maps, *NEXTN_MAPS),
+    layers=MTP_LAYERS,
+    mtp=nextn_layers,
+    keeps_mtp=True,
+    variant=lambda c: _turned(GLM_OCR) if "mrope_section" in c.rope else None,
+)
+
+# llama.cpp's converter writes the width for the context, and 1e-5 for the norms' epsilon
+GLM = replace(
+    GLM4,
+    hf_names=("GlmForCausalLM",),
+    gguf_arch="chatglm",
+    keys=text_keys("context_length", "embedding_length", "feed_forward_length", "block_count",
+                   "head_count", "head_count_kv", "layer_norm_rms_epsilon"),
+    late_keys=(
+        Key("{arch}.rope.dimension_count",
+            lambda c: int(c.get("hidden_size") // c.get("num_attention_heads")
+                          * c.rope.get("partial_rotary_factor", 0.5))),
+        Key("tokenizer.ggml.add_bos_token", lambda c: False, "BOOL"),
+        *text_keys("freq_base"),
+    ),
+    expects=(SILU, Expect("rope_parameters.rope_type", ("default",)),
+             Expect("rope_scaling", (None,))),
+    maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *GLM4.maps[-2:]),
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1.5625e-07, "head_dim": 128},
+    variant=lambda c: None,
+)  # fmt: skip
 
 GLM4_MOE = Architecture(
     hf_names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration"),
@@ -157,4 +194,4 @@ SOLAR_OPEN = replace(
     keeps_mtp=False,
 )
 
-FAMILY = (GLM4, GLM4_MOE, SOLAR_OPEN)
+FAMILY = (GLM, GLM4, GLM_OCR, GLM4_MOE, SOLAR_OPEN)

@@ -104,6 +104,18 @@ LLAMA = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
+# text parts under names of their own
+SARASHINA2_VL = replace(
+    LLAMA,
+    hf_names=("Sarashina2VisionForCausalLM",),
+    renames=((r"^norm\.", "visual.norm."), (r"^llm\.", "")),
+)
+JANUS = replace(
+    LLAMA,
+    hf_names=("JanusForConditionalGeneration",),
+    drops=(*LLAMA.drops, r"model\.(vqmodel|aligner|generation_\w+)\..*"),
+)
+
 # an encoder, as embedding models are
 LLAMA_EMBED = replace(LLAMA, hf_names=("LlamaBidirectionalModel",), gguf_arch="llama-embed")
 
@@ -254,4 +266,15 @@ LLAMA4 = replace(
     defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
 )
 
-FAMILY = (LLAMA, LLAMA_EMBED, MIXTRAL, LLAMA4, ARCEE, SMOLLM3, NANBEIGE, APERTUS)
+FAMILY = (
+    LLAMA,
+    SARASHINA2_VL,
+    JANUS,
+    LLAMA_EMBED,
+    MIXTRAL,
+    LLAMA4,
+    ARCEE,
+    SMOLLM3,
+    NANBEIGE,
+    APERTUS,
+)

@@ -136,7 +136,7 @@ PHIMOE = Architecture(
 
 PHI3 = replace(
     PHIMOE,
-    hf_names=("Phi3ForCausalLM",),
+    hf_names=("Phi3ForCausalLM", "Phi4ForCausalLMV"),
     gguf_arch="phi3",
     late_keys=PHIMOE.late_keys[:1],
     dims={

@@ -95,7 +95,7 @@ QWEN2_VL = replace(
 
 QWEN3 = replace(
     QWEN2,
-    hf_names=("Qwen3ForCausalLM", "Qwen3Model"),
+    hf_names=("Qwen3ForCausalLM", "Qwen3Model", "StepVLForConditionalGeneration"),
     gguf_arch="qwen3",
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), *gated_mlp()),
     defaults={**QWEN2.defaults, "head_dim": 128},

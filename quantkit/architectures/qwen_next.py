@@ -240,4 +240,11 @@ QWEN35 = replace(
     fuses=("qkv",),
 )  # fmt: skip
 
-FAMILY = (QWEN3_NEXT, QWEN35_MOE, QWEN35)
+# MiniCPM-V 4.6's text part
+MINICPM_V = replace(
+    QWEN35,
+    hf_names=("MiniCPMV4_6ForConditionalGeneration",),
+    drops=(*QWEN35.drops, r"(model\.)?merger\..*"),
+)
+
+FAMILY = (QWEN3_NEXT, QWEN35_MOE, QWEN35, MINICPM_V)

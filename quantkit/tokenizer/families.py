@@ -89,7 +89,8 @@ _LLAMA = VocabRules(
            "VLlama3ForCausalLM", "SmolVLMForConditionalGeneration",
            "Idefics3ForConditionalGeneration", "LlavaForConditionalGeneration",
            "VoxtralForConditionalGeneration", "NanbeigeForCausalLM", "LlamaModel",
-           "LlamaBidirectionalModel"),
+           "LlamaBidirectionalModel", "Sarashina2VisionForCausalLM",
+           "JanusForConditionalGeneration"),
     config_space_prefix="first", tekken=True,
 )  # fmt: skip
 _GRANITE = replace(
@@ -128,11 +129,12 @@ RULES: tuple[VocabRules, ...] = (
                           special_score=0.0, unknown=True),
     ),
     VocabRules(
-        names=("Phi3ForCausalLM", "PhiMoEForCausalLM", "PhimoeForCausalLM"),
+        names=("Phi3ForCausalLM", "Phi4ForCausalLMV", "PhiMoEForCausalLM", "PhimoeForCausalLM"),
         added=AddedTokens(("added_tokens.json", "tokenizer_config.json", "tokenizer.json"),
                           plain=True),
     ),
-    VocabRules(names=("Ernie4_5_ForCausalLM", "Ernie4_5ForCausalLM", "Ernie4_5_MoeForCausalLM"),
+    VocabRules(names=("Ernie4_5_ForCausalLM", "Ernie4_5ForCausalLM", "Ernie4_5_MoeForCausalLM",
+                      "PaddleOCRVLForConditionalGeneration"),
                config_space_prefix="last"),
     VocabRules(
         names=("GemmaForCausalLM",), space_prefix=False,
@@ -149,7 +151,10 @@ RULES: tuple[VocabRules, ...] = (
                "<tool_response|>", '<|"|>'),
     ),
     _GLM,
-    replace(_GLM, names=("Glm4ForCausalLM", "Glm4vForConditionalGeneration"),
+    replace(_GLM, names=("GlmForCausalLM",), pre="",
+            ids=(("eos", _END), ("eot", "<|user|>"), ("unk", _END))),
+    replace(_GLM, names=("Glm4ForCausalLM", "Glm4vForConditionalGeneration",
+                         "GlmOcrForConditionalGeneration"),
             ids=(("eos", _END), ("eot", "<|user|>"), ("unk", _END), ("bos", _END))),
     VocabRules(
         names=("SolarOpenForCausalLM",), pre="solar-open",
@@ -196,7 +201,7 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("MiniMaxM2ForCausalLM",), pre="minimax-m2"),
     VocabRules(names=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"), pre="llama4"),
     VocabRules(names=("OlmoForCausalLM", "OLMoForCausalLM", "OlmoeForCausalLM"), pre="olmo"),
-    VocabRules(names=("Exaone4ForCausalLM",), pre="exaone4"),
+    VocabRules(names=("Exaone4ForCausalLM", "Exaone4_5_ForConditionalGeneration"), pre="exaone4"),
     VocabRules(names=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"), pre="exaone-moe"),
     VocabRules(names=("Lfm2ForCausalLM", "LFM2ForCausalLM", "Lfm2VlForConditionalGeneration",
                       "Lfm2MoeForCausalLM"), pre="lfm2"),

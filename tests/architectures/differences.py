@@ -29,4 +29,12 @@ MISSED: dict[str, tuple[str, Any]] = {
 _CLS = frozenset({"cls.weight", "cls.bias"})
 _QKV = frozenset({"blk.0.attn_qkv.weight", "blk.1.attn_qkv.weight"})
 OWN = {"bert-labels": _CLS, "bert-reranker": _CLS, "neobert": _QKV, "neobert-classifier": _QKV}
-LABELLED = {"bert-labels": "1.4M", "bert-reranker": "1.4M"}  # with those counted
+# values that are another
+VALUES: dict[str, dict[str, Any]] = {
+    "bert-labels": {"general.size_label": "1.4M"},  # with those counted
+    "bert-reranker": {"general.size_label": "1.4M"},
+    "glm-hf": {
+        "chatglm.context_length": 1024,
+        "chatglm.attention.layer_norm_rms_epsilon": float(np.float32(1.5625e-07)),
+    },
+}

@@ -55,7 +55,7 @@ CASES: list[tuple[str, dict[str, Any], float]] = [
         "apertus", "olmo1", "olmo2", "olmo3", "seed-oss", "cohere", "cohere2", "glm4-dense", "lfm2",
         "falcon-h1", "falcon-h1-norm", "ernie45", "nemotron", "minicpm3", "stablelm2-1.6b",
         "stablelm-3b", "stablelm2-12b", "starcoder1", "mistral-tekken", "hunyuan-dense2",
-        "mamba-hf", "mamba2", "kimi-linear", "jais2", "granite-swa-theta",
+        "mamba-hf", "mamba2", "kimi-linear", "jais2", "granite-swa-theta", "youtu", "glm-hf",
         "granitemoe-swa",
     )),
     # without windows; with them only 64 layers: see below
