@@ -110,7 +110,7 @@ GLM4 = Architecture(
 )
 
 # with a head that predicts further tokens
-GLM_OCR = replace(
+GLM_OCR: Architecture = replace(
     GLM4,
     hf_names=("GlmOcrForConditionalGeneration",),
     late_keys=(*GLM4.late_keys, NEXTN_KEY),
