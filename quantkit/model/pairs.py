@@ -16,6 +16,7 @@ from quantkit.architectures.rules import DEFAULTS, Architecture, Config, Map, Pi
 from quantkit.errors import TensorMissing, TensorShape, TensorUnknown, UnsupportedSource
 from quantkit.gguf.tensor_names import in_block
 from quantkit.gguf.types import type_by_name
+from quantkit.loading.patterns import ENCODERS
 from quantkit.model.halves import Change, Landed, landed
 from quantkit.model.peft import MERGE, Pair
 from quantkit.model.placement import Layout, Placed, kin_of
@@ -23,7 +24,7 @@ from quantkit.source.codings.by_expert import by_expert
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 
-_TOKENS = "token_embd.weight"
+_TOKENS, _OUTPUT = "token_embd.weight", "output.weight"
 # tables that are looked up, of which llama.cpp knows an adapter of the first alone
 _TABLES = (_TOKENS, "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight")
 
@@ -122,7 +123,7 @@ def _change(layout: Layout, pair: Pair, names: Sequence[str]) -> Change:
         raise TensorUnknown(f"{where} is of expert {xid}; {config.where} says {experts} experts")
     pieces = tuple(layout.pieces(m, bid, xid))
     _check_shape(layout, m, bid, pair, pieces)
-    if any(p.role == _TOKENS for p in pieces):
+    if any(p.role in (_TOKENS, _OUTPUT) for p in pieces):
         _check_tied(layout, pair)
     change = Change(pair, m, bid, pieces)
     tables = [name for name in change.names if name in _TABLES]
@@ -188,9 +189,11 @@ def _check_shape(
 
 def _check_tied(layout: Layout, pair: Pair) -> None:
     """A table of tokens that is the output, too, takes no adapter. Raises UnsupportedSource."""
-    config = layout.config
-    own = any(m.source == "lm_head.weight" for m in layout.arch.maps)
-    if own and not config.get("tie_word_embeddings", kind="BOOL", default=False):
+    if layout.arch.gguf_arch in ENCODERS:  # which give vectors
+        return
+    outside = [m for m in layout.arch.maps if "bid" not in m.fields and layout.has(m, None)]
+    own = any(p.role == _OUTPUT for m in outside for p in layout.pieces(m, None, 0))
+    if own and not layout.config.get("tie_word_embeddings", kind="BOOL", default=False):
         return
     raise UnsupportedSource(
         f"{pair.a.path}: tensor {pair.a.name}: the table of tokens is the output of this model, "

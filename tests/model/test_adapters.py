@@ -216,6 +216,20 @@ def _taken(base: Path, whole: dict[str, Any]) -> list[str]:
     return taken
 
 
+@pytest.mark.parametrize(
+    ("case", "module", "name"),
+    [("bert-bge", "embeddings.word_embeddings", "token_embd"), ("deepseek-v4", "head", "output")],
+)
+def test_tables_of_tokens_by_other_names(
+    case: str, module: str, name: str, checkpoint: Get, tmp_path: Path
+) -> None:
+    made = recipe(base_recipe(case), "", rf"^{re.escape(module)}\.weight$")
+    adapter = recipes.write(made, GOLDEN / "tokenizers", tmp_path)
+    convert(adapter, tmp_path / "lora.gguf", reading=based_on(checkpoint(case)))
+    found = {t.name for t in read_header(tmp_path / "lora.gguf").tensors}
+    assert found == {f"{name}.weight.lora_a", f"{name}.weight.lora_b"}
+
+
 def _values(path: Path) -> dict[str, np.ndarray]:
     from gguf import GGUFReader
 
