@@ -4,6 +4,7 @@ written. Every edit of every golden architecture (slow), and a sample of them.""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from quantkit.errors import QuantkitError
 from quantkit.jobs import convert
 from tests.checkpoints import architectures
-from tests.edits import edits, outcome
+from tests.edits import Edit, combined, edits, outcome
 from tests.real_loader import Judge
 
 CASES = sorted(architectures())
@@ -25,6 +26,7 @@ UNLOADABLE = {
     "command-r-plus",
 }  # fmt: skip
 SAMPLED, TRIED = 9, 12  # every ninth architecture, and so many edits of it
+TOGETHER = 6  # combinations of several edits
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,13 @@ def judge() -> Iterator[Judge]:
         yield judge
 
 
-def _faults(case: str, checkpoint: Path, judge: Judge, directory: Path, tried: int) -> list[str]:
+def _faults(
+    case: str,
+    checkpoint: Path,
+    judge: Judge,
+    directory: Path,
+    wanted: Callable[[Path], list[Edit]],
+) -> list[str]:
     source, out = directory / "source.gguf", directory / "out"
     out.mkdir()
     try:
@@ -43,13 +51,8 @@ def _faults(case: str, checkpoint: Path, judge: Judge, directory: Path, tried: i
         assert list(directory.iterdir()) == [out]
         return []
     assert case not in UNLOADABLE
-    wanted = edits(source)
-    step = max(len(wanted) // tried, 1) if tried else 1
-    found = {
-        edit.words: outcome(edit, checkpoint, source, judge, out)
-        for edit in wanted[CASES.index(case) % step :: step]
-    }
-    assert len(found) >= min(tried, len(wanted))
+    found = {e.words: outcome(e, checkpoint, source, judge, out) for e in wanted(source)}
+    assert found
     return [
         f"{words}: {said}"
         for words, said in found.items()
@@ -57,11 +60,17 @@ def _faults(case: str, checkpoint: Path, judge: Judge, directory: Path, tried: i
     ]
 
 
+def _some(case: str, source: Path) -> list[Edit]:
+    every = edits(source)
+    step = max(len(every) // TRIED, 1)
+    return every[CASES.index(case) % step :: step]
+
+
 @pytest.mark.parametrize("case", CASES[::SAMPLED])
 def test_some_edits(
     case: str, checkpoint: Callable[[str], Path], judge: Judge, tmp_path: Path
 ) -> None:
-    assert _faults(case, checkpoint(case), judge, tmp_path, TRIED) == []
+    assert _faults(case, checkpoint(case), judge, tmp_path, partial(_some, case)) == []
 
 
 @pytest.mark.slow
@@ -69,4 +78,13 @@ def test_some_edits(
 def test_every_edit(
     case: str, checkpoint: Callable[[str], Path], judge: Judge, tmp_path: Path
 ) -> None:
-    assert _faults(case, checkpoint(case), judge, tmp_path, 0) == []
+    assert _faults(case, checkpoint(case), judge, tmp_path, edits) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES[::2])
+def test_several_edits_at_once(
+    case: str, checkpoint: Callable[[str], Path], judge: Judge, tmp_path: Path
+) -> None:
+    wanted = partial(combined, case=case, n=TOGETHER)
+    assert _faults(case, checkpoint(case), judge, tmp_path, wanted) == []

@@ -307,6 +307,10 @@ class _Model:
                 return number(values, "attention.value_expert_count") > 0
             case "top_k":
                 return number(values, "attention.indexer.top_k") > 0
+            case "ngrams":
+                item = values.get("ple.layers")
+                layers = item.value if item is not None and item.type == "ARRAY" else []
+                return bool(layers) if bid is None else bid in layers
             case "indexes":
                 return self._indexes(i)
             case "deciding":

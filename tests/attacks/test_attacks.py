@@ -288,21 +288,6 @@ def test_many_tensors_are_planned_in_linear_time() -> None:
     assert time.process_time() - began < 5  # it was 30 s
 
 
-# 11: a source that changes
-
-
-def test_a_source_that_changes_leaves_no_file(
-    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from quantkit.execution import outputs
-
-    told = iter("ab")
-    monkeypatch.setattr(outputs, "source_digest", lambda plan: next(told))
-    with pytest.raises(errors.SourceChanged, match="while it was read"):
-        quantkit.convert(checkpoint("mixtral-4x"), tmp_path / "out.gguf")
-    assert list(tmp_path.iterdir()) == []
-
-
 # 12: kinds of values
 
 

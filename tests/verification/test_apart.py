@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quantkit import api, errors
-from quantkit.gguf.container import replaced, uint32
+from quantkit.gguf.container import array, read_header, replaced, string, uint32
 from quantkit.jobs import quantize
 from quantkit.llama import apart
 from quantkit.verification import verify
@@ -41,6 +42,38 @@ def test_verify_says_it_from_the_header(aborts: Path) -> None:
     """And does not give the file to llama.cpp."""
     verdict = api.verify(aborts, run=True)
     assert any("expert_group_count is 4, of 4 experts" in f for f in verdict.findings)
+    assert not verdict.good
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "value", "words"),
+    [
+        ("qwen3-dense", "tokens", lambda old: [old[5], *old[1:]], "GGML_ASSERT(id_to_token.size"),
+        ("qwen3-dense", "model", lambda old: "llama", "std::out_of_range"),
+        ("qwen3-dense", "token_type", lambda old: [6] * len(old), "does not load it"),
+        ("qwen3-dense", "pre", lambda old: "nothing", "unknown pre-tokenizer type"),
+        ("gemma1", "model", lambda old: "bert", "ended by SIGABRT"),
+        ("gemma1", "tokens", lambda old: [f"x{i}" for i in range(len(old))], "std::out_of_range"),
+    ],
+)
+def test_vocabularies_that_end_llama_cpp(
+    case: str,
+    key: str,
+    value: Callable[[Any], Any],
+    words: str,
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    """It aborts, or throws what nobody catches; the verdict names it, and `verify` goes on."""
+    good = quantize(checkpoint(case), ["Q8_0"], tmp_path).files[0].path
+    key = f"tokenizer.ggml.{key}"
+    new = value(read_header(good).get(key))
+    item = string(key, new) if isinstance(new, str) else array(key, new)
+    bad = rewritten(good, tmp_path / "bad.gguf", kv=lambda kv: replaced(kv, item))
+    verdict = run(Verdict(bad.name), bad, "Once upon a time")
+    (finding,) = verdict.findings
+    assert words in finding
+    assert "\n" not in finding
     assert not verdict.good
 
 
