@@ -10,6 +10,7 @@ import json
 import struct
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -47,21 +48,23 @@ def shapes(layers: int, experts: int) -> dict[str, tuple[int, ...]]:
 
 def write(out: Path, layers: int = 1, experts: int = 4) -> None:
     """Write the checkpoint, a tensor at a time."""
-    out.mkdir(parents=True, exist_ok=True)
-    header, offset = {}, 0
-    for name, shape in shapes(layers, experts).items():
-        end = offset + 2 * int(np.prod(shape))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     rng = np.random.default_rng(1)
-    with (out / "model.safetensors").open("wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
+    with begin(out, layers, experts) as f:
         for shape in shapes(layers, experts).values():
             for _ in range(shape[0] if len(shape) > 1 else 1):
                 x = rng.standard_normal(shape[-1], np.float32) * np.float32(0.02)
                 f.write((x.view(np.uint32) >> 16).astype(np.uint16).tobytes())
+
+
+def hollow(out: Path, layers: int = 1, experts: int = 4) -> None:
+    """Write the checkpoint with a hole for its weights: they are zeros, and take no disk."""
+    with begin(out, layers, experts) as f:
+        f.truncate(f.tell() + sum(2 * int(np.prod(s)) for s in shapes(layers, experts).values()))
+
+
+def begin(out: Path, layers: int, experts: int) -> BinaryIO:
+    """Write all but the weights. They are to be written to the file that is returned."""
+    out.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["MixtralForCausalLM"],
         "hidden_act": "silu",
@@ -84,6 +87,16 @@ def write(out: Path, layers: int = 1, experts: int = 4) -> None:
     (out / "tokenizer.json").write_text(json.dumps(_tokenizer()))
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (out / "tokenizer_config.json").write_text(json.dumps({**names, "add_bos_token": True}))
+    header, offset = {}, 0
+    for name, shape in shapes(layers, experts).items():
+        end = offset + 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    f = (out / "model.safetensors").open("wb")
+    f.write(struct.pack("<Q", len(text)) + text)
+    return f
 
 
 def _tokenizer() -> dict[str, object]:

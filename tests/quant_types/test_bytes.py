@@ -13,6 +13,8 @@ from tests.quant_types.weights import KINDS, importance, weights, weights_for
 FORMATS = [pytest.param(fmt, id=fmt.name) for fmt in quant_types.FORMATS]
 WITHOUT = [fmt for fmt in FORMATS if not fmt.values[0].needs_importance]
 KIND_NAMES = [*KINDS, "trained"]
+# every fourth row of what there is, and, slow, all of it: a million weights
+STEPS = [pytest.param(4, id="quarter"), pytest.param(1, id="all", marks=pytest.mark.slow)]
 SLOW_ROWS = 16  # of the formats with a grid the array engine, slower than ggml, gets each so many
 
 
@@ -32,26 +34,28 @@ def assert_same_blocks(found: np.ndarray, wanted: np.ndarray, fmt: BlockFormat, 
     )
 
 
-def assert_quantizes(fmt: BlockFormat, kind: str, values: np.ndarray | None) -> None:
+def assert_quantizes(fmt: BlockFormat, kind: str, values: np.ndarray | None, step: int) -> None:
     """Both engines write what ggml does."""
-    x = weights_for(fmt, kind)
+    x = weights_for(fmt, kind)[::step]
     wanted = oracle.quantize(x, fmt.name, values)
     for engine in ("lanes", "array"):
-        step = SLOW_ROWS if fmt.grid and engine == "array" else 1
-        found = quant_types.quantize(x[::step], fmt, values, engine)
-        assert_same_blocks(found, wanted[::step], fmt, f"{engine}, {kind}")
+        some = slice(None, None, SLOW_ROWS if fmt.grid and engine == "array" else 1)
+        found = quant_types.quantize(x[some], fmt, values, engine)
+        assert_same_blocks(found, wanted[some], fmt, f"{engine}, {kind}")
 
 
 @pytest.mark.parametrize("fmt", WITHOUT)
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_quantize(fmt: BlockFormat, kind: str) -> None:
-    assert_quantizes(fmt, kind, None)
+@pytest.mark.parametrize("step", STEPS)
+def test_quantize(fmt: BlockFormat, kind: str, step: int) -> None:
+    assert_quantizes(fmt, kind, None, step)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_quantize_by_importance(fmt: BlockFormat, kind: str) -> None:
-    assert_quantizes(fmt, kind, importance(weights(kind).shape[-1]))
+@pytest.mark.parametrize("step", STEPS)
+def test_quantize_by_importance(fmt: BlockFormat, kind: str, step: int) -> None:
+    assert_quantizes(fmt, kind, importance(weights(kind).shape[-1]), step)
 
 
 @pytest.mark.parametrize("values", ["zero", "one", "huge", "tiny", "spike"])
