@@ -145,6 +145,7 @@ def command(model: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "quantkit.cli", *args, "--chunks", "96", "--json"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is nothing as hard to stop with")
 def test_killed_runs_go_on_to_the_same_matrix(model: Path, tmp_path: Path) -> None:
     expected = tmp_path / "expected.gguf"

@@ -119,6 +119,7 @@ def test_one_type_of_a_set_resumes_alone(
     assert sha256(tmp_path / name) == expected[name]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(source: Path, expected: dict[str, str], tmp_path: Path) -> None:
     """Real processes are killed; each is resumed once."""
     code = (

@@ -37,6 +37,7 @@ def test_what_llama_quantize_makes_is_proven(source: Path, tmp_path: Path) -> No
         assert sum(len(t.experts) for t in found.tensors) == 3 * 3 * 4
 
 
+@pytest.mark.slow
 def test_with_an_importance_matrix_too(source: Path, imatrix: Imatrix, tmp_path: Path) -> None:
     for output in quantize(source, TYPES, tmp_path, imatrix=imatrix).outputs:
         path = output.files[0].path
