@@ -242,6 +242,7 @@ def imatrix(
     with_type: str = "Q8_0",
     reading: Reading = AS_IT_IS,
     threads: int | None = None,
+    memory: Size | None = None,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Measured:
@@ -249,13 +250,13 @@ def imatrix(
     `with_type`, in llama.cpp (needs the `llama` extra): from texts in UTF-8, or, with none, from
     text that the model writes itself.
 
-    `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does. A run
-    that was stopped goes on.
+    `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does.
+    `memory`: what there is, for a model that may be larger. A run that was stopped goes on.
     """
     from quantkit.releases.importance import make
 
     given = list(map(Path, [texts] if isinstance(texts, str | os.PathLike) else texts))
-    run = _run(False, threads, None, force, progress)
+    run = _run(False, threads, memory, force, progress)
     return make(source, given, Path(output), options, with_type=with_type, reading=reading, run=run)
 
 

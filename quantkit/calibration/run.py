@@ -101,6 +101,11 @@ class Standing:
         )
 
 
+def usual(context: int) -> int:
+    """Chunks that llama-imatrix has in one batch."""
+    return max(1, BATCH // context)
+
+
 def run(task: Task) -> Iterator[dict[str, Any]]:
     """Do it, and tell how far it is. The matrix is written at the end.
 
@@ -169,7 +174,9 @@ def _pass(
     wanted = lacking(known, task.least) if stage.needy else None
     if first >= stage.last or (wanted is not None and not wanted):
         return known
-    together = task.at_once or max(1, BATCH // task.context)
+    together = usual(task.context)
+    if task.at_once:
+        together = min(task.at_once, stage.last - first)
     collector = Collector(library(), known, task.outputs, wanted if stage.only else None)
     saved = at.done
     with Llama(
@@ -177,7 +184,7 @@ def _pass(
         task.context,
         together,
         task.threads,
-        at_once=task.at_once * task.context or None,
+        at_once=together * task.context if task.at_once else None,
         watch=collector.watch,
         overrides={key: stage.used} if stage.used else {},
     ) as model:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantkit.commands import options
+from quantkit.commands import options, values
 from quantkit.commands.console import TerminalProgress, print_json, say
 from quantkit.plain_text import one_line
 
@@ -91,6 +91,15 @@ def imatrix(
             "--with", metavar="TYPE", help="The type that a checkpoint is made to for this."
         ),
     ] = "Q8_0",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            rich_help_panel=options.MACHINE,
+            help="What there is, for a model that is larger: 32GB.",
+        ),
+    ] = None,
     *,
     reading: Reading,
     progress: TerminalProgress,
@@ -145,6 +154,7 @@ def imatrix(
             with_type=with_type,
             reading=reading,
             threads=threads,
+            memory=values.size("--memory", memory),
             force=force,
             progress=progress,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,13 +16,15 @@ from quantkit import jobs
 from quantkit.calibration import own_text
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.calibration.measure import Measured, Options, measure, sampled
-from quantkit.calibration.run import PREFIX
+from quantkit.calibration.run import PREFIX, usual
 from quantkit.calibration.statistics import routing
 from quantkit.calibration.sums import hub_file, read_sums, replace_file
 from quantkit.errors import OutputExists, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.execution.journal import identities
 from quantkit.gguf.container import read_header
 from quantkit.gguf.splits import split_siblings
+from quantkit.gguf.tensor_names import parse
+from quantkit.gguf.types import tensor_bytes
 from quantkit.hub.http import SCHEME
 from quantkit.jobs import Job, Run
 from quantkit.model.open import AS_IT_IS, Reading, open_source
@@ -30,9 +33,14 @@ from quantkit.releases.modelfile import turns_of
 from quantkit.releases.names import stem
 from quantkit.releases.previous import MATRIX
 from quantkit.releases.quality import Calibration
+from quantkit.reporting.llama_memory import UBATCH
+from quantkit.reporting.table import read_memory
+from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 
 OWN = "text of its own"  # what the matrix says that it was made with, where that is so
+MOST = 256  # chunks, which are sequences to llama.cpp (LLAMA_MAX_SEQ)
+OURS = 200_000_000  # bytes of both processes, and of sums
 TYPE = "Q8_0"  # of the file that is made of a checkpoint, unless another is asked for
 
 
@@ -59,8 +67,39 @@ def make(
         and not output.with_name(f"{output.name}.partial").exists()
     ):
         raise OutputExists(f"{output} exists; give --force to overwrite it")
+    options = options or Options()
     with as_file(Source.parse(source), with_type, output, reading, run) as model:
-        return _measured(model, texts, output, options or Options(), run)
+        if run.memory:
+            options = replace(options, at_once=chunks_at_once(model, options.context, run.memory))
+        return _measured(model, texts, output, options, run)
+
+
+def chunks_at_once(model: Path, context: int, most: int) -> int:
+    """Chunks that go through a layer together within `most` bytes: 0, as llama-imatrix has it,
+    where the whole model is there at once; of one that is larger, as many as there is room for, so
+    that its weights come from the disk seldom. Raises UsageError."""
+    _, tensors = open_gguf_set(model)
+    vocabulary = max((t.shape[0] for t in tensors if t.name == "token_embd.weight"), default=0)
+    blocks: Counter[int | None] = Counter()
+    for t in tensors:
+        blocks[parse(t.name).bid] += tensor_bytes(t.shape, t.ggml.name)
+    layer = max(blocks.values())  # is read while it is computed with
+
+    def taken(chunks: int, batch: int) -> int:
+        need = read_memory(model, chunks * context, batch)
+        logits = 4 * vocabulary * chunks * context
+        return OURS + need.copies + need.cache + need.compute + need.rest + logits
+
+    if sum(blocks.values()) + taken(usual(context), UBATCH) <= most:
+        return 0
+    fit = [n for n in range(1, MOST + 1) if layer + taken(n, n * context) <= most]
+    if not fit:
+        least = (layer + taken(1, context)) / 1e6
+        raise UsageError(
+            f"--memory {most / 1e6:.0f}MB is too little: a chunk of {context} tokens takes "
+            f"{least:.0f}MB; give more, or a smaller --ctx"
+        )
+    return fit[-1]
 
 
 def _measured(

@@ -102,9 +102,14 @@ class MemoryNeed:
 
 
 def memory(
-    arch: str, values: Mapping[str, Any], tensors: Sequence[Weights], context: int, pieces: int
+    arch: str,
+    values: Mapping[str, Any],
+    tensors: Sequence[Weights],
+    context: int,
+    pieces: int,
+    batch: int = UBATCH,
 ) -> MemoryNeed:
-    """What a model takes at a context of so many tokens.
+    """What a model takes at a context of so many tokens, of which `batch` are evaluated at once.
 
     `values`: its metadata, without the architecture's name in the keys; `tensors` in the order of
     the file; `pieces`: tokens and merges of the vocabulary.
@@ -124,7 +129,7 @@ def memory(
         copies=sum(copies),
         unmapped=_leading(tensors) + _leading(tensors[::-1]),
         cache=_cache(facts, tensors, context),
-        compute=_image(facts) if arch == ENCODER else _compute(facts, tensors, context),
+        compute=_image(facts) if arch == ENCODER else _compute(facts, tensors, context, batch),
         rest=PROGRAM + PIECE * pieces,
         tied=tied,
     )
@@ -240,7 +245,7 @@ def _image(facts: Hyperparameters) -> int:
     return 4 * patches * (8 * width + 2 * ffn)
 
 
-def _compute(facts: Hyperparameters, tensors: Sequence[Weights], context: int) -> int:
+def _compute(facts: Hyperparameters, tensors: Sequence[Weights], context: int, batch: int) -> int:
     """The buffer of the graph that evaluates a whole batch, at the widest of its places, with the
     masks of what is seen, and the place where a matrix product keeps its input rounded."""
     n, width = facts.number, facts.width
@@ -252,7 +257,7 @@ def _compute(facts: Hyperparameters, tensors: Sequence[Weights], context: int) -
     else:
         attention = 2 * heads * key + kv_heads * (key + value) - width
     if facts.arch == "minimax-01":  # scores of every token of the batch, thrice
-        attention = max(attention, 3 * heads * UBATCH)
+        attention = max(attention, 3 * heads * batch)
     mixer = max((t.shape[0] for t in tensors if t.role == "ssm_in"), default=0)
     dense, used = n("feed_forward_length"), n("expert_used_count")
     experts = n("expert_feed_forward_length", dense) * used
@@ -267,8 +272,8 @@ def _compute(facts: Hyperparameters, tensors: Sequence[Weights], context: int) -
     windows = [
         facts.cells(bid, context) for bid in bids if bid < facts.layers and facts.window(bid)
     ]
-    seen = UBATCH if facts.arch in _UNCACHED else context + max(windows, default=0)
+    seen = batch if facts.arch in _UNCACHED else context + max(windows, default=0)
     scores = heads * context + seen / 2 if facts.arch in _UNFUSED else 0
     floats = widest + (5 + n("n_deepstack_layers")) * width + seen / 2 + scores
     rounded = max(heads * value, dense, experts) * 9 / 8  # bytes, Q8_K
-    return int(min(context, UBATCH) * (4 * floats + rounded))
+    return int(min(context, batch) * (4 * floats + rounded))

@@ -20,7 +20,7 @@ from quantkit.loading.kinds import kind_of
 from quantkit.planning.plan import Output, Plan
 from quantkit.recipes.file_types import RECIPES
 from quantkit.recipes.sensitivity import made_from
-from quantkit.reporting.llama_memory import MemoryNeed, Weights, memory
+from quantkit.reporting.llama_memory import UBATCH, MemoryNeed, Weights, memory
 from quantkit.reporting.numbers import gigabytes
 from quantkit.source.gguf_set import open_gguf_set
 
@@ -84,11 +84,12 @@ def _read_row(path: Path, context: int | None) -> Row:
     return _row(_name(path.name, len(files)), label, size, len(files), metadata, weights, context)
 
 
-def read_memory(path: Path, context: int) -> MemoryNeed:
-    """What llama.cpp takes for a GGUF file, part by part. Raises SourceError."""
+def read_memory(path: Path, context: int, batch: int = UBATCH) -> MemoryNeed:
+    """What llama.cpp takes for a GGUF file, part by part, where `batch` tokens are evaluated at
+    once. Raises SourceError."""
     header, tensors = open_gguf_set(path)
     weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
-    return _Metadata.of(header.kv, weights).memory(weights, context)
+    return _Metadata.of(header.kv, weights).memory(weights, context, batch)
 
 
 def planned_rows(
@@ -150,8 +151,8 @@ class _Metadata:
         pieces = sum(by_key[key].length for key in lists if key in by_key)
         return cls(arch, values, pieces, kind_of(kv, [t.name for t in tensors]).use)
 
-    def memory(self, tensors: Sequence[Weights], context: int) -> MemoryNeed:
-        return memory(self.arch, self.values, tensors, context, self.pieces)
+    def memory(self, tensors: Sequence[Weights], context: int, batch: int = UBATCH) -> MemoryNeed:
+        return memory(self.arch, self.values, tensors, context, self.pieces, batch)
 
 
 def _row(

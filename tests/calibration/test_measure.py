@@ -37,6 +37,8 @@ from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.llama import llama_cpp
 from quantkit.progress import Progress
+from quantkit.releases import importance
+from quantkit.source.gguf_set import open_gguf_set
 from quantkit.storage import os_files
 from tests.calibration.test_sums import GOLDEN
 from tests.checkpoints import DATA
@@ -96,6 +98,22 @@ def test_threads_and_batches_change_nothing_that_counts(
     wide = read_sums(measure(model, [TEXT], tmp_path / "c.gguf", together, threads=1).path)
     for name, e in read_sums(whole.path).entries.items():
         np.testing.assert_allclose(wide.entries[name].squares.sum(), e.squares.sum(), rtol=1e-3)
+
+
+def test_as_many_chunks_at_once_as_memory_allows(model: Path) -> None:
+    """Of a model that is there whole, llama-imatrix's; of a larger one, more with more memory."""
+    tensors = [replace(t, shape=(t.shape[0] * 1000, *t.shape[1:])) for t in open_gguf_set(model)[1]]
+    with pytest.MonkeyPatch.context() as patch:
+        header = open_gguf_set(model)[0]
+        patch.setattr(importance, "open_gguf_set", lambda path: (header, tensors))
+        sizes = (3.26, 3.4, 3.8, 40)
+        found = [importance.chunks_at_once(model, 512, int(most * 1e9)) for most in sizes]
+        with pytest.raises(
+            UsageError, match=r"--memory 200MB is too little: a chunk of 512 tokens"
+        ):
+            importance.chunks_at_once(model, 512, 200_000_000)
+    assert found[-1] == 0
+    assert 0 < found[0] < found[1] < found[2] <= importance.MOST
 
 
 def test_it_tells_how_far_it_is(model: Path, tmp_path: Path) -> None:
