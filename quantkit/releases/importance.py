@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,6 @@ from quantkit.errors import OutputExists, SourceNotFound, UnsupportedSource, Usa
 from quantkit.execution.journal import identities
 from quantkit.gguf.container import read_header
 from quantkit.gguf.splits import split_siblings
-from quantkit.gguf.tensor_names import parse
 from quantkit.gguf.types import tensor_bytes
 from quantkit.hub.http import SCHEME
 from quantkit.jobs import Job, Run
@@ -80,21 +78,19 @@ def chunks_at_once(model: Path, context: int, most: int) -> int:
     that its weights come from the disk seldom. Raises UsageError."""
     _, tensors = open_gguf_set(model)
     vocabulary = max((t.shape[0] for t in tensors if t.name == "token_embd.weight"), default=0)
-    blocks: Counter[int | None] = Counter()
-    for t in tensors:
-        blocks[parse(t.name).bid] += tensor_bytes(t.shape, t.ggml.name)
-    layer = max(blocks.values())  # is read while it is computed with
+    sizes = [tensor_bytes(t.shape, t.ggml.name) for t in tensors]
+    largest = max(sizes)  # stays while it is computed with
 
     def taken(chunks: int, batch: int) -> int:
         need = read_memory(model, chunks * context, batch)
         logits = 4 * vocabulary * chunks * context
         return OURS + need.copies + need.cache + need.compute + need.rest + logits
 
-    if sum(blocks.values()) + taken(usual(context), UBATCH) <= most:
+    if sum(sizes) + taken(usual(context), UBATCH) <= most:
         return 0
-    fit = [n for n in range(1, MOST + 1) if layer + taken(n, n * context) <= most]
+    fit = [n for n in range(1, MOST + 1) if largest + taken(n, n * context) <= most]
     if not fit:
-        least = (layer + taken(1, context)) / 1e6
+        least = (largest + taken(1, context)) / 1e6
         raise UsageError(
             f"--memory {most / 1e6:.0f}MB is too little: a chunk of {context} tokens takes "
             f"{least:.0f}MB; give more, or a smaller --ctx"

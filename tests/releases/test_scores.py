@@ -20,6 +20,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 def test_scores(
     frankenmoe: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
