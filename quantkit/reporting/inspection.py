@@ -18,7 +18,7 @@ from quantkit.execution.stages import default_threads, in_threads
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import GGMLType
-from quantkit.loading.kinds import MODEL, PROJECTOR, kind_of
+from quantkit.loading.kinds import ADAPTER, MODEL, PROJECTOR, kind_of
 from quantkit.loading.model import faults
 from quantkit.loading.projector import projectors
 from quantkit.loading.values import Info
@@ -211,9 +211,19 @@ def describe(model: Model, source: Source | None = None) -> Description:
         tokenizer=_describe_tokenizer(kv),
         notes=tuple(model.notes),
         merge=None if source is None else read_merge(source),
-        kind="; ".join(filter(None, (kind.words, kind.use))),
+        kind="; ".join(
+            filter(None, (kind.words, _rank(model) if kind is ADAPTER else "", kind.use))
+        ),
         projectors=projectors(model.kv) if kind is PROJECTOR else {},
     )
+
+
+def _rank(model: Model) -> str:
+    """The ranks of an adapter's matrices, and what is divided by them."""
+    alpha = next((i.value for i in model.kv if i.key == "adapter.lora.alpha"), None)
+    ranks = sorted({t.shape[-1] for t in model.tensors if t.name.endswith(".lora_b")})
+    said = f"rank {' and '.join(map(str, ranks))}"
+    return said if alpha is None else f"{said}, alpha {alpha:g}"
 
 
 def _describe_tokenizer(kv: Mapping[str, KeyValue]) -> Tokenizer | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit import errors
+from quantkit import api, errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.gguf.types import type_by_name
@@ -78,6 +78,13 @@ def test_every_bit_by_default(checkpoint: Get, tmp_path: Path) -> None:
     (file,) = plan.files
     assert file.path.name == "tiny-adapter-F32-LoRA.gguf"
     assert {t.format for t in file.tensors} == {"F32"}
+
+
+def test_what_it_is_is_told(checkpoint: Get, tmp_path: Path) -> None:
+    source, path = checkpoint("lora-llama-tables"), tmp_path / "lora.gguf"
+    convert(source, path, "q8_0", reading=based_on(source / "base"))
+    assert "a LoRA adapter; rank 4, alpha 9.5; " in api.inspect(path).as_data()["facts"]["kind"]
+    assert api.verify(path).good
 
 
 def merged(base: Path, adapter: Path, factor: Callable[[str, int], float]) -> None:
