@@ -29,6 +29,8 @@ def class_defaults(
     classes, texts = _tables()
     name, named = whole.get("model_type"), (text or {}).get("model_type")
     kind, fixed = texts.get(name, (None, False)) if isinstance(name, str) else (None, False)
-    if text is not None:  # of a stranger it is read as it stands
-        name = kind if fixed or kind is None else named or kind
+    if kind is not None:  # the values of a text part may also stand outside it
+        name = kind if fixed or text is None else named or kind
+    elif text is not None:  # a stranger's is read as it stands
+        return {}
     return classes.get(name, {}) if isinstance(name, str) else {}
