@@ -54,7 +54,7 @@ def test_inside_a_thinker(broken: Broken) -> None:
         (INNER, [], "deepseek2"),  # the whole's, where it has none
         (INNER, None, "deepseek2"),
         (INNER, ["NobodyKnows"], "architecture 'NobodyKnows' is not supported"),
-        ("Sarashina2VisionForCausalLM", [INNER], "'Sarashina2VisionForCausalLM'"),
+        ("Sarashina2VisionForCausalLM", [INNER], "no place in Sarashina2VisionForCausalLM"),
         (None, [INNER], "deepseek2"),
         (None, None, "'architectures' does not name the model"),
     ],
