@@ -81,6 +81,7 @@ from quantkit.architectures import (
     t5,
     youtu,
 )
+from quantkit.architectures.left_out import REASONS
 from quantkit.architectures.rules import Architecture
 from quantkit.errors import UnsupportedArchitecture
 
@@ -176,6 +177,8 @@ def find(name: str) -> Architecture:
     """The architecture for a name from config.json. Raises UnsupportedArchitecture."""
     if name in _BY_NAME:
         return _BY_NAME[name]
+    if name in REASONS:
+        raise UnsupportedArchitecture(f"architecture {name!r} is not supported: {REASONS[name]}")
     stems = {known.partition("For")[0]: known for known in _BY_NAME}
     near = [stems[s] for s in get_close_matches(name.partition("For")[0], stems, n=2)]
     hint = f" (nearest: {', '.join(near)})" if near else ""

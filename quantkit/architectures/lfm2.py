@@ -22,6 +22,7 @@ from quantkit.architectures.common import (
     router_bias,
 )
 from quantkit.architectures.mamba import per_layer
+from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -157,4 +158,17 @@ LFM2 = replace(
     },
 )  # fmt: skip
 
-FAMILY = (LFM2, LFM2_MOE)
+# embedding models; those of one vector a token have a matrix more, in a file that is not read
+LFM2_EMBED = replace(
+    LFM2,
+    hf_names=("Lfm2Model", "Lfm2BidirectionalModel", "Lfm2BidirectionalForMaskedLM"),
+    late_keys=(
+        *LFM2.late_keys,
+        Key("{arch}.attention.causal",
+            lambda c: None if c.values["architectures"][0] == "Lfm2Model" else False, "BOOL"),
+        *POOLING_KEYS,
+    ),
+    renames=((r"^lfm2\.", "model."),),
+)  # fmt: skip
+
+FAMILY = (LFM2, LFM2_EMBED, LFM2_MOE)

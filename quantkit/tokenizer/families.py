@@ -52,6 +52,8 @@ class VocabRules:
     until the files overrule them. `json_first`: tokenizer.json counts, where tokenizer.model is
     there as well. `whitespace`: llama.cpp splits at spaces alone where tokenizer.json does.
     `pieces_pre`: the pre-tokenizer of a tokenizer.json of pieces, which are joined by merges.
+    `of_ranks`: (width of the model, kind, id) of special tokens that overrule a vocabulary of
+    tiktoken ranks.
     `by_flag`: an added token is special if the files say so, however it looks.
     """
 
@@ -80,6 +82,7 @@ class VocabRules:
     whitespace: bool = False
     pieces_pre: str = ""
     by_flag: bool = False
+    of_ranks: tuple[tuple[int, str, int], ...] = ()
 
 
 _LLAMA = VocabRules(
@@ -176,6 +179,7 @@ RULES: tuple[VocabRules, ...] = (
         names=("HunYuanDenseV1ForCausalLM",),
         late_ids=(("eos", "{config.json:eod_token_id}"),
                   ("eot", "{generation_config.json:eos_token_id}")),
+        of_ranks=((4096, "bos", 127958),),  # the 7B's, whose config names another
     ),
     VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", 127959),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
@@ -204,6 +208,7 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("Exaone4ForCausalLM", "Exaone4_5_ForConditionalGeneration"), pre="exaone4"),
     VocabRules(names=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"), pre="exaone-moe"),
     VocabRules(names=("Lfm2ForCausalLM", "LFM2ForCausalLM", "Lfm2VlForConditionalGeneration",
+                      "Lfm2Model", "Lfm2BidirectionalModel", "Lfm2BidirectionalForMaskedLM",
                       "Lfm2MoeForCausalLM"), pre="lfm2"),
     VocabRules(names=("Cohere2MoeForCausalLM",), pre="cohere2moe"),
     VocabRules(names=("FalconH1ForCausalLM",), pre="falcon-h1"),
@@ -231,6 +236,8 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("EuroBertModel", "JinaEmbeddingsV5Model"), first_add=(("bos", False),)),
     VocabRules(names=("NeoBERT", "NeoBERTLMHead", "NeoBERTForSequenceClassification"),
                token_types=1),
+    VocabRules(names=("SarvamMoEForCausalLM", "modeling_sarvam_moe.SarvamMoEForCausalLM"),
+               pieces_pre="sarvam-moe"),
     VocabRules(names=("DreamModel",), by_flag=True),
     VocabRules(names=("LLaDAModelLM",), by_flag=True, add=(("bos", True),)),
     VocabRules(names=("PanguEmbeddedForCausalLM",), config_space_prefix="last"),

@@ -336,6 +336,10 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
     for kind, token in rules.late_ids:  # a kind that has an id keeps its place
         if (i := token_id(token)) is not None:
             (vocab.special.ids if kind in vocab.special.ids else vocab.late_ids)[kind] = i
+    width = _number_in(files, "config.json", "hidden_size")
+    for size, kind, number in rules.of_ranks:
+        if size == width and number < len(vocab.tokens) and not files.has("tokenizer.json"):
+            (vocab.special.ids if kind in vocab.special.ids else vocab.late_ids)[kind] = number
     for kind, flag in rules.add:
         (vocab.special.add if kind in vocab.special.add else vocab.late_add)[kind] = flag
     prefix = config.get("add_prefix_space")

@@ -14,6 +14,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.architectures import ARCHITECTURES, find
+from quantkit.architectures.left_out import REASONS
 from quantkit.architectures.rules import ConversionOptions, Map
 from quantkit.execution import pipeline
 from quantkit.gguf.container import TensorInfo, align, header_bytes, read_header
@@ -319,6 +320,13 @@ def test_one_missing_expert_is_named(broken: Callable[..., Path]) -> None:
 def test_unknown_architectures_name_their_relatives() -> None:
     with pytest.raises(errors.UnsupportedArchitecture, match=r"nearest: .*Qwen3Moe"):
         find("Qwen3MoeForTokenClassification")
+
+
+def test_what_is_left_out_says_why() -> None:
+    """And is not taken by another row."""
+    assert not {*REASONS} & {name for arch in ARCHITECTURES for name in arch.hf_names}
+    with pytest.raises(errors.UnsupportedArchitecture, match="squared ReLU"):
+        find("BitNetForCausalLM")
 
 
 def test_every_family_is_covered() -> None:

@@ -186,6 +186,14 @@ def test_heads_of_neobert_are_taken_apart(broken: Broken, tmp_path: Path) -> Non
     assert np.abs(found - expected).max() < 0.01
 
 
+def test_a_matrix_after_lfm2_is_not_left_out_unsaid(broken: Broken) -> None:
+    source = broken("lfm2-embed")
+    (source / "1_Dense").mkdir()
+    (source / "1_Dense" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(errors.ConfigError, match="ColBERT"):
+        converted(source)
+
+
 # --- Mamba's head -----------------------------------------------------------------------------
 
 

@@ -290,6 +290,19 @@ def test_hunyuans_tiktoken(tmp_path: Path) -> None:
     assert keys(vocab)["tokenizer.ggml.bos_token_id"]["value"] == 127959
 
 
+@pytest.mark.parametrize(("width", "bos"), [(4096, 127958), (2048, 7)])
+def test_the_7b_of_hunyuan_begins_with_a_token_of_its_own(
+    width: int, bos: int, tmp_path: Path
+) -> None:
+    """Only it comes with tiktoken ranks alone, and its config.json names the wrong token."""
+    directory = write_files("kimi-k2", tmp_path)
+    (directory / "tiktoken.model").rename(directory / "hy.tiktoken")
+    edit_json(directory / "tokenizer_config.json", added_tokens_decoder=None, bos_token=None)
+    edit_json(directory / "config.json", architectures=["HunYuanDenseV1ForCausalLM"],
+              vocab_size=128167, hidden_size=width, bos_token_id=7)  # fmt: skip
+    assert keys(vocabulary(directory))["tokenizer.ggml.bos_token_id"]["value"] == bos
+
+
 def test_gemma_4_joins_by_merges_and_shows_its_channels(tmp_path: Path) -> None:
     directory = write_files("mixtral-4x-hfvocab", tmp_path)
     edit_json(directory / "config.json", architectures=["Gemma4ForCausalLM"], vocab_size=518)
