@@ -63,8 +63,8 @@ def pooled(files: CheckpointFiles, arch: Architecture, config: Config) -> Config
     """The config with what its files say of pooling. Raises ConfigError, CorruptFile."""
     if arch.gguf_arch == "lfm2" and files.has(_COLBERT):
         raise ConfigError(
-            f"{files.label(_COLBERT)}: a vector for each token (ColBERT) by a matrix more, which is "
-            "not converted; take the file away for the model without it"
+            f"{files.label(_COLBERT)}: a vector for each token (ColBERT) by a matrix more, which "
+            "is not converted; take the file away for the model without it"
         )
     kind = RANK if is_reranker(files, arch, config) else _pooling_type(files)
     return replace(config, values={**config.values, POOLING: kind})
