@@ -192,13 +192,7 @@ APERTUS = replace(
     scalars={
         f"xielu_{name}": f"{ACTIVATION}.{name}" for name in ("alpha_n", "alpha_p", "beta", "eps")
     },
-    defaults={
-        "rms_norm_eps": 1e-5,
-        "rope_parameters": {
-            "rope_type": "llama3", "rope_theta": 12e6, "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-        },
-    },
+    defaults={},
 )  # fmt: skip
 
 MIXTRAL = replace(

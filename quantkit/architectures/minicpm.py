@@ -66,10 +66,16 @@ def _head(config: Config) -> int:
     return n
 
 
+def _value(config: Config) -> int:
+    """Channels of a head's values; the release does not say how many."""
+    n = config.one("v_head_dim", default=0)
+    return n or config.one("hidden_size") // config.one("num_attention_heads")
+
+
 def _value_length(config: Config) -> int | None:
     """llama.cpp's loader takes an equal share of the hidden channels; its converter never says
     otherwise."""
-    n: int = config.get("v_head_dim")
+    n = _value(config)
     return None if n == config.get("hidden_size") // config.get("num_attention_heads") else n
 
 
@@ -101,10 +107,8 @@ MINICPM3 = replace(
         "kv_lora": lambda c: c.get("kv_lora_rank"),
         "q": lambda c: c.get("num_attention_heads") * _head(c),
         "kv_a": lambda c: c.get("kv_lora_rank") + c.get("qk_rope_head_dim"),
-        "kv_b": lambda c: (
-            c.get("num_attention_heads") * (c.get("qk_nope_head_dim") + c.get("v_head_dim"))
-        ),
-        "values": lambda c: c.get("num_attention_heads") * c.get("v_head_dim"),
+        "kv_b": lambda c: c.get("num_attention_heads") * (c.get("qk_nope_head_dim") + _value(c)),
+        "values": lambda c: c.get("num_attention_heads") * _value(c),
     },
     maps=(
         *EMBEDDINGS,
