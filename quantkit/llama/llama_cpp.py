@@ -284,10 +284,14 @@ class Llama:
     ) -> np.ndarray[Any, Any]:
         """The int32 ids of a text in UTF-8; `special`: with the tokens that a model adds; `parse`:
         control tokens that are spelled in it are taken for what they are."""
-        ids = np.empty(len(text) + 2, np.int32)
-        n = self._lib.llama_tokenize(
-            self._vocab, text, len(text), ids.ctypes.data, len(ids), special, parse
-        )
+        n = -len(text) - 2  # more where a space in front is three bytes, each of them a token
+        for _ in range(2):
+            ids = np.empty(-n, np.int32)
+            n = self._lib.llama_tokenize(
+                self._vocab, text, len(text), ids.ctypes.data, len(ids), special, parse
+            )
+            if n >= 0 or n < -1 << 30:
+                break
         if n < 0:
             raise LlamaError(f"{self.path}: llama.cpp does not tokenize a text: {_reason()}")
         return ids[:n]

@@ -116,7 +116,8 @@ def _edges(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
 def _bytes(kv: Mapping[str, KeyValue], model: str) -> Iterator[str]:
     """Tokens that are bytes are spelled so, `<0x0A>`: `llama_vocab::impl::token_to_byte`."""
     types = kv.get("token_type")
-    if model not in ("llama", "t5") or types is None or types.element_type != "INT32":
+    spelled = model in ("llama", "t5") or model in _MERGED
+    if not spelled or types is None or types.element_type != "INT32":
         return
     if (text := _short_byte(kv["tokens"], types)) is not None:
         yield f"a token of one byte is spelled {text.decode('utf-8', 'replace')!r}"

@@ -77,6 +77,17 @@ def test_vocabularies_that_end_llama_cpp(
     assert not verdict.good
 
 
+def test_more_tokens_than_bytes(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """The space that stands before a text is three bytes where it is no token."""
+    good = quantize(checkpoint("mixtral-4x"), ["Q8_0"], tmp_path).files[0].path
+    tokens = read_header(good).get("tokenizer.ggml.tokens")
+    kept = [t if t.startswith("<") else f"~{i}" for i, t in enumerate(tokens)]
+    item = array("tokenizer.ggml.tokens", kept)
+    path = rewritten(good, tmp_path / "bytes.gguf", kv=lambda kv: replaced(kv, item))
+    (ids,) = apart.ask(path, {"texts": ["Hello"]})
+    assert len(ids) == len("Hello") + 3
+
+
 def test_nan_is_no_answer(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """Every logit of a model whose norm is infinite."""
     from tests.verification.damage import span
