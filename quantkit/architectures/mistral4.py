@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from quantkit.architectures.common import TEXT_KEYS, L, no_key
 from quantkit.architectures.deepseek import DEEPSEEK_V2, LENGTHS
-from quantkit.architectures.rules import Map, whole
+from quantkit.architectures.rules import Map, tied_head_dropped, whole
 
 X = f"{L}.mlp.experts"
 
 
-MISTRAL4 = replace(
+MISTRAL4 = tied_head_dropped(replace(
     DEEPSEEK_V2,
     hf_names=("Mistral4ForCausalLM",),
     gguf_arch="mistral4",
@@ -28,6 +28,6 @@ MISTRAL4 = replace(
     ),
     defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": True,
               "n_shared_experts": 1},
-)  # fmt: skip
+))  # fmt: skip
 
 FAMILY = (MISTRAL4,)
