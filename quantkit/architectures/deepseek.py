@@ -153,6 +153,18 @@ def early(key: Key) -> Key:
     return replace(key, config=read)
 
 
+# the text parts of DeepSeek-OCR and Unlimited-OCR, which call themselves DeepSeek-V2
+_OCR = ("DeepseekOCRForCausalLM", "UnlimitedOCRForCausalLM", "DeepseekOCR2ForCausalLM")
+
+
+def _window(config: Config) -> int | None:
+    for name in ("sliding_window_size", "sliding_window"):
+        if found := config.get(name, default=0):
+            n: int = found
+            return n
+    return None
+
+
 DEEPSEEK_V2 = replace(
     DEEPSEEK,
     hf_names=("DeepseekV2ForCausalLM",),
@@ -203,6 +215,31 @@ DEEPSEEK_V2 = replace(
     fuses=(),
 )  # fmt: skip
 
+DEEPSEEK_OCR = tied_head_dropped(replace(
+    DEEPSEEK,
+    hf_names=_OCR,
+    gguf_arch="deepseek2-ocr",
+    first_keys=(Key("tokenizer.chat_template",
+                    lambda c: "{% for m in messages %}{{m['content']}}{% endfor %}", "STRING"),),
+    late_keys=(
+        LEADING_DENSE,
+        VOCAB_SIZE,
+        optional_key("attention.q_lora_rank", "q_lora_rank"),
+        EXPERT_FFN,
+        Key("{arch}.expert_shared_count", _shared),
+        optional_key("expert_weights_scale", "routed_scaling_factor", kind="FLOAT32"),
+        Key("{arch}.expert_weights_norm",
+            lambda c: c.get("norm_topk_prob", kind="BOOL", default=False) or None, "BOOL"),
+        Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
+        Key("{arch}.attention.sliding_window", _window),
+        Key("{arch}.rope.scaling.yarn_log_multiplier", _log_multiplier, "FLOAT32"),
+    ),
+    assumes=(),
+    maps=(*EMBEDDINGS, *NORMS, *attention(), *_SPARSE),
+    drops=(*DEEPSEEK.drops, r".*(sam_model|qwen2_model).*"),
+    defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0},
+))  # fmt: skip
+
 DEEPSEEK_V3 = replace(
     DEEPSEEK_V2,
     hf_names=("DeepseekV3ForCausalLM",),
@@ -232,4 +269,8 @@ GLM4_MOE_LITE = replace(
     keeps_mtp=True,
 )
 
-FAMILY = (DEEPSEEK, *map(tied_head_dropped, (DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)))
+FAMILY = (
+    DEEPSEEK,
+    DEEPSEEK_OCR,
+    *map(tied_head_dropped, (DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)),
+)

@@ -122,9 +122,11 @@ def _tied(config: Config) -> Architecture | None:
     """An output that is tied is left out, though a checkpoint may have it."""
     if not config.get("tie_word_embeddings", kind="BOOL", default=False):
         return None
-    maps = tuple(m for m in HUNYUAN_DENSE.maps if m.source != "lm_head.weight")
-    drops = (*HUNYUAN_DENSE.drops, r"lm_head\.weight")
-    return replace(HUNYUAN_DENSE, maps=maps, drops=drops, variant=lambda c: None)
+    name = config.values["architectures"][0]
+    arch = HUNYUAN_VL if name in HUNYUAN_VL.hf_names else HUNYUAN_DENSE
+    maps = tuple(m for m in arch.maps if m.source != "lm_head.weight")
+    drops = (*arch.drops, r"lm_head\.weight")
+    return replace(arch, maps=maps, drops=drops, variant=lambda c: None)
 
 
 HUNYUAN_DENSE = replace(
@@ -152,4 +154,49 @@ HUNYUAN_DENSE = replace(
     variant=_tied,
 )
 
-FAMILY = (HUNYUAN_DENSE, HUNYUAN_MOE)
+
+def _is_xd(config: Config) -> bool:
+    """transformers writes it as scaling by alpha with sections."""
+    kind = config.rope.get("rope_type")
+    return bool(kind == "xdrope" or (kind == "dynamic" and "mrope_section" in config.rope))
+
+
+def _alpha(config: Config) -> float:
+    found = config.rope.get("alpha")
+    if found is None:
+        raise ConfigError(f"{config.where}: 'alpha' of the rotary settings is missing")
+    return float(found)
+
+
+def _whole_length(config: Config) -> int | None:
+    found: int | None = config.get("max_position_embeddings")
+    return found if _is_xd(config) else _longest(config)
+
+
+def _sections(config: Config) -> Any:
+    rope = config.rope
+    return rope.get("mrope_section", rope.get("xdrope_section"))
+
+
+HUNYUAN_VL = replace(
+    HUNYUAN_DENSE,
+    hf_names=("HunYuanVLForConditionalGeneration",),
+    gguf_arch="hunyuan_vl",
+    keys=tuple(
+        replace(key, config=_sections) if key.name.endswith("dimension_sections") else key
+        for key in HUNYUAN_DENSE.keys
+    ),
+    late_keys=(
+        Key("{arch}.rope.freq_base",
+            lambda c: c.rope.get("rope_theta", 10000.0) if _is_xd(c) else _scaled_base(c),
+            "FLOAT32"),
+        Key("{arch}.rope.scaling.type", lambda c: _ntk(c, "none"), "STRING"),
+        Key("{arch}.rope.scaling.factor",
+            lambda c: c.rope.get("factor", 1) if _is_xd(c) else _ntk(c, 1.0), "FLOAT32"),
+        Key("{arch}.rope.scaling.alpha", lambda c: _alpha(c) if _is_xd(c) else None, "FLOAT32"),
+        Key("{arch}.rope.scaling.original_context_length", _whole_length),
+        Key("{arch}.context_length", _whole_length),
+    ),
+)  # fmt: skip
+
+FAMILY = (HUNYUAN_DENSE, HUNYUAN_VL, HUNYUAN_MOE)

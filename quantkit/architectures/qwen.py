@@ -61,6 +61,7 @@ QWEN2 = Architecture(
         "Qwen2Model",
         "DotsOCRForCausalLM",
         "AudioFlamingo3ForConditionalGeneration",
+        "Qwen2AudioForConditionalGeneration",
     ),
     gguf_arch="qwen2",
     keys=TEXT_KEYS,

@@ -39,7 +39,8 @@ def _turned(arch: str, values: Values) -> Iterator[str]:
         return
     size = number(values, "attention.key_length", number(values, "embedding_length") // heads)
     turned = number(values, "rope.dimension_count", size)
-    least = 0 if arch == "glm5-next" else 2  # none of its heads turns
+    # none of the first's heads turns, and the second's turn whole whatever is said
+    least = 0 if arch in ("glm5-next", "deepseek2-ocr") else 2
     if turned % 2 or not least <= turned <= size or (arch in _TURN_ALL and turned != size):
         yield f"{arch}.rope.dimension_count is {turned}, of heads of {size}"
     size = number(values, "attention.key_length_swa", size)

@@ -58,6 +58,8 @@ OWN_NAMES = (
     "StepVLForConditionalGeneration", "Sarashina2VisionForCausalLM",
     "Exaone4_5_ForConditionalGeneration", "Step3p7ForConditionalGeneration",
     "KimiK3ForConditionalGeneration",
+    # to its converter these are of the class that their text part names, and of another kind
+    "DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM",
 )  # fmt: skip
 
 

@@ -176,7 +176,7 @@ RULES: tuple[VocabRules, ...] = (
                late_ids=(("eos", "<|im_end|>"),)),
     VocabRules(names=("NemotronForCausalLM",), late_ids=(("pad", 0), ("unk", 1))),
     VocabRules(
-        names=("HunYuanDenseV1ForCausalLM",),
+        names=("HunYuanDenseV1ForCausalLM", "HunYuanVLForConditionalGeneration"),
         late_ids=(("eos", "{config.json:eod_token_id}"),
                   ("eot", "{generation_config.json:eos_token_id}")),
         of_ranks=((4096, "bos", 127958),),  # the 7B's, whose config names another
