@@ -89,6 +89,15 @@ def _ranked(values: Values, _: Sequence[Info]) -> Iterator[str]:
         )
 
 
+def _switched(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Each adapter has a token that calls it, and one that is read in its place
+    (granite-switch.cpp)."""
+    count = number(values, "adapters.count")
+    for name in ("adapters.token_ids_activate", "adapters.token_ids_substitute"):
+        if name in values and values[name].type == "ARRAY" and values[name].length != count:
+            yield f"{name} has {values[name].length} values for {count} adapters"
+
+
 def _chunked(values: Values, _: Sequence[Info]) -> Iterator[str]:
     """The graph scales attention by position, which only models with a window say (llama4.cpp)."""
     item = values.get("attention.sliding_window")
@@ -164,6 +173,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "deepseek4": (_hashed,),
     "exaone-moe": (_predicting,),
     "glm5-next": (_pooled,),
+    "graniteswitch": (_switched,),
     "k2-horizon": (_values,),
     "llama4": (_chunked,),
     "mistral3": (_scaled,),

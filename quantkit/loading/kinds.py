@@ -13,6 +13,7 @@ from quantkit.loading.values import Info
 ENCODER = "clip"  # the architecture of encoders of images or sound
 PREFIX = "mmproj-"  # of the names of their files, and of their types in a release
 _DRAFTS = ("eagle3", "dflash", "gemma4-assistant")  # run beside the model that they draft for
+_ADAPTED = "graniteswitch"  # a model whose adapters are among its own tensors
 _ALPHA = "adapter.lora.alpha"
 _TOKENS = "adapter.alora.invocation_tokens"
 
@@ -37,7 +38,8 @@ def kind_of(kv: Sequence[KeyValue], names: Sequence[str]) -> Kind:
     )
     if arch == ENCODER or said == "mmproj":
         return PROJECTOR
-    if said == "adapter" or any(name.endswith((".lora_a", ".lora_b")) for name in names):
+    halves = arch != _ADAPTED and any(name.endswith((".lora_a", ".lora_b")) for name in names)
+    if said == "adapter" or halves:
         return ADAPTER
     if said == "imatrix" or any(name.endswith(".in_sum2") for name in names):
         return IMATRIX
