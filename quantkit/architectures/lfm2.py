@@ -8,9 +8,11 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
+    DROPS,
     EXPERT_FFN,
     GATE_DOWN_UP,
     GATING,
+    OPTIONAL_HEAD,
     TEXT_KEYS,
     VOCAB_SIZE,
     W123,
@@ -101,6 +103,7 @@ LFM2_MOE = Architecture(
         "dense MLP": lambda c, bid: not _sparse(c, bid),
     },
     expert_order=GATE_DOWN_UP,
+    drops=(*DROPS, r"lm_head\.weight"),  # llama.cpp takes the embedding
     defaults={"rope_theta": 1e6, "norm_eps": 1e-5, "tie_word_embeddings": True},
     fuses=("qkv",),
 )  # fmt: skip
@@ -142,10 +145,14 @@ LFM2 = replace(
         "3hidden": LFM2_MOE.dims["3hidden"],
         "kernel": LFM2_MOE.dims["kernel"],
     },
-    maps=tuple(
-        replace(m, layers="" if m.layers == "dense MLP" else m.layers)
-        for m in LFM2_MOE.maps if m.layers != "experts"
+    maps=(
+        OPTIONAL_HEAD,
+        *(
+            replace(m, layers="" if m.layers == "dense MLP" else m.layers)
+            for m in LFM2_MOE.maps if m.layers != "experts"
+        ),
     ),
+    drops=DROPS,
     layers={
         "attention": lambda c, bid: _attending(c)[bid],
         "convolution": lambda c, bid: not _attending(c)[bid],
