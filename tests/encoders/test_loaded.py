@@ -1,0 +1,78 @@
+"""Files of encoders in the real llama.cpp: its mtmd loads them beside a text of the same width, and
+what it sees of a picture is finite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.architectures.rules import ConversionOptions
+from quantkit.jobs import convert
+from quantkit.model.open import Reading
+from tests.checkpoints import values, write_safetensors
+
+WIDTH, VOCABULARY = 32, 520
+MMPROJ = Reading(options=ConversionOptions(mmproj=True))
+# tokens that llama.cpp makes of a picture of 64 pixels
+TOKENS = {
+    "glmocr-mmproj": 64,
+    "kimik25-mmproj": 64,
+    "minimaxm3-mmproj": 64,
+    "qwen25omni-mmproj": 64,
+    "janus-mmproj": 16,
+    "dotsocr-mmproj": 64,
+    "lightonocr-mmproj": 4,
+    "exaone45-mmproj": 64,
+    "youtuvl-mmproj": 64,
+    "cogvlm-mmproj": 18,
+}
+
+
+def _text(source: Path, path: Path) -> None:
+    """A text of one layer, as wide as the encoders' checkpoints."""
+    config = json.loads((source / "config.json").read_text())
+    config |= {
+        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "num_hidden_layers": 1,
+    }  # fmt: skip
+    (source / "config.json").write_text(json.dumps(config))
+    for file in source.glob("*.safetensors*"):
+        file.unlink()
+    layer = "model.layers.0"
+    shapes = {
+        "model.embed_tokens": [VOCABULARY, WIDTH], "lm_head": [VOCABULARY, WIDTH],
+        "model.norm": [WIDTH], f"{layer}.input_layernorm": [WIDTH],
+        f"{layer}.post_attention_layernorm": [WIDTH],
+        **{f"{layer}.self_attn.{part}_proj": [WIDTH, WIDTH] for part in "qkvo"},
+        f"{layer}.mlp.gate_proj": [2 * WIDTH, WIDTH], f"{layer}.mlp.up_proj": [2 * WIDTH, WIDTH],
+        f"{layer}.mlp.down_proj": [WIDTH, 2 * WIDTH],
+    }  # fmt: skip
+    how = {"mean": 0.0, "std": 0.05}
+    write_safetensors(
+        source / "model.safetensors",
+        {
+            f"{name}.weight": ("BF16", shape, values(name, "BF16", shape, how).tobytes())
+            for name, shape in shapes.items()
+        },
+    )
+    convert(source, path, "f32", reading=Reading(pre="llama-bpe"))
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_llama_cpp_sees_a_picture(
+    case: str, checkpoint: Callable[[str], Path], broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp")
+    from tests.real_mtmd import seen
+
+    text, projector = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
+    _text(broken("llama-plain"), text)
+    convert(checkpoint(case), projector, "f32", reading=MMPROJ)
+    picture = np.random.default_rng(7).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    rows = seen(text, projector, picture, tmp_path)
+    assert rows.shape == (TOKENS[case], WIDTH)
+    assert np.isfinite(rows).all()
