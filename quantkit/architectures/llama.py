@@ -60,7 +60,7 @@ def rope_freqs(config: Config) -> Any:
     """Llama 3.1's frequency factors, float32 `[head_dim / 2]`, or None for other models.
 
     llama.cpp's `generate_extra_tensors`, with torch's float32 steps: a number divided by a tensor
-    is the tensor's reciprocal times the number.
+    is the tensor's reciprocal times the number. Raises ConfigError.
     """
     import numpy as np
 
@@ -73,14 +73,18 @@ def rope_freqs(config: Config) -> Any:
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     length = rope.get("original_max_position_embeddings", 8192)
 
-    exponents = np.arange(0, dim, 2, dtype=f32) / f32(dim)
-    freqs = one / np.power(float(base), exponents.astype(np.float64)).astype(f32)
-    wavelengths = (one / freqs) * f32(2 * math.pi)
-    smooth = ((one / wavelengths) * f32(length) - f32(low)) / f32(high - low)
-    blended = one / ((one - smooth) / factor + smooth)
-    return np.where(
-        wavelengths < length / high, one, np.where(wavelengths > length / low, factor, blended)
-    )
+    with np.errstate(all="ignore"):
+        exponents = np.arange(0, dim, 2, dtype=f32) / f32(dim)
+        freqs = one / np.power(float(base), exponents.astype(np.float64)).astype(f32)
+        wavelengths = (one / freqs) * f32(2 * math.pi)
+        smooth = ((one / wavelengths) * f32(length) - f32(low)) / f32(high - low)
+        blended = one / ((one - smooth) / factor + smooth)
+        factors = np.where(
+            wavelengths < length / high, one, np.where(wavelengths > length / low, factor, blended)
+        )
+    if not np.isfinite(factors).all():
+        raise ConfigError(f"{config.where}: the rotary settings give factors that are not finite")
+    return factors
 
 
 ATTENTION = (*EMBEDDINGS, *NORMS, *attention(rotated=True, bias=None, out_bias=None))

@@ -124,6 +124,7 @@ def test_camembert_is_laid_out_as_xlm_roberta_is(broken: Broken) -> None:
         ("mpt", {"attn_config": {"alibi": True, "qk_ln": True}}, "qk_ln"),
         ("deci-nas", {"block_configs": [{}]}, "must describe 5 layers"),
         ("deci-nas", {"block_configs": [{}] * 5}, "has no 'ffn' of layer 0"),
+        ("deci-nas", {"rope_theta": -2.0}, "factors that are not finite"),
         ("openelm", {"ffn_dim_divisor": 0}, "must be 1 at least"),
         ("pythia", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
         ("eurobert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "scaled positions"),
