@@ -79,6 +79,89 @@ def start_of(typing, array):
 
 
 @intrinsic
+def peek(typing, array, place):
+    """A value of a flat array at a place that is not negative: an index of Numba's may be, and is
+    looked at each time."""
+
+    def code(context, builder, signature, arguments):
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        return builder.load(builder.gep(found.data, [arguments[1]]))
+
+    return array.dtype(array, types.int64), code
+
+
+@intrinsic
+def poke(typing, array, place, value):
+    """As `peek`, written."""
+
+    def code(context, builder, signature, arguments):
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        builder.store(arguments[2], builder.gep(found.data, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, array.dtype), code
+
+
+@intrinsic
+def behind(typing, array, place):
+    """The address of a flat array's value at a place that is not negative."""
+
+    def code(context, builder, signature, arguments):
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        at = builder.gep(found.data, [arguments[1]])
+        return builder.bitcast(at, context.get_value_type(types.voidptr))
+
+    return types.voidptr(array, types.int64), code
+
+
+@intrinsic
+def either(typing, condition, one, other):
+    """`one if condition else other`, of values that are both there: an expression's branches LLVM
+    may turn into a load from one of two places, or a store that is left out, and no SIMD."""
+
+    def code(context, builder, signature, arguments):
+        return builder.select(*arguments)
+
+    return one(types.boolean, one, one), code
+
+
+@intrinsic
+def fill(typing, array, place, value, count):
+    """A flat array's values from a place on: `count` times the value, a power of two."""
+
+    def code(context, builder, signature, arguments):
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        numbers = llvmlite.ir.IntType(32)
+        kind = llvmlite.ir.VectorType(arguments[2].type, count.literal_value)
+        one = llvmlite.ir.Constant(kind, llvmlite.ir.Undefined)
+        one = builder.insert_element(one, arguments[2], numbers(0))
+        zeros = llvmlite.ir.Constant(
+            llvmlite.ir.VectorType(numbers, count.literal_value), [0] * count.literal_value
+        )
+        at = builder.bitcast(builder.gep(found.data, [arguments[1]]), kind.as_pointer())
+        builder.store(builder.shuffle_vector(one, one, zeros), at, align=4)
+        return context.get_dummy_value()
+
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    return types.void(array, types.int64, array.dtype, count), code
+
+
+@intrinsic
+def put_long(typing, array, place, value):
+    """Eight bytes of a flat uint8 array from a place on, wherever it lies."""
+
+    def code(context, builder, signature, arguments):
+        found = context.make_array(signature.args[0])(context, builder, arguments[0])
+        at = builder.gep(found.data, [arguments[1]])
+        at = builder.bitcast(at, arguments[2].type.as_pointer())
+        builder.store(arguments[2], at, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.uint64), code
+
+
+@intrinsic
 def array_at(typing, address, shape, dtype):
     """The memory at an address as an array of a shape (a tuple of int64) and a dtype."""
     array = types.Array(dtype.dtype, len(shape), "C")

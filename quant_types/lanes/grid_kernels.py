@@ -9,19 +9,19 @@ import numpy as np
 from quant_types import grids
 from quant_types.iq_search import Search
 from quant_types.kernels import OVERFLOW
+from quant_types.lanes import positive_search
 from quant_types.lanes.compile import inner, make_records, take_floats, take_ints
 from quant_types.lanes.grid_search import make_search, point_of
 from quant_types.lanes.grid_tile import (
-    BLOCKS,
-    make_columns,
     make_magnitudes,
     make_mean_squares,
     make_unweighted,
     weigh,
 )
-from quant_types.lanes.grid_work import LANES, make_points, make_work
+from quant_types.lanes.grid_work import BLOCKS, LANES, make_points, make_work
 from quant_types.lanes.k_blocks import load_importance
 from quant_types.lanes.scalars import ONE, ZERO, clamped, half_bits, load
+from quant_types.lanes.vectors import make_columns
 
 _31 = np.float32(31.0)
 _HALF = np.float32(0.5)
@@ -39,6 +39,10 @@ class Tile(NamedTuple):
     used: np.ndarray  # int32 [blocks, n]: 0 for sub-blocks that count as zero
     scale: np.ndarray  # float32 [blocks, n]
     points: np.ndarray  # int32 [blocks, 256 / dim]
+    columns: np.ndarray  # float32 [length, sub-blocks]: magnitudes
+    column_w: np.ndarray  # float32 [length, sub-blocks]
+    first: np.ndarray  # float32 [sub-blocks]: scales before the search
+    scratch: np.ndarray  # float32 [length + 6, sub-blocks]
 
 
 def make_kernels(name: str, how: Search, type_size: int, store):
@@ -55,13 +59,16 @@ def make_kernels(name: str, how: Search, type_size: int, store):
     sub_blocks = blocks * per_block
     per_lane = length // 8
     fudge = np.float32(how.fudge)
-    parity = how.parity
+    parity, least_squares = how.parity, how.least_squares
     sign_bits = np.int32(127) if parity else np.int32(255)
     records_of = make_records(np.uint8, type_size)
     points_of, search = make_points(name), make_search(name, how)
     work_of = make_work(name, how)
     mean_squares, unweighted = make_mean_squares(how.factor), make_unweighted(how.floor)
-    magnitudes, columns = make_magnitudes(parity), make_columns(length)
+    magnitudes = make_magnitudes(parity, length, sub_blocks)
+    columns = make_columns(length, sub_blocks)
+    if how.least_squares:
+        first_scale = positive_search.make_search(length, grids.grid(name).base + 1, sub_blocks)
 
     @inner
     def new_tile(memory):
@@ -74,7 +81,14 @@ def make_kernels(name: str, how: Search, type_size: int, store):
         used, memory = take_ints(memory, sub_blocks)
         scale, memory = take_floats(memory, sub_blocks)
         points, memory = take_ints(memory, sub_blocks * groups)
-        return Tile(x, w, sigma2, signs, d, codes, used, scale, points), memory
+        column_x, memory = take_floats(memory, weights)
+        column_w, memory = take_floats(memory, weights)
+        first, memory = take_floats(memory, sub_blocks)
+        scratch, memory = take_floats(memory, weights + 6 * sub_blocks if least_squares else 1)
+        tile = Tile(
+            x, w, sigma2, signs, d, codes, used, scale, points, column_x, column_w, first, scratch
+        )
+        return tile, memory
 
     @inner
     def clear(tile, count):
@@ -94,7 +108,8 @@ def make_kernels(name: str, how: Search, type_size: int, store):
             tile.scale[j] = abs(ws.scale[lane])
             for i in range(per_lane):
                 at = j * per_lane + i
-                tile.signs[at] = np.int32(np.int32(tile.signs[at] ^ turned) & used)
+                sign = ws.signs[i * sub_blocks + j]
+                tile.signs[at] = np.int32(np.int32(sign ^ turned) & used)
             for k in range(groups):
                 tile.points[j * groups + k] = point_of(ws.best_cell[k * LANES + lane])
 
@@ -121,10 +136,20 @@ def make_kernels(name: str, how: Search, type_size: int, store):
     @inner
     def run(tile, ws, points, records, first, count):
         """Search and store what is weighed; False if errors overflow."""
-        magnitudes(tile.x, tile.w, tile.signs)
+        columns(tile.x, tile.columns)
+        columns(tile.w, tile.column_w)
+        magnitudes(tile.columns, tile.column_w, ws.signs)
+        if least_squares:
+            first_scale(
+                tile.columns, tile.column_w, tile.scratch, tile.first, tile.scratch[weights:]
+            )
         for j in range(0, count * per_block, LANES):
-            columns(tile.x[j * length :], ws.x)
-            columns(tile.w[j * length :], ws.w)
+            for i in range(length):
+                for lane in range(LANES):
+                    ws.x[i * LANES + lane] = tile.columns[i * sub_blocks + j + lane]
+                    ws.w[i * LANES + lane] = tile.column_w[i * sub_blocks + j + lane]
+            for lane in range(LANES):
+                ws.scale[lane] = tile.first[j + lane]
             if not search(ws, points):
                 return False
             take_over(tile, ws, j)

@@ -2,10 +2,10 @@
 
 Roundings and sums run over the lanes, and a group's point is looked up lane by lane. Under most
 scales that are tried a group rounds to the same levels as under the one before: the candidates of
-such a run, those of the short list, are compared under all its scales at once
-(`nearest.make_survey`). Where that is not certain to give ggml's point, its whole list is compared
-as ggml does. A group of all lanes is gone through in three passes, none of which has a branch that
-waits for what it computes.
+such a run, those of the short list, are compared at its ends (`leads.make_lead`), and who leads
+at both leads between them. A run that is not settled by that is cut in two, and where even one
+scale is not certain to give ggml's point, its whole list is compared as ggml does. Runs are gone
+through in passes, the first of which has no branch that waits for what it computes.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import numpy as np
 from quant_types import grids
 from quant_types.grids import LIST
 from quant_types.iq_search import Search
-from quant_types.lanes import positive_search
-from quant_types.lanes.compile import inner, start_of
-from quant_types.lanes.grid_work import LANES
-from quant_types.lanes.nearest import WINDOW, make_nearest, make_survey, trailing_zeros
+from quant_types.lanes.compile import behind, inner, peek, poke, start_of
+from quant_types.lanes.grid_work import KEPT, LANES, TRIES
+from quant_types.lanes.leads import MOST, OPEN, SEVERAL, SUMS, below, make_lead
+from quant_types.lanes.nearest import make_nearest, trailing_zeros
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
+from quant_types.lanes.vectors import make_add_codes, make_add_two
 
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _OFF = np.int32(1 << 14)  # set in a cell whose point was not rounded to
 _POINT = np.int32(_OFF - 1)
-# Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `survey`'s sums.
+# Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `lead`'s sums.
 _TOLERANCE = np.float32(64 * 2.0**-24)
 # A weight is between two levels where rounding decides which it is nearer to.
 _BORDER = np.float32(0.5 - 2.0**-15)
@@ -35,23 +36,22 @@ _GREAT = np.float32(1e4)
 
 
 def make_search(name: str, how: Search):
-    """`search(work, points)`: fills `scale`, `best_cell` and `empty` from `x` and `w`; False if
-    errors overflow."""
+    """`search(work, points)`: fills `scale`, `best_cell` and `empty` from `x` and `w`, and by least
+    squares from `scale` as found before; False if errors overflow."""
     base, dim = grids.grid(name).base, grids.grid(name).dim
     length, groups = how.length, how.length // dim
     numerators = np.array(how.numerators(base), np.float32)
     tries = len(numerators)
     top, top_float = np.int32(base - 1), np.float32(2 * base - 1)
+    top_level = np.float32(base - 1)
     base_float, base_int = np.float32(base), np.int32(base)
-    bits = grids.level_bits(base)
-    level_mask = np.int32(2 * ((1 << bits) - 1))
-    epsilon = np.float32(how.epsilon)
+    epsilon, every = np.float32(how.epsilon), np.int32((1 << tries) - 1)
     least_squares = how.least_squares
     redo_all, redo_off = how.again == "all", how.again == "off"
-    nearest, survey = make_nearest(dim, LANES), make_survey(dim, LANES)
-    stride = tries + WINDOW
-    if least_squares:
-        first_scale = positive_search.make_search(length, base + 1, LANES)
+    nearest = make_nearest(dim, LANES)
+    lead, share = make_lead(dim, LANES, 2 * dim)
+    add_two = make_add_two(groups, dim, LANES, grids.level_bits(base))
+    codes = make_add_codes(base, groups, dim, LANES)
 
     @inner
     def start(ws):
@@ -68,20 +68,17 @@ def make_search(name: str, how: Search):
             none = largest < epsilon if epsilon > ZERO else largest == ZERO
             ws.empty[j] = np.int32(1) if none else np.int32(0)
             ws.divisor[j] = largest
-            ws.scale[j] = largest / top_float
             ws.best[j] = ZERO
-        if least_squares:
-            first_scale(ws.x, ws.w, ws.scratch, ws.scale, ws.scratch[length * LANES :])
-            for j in range(LANES):
+            if least_squares:
                 ws.divisor[j] = ws.scale[j] * base_float
                 ws.empty[j] = np.int32(1) if ws.divisor[j] <= ZERO else ws.empty[j]
+            else:
+                ws.scale[j] = largest / top_float
         for g in range(groups * LANES):
             ws.best_cell[g] = _OFF if redo_off else np.int32(0)
-            ws.starts[g] = 0
-            ws.border[g] = 0
-            ws.last[g] = -1
         for i in range(length * LANES):
             ws.root[i] = np.sqrt(ws.w[i])
+            ws.wx[i] = ws.w[i] * ws.x[i]
 
     @inner
     def code_of(ws, k, j, inverse):
@@ -90,41 +87,66 @@ def make_search(name: str, how: Search):
         for i in range(dim - 1, -1, -1):
             v = _HALF * (inverse * ws.x[(k * dim + i) * LANES + j] - ONE)
             code = np.int32(np.int32(code * base_int) + clamped(v, np.int32(0), top))
+            v = v if v < top_level else top_level
             moved = abs(v - ((v + ROUND) - ROUND))
             farthest = moved if moved > farthest else farthest
         return code, farthest
 
     @inner
-    def add_codes(ws):
-        """Scales and codes of all tries, and where runs of equal codes begin."""
+    def add_codes(ws, exact):
+        """Scales and codes of all tries, and where runs of equal codes begin; of weights far out of
+        range, codes are ggml's only if they are `exact`."""
         for j in range(LANES):
-            for t in range(
-                tries, stride
-            ):  # not compared, but denormal numbers would take their time
-                ws.trials[j * stride + t] = ONE
+            for t in range(tries, TRIES):  # denormal numbers would take their time
+                ws.trials[j * TRIES + t] = ONE
+        for g in range(groups * LANES):
+            ws.starts[g] = 0
+            ws.border[g] = 0
+            ws.last[g] = -1
         for t in range(tries):
             for j in range(LANES):
                 inverse = numerators[t] / ws.divisor[j]
                 ws.scratch[j] = inverse
-                ws.trials[j * stride + t] = ONE / inverse
+                ws.trials[j * TRIES + t] = ONE / inverse
             bit = np.int32(1 << t)
-            for k in range(groups):
-                for j in range(LANES):
-                    g = k * LANES + j
-                    code, moved = code_of(ws, k, j, ws.scratch[j])
-                    border = bit if moved > _BORDER else np.int32(0)
-                    ws.border[g] = np.int32(ws.border[g] | border)
+            if exact:
+                for g in range(groups * LANES):
+                    code, moved = code_of(ws, g // LANES, g % LANES, ws.scratch[g % LANES])
+                    ws.border[g] |= bit if moved > _BORDER else np.int32(0)
+                    ws.starts[g] |= bit if code != ws.last[g] else np.int32(0)
                     ws.cells[t * groups * LANES + g] = code
-                    begins = bit if code != ws.last[g] else np.int32(0)
-                    ws.starts[g] = np.int32(ws.starts[g] | begins)
                     ws.last[g] = code
+            else:
+                codes(
+                    start_of(ws.x), start_of(ws.scratch), bit, behind(ws.cells, t * groups * LANES),
+                    start_of(ws.starts), start_of(ws.border), start_of(ws.last),
+                )  # fmt: skip
+        for g in range(groups * LANES):  # a try at a border is a run of its own
+            border = ws.border[g]
+            alone = np.int32(border | np.int32(np.int32(border << 1) & every))
+            ws.starts[g] = np.int32(ws.starts[g] | alone)
+
+    @inner
+    def far_out(ws):
+        """Whether a weight is so far out of range that rounding may go wrong."""
+        wild = False
+        for j in range(LANES):
+            ws.scratch[j] = ZERO
+        for i in range(length):
+            for j in range(LANES):
+                x, farthest = abs(ws.x[i * LANES + j]), ws.scratch[j]
+                ws.scratch[j] = x if x > farthest else farthest
+        for j in range(LANES):
+            fine = ws.scratch[j] < ws.trials[j * TRIES + tries - 1] * _WIDE
+            wild |= (not fine) & (ws.empty[j] == 0)
+        return wild
 
     @inner
     def bound(ws):
         """Tolerances: more than twice what rounding does to a difference between errors."""
         for k in range(groups):
             for j in range(LANES):
-                widest, narrowest = ws.trials[j * stride], ws.trials[j * stride + tries - 1]
+                widest, narrowest = ws.trials[j * TRIES], ws.trials[j * TRIES + tries - 1]
                 squares, weights, magnitudes, farthest = ZERO, ZERO, ZERO, ZERO
                 for i in range(dim):
                     at = (k * dim + i) * LANES + j
@@ -142,149 +164,154 @@ def make_search(name: str, how: Search):
                 ws.tolerance[k * LANES + j] = tolerance if fine else -ONE
 
     @inner
-    def cell_of(points, first, place):
-        return np.int32(points.packed[points.points[first * LIST + place]] | _OFF)
+    def cell_of(points, chunk, place):
+        """The cell of a candidate, its place in the low 6 bits."""
+        at = np.int64(chunk) * LIST + np.int64(np.int32(place & np.int32(MOST - 1)))
+        point = np.int64(peek(points.points, at))
+        return np.int32(peek(points.packed, point) | _OFF)
 
     @inner
     def look_up(ws, points, k, j, code, scale, short):
         """The cell of a group under a scale, by its short list or the whole one; negative if errors
         overflow."""
-        found = points.place[code]
+        found = np.int64(peek(points.place, code))
         if found >= 0:
-            return points.packed[found]
-        first = np.int64(points.short[code]) if short else np.int64(-1 - found)
-        size = points.short_sizes[code] if short else points.sizes[code]
+            return peek(points.packed, found)
+        first = np.int64(peek(points.short, code)) if short else -1 - found
+        size = peek(points.short_sizes, code) if short else peek(points.sizes, code)
         at = k * dim * LANES + j
         place = nearest(
-            start_of(ws.x[at:]), start_of(ws.root[at:]), scale,
-            start_of(points.near[first * (dim * LIST) :]), size,
+            behind(ws.x, at), behind(ws.root, at), scale,
+            behind(points.near, first * (dim * LIST)), size,
         )  # fmt: skip
-        return cell_of(points, first, place) if place >= 0 else np.int32(-1)
+        if place < 0:
+            return np.int32(-1)
+        point = np.int64(peek(points.points, first * LIST + np.int64(place)))
+        return np.int32(peek(points.packed, point) | _OFF)
 
     @inner
     def line_up(ws, points, k):
         """Fill the queue with a group's runs; those on the grid get their cells. Its length."""
-        queue, n = ws.queue, 0
-        for j in range(LANES):
-            if ws.empty[j] != 0:
-                continue
-            g = k * LANES + j
-            rest = ws.starts[g]
-            while rest != 0:
-                t = np.int32(trailing_zeros(rest))
-                rest = np.int32(rest & np.int32(rest - 1))
-                end = np.int32(min(trailing_zeros(rest), np.int32(tries)))
-                at = t * (groups * LANES) + g
-                code = ws.cells[at]
-                found = points.place[code]
-                off = found < 0
-                ws.cells[at] = points.packed[np.int32(0) if off else found]
-                queue.lane[n] = j
-                queue.first[n] = t
-                queue.tries[n] = min(np.int32(end - t), np.int32(WINDOW))
-                queue.code[n] = code
-                n += 1 if off else 0
-                if off:
-                    for first in range(t + WINDOW, end, WINDOW):
-                        queue.lane[n] = j
-                        queue.first[n] = first
-                        queue.tries[n] = min(np.int32(end - first), np.int32(WINDOW))
-                        queue.code[n] = code
-                        n += 1
+        queue, n, j = ws.queue, 0, 0
+        rest = peek(ws.starts, k * LANES)
+        while j < LANES:
+            t = np.int32(trailing_zeros(rest))
+            rest = np.int32(rest & np.int32(rest - 1))
+            done = rest == 0
+            end = np.int32(min(trailing_zeros(rest), np.int32(tries)))
+            at = np.int64(t) * (groups * LANES) + k * LANES + j
+            code = peek(ws.cells, at)
+            found = peek(points.place, np.int64(code))
+            off = found < 0
+            cell = peek(points.packed, np.int64(np.int32(0) if off else found))
+            poke(ws.cells, at, cell)
+            poke(queue.lane, n, np.int32(j))
+            poke(queue.first, n, t)
+            poke(queue.last, n, np.int32(end - 1))
+            poke(queue.code, n, code)
+            n += 1 if off & (peek(ws.empty, j) == 0) else 0
+            j += 1 if done else 0
+            following = peek(ws.starts, k * LANES + j)
+            rest = following if done else rest
         return n
 
     @inner
-    def survey_all(ws, points, k, n):
-        """Places and masks of the queue's first `n`."""
-        queue = ws.queue
-        near, sums = start_of(points.near), start_of(ws.sums)
-        for e in range(0, n, 2):
-            f = min(e + 1, n - 1)
-            i, j = np.int64(queue.lane[e]), np.int64(queue.lane[f])
-            t, u = np.int64(queue.first[e]), np.int64(queue.first[f])
-            at, bt = k * dim * LANES + i, k * dim * LANES + j
-            a, b = queue.code[e], queue.code[f]
-            survey(
-                near, sums,
-                start_of(ws.x[at:]), start_of(ws.root[at:]), start_of(ws.trials[i * stride + t :]),
-                ws.tolerance[k * LANES + i], points.short[a], points.short_sizes[a],
-                start_of(queue.places[e * WINDOW :]), start_of(queue.masks[e:]),
-                start_of(ws.x[bt:]), start_of(ws.root[bt:]), start_of(ws.trials[j * stride + u :]),
-                ws.tolerance[k * LANES + j], points.short[b], points.short_sizes[b],
-                start_of(queue.places[f * WINDOW :]), start_of(queue.masks[f:]),
+    def lead_all(ws, points, k, begin, n):
+        """Cells of the queue's entries from `begin` on; where it stopped, and how many of them are
+        not settled by that."""
+        queue, m, used = ws.queue, 0, 0
+        while (begin < n) & (used < KEPT):
+            e = begin
+            j, code = np.int64(peek(queue.lane, e)), np.int64(peek(queue.code, e))
+            first, last = np.int64(peek(queue.first, e)), np.int64(peek(queue.last, e))
+            at, g = k * dim * LANES + j, k * LANES + j
+            chunk, size = peek(points.short, code), peek(points.short_sizes, code)
+            leads = lead(
+                start_of(points.near), behind(ws.x, at), behind(ws.root, at),
+                peek(ws.trials, j * TRIES + first), peek(ws.trials, j * TRIES + last),
+                peek(ws.tolerance, g), chunk, size, behind(queue.sums, used),
             )  # fmt: skip
+            poke(ws.cells, first * (groups * LANES) + g, cell_of(points, chunk, leads))
+            window = np.int32((2 << last) - (1 << first))
+            border = np.int32(peek(ws.border, g) & window) != 0
+            leads = np.int32(leads | np.int32(OPEN)) if border else leads
+            poke(queue.several, m, np.int32(e))
+            poke(queue.leads, m, leads)
+            poke(queue.at, m, np.int32(used))
+            m += 1 if leads >= np.int32(SEVERAL) else 0
+            # apart, so that none waits for those before it
+            used += np.int64(np.int32(size + np.int32(LIST - 1)) >> 4) * SUMS
+            begin += 1
+        return begin, m
 
     @inner
-    def settle(ws, points, k, n):
-        """Cells of the queue's first `n`, where they are not those before; False if errors
-        overflow."""
+    def settle(ws, points, k, m, n):
+        """Cells of `m` entries that are led by several candidates: where two share a range the
+        second's, else the range is cut, where these meet or in half, and its parts are appended to
+        the queue. The queue's length; negative if errors overflow."""
         queue = ws.queue
-        for e in range(n):
-            j, t, code = np.int64(queue.lane[e]), np.int64(queue.first[e]), queue.code[e]
-            g = k * LANES + j
-            window = np.int32((1 << queue.tries[e]) - 1)
-            masks = queue.masks[e]
-            unsure = np.int32(np.int32(masks | np.int32(ws.border[g] >> t)) & window)
-            changed = np.int32(np.int32(masks >> WINDOW) | np.int32(1))
-            changed = np.int32(changed | unsure | np.int32(unsure << 1))
-            changed = np.int32(changed & window)
-            ws.starts[g] = np.int32(ws.starts[g] | np.int32(changed << t))
-            first = np.int64(points.short[code])
-            cell = cell_of(points, first, queue.places[e * WINDOW])
-            ws.cells[t * (groups * LANES) + g] = cell
-            changed = np.int32(changed & np.int32(unsure | np.int32(-2)))  # the first is done
-            while changed != 0:
-                u = np.int64(trailing_zeros(changed))
-                changed = np.int32(changed & np.int32(changed - 1))
-                if np.int32(unsure >> u) & 1 != 0:
-                    cell = look_up(ws, points, k, j, code, ws.trials[j * stride + t + u], False)
-                    if cell < 0:
-                        return False
-                else:
-                    cell = cell_of(points, first, queue.places[e * WINDOW + u])
-                ws.cells[(t + u) * (groups * LANES) + g] = cell
-        return True
-
-    @inner
-    def add(ws, cells):
-        """Weighted sums of the values of cells, `[groups, LANES]`."""
-        for j in range(LANES):
-            ws.sum_qx[j] = ZERO
-            ws.sum_q2[j] = ZERO
-        for k in range(groups):
-            for j in range(LANES):
-                sum_qx, sum_q2 = ws.sum_qx[j], ws.sum_q2[j]
-                levels = np.int32(cells[k * LANES + j] >> 14)  # doubled
-                for i in range(dim):
-                    at = (k * dim + i) * LANES + j
-                    odd = np.int32(np.int32(levels >> (bits * i)) & level_mask) | np.int32(1)
-                    q, w = np.float32(np.int32(odd)), ws.w[at]
-                    sum_qx += w * ws.x[at] * q
-                    sum_q2 += w * q * q
-                ws.sum_qx[j] = sum_qx
-                ws.sum_q2[j] = sum_q2
+        for i in range(m):
+            e, leads = np.int64(peek(queue.several, i)), peek(queue.leads, i)
+            j, code = np.int64(peek(queue.lane, e)), np.int64(peek(queue.code, e))
+            first, last = np.int64(peek(queue.first, e)), np.int64(peek(queue.last, e))
+            g, middle = k * LANES + j, (first + last + 1) >> 1
+            if leads < np.int32(OPEN):
+                alone = share(
+                    behind(queue.sums, np.int64(peek(queue.at, i))), peek(points.short_sizes, code),
+                    peek(ws.tolerance, g), leads, start_of(queue.met),
+                )  # fmt: skip
+                window = np.int32((2 << last) - (1 << first))
+                meet, unsure = peek(queue.met, 0), peek(queue.met, 1)
+                trials = behind(ws.trials, j * TRIES)
+                later = np.int32(below(trials, meet - unsure) & window)
+                between = np.int32(below(trials, meet + unsure) & window)
+                t = np.int64(trailing_zeros(np.int32(later | np.int32(1 << last))))
+                middle = max(t, first + 1)
+                if alone & (later == between) & (later != 0):
+                    cell = cell_of(points, peek(points.short, code), np.int32(leads >> 6))
+                    poke(ws.cells, t * (groups * LANES) + g, cell)
+                    poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << t)))
+                    continue
+            elif first == last:
+                cell = look_up(ws, points, k, j, code, peek(ws.trials, j * TRIES + first), False)
+                if cell < 0:
+                    return -1
+                poke(ws.cells, first * (groups * LANES) + g, cell)
+                continue
+            for half in range(2):
+                poke(queue.lane, n + half, np.int32(j))
+                poke(queue.code, n + half, np.int32(code))
+            poke(queue.first, n, np.int32(first))
+            poke(queue.last, n, np.int32(middle - 1))
+            poke(queue.first, n + 1, np.int32(middle))
+            poke(queue.last, n + 1, np.int32(last))
+            poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << middle)))
+            n += 2
+        return n
 
     @inner
     def choose(ws):
         """The best of the scales that are tried."""
-        for t in range(tries):
-            for g in range(groups * LANES):
-                begins = np.int32(np.int32(ws.starts[g] >> t) & np.int32(1)) != 0
-                cell, last = ws.cells[t * groups * LANES + g], ws.last[g]
-                ws.last[g] = cell if begins else last
-            add(ws, ws.last)
-            for j in range(LANES):
-                sum_qx, sum_q2, best = ws.sum_qx[j], ws.sum_q2[j], ws.best[j]
-                scale = sum_qx / sum_q2
-                better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best * sum_q2)
-                ws.scale[j] = scale if better else ws.scale[j]
-                ws.best[j] = scale * sum_qx if better else best
-                ws.refit[j] = np.int32(1) if better else np.int32(0)
-            for k in range(groups):
+        for t in range(0, tries, 2):
+            add_two(
+                behind(ws.cells, t * groups * LANES), start_of(ws.starts), np.int32(t),
+                start_of(ws.last), start_of(ws.wx), start_of(ws.w), start_of(ws.sums),
+            )  # fmt: skip
+            for k in range(2):
                 for j in range(LANES):
-                    g = k * LANES + j
-                    cell, best = ws.last[g], ws.best_cell[g]
-                    ws.best_cell[g] = cell if ws.refit[j] != 0 else best
+                    sum_qx, sum_q2 = ws.sums[2 * k * LANES + j], ws.sums[(2 * k + 1) * LANES + j]
+                    best = ws.best[j]
+                    scale = sum_qx / sum_q2
+                    better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best * sum_q2)
+                    better = better & (t + k < tries)
+                    ws.scale[j] = scale if better else ws.scale[j]
+                    ws.best[j] = scale * sum_qx if better else best
+                    ws.refit[j] = np.int32(1) if better else np.int32(0)
+                for g in range(groups):
+                    for j in range(LANES):
+                        cell = ws.last[(k * groups + g) * LANES + j]
+                        best_cell = ws.best_cell[g * LANES + j]
+                        ws.best_cell[g * LANES + j] = cell if ws.refit[j] != 0 else best_cell
 
     @inner
     def again(ws, points):
@@ -313,15 +340,22 @@ def make_search(name: str, how: Search):
                     ws.best_cell[g] = points.packed[0]
                 elif ws.refit[j] != 0 and (redo_all or redo_off or ws.best_cell[g] & _OFF != 0):
                     clear = ws.border[g] == 0
-                    cell = look_up(ws, points, k, j, ws.last[g], ws.scale[j], clear)
+                    cell = look_up(ws, points, k, j, np.int64(ws.last[g]), ws.scale[j], clear)
                     if cell < 0:
                         return False
                     ws.best_cell[g] = cell
-        add(ws, ws.best_cell)
+        for g in range(groups * LANES):
+            ws.last[groups * LANES + g] = ws.best_cell[g]
+            ws.starts[g] = 0
+        add_two(
+            start_of(ws.cells), start_of(ws.starts), np.int32(0), start_of(ws.last),
+            start_of(ws.wx), start_of(ws.w), start_of(ws.sums),
+        )  # fmt: skip
         fine = True
         for j in range(LANES):
-            better = (ws.refit[j] != 0) & (ws.sum_q2[j] > ZERO)
-            ws.scale[j] = ws.sum_qx[j] / ws.sum_q2[j] if better else ws.scale[j]
+            sum_qx, sum_q2 = ws.sums[j], ws.sums[LANES + j]
+            better = (ws.refit[j] != 0) & (sum_q2 > ZERO)
+            ws.scale[j] = sum_qx / sum_q2 if better else ws.scale[j]
             ws.scale[j] = ZERO if ws.empty[j] != 0 else ws.scale[j]
             fine &= abs(ws.scale[j]) >= ZERO
         return fine
@@ -329,13 +363,17 @@ def make_search(name: str, how: Search):
     @inner
     def search(ws, points):
         start(ws)
-        add_codes(ws)
+        add_codes(ws, False)
+        if far_out(ws):
+            add_codes(ws, True)
         bound(ws)
         for k in range(groups):
-            n = line_up(ws, points, k)
-            survey_all(ws, points, k, n)
-            if not settle(ws, points, k, n):
-                return False
+            begin, n = 0, line_up(ws, points, k)
+            while begin < n:
+                begin, m = lead_all(ws, points, k, begin, n)
+                n = settle(ws, points, k, m, n)
+                if n < 0:
+                    return False
         choose(ws)
         return again(ws, points)
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from quant_types.lanes.compile import inner
-from quant_types.lanes.grid_work import LANES
+from quant_types.lanes.grid_work import BLOCKS
 from quant_types.lanes.scalars import ZERO
-
-BLOCKS = 8  # in a tile
 
 
 def make_mean_squares(factor: int):
@@ -60,51 +58,42 @@ def make_unweighted(floor: float):
     return unweighted
 
 
-def make_magnitudes(parity: bool):
-    """`magnitudes(x, w, signs)`: weights become magnitudes, their signs a byte of each eight.
+def make_magnitudes(parity: bool, length: int, lanes: int):
+    """`magnitudes(x, w, signs)`, of columns `[length, lanes]`: weights become magnitudes, their
+    signs a byte of each eight, int32 `[length / 8, lanes]`.
 
     With parity, where an odd number of the eight is negative, the first of least weight is turned.
     """
 
     @inner
     def magnitudes(x, w, signs):
-        for g in range(signs.size):
-            sign, turned, least = np.int32(0), np.int32(1), ZERO
-            for i in range(8):
-                v = x[8 * g + i]
-                bit = np.int32(1 << i)
-                sign |= bit if v < ZERO else np.int32(0)
-                if parity:
-                    weight = w[8 * g + i] * v * v
-                    if i == 0:
-                        least = weight
-                    less = weight < least
-                    least = weight if less else least
-                    turned = bit if less else turned
-            if parity:
-                odd = np.int32(sign ^ (sign >> 4))
-                odd = np.int32(odd ^ (odd >> 2))
-                odd = np.int32(odd ^ (odd >> 1))
-                turned = turned if (odd & 1) == 1 else np.int32(0)
-                sign = np.int32(sign ^ turned)
+        for g in range(length // 8):
+            for j in range(lanes):
+                sign, turned, least = np.int32(0), np.int32(1), ZERO
                 for i in range(8):
-                    v = abs(x[8 * g + i])
-                    x[8 * g + i] = -v if (turned >> i) & 1 == 1 else v
-            signs[g] = sign
-        if not parity:
-            for k in range(x.size):
-                x[k] = abs(x[k])
+                    k = (8 * g + i) * lanes + j
+                    v = x[k]
+                    bit = np.int32(1 << i)
+                    sign = np.int32(sign | (bit if v < ZERO else np.int32(0)))
+                    if parity:
+                        weight = w[k] * v * v
+                        if i == 0:
+                            least = weight
+                        less = weight < least
+                        least = weight if less else least
+                        turned = bit if less else turned
+                if parity:
+                    odd = np.int32(sign ^ np.int32(sign >> np.int32(4)))
+                    odd = np.int32(odd ^ np.int32(odd >> np.int32(2)))
+                    odd = np.int32(np.int32(odd ^ np.int32(odd >> np.int32(1))) & np.int32(1))
+                    turned = turned if odd == np.int32(1) else np.int32(0)
+                    sign = np.int32(sign ^ turned)
+                signs[g * lanes + j] = sign
+                for i in range(8):
+                    k = (8 * g + i) * lanes + j
+                    v = abs(x[k])
+                    if parity:
+                        v = -v if np.int32(turned & np.int32(1 << i)) != np.int32(0) else v
+                    x[k] = v
 
     return magnitudes
-
-
-def make_columns(length: int):
-    """`columns(part, column)`: `[LANES, length]` to `[length, LANES]`."""
-
-    @inner
-    def columns(part, column):
-        for j in range(LANES):
-            for i in range(length):
-                column[i * LANES + j] = part[j * length + i]
-
-    return columns

@@ -9,20 +9,27 @@ import numpy as np
 from quant_types import grids
 from quant_types.iq_search import Search
 from quant_types.lanes.compile import inner, take_bytes, take_floats, take_halfs, take_ints
-from quant_types.lanes.nearest import WINDOW
+from quant_types.lanes.leads import MOST
 
 LANES = 16  # sub-blocks side by side
+BLOCKS = 8  # of 256 weights, in a tile
+TRIES = 32  # scales that are tried, at most
+KEPT = 1 << 12  # sums that are kept at once, and those of one list
 
 
 class Queue(NamedTuple):
-    """Runs of a group that are off the grid, in windows of at most `WINDOW` tries."""
+    """Ranges of tries of a group that is off the grid, under which its code is the same; and those
+    of them under which more than one candidate leads."""
 
-    lane: np.ndarray  # int32 [LANES * tries]
-    first: np.ndarray  # int32 [LANES * tries]: try
-    tries: np.ndarray  # int32 [LANES * tries]: how many
-    code: np.ndarray  # int32 [LANES * tries]
-    masks: np.ndarray  # int32 [LANES * tries]: what `survey` returns
-    places: np.ndarray  # int32 [LANES * tries, WINDOW]
+    lane: np.ndarray  # int32 [2 * LANES * tries]
+    first: np.ndarray  # int32 [2 * LANES * tries]: try
+    last: np.ndarray  # int32 [2 * LANES * tries]: try
+    code: np.ndarray  # int32 [2 * LANES * tries]
+    several: np.ndarray  # int32 [LANES * tries + 1]: places in this queue
+    leads: np.ndarray  # int32 [LANES * tries + 1]: what `lead` returned
+    at: np.ndarray  # int32 [LANES * tries + 1]: where in `sums` it wrote
+    sums: np.ndarray  # float32 [KEPT + 2 * MOST]
+    met: np.ndarray  # float32 [2]: what `share` writes
 
 
 class Work(NamedTuple):
@@ -33,22 +40,26 @@ class Work(NamedTuple):
 
     x: np.ndarray  # float32 [length, LANES]: magnitudes
     w: np.ndarray  # float32 [length, LANES]: weight of each error
+    wx: np.ndarray  # float32 [length, LANES]: their product
     root: np.ndarray  # float32 [length, LANES]: its square root
-    cells: np.ndarray  # int32 [tries, groups, LANES]: codes, then the cells where runs begin
-    starts: np.ndarray  # int32 [groups, LANES]: a bit for each try at which a run begins
-    last: np.ndarray  # int32 [groups, LANES]: the code, then the cell of the try before
+    cells: (
+        np.ndarray
+    )  # int32 [tries and one more, groups, LANES]: codes, then the cells where runs begin
+    starts: (
+        np.ndarray
+    )  # int32 [groups, LANES] and one more: a bit for each try at which a run begins
+    last: np.ndarray  # int32 [2, groups, LANES]: codes, then cells of two tries
     best_cell: np.ndarray  # int32 [groups, LANES]
-    tolerance: np.ndarray  # float32 [groups, LANES]: as for `survey`
+    tolerance: np.ndarray  # float32 [groups, LANES]: as for `lead`
     empty: np.ndarray  # int32 [LANES]: not zero for what counts as zero
     divisor: np.ndarray  # float32 [LANES]
-    trials: np.ndarray  # float32 [LANES, tries + WINDOW]: scales
+    trials: np.ndarray  # float32 [LANES, 32]: scales
     scale: np.ndarray  # float32 [LANES]: the result
     best: np.ndarray  # float32 [LANES]
-    sum_qx: np.ndarray  # float32 [LANES]
-    sum_q2: np.ndarray  # float32 [LANES]
+    signs: np.ndarray  # int32 [length / 8, sub-blocks of a tile]: a byte of each eight
+    sums: np.ndarray  # float32 [4, LANES]: of two tries, the sums of w * x * q and of w * q * q
     refit: np.ndarray  # int32 [LANES]
-    scratch: np.ndarray  # float32 [length + 6, LANES]
-    sums: np.ndarray  # float32: as for `survey`
+    scratch: np.ndarray  # float32 [LANES]
     border: np.ndarray  # int32 [groups, LANES]: a bit for each try with a weight between two levels
     queue: Queue
 
@@ -96,33 +107,36 @@ def make_work(name: str, how: Search):
     def work(memory):
         x, memory = take_floats(memory, size)
         w, memory = take_floats(memory, size)
+        wx, memory = take_floats(memory, size)
         root, memory = take_floats(memory, size)
-        cells, memory = take_ints(memory, tries * groups)
-        starts, memory = take_ints(memory, groups)
-        last, memory = take_ints(memory, groups)
+        cells, memory = take_ints(memory, (tries + 1) * groups)
+        starts, memory = take_ints(memory, groups + 1)
+        last, memory = take_ints(memory, 2 * groups)
         best_cell, memory = take_ints(memory, groups)
         tolerance, memory = take_floats(memory, groups)
         empty, memory = take_ints(memory, LANES)
         divisor, memory = take_floats(memory, LANES)
-        trials, memory = take_floats(memory, (tries + WINDOW) * LANES)
+        trials, memory = take_floats(memory, TRIES * LANES)
         scale, memory = take_floats(memory, LANES)
         best, memory = take_floats(memory, LANES)
-        sum_qx, memory = take_floats(memory, LANES)
-        sum_q2, memory = take_floats(memory, LANES)
+        signs, memory = take_ints(memory, 256 * BLOCKS // 8)
+        two, memory = take_floats(memory, 4 * LANES)
         refit, memory = take_ints(memory, LANES)
-        scratch, memory = take_floats(memory, (length + 6) * LANES)
-        sums, memory = take_floats(memory, 4 * WINDOW)
+        scratch, memory = take_floats(memory, LANES)
         border, memory = take_ints(memory, groups)
-        lane, memory = take_ints(memory, LANES * tries)
-        first, memory = take_ints(memory, LANES * tries)
-        count, memory = take_ints(memory, LANES * tries)
-        code, memory = take_ints(memory, LANES * tries)
-        masks, memory = take_ints(memory, LANES * tries)
-        places, memory = take_ints(memory, LANES * tries * WINDOW)
-        queue = Queue(lane, first, count, code, masks, places)
+        lane, memory = take_ints(memory, 2 * LANES * tries)
+        first, memory = take_ints(memory, 2 * LANES * tries)
+        end, memory = take_ints(memory, 2 * LANES * tries)
+        code, memory = take_ints(memory, 2 * LANES * tries)
+        several, memory = take_ints(memory, LANES * tries + 1)
+        leads, memory = take_ints(memory, LANES * tries + 1)
+        at, memory = take_ints(memory, LANES * tries + 1)
+        sums, memory = take_floats(memory, KEPT + 2 * MOST)
+        met, memory = take_floats(memory, 2)
+        queue = Queue(lane, first, end, code, several, leads, at, sums, met)
         found = Work(
-            x, w, root, cells, starts, last, best_cell, tolerance, empty, divisor, trials, scale,
-            best, sum_qx, sum_q2, refit, scratch, sums, border, queue,
+            x, w, wx, root, cells, starts, last, best_cell, tolerance, empty, divisor, trials,
+            scale, best, signs, two, refit, scratch, border, queue,
         )  # fmt: skip
         return found, memory
 

@@ -11,16 +11,15 @@ from quant_types.iq1 import DELTA, GRID
 from quant_types.kernels import OVERFLOW
 from quant_types.lanes.compile import inner, make_records, take_floats, take_ints
 from quant_types.lanes.grid_tile import (
-    BLOCKS,
-    make_columns,
     make_mean_squares,
     make_unweighted,
     weigh,
 )
-from quant_types.lanes.grid_work import LANES, make_points
+from quant_types.lanes.grid_work import BLOCKS, LANES, make_points
 from quant_types.lanes.iq1_search import make_search
 from quant_types.lanes.k_blocks import load_importance, put_half
 from quant_types.lanes.scalars import ONE, ZERO, clamped, half_bits, load
+from quant_types.lanes.vectors import make_columns
 
 WEIGHTS = 256 * BLOCKS
 _15 = np.float32(15.0)
@@ -138,7 +137,7 @@ def _make_kernels(length: int, halves: int, epsilon: float, type_size: int, stor
     """Bodies of the kernels without and with importance."""
     groups, per_block = length // 8, 256 // length
     work_of, search = make_search(length, halves, epsilon)
-    columns = make_columns(length)
+    columns = make_columns(length, LANES)
     records_of = make_records(np.uint8, type_size)
 
     @inner

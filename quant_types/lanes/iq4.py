@@ -18,11 +18,12 @@ from quant_types.lanes.compile import (
 )
 from quant_types.lanes.groups import GROUPS, WEIGHTS, halves, pack_nibbles
 from quant_types.lanes.iq4_search import SCALE, SIZE, W, X, index, search
-from quant_types.lanes.k_blocks import LANES, make_columns
+from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load
+from quant_types.lanes.vectors import make_columns
 
 _32 = np.float32(32.0)
-_columns = make_columns(32)
+_columns = make_columns(32, LANES)
 
 
 class Tile(NamedTuple):
@@ -96,8 +97,8 @@ _weights_32, _weights_256 = _make_weights(32), _make_weights(256)
 
 @inner
 def _search(tile):
-    _columns(tile.x, tile.ws, X)
-    _columns(tile.w, tile.ws, W)
+    _columns(tile.x, tile.ws[X:])
+    _columns(tile.w, tile.ws[W:])
     search(tile.ws)
 
 

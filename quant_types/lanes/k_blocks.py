@@ -8,24 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import inner
+from quant_types.lanes.compile import either, fill, inner
 from quant_types.lanes.scalars import ZERO, clamped, from_half, half_bits
 
 TILE = 16  # super-blocks
 LANES = 64  # sub-blocks in a group
 _256 = np.float32(256.0)
-
-
-def make_columns(length: int):
-    """Transposes `LANES` sub-blocks into `[length, LANES]` at an offset of the workspace."""
-
-    @inner
-    def columns(part, ws, at):
-        for j in range(LANES):
-            for i in range(length):
-                ws[at + i * LANES + j] = part[j * length + i]
-
-    return columns
 
 
 @inner
@@ -83,14 +71,13 @@ def make_quants(length: int, low: int, high: int):
         scales, minimums = scratch[:256], scratch[256:512]
         for b in range(count):
             for j in range(sub_blocks):
-                for i in range(length):
-                    scales[j * length + i] = d[j * TILE + b]
-                    minimums[j * length + i] = dm[j * TILE + b]
+                fill(scales, j * length, d[j * TILE + b], length)
+                fill(minimums, j * length, dm[j * TILE + b], length)
             for k in range(256):
                 at = b * 256 + k
                 v = (x[at] + minimums[k]) / scales[k]
-                code = np.uint8(np.int32(clamped(v, low_int, high_int) + shift))
-                q[at] = code if scales[k] != ZERO else q[at]
+                code = np.int32(clamped(v, low_int, high_int) + shift)
+                q[at] = np.uint8(either(scales[k] != ZERO, code, np.int32(q[at])))
 
     return quants
 

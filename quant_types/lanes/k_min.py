@@ -9,11 +9,11 @@ from quant_types import q4_k as q4_k_format
 from quant_types import q5_k as q5_k_format
 from quant_types.k_quants import weighted_steps
 from quant_types.lanes import min_search, positive_search
-from quant_types.lanes.compile import inner
+from quant_types.lanes.compile import as_longs, inner, put_long
 from quant_types.lanes.k_blocks import (
+    LANES,
     TILE,
     load_importance,
-    make_columns,
     make_leftovers,
     make_quants,
     pack_crumbs,
@@ -31,8 +31,10 @@ from quant_types.lanes.min_tiles import (
     store_scales_12,
 )
 from quant_types.lanes.scalars import load
+from quant_types.lanes.vectors import make_columns
 
-_columns_16, _columns_32 = make_columns(16), make_columns(32)
+_LOW_BITS, _4 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(4)
+_columns_16, _columns_32 = make_columns(16, LANES), make_columns(32, LANES)
 _quants_3, _leftovers_3 = make_quants(16, 0, 3), make_leftovers(16, 0, 3)
 _quants_15, _leftovers_15 = make_quants(32, 0, 15), make_leftovers(32, 0, 15)
 _quants_31, _leftovers_31 = make_quants(32, 0, 31), make_leftovers(32, 0, 31)
@@ -70,6 +72,17 @@ def _store_q2_k(tile, count, clamps_first, out):
 
 
 @inner
+def _put_nibbles(q, b, out, at):
+    """The low 4 bits of a super-block's quants in 128 bytes: of 64, the first 32 are low."""
+    eights = as_longs(q)
+    for j in range(4):
+        for i in range(4):
+            k = b * 32 + j * 8 + i
+            low, high = eights[k] & _LOW_BITS, eights[k + 4] & _LOW_BITS
+            put_long(out, at + j * 32 + i * 8, low | (high << _4))
+
+
+@inner
 def _store_q4_k(tile, count, limit, clamps_first, out):
     """Blocks of a tile whose codes and units are known."""
     halve_units(tile)
@@ -81,10 +94,7 @@ def _store_q4_k(tile, count, limit, clamps_first, out):
     _leftovers_15(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
     _quants_15(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
-        q, qs = tile.q[b * 256 : b * 256 + 256], out[b * 144 + 16 : b * 144 + 144]
-        for j in range(4):
-            for i in range(32):
-                qs[j * 32 + i] = q[j * 64 + i] | (q[j * 64 + 32 + i] << 4)
+        _put_nibbles(tile.q, b, out, b * 144 + 16)
 
 
 @inner
@@ -100,10 +110,7 @@ def _store_q5_k(tile, count, clamps_first, out):
     _quants_31(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
     for b in range(count):
         q, block = tile.q[b * 256 : b * 256 + 256], out[b * 176 : b * 176 + 176]
-        for j in range(4):
-            for i in range(32):
-                low = (q[j * 64 + i] & 15) | ((q[j * 64 + 32 + i] & 15) << 4)
-                block[48 + j * 32 + i] = low
+        _put_nibbles(tile.q, b, block, 48)
         for i in range(32):
             high = 0
             for j in range(8):

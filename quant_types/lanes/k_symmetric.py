@@ -7,13 +7,20 @@ from typing import NamedTuple
 import numpy as np
 
 from quant_types.lanes import descent_search, symmetric_search
-from quant_types.lanes.compile import inner, take_bytes, take_floats, take_ints, take_zeros
+from quant_types.lanes.compile import (
+    inner,
+    peek,
+    poke,
+    take_bytes,
+    take_floats,
+    take_ints,
+    take_zeros,
+)
 from quant_types.lanes.k_blocks import (
     LANES,
     TILE,
     halve,
     load_importance,
-    make_columns,
     make_leftovers,
     make_quants,
     mean_squares,
@@ -21,17 +28,18 @@ from quant_types.lanes.k_blocks import (
     put_half,
 )
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load, nearest_int
+from quant_types.lanes.vectors import make_columns
 from quant_types.search import GROUP_MAX_EPS
 
 _EPS = np.float32(GROUP_MAX_EPS)
 _TWO = np.float32(2.0)
 _L = symmetric_search.layout(LANES)  # of the workspace that searches sub-blocks
 _S = symmetric_search.layout(TILE)  # of the one that searches the scales of a tile
-_columns = make_columns(16)
+_columns = make_columns(16, LANES)
 _search_q6_k = symmetric_search.make_search(32, LANES, True)
 _search_q3_k = symmetric_search.make_search(4, LANES, True)
 _search_scales = symmetric_search.make_search(32, TILE, False)
-_descend_q3_k = descent_search.make_search(4)
+_start_q3_k, _go_on_q3_k = descent_search.make_search(4)
 _quants_32, _leftovers_32 = make_quants(16, -32, 31), make_leftovers(16, -32, 31)
 _quants_4, _leftovers_4 = make_quants(16, -4, 3), make_leftovers(16, -4, 3)
 
@@ -54,6 +62,8 @@ class Tile(NamedTuple):
     d: np.ndarray  # scale as stored: [16, TILE]
     zeros: np.ndarray  # [16, TILE]
     levels: np.ndarray  # quants of the search, groups of [16, LANES]
+    rest: np.ndarray  # workspace for sub-blocks that move on
+    places: np.ndarray  # theirs, int32 [LANES]
     scratch: np.ndarray
 
 
@@ -74,10 +84,12 @@ def _new_tile(memory):
     d, memory = take_floats(memory, 16 * TILE)
     zeros, memory = take_zeros(memory, 16 * TILE)
     levels, memory = take_floats(memory, TILE * 256)
+    rest, memory = take_zeros(memory, descent_search.SIZE)
+    places, memory = take_ints(memory, LANES)
     scratch, memory = take_floats(memory, 512)
     return Tile(
         x, importance, q, ws, scales_ws, sigma2, values, inverse, codes, largest, unit, bits, d,
-        zeros, levels, scratch,
+        zeros, levels, rest, places, scratch,
     )  # fmt: skip
 
 
@@ -85,9 +97,9 @@ def _new_tile(memory):
 def _keep(tile, first):
     """What the search found from sub-block `first`, a super-block a lane."""
     for lane in range(LANES):
-        b, j = (first + lane) // 16, (first + lane) % 16
-        tile.values[j * TILE + b] = tile.ws[_L.scale + lane]
-        tile.inverse[j * TILE + b] = tile.ws[_L.best_inverse + lane]
+        b, j = (first + lane) >> 4, (first + lane) & 15
+        poke(tile.values, j * TILE + b, peek(tile.ws, _L.scale + lane))
+        poke(tile.inverse, j * TILE + b, peek(tile.ws, _L.best_inverse + lane))
 
 
 @inner
@@ -193,7 +205,7 @@ def q6_k(floats, words, kind, out, memory):
         if not load(floats, words, kind, first * 256, count * 256, tile.x):
             return first
         for lane in range(0, count * 16, LANES):
-            _columns(tile.x[lane * 16 :], tile.ws, _L.x)
+            _columns(tile.x[lane * 16 :], tile.ws[_L.x :])
             for k in range(16 * LANES):
                 tile.ws[_L.w + k] = tile.ws[_L.x + k] * tile.ws[_L.x + k]
             _search_q6_k(tile.ws)
@@ -213,8 +225,8 @@ def q6_k_importance(floats, words, kind, table, rows, out, memory):
             return first
         load_importance(table, rows, first, count, tile.importance)
         for lane in range(0, count * 16, LANES):
-            _columns(tile.x[lane * 16 :], tile.ws, _L.x)
-            _columns(tile.importance[lane * 16 :], tile.ws, _L.w)
+            _columns(tile.x[lane * 16 :], tile.ws[_L.x :])
+            _columns(tile.importance[lane * 16 :], tile.ws[_L.w :])
             _search_q6_k(tile.ws)
             _keep(tile, lane)
         _store_q6_k(tile, count, out[first * 210 :])
@@ -222,24 +234,57 @@ def q6_k_importance(floats, words, kind, table, rows, out, memory):
 
 
 @inner
+def _descend_rest(tile, n):
+    """The first n lanes of `rest`, to the end."""
+    rest = tile.rest
+    _go_on_q3_k(rest)
+    for j in range(n):
+        s = np.int64(peek(tile.places, j))
+        poke(tile.values, (s & 15) * TILE + (s >> 4), peek(rest, descent_search.SCALE + j))
+        at = (s // LANES) * (16 * LANES) + s % LANES
+        for i in range(16):
+            poke(tile.levels, at + i * LANES, peek(rest, descent_search.Q + i * LANES + j))
+
+
+@inner
+def _descend(tile, count):
+    """Scales and quants of all sub-blocks; those that move on go on by themselves."""
+    ws, rest, n = tile.ws, tile.rest, 0
+    for lane in range(0, count * 16, LANES):
+        _columns(tile.x[lane * 16 :], ws[descent_search.X :])
+        _start_q3_k(ws)
+        levels = tile.levels[lane * 16 :]
+        for k in range(16 * LANES):
+            levels[k] = ws[descent_search.Q + k]
+        for j in range(LANES):
+            s = lane + j
+            poke(tile.values, (s & 15) * TILE + (s >> 4), peek(ws, descent_search.SCALE + j))
+            if peek(ws, descent_search.MOVES + j) == ZERO:
+                continue
+            for k in range(0, 16 * LANES, LANES):
+                poke(rest, descent_search.X + k + n, peek(ws, descent_search.X + k + j))
+                poke(rest, descent_search.Q + k + n, peek(ws, descent_search.Q + k + j))
+            poke(rest, descent_search.SUM_LX + n, peek(ws, descent_search.SUM_LX + j))
+            poke(rest, descent_search.SUM_L2 + n, peek(ws, descent_search.SUM_L2 + j))
+            poke(tile.places, n, np.int32(s))
+            n += 1
+            if n == LANES:
+                _descend_rest(tile, n)
+                n = 0
+    if n > 0:
+        _descend_rest(tile, n)
+
+
+@inner
 def q3_k(floats, words, kind, out, memory):
     """Blocks of `quant_types.q3_k`."""
     tile = _new_tile(memory)
-    ws = tile.ws
     blocks = out.size // 110
     for first in range(0, blocks, TILE):
         count = min(TILE, blocks - first)
         if not load(floats, words, kind, first * 256, count * 256, tile.x):
             return first
-        for lane in range(0, count * 16, LANES):
-            _columns(tile.x[lane * 16 :], ws, descent_search.X)
-            _descend_q3_k(ws)
-            levels = tile.levels[lane * 16 :]
-            for k in range(16 * LANES):
-                levels[k] = ws[descent_search.Q + k]
-            for j in range(LANES):
-                b, s = (lane + j) // 16, (lane + j) % 16
-                tile.values[s * TILE + b] = ws[descent_search.SCALE + j]
+        _descend(tile, count)
         _units(tile, np.float32(-32.0))
         for j in range(16):
             for b in range(TILE):
@@ -268,8 +313,8 @@ def q3_k_importance(floats, words, kind, table, rows, out, memory):
         load_importance(table, rows, first, count, tile.importance)
         mean_squares(tile.x, _TWO, tile.sigma2)
         for lane in range(0, count * 16, LANES):
-            _columns(tile.x[lane * 16 :], ws, _L.x)
-            _columns(tile.importance[lane * 16 :], ws, _L.w)
+            _columns(tile.x[lane * 16 :], ws[_L.x :])
+            _columns(tile.importance[lane * 16 :], ws[_L.w :])
             for j in range(LANES):
                 ws[_L.best + j] = tile.sigma2[(lane + j) // 16]
                 ws[_L.sum_l2 + j] = ZERO

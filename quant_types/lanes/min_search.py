@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import inner
+from quant_types.lanes.compile import either, inner
 from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 from quant_types.search import MinSteps
@@ -54,7 +54,6 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
     numerators = np.array(steps.numerators(), np.float32)
     count = len(numerators)
     top = np.float32(steps.top)
-    round_top = np.float32(top + ROUND)
     top_int = np.int32(steps.top)
     clamps_first = steps.clamps_first
     rounds = length // _STEP
@@ -62,9 +61,8 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
     def make_level(exact: bool):
         @inner
         def rounded(v):
-            v = v + ROUND
-            v = v if v < round_top else round_top
-            v = v - ROUND
+            v = (v + ROUND) - ROUND
+            v = v if v < top else top
             return v if v > ZERO else ZERO
 
         @inner
@@ -75,11 +73,10 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
 
     @inner
     def bounded(v):
-        """Clamps before it rounds: a NaN is 0."""
+        """As if it were clamped before it is rounded: a NaN is 0."""
         v = v if v > ZERO else ZERO
-        v = v if v < top else top
-        v = v + ROUND
-        return v - ROUND
+        v = (v + ROUND) - ROUND
+        return v if v < top else top
 
     def make_add_levels(level):
         @inner
@@ -210,8 +207,8 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                     low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
                     through_zero = sum_xl / sum_l2
                     above = low > ZERO
-                    ws[NEW_SCALE + j] = through_zero if above else scale
-                    ws[NEW_LOW + j] = ZERO if above else low
+                    ws[NEW_SCALE + j] = either(above, through_zero, scale)
+                    ws[NEW_LOW + j] = either(above, ZERO, low)
                     ws[DETERMINANT + j] = determinant
                 add_errors(ws)
                 for j in range(LANES):
@@ -222,12 +219,12 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                     inverse, best_inverse = ws[INVERSE + j], ws[BEST_INVERSE + j]
                     best_low = ws[BEST_LOW + j]
                     better = (ws[DETERMINANT + j] > ZERO) & (error < best)
-                    ws[BEST + j] = error if better else best
-                    ws[SCALE + j] = new_scale if better else scale
-                    ws[BEST_INVERSE + j] = inverse if better else best_inverse
+                    ws[BEST + j] = either(better, error, best)
+                    ws[SCALE + j] = either(better, new_scale, scale)
+                    ws[BEST_INVERSE + j] = either(better, inverse, best_inverse)
                     # The quants are of the range before it moves.
-                    ws[BEST_LOW + j] = low if better else best_low
-                    ws[LOW + j] = new_low if better else low
+                    ws[BEST_LOW + j] = either(better, low, best_low)
+                    ws[LOW + j] = either(better, new_low, low)
 
             outside = ZERO
             for j in range(LANES):

@@ -7,7 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from quant_types.lanes import min_search
-from quant_types.lanes.compile import inner, take_bytes, take_floats, take_ints, take_zeros
+from quant_types.lanes.compile import (
+    inner,
+    peek,
+    poke,
+    take_bytes,
+    take_floats,
+    take_ints,
+    take_zeros,
+)
 from quant_types.lanes.k_blocks import LANES, TILE, halve, mean_squares
 from quant_types.lanes.min_search import BEST_INVERSE, BEST_LOW, ERROR, LOW, SCALE, SUM_W, W, X
 from quant_types.lanes.scalars import ZERO, nearest_int
@@ -89,18 +97,20 @@ def magnitude_weights(ws):
 def make_keep(length: int):
     """`keep(tile, first)`: what the search found from sub-block `first`, a super-block a lane."""
     sub_blocks = 256 // length
+    shift = sub_blocks.bit_length() - 1
 
     @inner
     def keep(tile, first):
         for lane in range(LANES):
             s = first + lane
-            b, j = s // sub_blocks, s % sub_blocks
-            tile.values[j * BOTH + b] = tile.ws[SCALE + lane]
-            tile.values[j * BOTH + TILE + b] = -tile.ws[LOW + lane]
-            tile.sums[j * BOTH + b] = tile.ws[SUM_W + lane]
-            tile.sums[j * BOTH + TILE + b] = tile.ws[SUM_W + lane]
-            tile.inverse[j * TILE + b] = tile.ws[BEST_INVERSE + lane]
-            tile.bottom[j * TILE + b] = tile.ws[BEST_LOW + lane]
+            b, j = s >> shift, s & (sub_blocks - 1)
+            both, one = j * BOTH + b, j * TILE + b
+            poke(tile.values, both, peek(tile.ws, SCALE + lane))
+            poke(tile.values, both + TILE, -peek(tile.ws, LOW + lane))
+            poke(tile.sums, both, peek(tile.ws, SUM_W + lane))
+            poke(tile.sums, both + TILE, peek(tile.ws, SUM_W + lane))
+            poke(tile.inverse, one, peek(tile.ws, BEST_INVERSE + lane))
+            poke(tile.bottom, one, peek(tile.ws, BEST_LOW + lane))
 
     return keep
 
@@ -113,7 +123,7 @@ def make_plain(length: int, columns, search, weights):
     @inner
     def plain(tile, count):
         for first in range(0, count * sub_blocks, LANES):
-            columns(tile.x[first * length :], tile.ws, X)
+            columns(tile.x[first * length :], tile.ws[X:])
             weights(tile.ws)
             search(tile.ws)
             keep(tile, first)
@@ -135,8 +145,8 @@ def make_weighted(length: int, columns, search, factor: float):
         mean_squares(tile.x, factor32, tile.sigma2)
         ws = tile.ws
         for first in range(0, count * sub_blocks, LANES):
-            columns(tile.x[first * length :], ws, X)
-            columns(tile.importance[first * length :], ws, W)
+            columns(tile.x[first * length :], ws[X:])
+            columns(tile.importance[first * length :], ws[W:])
             for j in range(LANES):
                 ws[ERROR + j] = tile.sigma2[(first + j) // sub_blocks]
             for i in range(length):

@@ -1,5 +1,4 @@
-"""The candidates of a group side by side, as vectors of LLVM's: the nearest under one scale, or
-under all scales of a range at once.
+"""The candidates of a group side by side, as vectors of LLVM's: the nearest under a scale.
 
 Written in LLVM's own terms: what compares a whole vector with itself, a loop leaves to scalar code.
 """
@@ -22,7 +21,6 @@ _FLOATS, _INTS = ir.VectorType(_F32, LIST), ir.VectorType(_I32, LIST)
 _MASK = ir.IntType(LIST)
 _LARGEST = 0x7F7FFFFF  # bits of the greatest float32
 _FAR = 0x7FFFFFFF
-WINDOW = 8  # scales side by side, and candidates: half a chunk
 
 
 def _floats(value: float) -> Any:
@@ -42,7 +40,7 @@ def _splat(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LIST))
 
 
-def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     """A call of one of LLVM's intrinsics."""
     kind = ir.FunctionType(result, [a.type for a in arguments])
     module = builder.module
@@ -52,12 +50,12 @@ def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 def _lowest(builder: Any, v: Any) -> Any:
     """The least of a vector of int32 that are not negative, or of the bits of such float32."""
-    return _call(builder, f"llvm.vector.reduce.umin.v{LIST}i32", _I32, v)
+    return call(builder, f"llvm.vector.reduce.umin.v{LIST}i32", _I32, v)
 
 
 def _first(builder: Any, mask: Any) -> Any:
     """The place of a mask's first bit, int32."""
-    return builder.zext(_call(builder, f"llvm.cttz.i{LIST}", _MASK, mask, _I1(1)), _I32)
+    return builder.zext(call(builder, f"llvm.cttz.i{LIST}", _MASK, mask, _I1(1)), _I32)
 
 
 def _spread(builder: Any, address: Any, dim: int, stride: int) -> list[Any]:
@@ -204,174 +202,11 @@ def _lead(builder: Any, size: Any, dim: int, term: Callable[[Any, int], Any]) ->
     return builder.select(none, _I32(-1), place)
 
 
-def make_survey(dim: int, stride: int):
-    """`survey(near, sums, *one, *other)`: the places in a list of the candidates that `nearest`
-    finds under each of `WINDOW` scales, for two lists at once, since each step waits for the last.
-
-    The error of a candidate of values q is `scale * (scale * a - 2 * b)` and what all have in
-    common, with a and b the sums of `w * q * q` and `w * q * x`: these once, then the scales side
-    by side. The tolerance is more than rounding can do to a difference, over the scale; whoever
-    leads by more leads in `nearest` too.
-
-    Args of `survey`:
-        near: the grid's candidates (`quant_types.grids`).
-        sums: address of float32 scratch [4 * WINDOW].
-        one, other: each
-            x, w: addresses, as for `nearest`.
-            scales: address of float32 [WINDOW].
-            tolerance: float32; one below zero makes nothing certain.
-            chunk, size: int32, the list's first chunk and its candidates.
-            places: address of int32 [WINDOW] that is written to, and before it that of masks:
-            masks: address of an int32: a bit for each scale under which the place is not certain,
-                the first the lowest, and from bit `WINDOW` on for each whose place is not that
-                before it.
-    """
-    lanes, numbers = ir.VectorType(_F32, WINDOW), ir.VectorType(_I32, WINDOW)
-    count = 8  # arguments of a list
-
-    def all_of(builder: Any, value: Any) -> Any:
-        one = ir.Constant(ir.VectorType(value.type, WINDOW), ir.Undefined)
-        one = builder.insert_element(one, value, _I32(0))
-        return builder.shuffle_vector(one, one, ir.Constant(numbers, [0] * WINDOW))
-
-    def same(value: Any) -> Any:
-        return ir.Constant(ir.VectorType(value.type, WINDOW), [value] * WINDOW)
-
-    def sums_of(builder: Any, near: Any, chunk: Any, part: Any, xs: Any, ws: Any) -> Any:
-        """a and b of half a chunk of candidates."""
-        chunk = builder.add(chunk, builder.lshr(part, _I32(1)))
-        half = builder.mul(builder.and_(part, _I32(1)), _I32(WINDOW))
-        first = builder.zext(builder.add(builder.mul(chunk, _I32(dim * LIST)), half), _I64)
-        a, b = None, None
-        for i in range(dim):
-            at = builder.gep(near, [builder.add(first, _I64(i * LIST))])
-            at = builder.bitcast(at, ir.VectorType(_I8, WINDOW).as_pointer())
-            q = builder.uitofp(builder.load(at, align=WINDOW), lanes)
-            wq = builder.fmul(ws[i], q)
-            square, product = builder.fmul(wq, q), builder.fmul(wq, xs[i])
-            a = square if a is None else builder.fadd(a, square)
-            b = product if b is None else builder.fadd(b, product)
-        return a, builder.fadd(b, b)
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        near, sums, *rest = arguments
-        lists = [rest[:count], rest[count:]]
-        floats = builder.bitcast(sums, _F32.as_pointer())
-
-        def spread(address: Any) -> list[Any]:
-            values = builder.bitcast(address, _F32.as_pointer())
-            return [
-                all_of(builder, builder.load(builder.gep(values, [_I64(i * stride)])))
-                for i in range(dim)
-            ]
-
-        weights = [(spread(x), spread(w)) for x, w, *_ in lists]
-        scales = [
-            builder.load(builder.bitcast(one[2], lanes.as_pointer()), align=4) for one in lists
-        ]
-        sizes = [one[5] for one in lists]
-        largest = builder.select(builder.icmp_unsigned(">", *sizes), *sizes)
-        before = builder.block
-        loop, after = builder.append_basic_block("leads"), builder.append_basic_block("led")
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        part = builder.phi(_I32)  # half a chunk
-        phis = [[builder.phi(kind) for kind in (lanes, lanes, numbers)] for _ in lists]
-        base = all_of(builder, builder.mul(part, _I32(WINDOW)))
-        place = builder.add(base, ir.Constant(numbers, [*range(WINDOW)]))
-        for k, one in enumerate(lists):
-            a, b = sums_of(builder, near, one[4], part, *weights[k])
-            listed = builder.icmp_unsigned("<", place, all_of(builder, one[5]))
-            b = builder.select(listed, b, same(_F32(float("-inf"))))  # the others are far away
-            for i, value in enumerate((a, b)):
-                at = builder.gep(floats, [_I64((2 * k + i) * WINDOW)])
-                builder.store(value, builder.bitcast(at, lanes.as_pointer()), align=4)
-        leads = [list(one) for one in phis]
-        for u in range(WINDOW):
-            here = builder.add(base, same(_I32(u)))
-            for k in range(len(lists)):
-                least, second, led = leads[k]
-                a, b = (
-                    all_of(
-                        builder,
-                        builder.load(builder.gep(floats, [_I64((2 * k + i) * WINDOW + u)])),
-                    )
-                    for i in range(2)
-                )
-                error = builder.fsub(builder.fmul(scales[k], a), b)
-                closer = builder.fcmp_ordered("<", error, least)
-                greater = builder.select(closer, least, error)
-                lower = builder.fcmp_ordered("<", greater, second)
-                leads[k] = [
-                    builder.select(closer, error, least),
-                    builder.select(lower, greater, second),
-                    builder.select(closer, here, led),
-                ]
-        following = builder.add(part, _I32(1))
-        more = builder.icmp_unsigned("<", builder.mul(following, _I32(WINDOW)), largest)
-        builder.cbranch(more, loop, after)
-        part.add_incoming(_I32(0), before)
-        part.add_incoming(following, loop)
-        infinite = same(_F32(float("inf")))
-        for one, values in zip(phis, leads, strict=True):
-            for phi, first, value in zip(
-                one, (infinite, infinite, same(_I32(0))), values, strict=True
-            ):
-                phi.add_incoming(first, before)
-                phi.add_incoming(value, loop)
-
-        builder.position_at_end(after)
-        for (least, second, led), one in zip(leads, lists, strict=True):
-            _, _, _, tolerance, _, _, places, masks = one
-            builder.store(led, builder.bitcast(places, numbers.as_pointer()), align=4)
-            bar = builder.fadd(least, all_of(builder, tolerance))
-            wrong = builder.fcmp_unordered("<=", second, bar)
-            wrong = builder.or_(wrong, builder.fcmp_unordered("<", bar, least))
-            previous = ir.Constant(numbers, [0, *range(WINDOW - 1)])
-            changed = builder.icmp_signed("!=", led, builder.shuffle_vector(led, led, previous))
-            wrong, changed = (
-                builder.zext(builder.bitcast(mask, ir.IntType(WINDOW)), _I32)
-                for mask in (wrong, changed)
-            )
-            found = builder.or_(wrong, builder.shl(changed, _I32(WINDOW)))
-            builder.store(found, builder.bitcast(masks, _I32.as_pointer()))
-        return context.get_dummy_value()
-
-    address, number = types.voidptr, types.int32
-    one = (address, address, address, types.float32, number, number, address, address)
-
-    @intrinsic
-    def survey(
-        typing,
-        near,
-        sums,
-        x,
-        w,
-        scales,
-        tolerance,
-        chunk,
-        size,
-        places,
-        masks,
-        x2,
-        w2,
-        scales2,
-        tolerance2,
-        chunk2,
-        size2,
-        places2,
-        masks2,
-    ):
-        return types.void(types.voidptr, types.voidptr, *one, *one), code
-
-    return survey
-
-
 @intrinsic
 def trailing_zeros(typing, bits):
     """How many of an int32's low bits are not set; 32 for 0."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _call(builder, "llvm.cttz.i32", _I32, arguments[0], _I1(0))
+        return call(builder, "llvm.cttz.i32", _I32, arguments[0], _I1(0))
 
     return types.int32(types.int32), code

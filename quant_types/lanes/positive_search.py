@@ -25,8 +25,8 @@ def make_search(n: int, top: int, lanes: int = _SCALES):
         [np.float32(0.1) * np.float32(step) + top_float for step in steps], np.float32
     )
     trials = len(steps)
-    MAX, INVERSE, TRIAL, ERROR, BEST = (k * lanes for k in range(5))
-    LX, L2 = TRIAL, ERROR
+    MAX, INVERSE, TRIAL, ERROR, BEST, SCALE = (k * lanes for k in range(6))
+    LX, L2, CHANGED = TRIAL, ERROR, SCALE
 
     @inner
     def bounded(v):
@@ -49,21 +49,23 @@ def make_search(n: int, top: int, lanes: int = _SCALES):
         for b in range(lanes):
             t[INVERSE + b] = top_float / t[MAX + b]
             t[BEST + b] = ZERO
+            t[SCALE + b] = ONE / t[INVERSE + b]
         for j in range(n):
             for b in range(lanes):
                 k = j * lanes + b
                 level = wrapped(nearest_int(t[INVERSE + b] * x[k]))
-                rest = x[k] - ONE / t[INVERSE + b] * level
+                rest = x[k] - t[SCALE + b] * level
                 t[BEST + b] += w[k] * rest * rest
         for step in range(trials):
             for b in range(lanes):
                 t[TRIAL + b] = numerators[step] / t[MAX + b]
+                t[SCALE + b] = ONE / t[TRIAL + b]
                 t[ERROR + b] = ZERO
             for j in range(n):
                 for b in range(lanes):
                     k = j * lanes + b
                     level = np.float32(bounded(t[TRIAL + b] * x[k]))
-                    rest = x[k] - ONE / t[TRIAL + b] * level
+                    rest = x[k] - t[SCALE + b] * level
                     t[ERROR + b] += w[k] * rest * rest
             for b in range(lanes):
                 error, best = t[ERROR + b], t[BEST + b]
@@ -84,6 +86,8 @@ def make_search(n: int, top: int, lanes: int = _SCALES):
                 t[L2 + b] += w[k] * level * level
                 q[k] = wrapped(i)
         for _ in range(5):
+            for b in range(lanes):
+                t[CHANGED + b] = ZERO
             for j in range(n):
                 for b in range(lanes):
                     k = j * lanes + b
@@ -102,8 +106,14 @@ def make_search(n: int, top: int, lanes: int = _SCALES):
                     better = better & (new_lx * new_lx * l2 > lx * lx * new_l2)
                     level = wrapped(i)
                     q[k] = level if better else old
+                    t[CHANGED + b] += ONE if better else ZERO
                     t[LX + b] = new_lx if better else lx
                     t[L2 + b] = new_l2 if better else l2
+            changes = ZERO
+            for b in range(lanes):
+                changes += t[CHANGED + b]
+            if changes == ZERO:
+                break
         for b in range(lanes):
             zero = t[MAX + b] < _EPS
             value = t[LX + b] / t[L2 + b]

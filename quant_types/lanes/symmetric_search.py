@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant_types.lanes.compile import inner
+from quant_types.lanes.compile import either, inner
 from quant_types.lanes.scalars import ROUND, ZERO, clamped
 from quant_types.search import GROUP_MAX_EPS
 
@@ -52,16 +52,15 @@ def make_search(top: int, lanes: int, finite: bool, length: int = LENGTH):
         np.float32,
     )
     low = np.float32(-top)
-    round_high = np.float32(ROUND + np.float32(top - 1))
+    high = np.float32(top - 1)
     low_int, high_int = np.int32(-top), np.int32(top - 1)
     X, W, WX, EXTREME, SCALE, BEST, BEST_INVERSE, INVERSE, SUM_LX, SUM_L2, _ = layout(lanes, length)
 
     @inner
     def rounded(v):
         # Within top + 1 (x is at most the extreme), so rounding is one addition.
-        v = v + ROUND
-        v = v if v < round_high else round_high
-        v = v - ROUND
+        v = (v + ROUND) - ROUND
+        v = v if v < high else high
         return v if v > low else low
 
     @inner
@@ -126,9 +125,9 @@ def make_search(top: int, lanes: int, finite: bool, length: int = LENGTH):
                 scale = sum_lx / sum_l2
                 product = scale * sum_lx
                 better = (sum_l2 > ZERO) & (sum_lx * sum_lx > best * sum_l2)
-                ws[SCALE + j] = scale if better else old_scale
-                ws[BEST + j] = product if better else best
-                ws[BEST_INVERSE + j] = inverse if better else best_inverse
+                ws[SCALE + j] = either(better, scale, old_scale)
+                ws[BEST + j] = either(better, product, best)
+                ws[BEST_INVERSE + j] = either(better, inverse, best_inverse)
                 ws[INVERSE + j] = next_numerator / ws[EXTREME + j]
         for j in range(lanes):
             zero = abs(ws[EXTREME + j]) < _EPS

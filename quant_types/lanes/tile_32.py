@@ -10,15 +10,16 @@ from quant_types.blocks_32 import weighted_steps
 from quant_types.lanes import min_search, symmetric_search
 from quant_types.lanes.compile import inner, take_bytes, take_floats, take_halfs, take_zeros
 from quant_types.lanes.groups import GROUPS, WEIGHTS, extremes, halves, ranges, to_int8
-from quant_types.lanes.k_blocks import LANES, make_columns
+from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load, nearest_int
+from quant_types.lanes.vectors import make_columns
 
 BLOCKS = WEIGHTS // 32  # in a tile, a lane each in the searches
 assert BLOCKS == LANES
 ROWS = 8  # whose mean squares are taken at once
 _HALF = np.float32(0.5)
 _L = symmetric_search.layout(LANES, 32)
-_columns = make_columns(32)
+_columns = make_columns(32, LANES)
 
 
 class Tile(NamedTuple):
@@ -162,8 +163,8 @@ def make_symmetric(half):
     @inner
     def symmetric_weighted(tile):
         ws = tile.ws
-        _columns(tile.x, ws, _L.x)
-        _columns(tile.w, ws, _L.w)
+        _columns(tile.x, ws[_L.x :])
+        _columns(tile.w, ws[_L.w :])
         search(ws)
         for b in range(BLOCKS):
             tile.d[b] = ws[_L.scale + b]
@@ -188,8 +189,8 @@ def make_minimum(top):
     @inner
     def minimum_weighted(tile):
         ws = tile.ws
-        _columns(tile.x, ws, min_search.X)
-        _columns(tile.w, ws, min_search.W)
+        _columns(tile.x, ws[min_search.X :])
+        _columns(tile.w, ws[min_search.W :])
         search(ws)
         for b in range(BLOCKS):
             tile.d[b] = ws[min_search.SCALE + b]
