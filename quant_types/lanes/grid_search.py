@@ -33,6 +33,7 @@ _BORDER = np.float32(0.5 - 2.0**-15)
 _WIDE = np.float32(1e6)  # levels: beyond, rounding may go wrong
 _TINY = np.float32(1e-36)  # of errors below it, of weights up to `_GREAT`, more may be lost
 _GREAT = np.float32(1e4)
+_NOTHING = np.float32(np.nan)  # is certain
 
 
 def make_search(name: str, how: Search):
@@ -161,7 +162,7 @@ def make_search(name: str, how: Search):
                 fine = fine & (farthest < narrowest * _WIDE) & (farthest < _GREAT)
                 fine = fine & (widest * top_float < _GREAT)
                 fine = fine & (weights * narrowest < _LARGEST) & (weights * widest < _LARGEST)
-                ws.tolerance[k * LANES + j] = tolerance if fine else -ONE
+                ws.tolerance[k * LANES + j] = tolerance if fine else _NOTHING
 
     @inner
     def cell_of(points, chunk, place):

@@ -34,7 +34,7 @@ def make_lead(dim: int, stride: int, width: int):
         near: the grid's candidates (`quant_types.grids`).
         x, w: addresses, as for `nearest`.
         far, close: float32, the range's ends, the first not below the second.
-        tolerance: float32; one below zero makes nothing certain.
+        tolerance: float32; NaN makes nothing certain (a negative one would be lost beside sums).
         chunk, size: int32, the list's first chunk and its candidates.
         sums: address of float32 `[2 * MOST]` at most, `SUMS` for each `LIST` of candidates, that
             `lead` writes to and `share` reads.

@@ -79,6 +79,9 @@ KINDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "past_float16": lambda rng, size: rng.standard_normal(size) * 1e7,
     "one_huge": _one_huge,
     "magnitudes": _magnitudes,
+    "any_magnitude": lambda rng, size: (
+        rng.standard_normal(size) * 10.0 ** rng.uniform(-38, 5, size)
+    ),
     "bit_patterns": _bit_patterns,
 }
 
