@@ -87,10 +87,17 @@ def test_unsupported_architecture(broken: Broken, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_attention_heads": None}, "'num_attention_heads' is missing"),
+        # of a class that is not known: others have defaults
+        (
+            {"num_attention_heads": None, "model_type": "merged"},
+            "'num_attention_heads' is missing",
+        ),
         ({"num_attention_heads": "four"}, "'num_attention_heads' must be uint32, not 'four'"),
         ({"num_attention_heads": 0}, "no heads"),
-        ({"num_experts_per_tok": None}, "'num_experts_per_tok' is missing"),
+        (
+            {"num_experts_per_tok": None, "model_type": "merged"},
+            "'num_experts_per_tok' is missing",
+        ),
         ({"num_experts_per_tok": 5}, "5 experts are used of 4"),
         ({"num_local_experts": 0}, "no experts"),
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu' & 'silu'"),

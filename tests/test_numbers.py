@@ -11,7 +11,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.gguf.container import TensorInfo, align, header_bytes, read_header
-from quantkit.gguf.types import type_by_name
+from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.jobs import convert, quantize
 from quantkit.planning.build import Request
 from quantkit.reporting.inspection import inspect
@@ -41,23 +41,35 @@ def plain(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     return convert(checkpoint("llama-dense"), path).files[0].path
 
 
-@pytest.mark.parametrize("kind", sorted(DTYPES))
-def test_a_table_is_copied(kind: str, plain: Path, tmp_path: Path) -> None:
-    values = with_tensor(plain, tmp_path / "s.gguf", TABLE, kind)
-    path = quantize(tmp_path / "s.gguf", ["Q8_0"], tmp_path / "q.gguf").files[0].path
-    header = read_header(path)
-    t = next(t for t in header.tensors if t.name == TABLE)
-    assert t.ggml_type == type_by_name(kind).id
-    start = header.data_offset + t.offset
-    assert path.read_bytes()[start : start + len(values)] == values
-    for verdict in verify(path), verify(path, tmp_path / "s.gguf"):  # no llama has such a table
-        for text in verdict.findings:
-            assert TABLE in text or "llama.cpp does not load it" in text
-    assert any("every tensor" in text for text in verdict.proven)
+def test_a_table_is_copied(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    source = convert(checkpoint("deepseek-v4"), tmp_path / "s.gguf").files[0].path
+    request = Request(allow_requantize=True)  # its experts are MXFP4
+    path = quantize(source, ["Q8_0"], tmp_path / "q.gguf", request=request).files[0].path
+    tables = []
+    for file in (source, path):
+        header = read_header(file)
+        t = next(t for t in header.tensors if t.name == TABLE)
+        assert t.ggml_type == type_by_name("I32").id
+        start = header.data_offset + t.offset
+        tables.append(file.read_bytes()[start : start + tensor_bytes(t.shape, "I32")])
+    assert tables[0] == tables[1]
+    assert any(tables[0])
+    assert verify(path, source).good
     found = inspect(path)
     assert list(found.problems) == []
     assert found.description is not None
-    assert kind in found.description.dtypes
+    assert "I32" in found.description.dtypes
+
+
+@pytest.mark.parametrize("kind", sorted(DTYPES))
+def test_a_table_that_nobody_asks_for(kind: str, plain: Path, tmp_path: Path) -> None:
+    with_tensor(plain, tmp_path / "s.gguf", TABLE, kind)
+    with pytest.raises(errors.NotLoadable, match=f"{TABLE}: llama.cpp asks for no such tensor"):
+        quantize(tmp_path / "s.gguf", ["Q8_0"], tmp_path / "q.gguf")
+    assert {p.name for p in tmp_path.iterdir()} == {"s.gguf"}
+    found = inspect(tmp_path / "s.gguf").description
+    assert found is not None
+    assert kind in found.dtypes
 
 
 @pytest.mark.parametrize("kind", sorted(DTYPES))

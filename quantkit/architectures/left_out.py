@@ -9,6 +9,7 @@ _RECURRENT = "RWKV's tensors are put together from several, which is not done"
 _DECIDES = "it decides between answers, and writes no text"
 
 REASONS: dict[str, str] = {
+    "PLMForCausalLM": "llama.cpp b11549 ends where it keeps its values (in two axes, not three)",
     **dict.fromkeys(
         ("DFlashDraftModel", "DFlash2DraftModel", "DSparkDraftModel", "DSparkSpeculator",
          "DeepseekV4DSparkModel", "Eagle3DraftModel", "Eagle3LlamaForCausalLM", "Eagle3Speculator",

@@ -168,7 +168,21 @@ def _half(
                 return
 
 
+def _ends(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """The graph takes the tokens that are asked for behind the last layer's attention, and leaves a
+    layer that has no network before that counts (deci.cpp)."""
+    layers = number(values, "block_count")
+    if layers and not of_layers(values, "feed_forward_length", layers)[-1]:
+        yield "the last layer has no feed-forward network, and llama.cpp ends where it computes it"
+
+
+def _unrun(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Values come to the cache in two axes, which has three (plm.cpp, llama-kv-cache.cpp)."""
+    yield "llama.cpp b11549 ends where it keeps its values"
+
+
 CHECKS: dict[str, tuple[Check, ...]] = {
+    "deci": (_ends,),
     "deepseek2": (_ranked,),
     "deepseek4": (_hashed,),
     "exaone-moe": (_predicting,),
@@ -178,6 +192,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "llama4": (_chunked,),
     "mistral3": (_scaled,),
     "mistral4": (_ranked,),
+    "plm": (_unrun,),
     "qwen4exp": (_compressed,),
     "t5": (_encoded, _decoded),
     "t5encoder": (_encoded,),
