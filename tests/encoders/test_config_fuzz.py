@@ -19,9 +19,14 @@ from tests.checkpoints import encoders, from_recipe
 ASKED = ConversionOptions(mmproj=True)
 FILES = ("config.json", "params.json", "preprocessor_config.json", "processor_config.json")
 EVERY = 7  # of the changes, one; another one in each case
+# every third case at once, the others where there is time
+CASES = [
+    pytest.param(case, marks=[pytest.mark.slow] if i % 3 else [])
+    for i, case in enumerate(encoders())
+]
 
 
-@pytest.mark.parametrize("case", list(encoders()))
+@pytest.mark.parametrize("case", CASES)
 def test_no_key_of_any_encoder_ends_in_a_traceback(case: str, tmp_path: Path) -> None:
     files = CheckpointFiles.local(from_recipe(case, tmp_path))
     tried, refused, said = 0, 0, list[str]()
