@@ -1,5 +1,5 @@
 """How many cores a run could keep busy, simulated on few:
-`python -m benchmarks.cores WORK_DIR [--write docs/scaling.md]`.
+`python -m benchmarks.cores WORK_DIR`.
 
 What releases the interpreter's lock (kernels, the copies of rows, writes) is replaced by sleeps of
 the time that it takes one core alone. What is left is Python, of which one thread runs at a time:
@@ -21,7 +21,6 @@ import numpy as np
 
 import quant_types
 from benchmarks import make_checkpoint
-from benchmarks.measure import write_section
 from benchmarks.pipeline import EIGHT
 from quant_types import kernels
 from quant_types.engines import kernel_name
@@ -37,20 +36,17 @@ BYTES_A_SECOND = 4e9  # copied out of the system's cache, or written, by one thr
 
 
 def main() -> None:
-    """Simulate and print; with --write, put the table into the document."""
+    """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--write", type=Path)
     options = parser.parse_args()
     work: Path = options.work.resolve()
     source = work / "hollow"
     make_checkpoint.hollow(source, options.layers, 8)
-    lines: list[str] = []
 
     def say(*cells: str) -> None:
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
+        print(f"| {' | '.join(cells)} |", flush=True)
 
     say("threads", *(f"{label}: faster | lock, µs a chunk | most cores" for label in TYPES))
     say(*["---"] * (1 + 3 * len(TYPES)))
@@ -66,8 +62,6 @@ def main() -> None:
             most = alone[label] / held
             cells += [f"{alone[label] / seconds:.1f}", f"{held / n * 1e6:.0f}", f"{most:.0f}"]
         say(str(threads), *cells)
-    if options.write:
-        write_section(options.write, "cores", "\n".join(lines))
 
 
 def simulated(order: Schedule) -> tuple[float, float]:
