@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,7 @@ from quantkit.releases.names import stem
 from quantkit.releases.previous import MATRIX
 from quantkit.releases.quality import Calibration
 from quantkit.reporting.llama_memory import UBATCH
-from quantkit.reporting.table import read_memory
+from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 
@@ -76,26 +77,28 @@ def chunks_at_once(model: Path, context: int, most: int) -> int:
     """Chunks that go through a layer together within `most` bytes: 0, as llama-imatrix has it,
     where the whole model is there at once; of one that is larger, as many as there is room for, so
     that its weights come from the disk seldom. Raises UsageError."""
-    _, tensors = open_gguf_set(model)
+    header, tensors = open_gguf_set(model)
+    need_of = memory_of(header, tensors)
     vocabulary = max((t.shape[0] for t in tensors if t.name == "token_embd.weight"), default=0)
     sizes = [tensor_bytes(t.shape, t.ggml.name) for t in tensors]
     largest = max(sizes)  # stays while it is computed with
 
     def taken(chunks: int, batch: int) -> int:
-        need = read_memory(model, chunks * context, batch)
+        need = need_of(chunks * context, batch)
         logits = 4 * vocabulary * chunks * context
         return OURS + need.copies + need.cache + need.compute + need.rest + logits
 
     if sum(sizes) + taken(usual(context), UBATCH) <= most:
         return 0
-    fit = [n for n in range(1, MOST + 1) if largest + taken(n, n * context) <= most]
+    counts = range(1, MOST + 1)
+    fit = bisect_right(counts, most - largest, key=lambda n: taken(n, n * context))
     if not fit:
         least = (largest + taken(1, context)) / 1e6
         raise UsageError(
             f"--memory {most / 1e6:.0f}MB is too little: a chunk of {context} tokens takes "
             f"{least:.0f}MB; give more, or a smaller --ctx"
         )
-    return fit[-1]
+    return fit
 
 
 def _measured(

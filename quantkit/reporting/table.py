@@ -9,12 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import UsageError
-from quantkit.gguf.container import KeyValue
+from quantkit.gguf.container import Header, KeyValue
 from quantkit.gguf.splits import split_siblings, unsplit_name
 from quantkit.loading.kinds import kind_of
 from quantkit.planning.plan import Output, Plan
@@ -23,6 +24,7 @@ from quantkit.recipes.sensitivity import made_from
 from quantkit.reporting.llama_memory import UBATCH, MemoryNeed, Weights, memory
 from quantkit.reporting.numbers import gigabytes
 from quantkit.source.gguf_set import open_gguf_set
+from quantkit.source.tensors import SourceTensor
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -84,12 +86,16 @@ def _read_row(path: Path, context: int | None) -> Row:
     return _row(_name(path.name, len(files)), label, size, len(files), metadata, weights, context)
 
 
-def read_memory(path: Path, context: int, batch: int = UBATCH) -> MemoryNeed:
-    """What llama.cpp takes for a GGUF file, part by part, where `batch` tokens are evaluated at
-    once. Raises SourceError."""
-    header, tensors = open_gguf_set(path)
+def read_memory(path: Path, context: int) -> MemoryNeed:
+    """What llama.cpp takes for a GGUF file, part by part. Raises SourceError."""
+    return memory_of(*open_gguf_set(path))(context, UBATCH)
+
+
+def memory_of(header: Header, tensors: Sequence[SourceTensor]) -> Callable[[int, int], MemoryNeed]:
+    """A function of a context and of the tokens that are evaluated at once: what llama.cpp takes
+    for a model then, part by part."""
     weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
-    return _Metadata.of(header.kv, weights).memory(weights, context, batch)
+    return partial(_Metadata.of(header.kv, weights).memory, weights)
 
 
 def planned_rows(
