@@ -25,7 +25,16 @@ from quantkit.architectures.common import (
     slides,
     with_head_dim,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    reading,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 
@@ -60,11 +69,8 @@ COHERE = Architecture(
     hf_names=("CohereForCausalLM",),
     gguf_arch="command-r",
     # the models were trained on more than max_position_embeddings says
-    keys=tuple(
-        replace(key, config=("model_max_length", "max_position_embeddings"))
-        if key.name.endswith("context_length") and "rope" not in key.name else key
-        for key in TEXT_KEYS
-    ),
+    keys=reading(TEXT_KEYS, ".context_length",
+                 config=("model_max_length", "max_position_embeddings")),
     late_keys=(LOGIT_SCALE, NOT_SCALED),
     expects=(SILU, Expect("attention_bias", (False,))),
     dims=DIMS,

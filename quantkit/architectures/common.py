@@ -17,6 +17,7 @@ from quantkit.architectures.rules import (
     edited,
     halves,
     linear,
+    reading,
     rotary,
     stack,
     transposed,
@@ -156,10 +157,7 @@ def with_head_dim(keys: tuple[Key, ...], *classes: str) -> tuple[Key, ...]:
         known = not classes or config.values.get("model_type") in classes
         return config.head_dim if known else config.get("head_dim", default=None)
 
-    return tuple(
-        replace(key, config=read) if key.name.endswith((".key_length", ".value_length")) else key
-        for key in keys
-    )
+    return reading(keys, ".key_length", ".value_length", config=read)
 
 
 def optional_key(name: str, *config: str, kind: str = "UINT32") -> Key:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from quantkit.architectures.common import (
     DENSE_FIRST,
     DIMS,
@@ -28,19 +26,18 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.architectures.rules import Architecture, Expect
+from quantkit.architectures.rules import (
+    Architecture,
+    Expect,
+    reading,
+)
 
 DOTS1 = Architecture(
     hf_names=("Dots1ForCausalLM",),
     gguf_arch="dots1",
     # config.json on the hub says scoring_func "noaux_tc", which names no function, and llama.cpp
     # aborts without one
-    keys=tuple(
-        replace(key, config=lambda c: GATING["sigmoid"])
-        if key.name.endswith(".expert_gating_func")
-        else key
-        for key in TEXT_KEYS
-    ),
+    keys=reading(TEXT_KEYS, ".expert_gating_func", config=lambda c: GATING["sigmoid"]),
     late_keys=(EXPERT_FFN, LEADING_DENSE, SHARED_COUNT, WEIGHTS_SCALE, WEIGHTS_NORM),
     expects=(RMS_NORM, SILU, Expect("scoring_func", ("noaux_tc", "sigmoid"))),
     dims={

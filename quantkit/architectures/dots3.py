@@ -29,6 +29,7 @@ from quantkit.architectures.rules import (
     RowMap,
     Shape,
     edited,
+    reading,
     tied_head_dropped,
     vector,
     whole,
@@ -97,10 +98,8 @@ DOTS3 = replace(
     hf_names=("Dots3NoteForCausalLM", "Dots3NoteForConditionalGeneration",
               "Dots3NoteTextForCausalLM"),
     gguf_arch="dots3note",
-    keys=tuple(
-        replace(key, config=_two(lambda n: n(HEADS))) if key.name.endswith(".head_count") else key
-        for key in no_key(TEXT_KEYS, ".key_length", ".value_length")
-    ),
+    keys=reading(no_key(TEXT_KEYS, ".key_length", ".value_length"), ".head_count",
+                 config=_two(lambda n: n(HEADS))),
     late_keys=(
         _same("q_lora_rank"),
         _same(ROPE),

@@ -11,7 +11,14 @@ from dataclasses import replace
 
 from quantkit.architectures.common import EMBEDDINGS, NORMS, L, attention, gated_mlp, slides
 from quantkit.architectures.granite import GRANITE, GRANITE_EXPERTS, GRANITE_MOE_SHARED, SHARED
-from quantkit.architectures.rules import Config, Expect, Key, Map, whole
+from quantkit.architectures.rules import (
+    Config,
+    Expect,
+    Key,
+    Map,
+    reading,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 
@@ -45,10 +52,7 @@ GRANITE_SWA = replace(
     GRANITE,
     hf_names=("GraniteSWAForCausalLM",),
     gguf_arch="granite_swa",
-    keys=tuple(
-        replace(key, config=_base) if key.name.endswith(".freq_base") else key
-        for key in GRANITE.keys
-    ),
+    keys=reading(GRANITE.keys, ".freq_base", config=_base),
     late_keys=(
         *GRANITE.late_keys,
         Key("{arch}.attention.sliding_window", "sliding_window", default=128),

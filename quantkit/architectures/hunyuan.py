@@ -21,7 +21,14 @@ from quantkit.architectures.common import (
     no_key,
     router,
 )
-from quantkit.architectures.rules import Architecture, Config, Key, tied_head_dropped, vector
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Key,
+    reading,
+    tied_head_dropped,
+    vector,
+)
 from quantkit.errors import ConfigError
 
 LENGTH = 256 * 1024  # what the scaling of the rotary base is for, whatever config.json says
@@ -182,10 +189,7 @@ HUNYUAN_VL = replace(
     HUNYUAN_DENSE,
     hf_names=("HunYuanVLForConditionalGeneration",),
     gguf_arch="hunyuan_vl",
-    keys=tuple(
-        replace(key, config=_sections) if key.name.endswith("dimension_sections") else key
-        for key in HUNYUAN_DENSE.keys
-    ),
+    keys=reading(HUNYUAN_DENSE.keys, ".dimension_sections", config=_sections),
     late_keys=(
         Key("{arch}.rope.freq_base",
             lambda c: c.rope.get("rope_theta", 10000.0) if _is_xd(c) else _scaled_base(c),

@@ -27,7 +27,15 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    reading,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 BIAS = f"{L}.mlp.experts.e_score_correction_bias"
@@ -91,10 +99,7 @@ def _rotated(kind: str) -> Key:
 LAGUNA = Architecture(
     hf_names=("LagunaForCausalLM",),
     gguf_arch="laguna",
-    keys=tuple(
-        replace(key, config=_heads) if key.name.endswith(".head_count") else key
-        for key in TEXT_KEYS
-    ),
+    keys=reading(TEXT_KEYS, ".head_count", config=_heads),
     late_keys=(
         VOCAB_SIZE,
         Key(

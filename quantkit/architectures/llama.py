@@ -33,7 +33,14 @@ from quantkit.architectures.common import (
     with_head_dim,
 )
 from quantkit.architectures.pooled import POOLING_KEYS
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    reading,
+    vector,
+)
 from quantkit.errors import ConfigError
 
 OLD = f"{L}.block_sparse_moe"
@@ -49,11 +56,7 @@ def rotated_head(config: Config) -> int:
 
 def kv_heads_if_said(keys: tuple[Key, ...]) -> tuple[Key, ...]:
     """`keys` without a number of key-value heads where config.json says none."""
-    name = "num_key_value_heads"
-    return tuple(
-        replace(k, config=name, default=None) if k.name.endswith(".head_count_kv") else k
-        for k in keys
-    )
+    return reading(keys, ".head_count_kv", config="num_key_value_heads", default=None)
 
 
 def rope_freqs(config: Config) -> Any:
@@ -235,10 +238,7 @@ LLAMA4 = replace(
     LLAMA,
     hf_names=("Llama4ForConditionalGeneration", "Llama4ForCausalLM"),
     gguf_arch="llama4",
-    keys=tuple(
-        replace(key, config="intermediate_size_mlp") if "feed_forward" in key.name else key
-        for key in TEXT_KEYS
-    ),
+    keys=reading(TEXT_KEYS, ".feed_forward_length", config="intermediate_size_mlp"),
     late_keys=(
         VOCAB_SIZE,
         ROPE_DIMENSION,

@@ -26,6 +26,7 @@ from quantkit.architectures.rules import (
     Key,
     Map,
     linear,
+    reading,
     vector,
     whole,
 )
@@ -95,13 +96,8 @@ def _with_temperature(config: Config) -> Architecture | None:
 MISTRAL_NATIVE = replace(
     LLAMA,
     hf_names=("params.json",),
-    keys=(
-        *(
-            replace(key, config=("max_position_embeddings", "max_seq_len"))
-            if key.name.endswith("context_length") else key
-            for key in no_key(TEXT_KEYS, ".original_context_length")
-        ),
-    ),
+    keys=reading(no_key(TEXT_KEYS, ".original_context_length"), ".context_length",
+                 config=("max_position_embeddings", "max_seq_len")),
     late_keys=(
         ROPE_DIMENSION,
         Key("{arch}.rope.scaling.type",

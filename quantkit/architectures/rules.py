@@ -96,6 +96,12 @@ class Key:
         return config.get(*names, kind=self.kind, default=self.default)
 
 
+def reading(keys: tuple[Key, ...], *names: str, **how: Any) -> tuple[Key, ...]:
+    """`keys`, of which those whose name ends in one of `names` are read as `how` says (fields of
+    Key)."""
+    return tuple(replace(key, **how) if key.name.endswith(names) else key for key in keys)
+
+
 @dataclass(frozen=True)
 class Expect:
     """What the config has to say: one of `values` where the key is present (any value if none are

@@ -20,6 +20,7 @@ from quantkit.architectures.rules import (
     RowMap,
     Shape,
     piece,
+    reading,
     whole,
 )
 from quantkit.encoders.common import (
@@ -89,10 +90,7 @@ def _of_layer(role: str) -> RowMap:
     return pieces
 
 
-_KEYS = tuple(
-    replace(key, config=_side) if key.name == "clip.vision.image_size" else key
-    for key in VISION_KEYS
-)
+_KEYS = reading(VISION_KEYS, ".image_size", config=_side)
 _DIMS = {
     **DIMS,
     "patch2": lambda c: c.one(*vision("patch_size")) ** 2,
@@ -219,12 +217,11 @@ def _hidden(config: Config) -> int:
     return config.one(*vision("hidden_size" if named else "intermediate_size"))
 
 
-_RENAMED = tuple(
-    replace(key, config=vision("embed_dim", "hidden_size"))
-    if key.name.endswith("embedding_length")
-    else replace(key, config=_hidden) if key.name.endswith("feed_forward_length") else key
-    for key in VISION_KEYS
-)  # fmt: skip
+_RENAMED = reading(
+    reading(VISION_KEYS, ".embedding_length", config=vision("embed_dim", "hidden_size")),
+    ".feed_forward_length",
+    config=_hidden,
+)
 
 QWEN2_5_VL = Encoder(
     hf_names=("Qwen2_5_VLForConditionalGeneration",),

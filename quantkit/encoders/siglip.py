@@ -5,10 +5,15 @@ llama.cpp: `conversion/smolvlm.py`, `conversion/lfm2.py`, `conversion/command_r.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from quantkit.architectures.rules import Config, Key, Map, whole
+from quantkit.architectures.rules import (
+    Config,
+    Key,
+    Map,
+    reading,
+    whole,
+)
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
@@ -130,10 +135,7 @@ LFM2_VL = Encoder(
     hf_names=("Lfm2VlForConditionalGeneration",),
     gguf_arch="clip",
     keys=(
-        *(
-            replace(key, config=_blocks) if key.name == "clip.vision.block_count" else key
-            for key in VISION_KEYS
-        ),
+        *reading(VISION_KEYS, ".block_count", config=_blocks),
         projector("lfm2"),
         eps(vision("layer_norm_eps")),
         Key("clip.vision.projector.scale_factor", "downsample_factor", default=2),
