@@ -39,6 +39,24 @@ _SCALED = frozenset({
     "nextn.shared_head_head", "output",
 })  # fmt: skip
 
+# conditions that hold where a number of the metadata is above zero; and where that of the layer is
+_ABOVE_ZERO = {
+    "decides": "decision.block_count",
+    "mla": "attention.key_length_mla",
+    "moe": "expert_count",
+    "per_layer": "embedding_length_per_layer_input",
+    "residual": "attn_res.block_size",
+    "shared": "expert_shared_feed_forward_length",
+    "shares": "expert_shared_count",
+    "top_k": "attention.indexer.top_k",
+    "values": "attention.value_expert_count",
+}
+_ABOVE_ZERO_HERE = {
+    "ff": "feed_forward_length",
+    "heads": "attention.head_count",
+    "kv": "attention.head_count_kv",
+}
+
 
 class Asked(NamedTuple):
     """Tensors by their names without the block: those that may be there, and those that have to be,
@@ -250,6 +268,10 @@ class _Model:
         if what.startswith("with:"):
             return f"{what[5:]}.weight" in there
         values, i = self.values, bid or 0
+        if what in _ABOVE_ZERO:
+            return number(values, _ABOVE_ZERO[what]) > 0
+        if what in _ABOVE_ZERO_HERE:
+            return self._of(_ABOVE_ZERO_HERE[what], i) > 0
         lead = i < number(values, "leading_dense_block_count")
         match what:
             case "ahead":
@@ -258,12 +280,6 @@ class _Model:
                 return lead
             case "lead_or_ahead":
                 return lead or i >= self.trunk
-            case "moe":
-                return number(values, "expert_count") > 0
-            case "shared":
-                return number(values, "expert_shared_feed_forward_length") > 0
-            case "shares":
-                return number(values, "expert_shared_count") > 0
             case "experts":
                 step = next(s for s in STEPS[self.arch] if s.words == "has experts")
                 every = number(values, step.key or "", step.step)
@@ -281,32 +297,16 @@ class _Model:
                 return self._of("attention.compress_ratios", i) != 0
             case "indexed":
                 return self._of("attention.compress_ratios", i) == 4
-            case "heads":
-                return self._of("attention.head_count", i) > 0
-            case "kv":
-                return self._of("attention.head_count_kv", i) > 0
-            case "ff":
-                return self._of("feed_forward_length", i) > 0
             case "q_rank":
                 return number(values, "attention.q_lora_rank") > 0 and not is_lite(
                     self.arch, values
                 )
-            case "mla":
-                return number(values, "attention.key_length_mla") > 0
             case "keys":
                 return i < self.trunk - number(values, "attention.shared_kv_layers")
-            case "per_layer":
-                return number(values, "embedding_length_per_layer_input") > 0
             case "latent":
                 return any(
                     number(values, name) > 0 for name in ("moe_latent_size", "expert_latent_length")
                 )
-            case "residual":
-                return number(values, "attn_res.block_size") > 0
-            case "values":
-                return number(values, "attention.value_expert_count") > 0
-            case "top_k":
-                return number(values, "attention.indexer.top_k") > 0
             case "ngrams":
                 item = values.get("ple.layers")
                 layers = item.value if item is not None and item.type == "ARRAY" else []
@@ -315,8 +315,6 @@ class _Model:
                 return self._indexes(i)
             case "deciding":
                 return i >= self.trunk - number(values, "decision.block_count")
-            case "decides":
-                return number(values, "decision.block_count") > 0
             case "recurrent":
                 return self._recurrent(i)
         return None
