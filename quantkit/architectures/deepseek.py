@@ -165,6 +165,16 @@ def _window(config: Config) -> int | None:
     return None
 
 
+# how much each expert counts, and the rotary part of a head
+_SHARES = (
+    EXPERT_FFN,
+    Key("{arch}.expert_shared_count", _shared),
+    optional_key("expert_weights_scale", "routed_scaling_factor", kind="FLOAT32"),
+    Key("{arch}.expert_weights_norm",
+        lambda c: c.get("norm_topk_prob", kind="BOOL", default=False) or None, "BOOL"),
+    Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
+)  # fmt: skip
+
 DEEPSEEK_V2 = replace(
     DEEPSEEK,
     hf_names=("DeepseekV2ForCausalLM",),
@@ -181,12 +191,7 @@ DEEPSEEK_V2 = replace(
         Key("{arch}.attention.key_length_mla",
             lambda c: c.get("qk_nope_head_dim") + c.get("qk_rope_head_dim")),
         Key("{arch}.attention.value_length_mla", "v_head_dim"),
-        EXPERT_FFN,
-        Key("{arch}.expert_shared_count", _shared),
-        optional_key("expert_weights_scale", "routed_scaling_factor", kind="FLOAT32"),
-        Key("{arch}.expert_weights_norm",
-            lambda c: c.get("norm_topk_prob", kind="BOOL", default=False) or None, "BOOL"),
-        Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
+        *_SHARES,
         Key("{arch}.rope.scaling.yarn_log_multiplier", _log_multiplier, "FLOAT32"),
     ),
     dims={
@@ -225,12 +230,7 @@ DEEPSEEK_OCR = tied_head_dropped(replace(
         LEADING_DENSE,
         VOCAB_SIZE,
         optional_key("attention.q_lora_rank", "q_lora_rank"),
-        EXPERT_FFN,
-        Key("{arch}.expert_shared_count", _shared),
-        optional_key("expert_weights_scale", "routed_scaling_factor", kind="FLOAT32"),
-        Key("{arch}.expert_weights_norm",
-            lambda c: c.get("norm_topk_prob", kind="BOOL", default=False) or None, "BOOL"),
-        Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
+        *_SHARES,
         Key("{arch}.attention.sliding_window", _window),
         Key("{arch}.rope.scaling.yarn_log_multiplier", _log_multiplier, "FLOAT32"),
     ),

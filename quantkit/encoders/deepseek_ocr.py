@@ -61,8 +61,14 @@ def _fourfold(config: Config) -> int | None:
     return 4 * heads if isinstance(heads, int) else None
 
 
-def _tiles(most: int) -> tuple[Key, ...]:
+def _keys(kind: str, most: int) -> tuple[Key, ...]:
+    """All keys of a projector of that kind, which takes so many tiles of an image at most."""
     return (
+        *VISION_KEYS,
+        projector(kind),
+        eps(vision("layer_norm_eps")),
+        flag("clip.use_gelu"),
+        scale_factor(),
         Key("clip.vision.window_size", vision("window_size"), default=14),
         Key("clip.vision.preproc_min_tiles", lambda c: 2),
         Key("clip.vision.preproc_max_tiles", lambda c: most),
@@ -115,14 +121,7 @@ _FORCED = (
 DEEPSEEK_OCR = Encoder(
     hf_names=("DeepseekOCRForCausalLM",),
     gguf_arch="clip",
-    keys=(
-        *VISION_KEYS,
-        projector("deepseekocr"),
-        eps(vision("layer_norm_eps")),
-        flag("clip.use_gelu"),
-        scale_factor(),
-        *_tiles(9),
-    ),
+    keys=_keys("deepseekocr", 9),
     late_keys=(),
     expects=(),
     dims={
@@ -174,7 +173,7 @@ DEEPSEEK_OCR = Encoder(
 UNLIMITED_OCR = replace(
     DEEPSEEK_OCR,
     hf_names=("UnlimitedOCRForCausalLM",),
-    keys=(*DEEPSEEK_OCR.keys[:14], *_tiles(32)),
+    keys=_keys("deepseekocr", 32),
 )
 
 Q = "model.qwen2_model"
@@ -194,10 +193,7 @@ DEEPSEEK_OCR2 = replace(
     DEEPSEEK_OCR,
     hf_names=("DeepseekOCR2ForCausalLM",),
     keys=(
-        *VISION_KEYS,
-        projector("deepseekocr2"),
-        *DEEPSEEK_OCR.keys[11:14],
-        *_tiles(6),
+        *_keys("deepseekocr2", 6),
         Key("clip.vision.attention.head_count_kv", lambda c: 2),
     ),
     dims={
