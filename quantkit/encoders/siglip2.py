@@ -249,8 +249,8 @@ MINICPM_V46 = Encoder(
         *lin(f"{_W}.layer_norm1", ("v",), "v.vit_merger.ln1", "merges"),
         *(
             row
-            for ours, theirs in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "out"))
-            for row in lin(f"{_W}.self_attn.{theirs}_proj", ("v", "v"), f"v.vit_merger.attn_{ours}",
+            for part in ("q", "k", "v", "out")
+            for row in lin(f"{_W}.self_attn.{part}_proj", ("v", "v"), f"v.vit_merger.attn_{part}",
                            "merges")
         ),
         *lin(f"{_W}.pre_norm", ("4v",), "v.vit_merger.ds_ln", "merges"),

@@ -29,7 +29,6 @@ _PLAIN = {
     "mistral4": _LATENT,
     "nemotron_h": "ffn_latent_down ffn_latent_up",
     "nemotron_h_moe": "ffn_latent_down ffn_latent_up",
-    "plm": _LATENT.replace(" output", ""),
 }
 _EVERYWHERE = ("cls", "cls.output")  # heads after pooling: `src/llama-graph.cpp`
 
