@@ -191,9 +191,8 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
             ]
         )
     known = {t.content for t in hf.get_added_tokens_decoder().values()}
-    new = dict.fromkeys(t for t in _named(config) if t not in known)
-    hf.add_tokens([AddedToken(t, special=True) for t in new])
-    names = {*_named(config)}
+    names = dict.fromkeys(_named(config))
+    hf.add_tokens([AddedToken(t, special=True) for t in names if t not in known])
     added = hf.get_added_tokens_decoder().values()
     hf.add_special_tokens([t for t in added if t.content in names and not t.special])
 
