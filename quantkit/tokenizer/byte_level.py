@@ -172,6 +172,9 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
 
     config = tokenizer_config(files)
     decoder = config.get("added_tokens_decoder")
+    if not isinstance(decoder, dict):
+        config = {**config, **(files.optional("special_tokens_map.json") or {})}
+    names = dict.fromkeys(_named(config))  # in their order
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     present = {repr(t) for t in hf.get_added_tokens_decoder().values()}
     if isinstance(decoder, dict):
@@ -181,9 +184,7 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
         ]
         hf.add_tokens([t for t in tokens if repr(t) not in present])
     else:
-        config = {**config, **(files.optional("special_tokens_map.json") or {})}
         ids = files.optional("added_tokens.json") or {}
-        names = {*_named(config)}
         hf.add_tokens(
             [
                 AddedToken(token, normalized=token not in names, special=token in names)
@@ -191,7 +192,6 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
             ]
         )
     known = {t.content for t in hf.get_added_tokens_decoder().values()}
-    names = dict.fromkeys(_named(config))
     hf.add_tokens([AddedToken(t, special=True) for t in names if t not in known])
     added = hf.get_added_tokens_decoder().values()
     hf.add_special_tokens([t for t in added if t.content in names and not t.special])
