@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from quantkit.gguf.container import KeyValue
@@ -47,3 +47,12 @@ def is_lite(arch: str, values: Values) -> bool:
         return False
     trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
     return trunk in (26, 27) or (trunk == 48 and number(values, "vocab_size") == 128256)
+
+
+def texts(tokens: KeyValue) -> Iterator[bytes]:
+    """The elements of an array of strings, as they are stored."""
+    raw, at = tokens.raw, 16  # after the types and the count
+    for _ in range(tokens.length):
+        start = at + 8
+        at = start + int.from_bytes(raw[at:start], "little")
+        yield raw[start:at]

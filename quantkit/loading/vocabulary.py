@@ -8,6 +8,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from quantkit.gguf.container import KeyValue
+from quantkit.loading import splitting
+from quantkit.loading.values import texts
 
 if TYPE_CHECKING:
     from quantkit.loading.values import Info
@@ -24,7 +26,14 @@ _FIRST = {"llama": 1, "bert": 101, "gpt2": 11, "hybriddna": 11, "whitespace": 11
           "plamo3": 1}  # fmt: skip
 _LAST = {"llama": 2, "t5": 1, "gpt2": 11, "hybriddna": 11, "whitespace": 11, "plamo2": 2,
          "plamo3": 2}  # fmt: skip
-_BYTE = 6  # the type of a token that is a byte
+# values of `pre`: texts begin with a token of their own; there is none unless it is named
+_BEGINNING = {
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+    "jina-v5-nano", "tekken", "chameleon", "gemma4", "granite-embed-multi-311m",
+}  # fmt: skip
+_FORCED = {"gemma4", "granite-embed-multi-311m"}  # whatever add_bos_token says
+_BARE = {"chatglm-bpe", "glm4", "glm5"}
+_SPLIT_AT_SPACES = "whitespace"
 UNSET = 0xFFFFFFFF  # LLAMA_TOKEN_NULL
 # values of tokenizer.ggml.pre
 _PRE = """
@@ -57,6 +66,9 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
     if "tokens" not in kv or kv["tokens"].type != "ARRAY" or not kv["tokens"].length:
         yield "tokenizer.ggml.tokens is not there"
         return
+    if kv["tokens"].element_type != "STRING":
+        yield "tokenizer.ggml.tokens is no array of STRING"
+        return
     count = kv["tokens"].length
     for name in ("token_embd.weight", "output.weight"):
         t = next((t for t in tensors if t.name == name), None)
@@ -74,7 +86,11 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         if item.value >= count:
             yield f"tokenizer.ggml.{name} is {item.value}, of {count} tokens"
     yield from _edges(kv, model, count)
-    yield from _bytes(kv, model)
+    name, arch = (
+        str(by_key[k].value) if k in by_key else ""
+        for k in ("general.name", "general.architecture")
+    )
+    yield from splitting.faults(kv, model, name, arch)
 
 
 def _types(
@@ -91,36 +107,39 @@ def _types(
         yield "tokenizer.ggml.token_type_count is not there"
 
 
+def _pre(kv: Mapping[str, KeyValue], model: str) -> str:
+    """How texts are cut before anything is merged; empty where the kind has no such thing."""
+    if model not in _MERGED or model == "gemma4":
+        return "gemma4" if model == "gemma4" else ""
+    return str(kv["pre"].value) if "pre" in kv else ""
+
+
 def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:
     """Whether texts begin with a token of their own: otherwise none is asked for."""
-    item = kv.get("add_bos_token")
-    return model != "gpt2" if item is None else bool(item.value)
+    item, pre = kv.get("add_bos_token"), _pre(kv, model)
+    if model in _MERGED:
+        return pre in _FORCED or (pre in _BEGINNING if item is None else bool(item.value))
+    return item is None or bool(item.value)
 
 
 def _edges(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
     """There is a token where texts begin or end with one: `llama_vocab::impl::tokenize`."""
+    first = {} if _pre(kv, model) in _BARE else _FIRST
     for flag, name, known, always, usual in (
-        ("add_bos_token", "bos_token_id", _FIRST, {"bert", "gemma4"}, {"llama"}),
+        ("add_bos_token", "bos_token_id", first, {"bert"}, {"llama"}),
         ("add_eos_token", "eos_token_id", _LAST, set[str](), {"t5"}),
     ):
         item = kv.get(flag)
         wanted = model in usual if item is None else bool(item.value)
+        if name == "bos_token_id" and model in _MERGED:
+            wanted = _begins(kv, model)
         named = kv.get(name)
-        ids = [known.get(model, count), named.value if named is not None else count]
+        own = named.value if named is not None and named.type == "UINT32" else count
+        ids = [known.get(model, count), own]
         if model == "rwkv" or (model == "bert" and name == "eos_token_id"):
             continue
         if (wanted or model in always) and all(n >= count for n in ids):
             yield f"texts get a {name}, and no token is named"
-
-
-def _bytes(kv: Mapping[str, KeyValue], model: str) -> Iterator[str]:
-    """Tokens that are bytes are spelled so, `<0x0A>`: `llama_vocab::impl::token_to_byte`."""
-    types = kv.get("token_type")
-    spelled = model in ("llama", "t5") or model in _MERGED
-    if not spelled or types is None or types.element_type != "INT32":
-        return
-    if (text := _short_byte(kv["tokens"], types)) is not None:
-        yield f"a token of one byte is spelled {text.decode('utf-8', 'replace')!r}"
 
 
 def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:
@@ -138,6 +157,7 @@ def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]
         yield "tokenizer.ggml.suppress_tokens is no array of INT32"
     if model == "t5":
         yield from _charsmap(kv.get("precompiled_charsmap"))
+        yield from _scores(kv)
     pre = kv["pre"].value if "pre" in kv else ""
     merges = kv.get("merges")
     if model == "llama":
@@ -149,16 +169,18 @@ def _beside(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]
             yield "tokenizer.ggml.merges is no array of STRING"
     if model in _MERGED - {"gemma4"} and pre and pre not in PRE_TOKENIZERS:
         yield f"tokenizer.ggml.pre is {pre!r}, which llama.cpp does not know"
+    if pre == _SPLIT_AT_SPACES and model in _MERGED - {_SPLIT_AT_SPACES, "gemma4"}:
+        yield f"tokenizer.ggml.pre is {pre!r} and the model {model!r}: llama.cpp ends at two spaces"
 
 
 def _charsmap(item: KeyValue | None) -> Iterator[str]:
-    """How characters are replaced: a size, so many bytes, and more after them."""
+    """How characters are replaced."""
     if item is None:
         return
     if item.type != "ARRAY" or item.element_type not in ("INT8", "UINT8"):
         yield "tokenizer.ggml.precompiled_charsmap is no array of UINT8"
-    elif item.length < 4 or int.from_bytes(item.raw[16:20], "little") + 4 >= item.length:
-        yield f"tokenizer.ggml.precompiled_charsmap of {item.length} bytes ends too early"
+    elif fault := splitting.charsmap_fault(item.raw[16:]):
+        yield f"tokenizer.ggml.precompiled_charsmap of {item.length} bytes {fault}"
 
 
 def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
@@ -175,14 +197,6 @@ def _scores(kv: Mapping[str, KeyValue]) -> Iterator[str]:
 
 
 # what follows is asked of every output of a run, and its vocabulary is one object in all of them
-@lru_cache(maxsize=4)
-def _short_byte(tokens: KeyValue, types: KeyValue) -> bytes | None:
-    """The text of the first byte that is shorter than `<0x0A>` can be read from; None without."""
-    kinds = types.value
-    pairs = zip(kinds, texts(tokens), strict=False) if _BYTE in kinds else ()
-    return next((text for kind, text in pairs if kind == _BYTE and len(text) < 3), None)
-
-
 @lru_cache(maxsize=4)
 def _only_score(item: KeyValue, types: KeyValue | None) -> float | None:
     """The score that all ordinary tokens have; None where they have several."""
@@ -204,12 +218,3 @@ def _repeated(tokens: KeyValue) -> tuple[str, ...]:
             why = "" if text == whole else " (llama.cpp ends a text at its first NUL)"
             return (f"tokens {first} and {i} have the same text, {shown!r}{why}",)
     return ()
-
-
-def texts(tokens: KeyValue) -> Iterator[bytes]:
-    """The elements of an array of strings, as they are stored."""
-    raw, at = tokens.raw, 16  # after the types and the count
-    for _ in range(tokens.length):
-        start = at + 8
-        at = start + int.from_bytes(raw[at:start], "little")
-        yield raw[start:at]

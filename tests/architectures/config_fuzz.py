@@ -1,7 +1,8 @@
 """Values that do not fit, in every key of a golden's config.json: what is made of them?
 
 `python -m tests.architectures.config_fuzz COUNT PART PARTS` tries COUNT of them, those of
-every PARTS-th case from PART on, and says what was not refused by name.
+every PARTS-th case from PART on, and says what was not refused by name, and what llama.cpp does
+not load of what was not refused.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from typing import Any
 from unittest import mock
 
 from quantkit.errors import QuantkitError
+from quantkit.execution import pipeline
 from quantkit.model import from_checkpoint as conversion
 from quantkit.model import metadata
 from quantkit.model.model import Model
+from quantkit.planning.build import plan_conversion
+from quantkit.planning.schedule import schedule
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.vocabulary import read_vocabulary
 from tests.architectures.differences import EIGHT_OF_FOUR, WITHOUT
 from tests.architectures.test_architectures import options
 from tests.checkpoints import architectures, from_recipe
+from tests.real_loader import Judge
 
 VALUES: tuple[Any, ...] = (None, 0, -1, "", [], [1, 2], {}, float("inf"), "x", 3, 0.5, True)
 Path_ = tuple[Any, ...]
@@ -193,18 +198,41 @@ def smallest() -> list[str]:
     return sorted(name for _, name in best.values())
 
 
+def judged(tally: Tally, directory: Path, judge: Judge) -> Iterator[tuple[dict[Path_, Any], str]]:
+    """The changes whose models are none of the golden's, each with what is wrong with its file:
+    nothing where llama.cpp completes with it, or where it is refused."""
+    assert tally.others is not None
+    out = directory / "out.gguf"
+    for change, model in tally.others.values():
+        try:
+            plan = plan_conversion(model, "F16", out)
+        except QuantkitError:
+            yield change, ""
+            continue
+        pipeline.execute(schedule(plan, 1))
+        yield change, judge.complaint(out)
+        out.unlink()
+
+
 def main(count: int, part: int, parts: int) -> None:
     """Print what came of `count` mutations, those of every `parts`-th case from `part` on."""
     names = smallest()
-    tried = refused = same = 0
-    for name in names[part::parts]:
-        with tempfile.TemporaryDirectory() as parent:
-            tally = run(Case.of(name, Path(parent)), count // len(names), seed=1)
-        assert tally.unnamed is not None
-        tried, refused, same = (tried + tally.tried, refused + tally.refused, same + tally.same)
-        for line, times in tally.unnamed.items():
-            print(f"{times} x {line}", flush=True)
-        print(f"{name}: {tried} tried, {refused} refused, {same} the same", flush=True)
+    tried = refused = same = others = 0
+    with Judge() as judge:
+        for name in names[part::parts]:
+            with tempfile.TemporaryDirectory() as parent:
+                tally = run(Case.of(name, Path(parent)), count // len(names), seed=1)
+                assert tally.unnamed is not None
+                said = [*judged(tally, Path(parent), judge)]
+            tried, refused, same = (tried + tally.tried, refused + tally.refused, same + tally.same)
+            others += len(said)
+            for line, times in tally.unnamed.items():
+                print(f"{times} x {line}", flush=True)
+            for change, why in said:
+                if why:
+                    print(f"{name} {change}: {why}", flush=True)
+            told = f"{tried} tried, {refused} refused, {same} the same, {others} other files"
+            print(f"{name}: {told}", flush=True)
 
 
 if __name__ == "__main__":

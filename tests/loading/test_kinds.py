@@ -49,9 +49,10 @@ def _imatrix(w: GGUFWriter) -> None:
 
 def _vocabulary(w: GGUFWriter) -> None:
     w.add_tokenizer_model("llama")
-    w.add_token_list(["<unk>", "<s>", "</s>", "a"])
-    w.add_token_scores([0.0, 0.0, 0.0, 0.0])
-    w.add_token_types([2, 3, 3, 1])
+    pieces = [f"<0x{b:02X}>" for b in range(256)]
+    w.add_token_list(["<unk>", "<s>", "</s>", *pieces, "a"])
+    w.add_token_scores([0.0] * 260)
+    w.add_token_types([2, 3, 3, *[6] * 256, 1])
 
 
 Q = "blk.0.attn_q.weight"

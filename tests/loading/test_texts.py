@@ -11,7 +11,8 @@ import pytest
 from quantkit import errors
 from quantkit.gguf.container import array
 from quantkit.jobs import convert
-from quantkit.loading.vocabulary import faults, texts
+from quantkit.loading.values import texts
+from quantkit.loading.vocabulary import faults
 from quantkit.tokenizer.token_types import TokenType
 from quantkit.tokenizer.vocabulary import Vocabulary, _rename_padding
 
