@@ -117,8 +117,8 @@ ROPE_KEYS = (
 
 TEXT_KEYS = (
     Key("{arch}.block_count", lambda c: c.blocks),
-    Key("{arch}.context_length", ("max_position_embeddings", "n_positions", "model_max_length"),
-        default=None),
+    Key("{arch}.context_length", ("max_position_embeddings", "n_ctx", "n_positions",
+        "max_length", "max_sequence_length", "model_max_length"), default=None),
     Key("{arch}.embedding_length", "hidden_size"),
     Key("{arch}.feed_forward_length",
         DENSE_FFN, default=None),

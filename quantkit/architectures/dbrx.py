@@ -42,7 +42,10 @@ DBRX = Architecture(
         *text_keys("expert_count", "expert_used_count"),
         Key("{arch}.attention.layer_norm_epsilon", lambda c: 1e-5, "FLOAT32"),
     ),
-    late_keys=(),
+    late_keys=(
+        # transformers 5 writes a table of rotary settings beside it, which has its own default
+        Key("{arch}.rope.freq_base", "rope_theta", "FLOAT32", default=10000.0),
+    ),
     expects=(),
     aliases={
         "num_hidden_layers": "n_layers",

@@ -32,7 +32,7 @@ from quantkit.architectures.common import (
     slides,
 )
 from quantkit.architectures.llama import rope_freqs
-from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head
+from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head, shared_by_heads
 from quantkit.architectures.olmo import NORMS_AFTER
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
 
@@ -65,8 +65,7 @@ EXAONE_MOE = Architecture(
         Key("{arch}.nextn_predict_layers", lambda c: c.mtp),
         Key("{arch}.rope.scaling.type", lambda c: "none", "STRING"),
     ),
-    # one head of further tokens: what is around it would be shared by several
-    expects=(RMS_NORM, SILU, Expect("num_nextn_predict_layers", (0, 1))),
+    expects=(RMS_NORM, SILU),
     aliases={"first_k_dense_replace": "first_last_k_dense_replace"},
     dims={**DIMS, **expert_dims(), "shared_ffn": _shared_ffn},
     maps=(
@@ -81,6 +80,7 @@ EXAONE_MOE = Architecture(
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
         *MTP_AROUND,
+        *shared_by_heads(*MTP_AROUND),
         *in_mtp_head(*NORMS, *attention(), *qk_norms(), *gated_mlp()),
     ),
     layers={**DENSE_FIRST, **MTP_LAYERS},
@@ -157,9 +157,8 @@ EXAONE4_5 = replace(
     EXAONE4,
     hf_names=("Exaone4_5_ForConditionalGeneration",),
     late_keys=(*EXAONE4.late_keys, Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)),
-    expects=(*EXAONE4.expects, Expect("num_nextn_predict_layers", (0, 1))),
     maps=(
-        *EXAONE4.maps, *MTP_AROUND,
+        *EXAONE4.maps, *MTP_AROUND, *shared_by_heads(*MTP_AROUND),
         *in_mtp_head(*NORMS_AFTER, *attention(), *qk_norms(), *gated_mlp()),
     ),
     layers=MTP_LAYERS,

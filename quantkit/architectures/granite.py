@@ -139,7 +139,7 @@ def _is_mamba(config: Config, bid: int) -> bool:
 
 def _mamba_head(config: Config) -> int | None:
     """Channels of a head, where config.json leaves it to the others."""
-    if config.find("mamba_d_head") != "auto":
+    if config.find("mamba_d_head") not in (None, "auto"):
         return None
     n: int = config.get("mamba_expand") * config.get("hidden_size") // config.get("mamba_n_heads")
     return n

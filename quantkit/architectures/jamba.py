@@ -51,9 +51,9 @@ def _inner(config: Config) -> int:
 
 def _rank(config: Config) -> int:
     """Channels that the time steps go through; "auto" is a sixteenth."""
-    auto = -(-config.get("hidden_size") // 16)
-    n: int = auto if config.find("mamba_dt_rank") == "auto" else config.get("mamba_dt_rank")
-    return n
+    if config.find("mamba_dt_rank") in (None, "auto"):
+        return int(-(-config.get("hidden_size") // 16))
+    return config.one("mamba_dt_rank")
 
 
 JAMBA = Architecture(

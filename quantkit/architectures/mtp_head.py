@@ -18,3 +18,14 @@ MTP_AROUND = (
 def in_mtp_head(*maps: Map, base: str = "mtp.layers.{mid}") -> tuple[Map, ...]:
     """The rows of a layer, in the head that predicts further tokens."""
     return tuple(replace(m, source=m.source.replace(L, base)) for m in maps)
+
+
+def shared_by_heads(*maps: Map) -> tuple[Map, ...]:
+    """The rows of what stands around several heads and is kept once: each head has all of it."""
+    return tuple(replace(m, source=in_each_head(m.source)) for m in maps)
+
+
+def in_each_head(name: str) -> str:
+    """What a tensor around the heads is called in each of them, with `{mid}`."""
+    stem, _, kind = name.rpartition(".")
+    return f"{stem}.{{mid}}.{kind}"

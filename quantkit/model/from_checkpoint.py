@@ -19,7 +19,7 @@ from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place
 from quantkit.model.pooling import dense_modules, dense_values, is_reranker, pooled, with_head
-from quantkit.model.predicting import predicting_layers
+from quantkit.model.predicting import predicting_layers, with_shared
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
@@ -116,6 +116,7 @@ def _converted(
     _check_layers(config, by_name)
     _leave_out_twin(arch, by_name)
     config = _with_scalars(arch, config, by_name)
+    by_name = with_shared(arch, config, by_name)
     by_name |= {n: computed(n, values, files) for n, values in arch.added(config).items()}
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch

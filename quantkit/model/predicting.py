@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from quantkit.architectures.mtp_head import in_each_head
 from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError
 from quantkit.model.placement import Layout
@@ -38,3 +39,19 @@ def predicting_layers(
             )
         raise ConfigError(f"{config.where}: the model has no layers that predict further tokens")
     return declared
+
+
+def with_shared(
+    arch: Architecture, config: Config, sources: Mapping[str, SourceTensor]
+) -> dict[str, SourceTensor]:
+    """The sources, with those once for each head that several heads share."""
+    heads, rows = arch.mtp(config), {m.source for m in arch.maps}
+    out: dict[str, SourceTensor] = {}
+    for name, t in sources.items():
+        each = in_each_head(arch.plain(name))
+        if heads < 2 or each not in rows:
+            out[name] = t
+            continue
+        copies = (replace(t, name=each.format(mid=mid)) for mid in range(heads))
+        out.update((copy.name, copy) for copy in copies)
+    return out

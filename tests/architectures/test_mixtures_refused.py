@@ -42,7 +42,6 @@ def convert(case: str, source: Path) -> Any:
         ("dots3-note", {"layer_types": ["full_attention"]}, "names fewer than 3 layers"),
         ("ling3-flash", {"no_kda_lora": False}, "'no_kda_lora' is False"),
         ("nemotron-h-mtp", {"num_nextn_predict_layers": 2}, "'num_nextn_predict_layers' is 2"),
-        ("exaone-moe-mtp", {"num_nextn_predict_layers": 2}, "'num_nextn_predict_layers' is 2"),
         ("mimo-v25", {"swa_head_dim": 64}, "'swa_head_dim' and 'head_dim' must be the same"),
     ],
 )
