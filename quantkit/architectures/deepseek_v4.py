@@ -7,12 +7,15 @@ every tensor stays in the type that it is released in: FP8 becomes Q8_0, experts
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
     EXPERT_FFN,
     GATE_DOWN_UP,
+    MTP_LAYERS,
+    NEXTN_KEY_IF_ANY,
     RMS_NORM,
     SHARED_COUNT,
     SILU,
@@ -33,6 +36,7 @@ from quantkit.architectures.rules import (
     Expect,
     Key,
     Map,
+    Shape,
     linear,
     vector,
     whole,
@@ -74,6 +78,10 @@ def _compressor(base: str, role: str, dims: tuple[str, str], layers: str) -> tup
 
 def _is_hashed(config: Config, bid: int) -> bool:
     return bool(bid < config.get("num_hash_layers"))
+
+
+def _alone(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
+    return DEEPSEEK_V4_AHEAD if config.find("only_mtp") else None
 
 
 DEEPSEEK_V4 = Architecture(
@@ -160,6 +168,35 @@ DEEPSEEK_V4 = Architecture(
     drops=(r"(mtp|aligner)\..*", r"image_.*", r"layers\.\d+\.ffn\.gate\.bias"),
     mtp=nextn_layers,
     keeps_types=True,
+    respelled=_alone,
+)  # fmt: skip
+
+
+def _ahead(m: Map) -> Map:
+    """The row in the layer that predicts further tokens, which has no table and no compressor."""
+    return replace(m, source=m.source.replace(L, P), layers="" if m.layers == SCORED else m.layers)
+
+
+# that layer alone, with what it shares with the model: in one file llama.cpp does not run it
+P = "mtp.{mid}"
+_KEPT = ("embed.weight", "norm.weight", "head.weight")
+DEEPSEEK_V4_AHEAD = replace(
+    DEEPSEEK_V4,
+    late_keys=(*DEEPSEEK_V4.late_keys, NEXTN_KEY_IF_ANY),
+    maps=(
+        *(m for m in DEEPSEEK_V4.maps if m.source in _KEPT),
+        *(replace(m, source=f"mtp.{{any}}.{m.source}")
+          for m in DEEPSEEK_V4.maps if m.source.startswith("hc_head")),
+        *(_ahead(m) for m in DEEPSEEK_V4.maps if L in m.source and m.layers in ("", SCORED)),
+        Map(f"{P}.e_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"),
+            beside=f"{P}.h_proj.weight"),
+        vector(f"{P}.enorm", "nextn.enorm"),
+        vector(f"{P}.hnorm", "nextn.hnorm"),
+        vector(f"{P}.norm", "nextn.shared_head_norm"),
+    ),
+    layers=MTP_LAYERS,
+    drops=(*DEEPSEEK_V4.drops[1:], r"aligner\..*", r"hc_head_\w+", r"layers\..*"),
+    keeps_mtp=True,
 )  # fmt: skip
 
 FAMILY = (DEEPSEEK_V4,)

@@ -118,12 +118,13 @@ def _converted(
     config = _with_scalars(arch, config, by_name)
     by_name = with_shared(arch, config, by_name)
     by_name |= {n: computed(n, values, files) for n, values in arch.added(config).items()}
+    config = replace(config, values={**config.values, "only_mtp": options.mtp == "only"})
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
     outtype = chosen_outtype(outtype, stored, by_name.values())
     if arch.learned is not None:
-        values = {**config.values, **arch.learned(by_name, _integers)}
-        config = replace(config, values={**values, "only_mtp": options.mtp == "only"})
+        learned = arch.learned(by_name, _integers)
+        config = replace(config, values={**config.values, **learned})
     config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
     dense = dense_modules(files, arch) if options.dense_modules else {}
     config = replace(config, values={**config.values, **dense_values(dense)})
@@ -397,8 +398,9 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
+    paired = source.coding == "beside"
     fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
-    if fp8 and (options.fp8_as_q8 or arch.keeps_types):
+    if (fp8 and (options.fp8_as_q8 or arch.keeps_types)) or (paired and arch.keeps_types):
         wanted = type_by_name("Q8_0")
     elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
         wanted = source.ggml

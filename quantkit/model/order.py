@@ -34,6 +34,8 @@ def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
         return _TABLES, bid, "", *place
     if t.coding == "mxfp4_pairs" and "xid" in m.fields:  # and kind by kind
         return _MXFP4, bid, t.name.partition(f".{xid}.")[2], *place
+    if m.beside and "mid" in m.fields:  # a pair of each layer ahead, when the experts are done
+        return _MXFP4, bid, "~", *place
     first = t.coding in BLOCKS or t.data is not None  # what is computed, too
     turn = _MXFP4 if first else _CODINGS.get(t.coding, _PLAIN)
     return turn, 0, "", *place

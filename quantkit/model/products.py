@@ -25,17 +25,22 @@ def multiplied(
     ]
     if not pairs:
         return sources
-    templates = {NUMBER.sub("*", name.format(bid="0")): m for m, name in pairs}
+    templates = {NUMBER.sub("*", _numbered(name, "0")): m for m, name in pairs}
     short = {name.replace("language_model.", ""): t for name, t in sources.items()}
     out = dict(sources)
     for name in short:
         if (m := templates.get(NUMBER.sub("*", name))) is None:
             continue
         bid = next(iter(NUMBER.findall(name)), "")
-        names = [name.format(bid=bid) for name in (m.source, m.times or m.beside)]
+        names = [_numbered(name, bid) for name in (m.source, m.times or m.beside)]
         if lacking := [n for n in names if n not in short]:
             raise TensorMissing(f"tensor {lacking[0]} is not in the checkpoint; {name} needs it")
         one, other = (short[n] for n in names)
         out.pop(other.name, None)
         out[one.name] = (product if m.times else beside)(one, other)
     return out
+
+
+def _numbered(name: str, number: str) -> str:
+    """The name of a row with its only number put in."""
+    return name.format(bid=number, mid=number)

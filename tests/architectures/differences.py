@@ -33,6 +33,7 @@ OWN = {"bert-labels": _CLS, "bert-reranker": _CLS, "neobert": _QKV, "neobert-cla
 VALUES: dict[str, dict[str, Any]] = {
     "bert-labels": {"general.size_label": "1.4M"},  # with those counted
     "bert-reranker": {"general.size_label": "1.4M"},
+    "deepseek-v4-mtp": {"tokenizer.chat_template": None},  # llama.cpp's own, of no checkpoint
     "glm-hf": {
         "chatglm.context_length": 1024,
         "chatglm.attention.layer_norm_rms_epsilon": float(np.float32(1.5625e-07)),

@@ -75,9 +75,20 @@ def test_experts_that_a_table_names_stay(checkpoint: Broken) -> None:
 
 
 def test_predicting_layers_that_are_not_converted(checkpoint: Broken) -> None:
-    files = CheckpointFiles.local(checkpoint("deepseek-v4"))
+    files = CheckpointFiles.local(checkpoint("deepseek-v3"))
     with pytest.raises(errors.ConfigError, match="further tokens are not converted"):
         from_checkpoint(files, pre="deepseek-v3", options=ConversionOptions(mtp="only"))
+
+
+def test_half_of_a_pair_ahead(broken: Broken) -> None:
+    source = broken("deepseek-v4-mtp")
+    edit_tensors(source, lambda t: t.pop("mtp.0.h_proj.weight") and t.pop("mtp.0.h_proj.scale"))
+    with pytest.raises(errors.TensorMissing, match=r"mtp\.0\.h_proj\.weight"):
+        from_checkpoint(
+            CheckpointFiles.local(source),
+            pre="deepseek-v3",
+            options=ConversionOptions(mtp="only"),
+        )
 
 
 @pytest.mark.parametrize(

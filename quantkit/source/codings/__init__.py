@@ -120,6 +120,12 @@ def read(
     return cut(files, t, first, count, column, width)
 
 
+def _read_beside(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
+) -> Rows:
+    return beside.read(files, t, first, count, column, width, read)
+
+
 def widened(t: SourceTensor) -> SourceTensor:
     """A tensor that is kept in blocks, as float32."""
     if t.coding == "nvfp4":
@@ -238,7 +244,7 @@ _DECODERS: Mapping[str, Decoder] = {
     "nvfp4": nvfp4.read_blocks,
     "nvfp4_floats": nvfp4.read_floats,
     "packed": packed.read,
-    "beside": beside.read,
+    "beside": _read_beside,
     "by_expert": by_expert.read,
     "product": product.read,
     "scaled": scaled.read,

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantkit.errors import TensorShape
 from quantkit.gguf.types import type_by_name
-from quantkit.source.codings.parts import Rows, cut, joined
+from quantkit.source.codings.parts import Decoder, Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
 
 
@@ -30,13 +30,15 @@ def beside(a: SourceTensor, b: SourceTensor) -> SourceTensor:
     return replace(made, path=later.path, ggml=same or made.ggml)
 
 
-def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
-    """A rectangle of both, in the dtype that both have, or float32."""
+def read(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int, of: Decoder
+) -> Rows:
+    """A rectangle of both, in the dtype that both have, or float32; `of` reads one of them."""
     found, at = [], 0
     for part in t.parts:
         left, right = max(column - at, 0), min(column + width - at, part.n_per_row)
         if left < right:
-            found.append(cut(files, part, first, count, left, right - left))
+            found.append(of(files, part, first, count, left, right - left))
         at += part.n_per_row
     if len({rows.dtype for rows in found}) > 1:
         found = [rows.astype(np.float32) for rows in found]
