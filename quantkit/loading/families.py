@@ -176,12 +176,20 @@ def _ends(values: Values, _: Sequence[Info]) -> Iterator[str]:
         yield "the last layer has no feed-forward network, and llama.cpp ends where it computes it"
 
 
+def _normed(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Either of the two (cohere2moe.cpp)."""
+    either = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+    if not any(name in values for name in either):
+        yield f"neither {either[0]} nor {either[1]} is there"
+
+
 def _unrun(values: Values, _: Sequence[Info]) -> Iterator[str]:
     """Values come to the cache in two axes, which has three (plm.cpp, llama-kv-cache.cpp)."""
     yield "llama.cpp b11549 ends where it keeps its values"
 
 
 CHECKS: dict[str, tuple[Check, ...]] = {
+    "cohere2moe": (_normed,),
     "deci": (_ends,),
     "deepseek2": (_ranked,),
     "deepseek4": (_hashed,),

@@ -145,6 +145,7 @@ class Range:
 
 
 EPSILON, POSITIVE = Range(0, 1), Range(1e-6, 1e30)
+ONE, SOME = Range(1, 1), Range(1, 0xFFFFFFFF)
 FACTOR = Range(-1e6, 1e6)  # of every other FLOAT32
 RANGES: dict[str, Range] = {  # the key of one architecture has the architecture before it
     "attention.layer_norm_epsilon": EPSILON, "attention.layer_norm_rms_epsilon": EPSILON,
@@ -160,9 +161,14 @@ RANGES: dict[str, Range] = {  # the key of one architecture has the architecture
     "hyper_connection.sinkhorn_iterations": Range(1, 1000),
     "qwen4exp.hyper_connection.count": Range(2, 1024),
     "glm5-next.hyper_connection.count": Range(4, 4),
-    "deepseek4.hyper_connection.count": Range(4, 4),
-    "deepseek4.expert_gating_func": Range(4, 4), "bailingmoe3.kda.safe_gate": Range(1, 1),
+    "deepseek4.hyper_connection.count": Range(4, 4), "deepseek4.attention.head_count_kv": ONE,
+    "deepseek4.expert_gating_func": Range(4, 4), "bailingmoe3.kda.safe_gate": ONE,
     "bailingmoe3.kda.gate_lower_bound": Range(-1e6, -1e-6),
+    # encoders have attention, and nothing beside
+    **{f"{arch}.attention.head_count": SOME for arch in (
+        "bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert",
+        "neo-bert", "eurobert", "t5", "t5encoder",
+    )},
 }  # fmt: skip
 WORDS: dict[str, frozenset[str]] = {  # texts that llama.cpp knows
     "rope.scaling.type": frozenset({"none", "linear", "yarn", "longrope"}),

@@ -33,6 +33,7 @@ from quantkit.loading.kinds import ENCODER, kind_of
 from quantkit.loading.needs import needs
 from quantkit.loading.values import Info, Values, listed, number
 
+_USED_BY_LAYER = {"nemotron_h", "nemotron_h_moe"}
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
 
 
@@ -164,6 +165,8 @@ def _counts(arch: str, values: Values) -> Iterator[str]:
         yield f"{arch}.expert_used_count is {_brief(used)}, of {experts} experts"
     elif experts and not max(used, default=0):
         yield f"{arch}.expert_used_count is 0, of {experts} experts"
+    elif len(set(used)) > 1 and arch not in _USED_BY_LAYER:
+        yield f"{arch}.expert_used_count differs by layer, and llama.cpp has one for all of them"
     each = number(values, "experts_per_group")  # of GroveMoE: they share a smaller one
     if each and (experts % each or max(used, default=0) > experts // each):
         yield f"{arch}: {_brief(used)} of {experts} experts are used; {each} of them share a part"

@@ -60,6 +60,13 @@ BAD: list[tuple[str, KeyValue, str]] = [
         "all 6 layers have a sliding window",
     ),
     ("kimi-k3", array("kimi-k3.attention.head_count_kv", [0] * 4), "4 layers are recurrent"),
+    ("deepseek-v4", uint32("deepseek4.attention.head_count_kv", 2), "works with 1 alone"),
+    (
+        "bert-bge",
+        uint32("bert.attention.head_count", 0),
+        "bert.attention.head_count is 0; llama.cp",
+    ),
+    ("arctic", array("arctic.expert_used_count", [1, 2]), "expert_used_count differs by layer"),
 ]
 
 
@@ -76,6 +83,15 @@ def test_every_check_has_a_line(
     assert faults(header.kv, infos(header)) == []
     found = faults(replaced(header.kv, item), infos(header))
     assert any(words in line for line in found), found
+
+
+def test_one_of_two_keys(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    path = convert(checkpoint("cohere-mtp"), tmp_path / "m.gguf").files[0].path
+    header = read_header(path)
+    kv = [item for item in header.kv if not item.key.endswith("_epsilon")]
+    assert len(kv) < len(header.kv)
+    found = faults(kv, infos(header))
+    assert any("neither attention.layer_norm_rms_epsilon nor" in line for line in found), found
 
 
 @pytest.mark.parametrize(
