@@ -16,6 +16,8 @@ from quantkit.execution.stages import default_threads
 from quantkit.execution.sums import NoteSums
 from quantkit.gguf.splits import NO_SPLITS, Splits, is_gguf, unsplit_name
 from quantkit.hub.repository import RemoteFile
+from quantkit.loading.ahead import unrun
+from quantkit.loading.values import Info, of_architecture
 from quantkit.model import edits, pruning
 from quantkit.model.from_checkpoint import KEPT, OUTTYPES
 from quantkit.model.model import Model
@@ -272,7 +274,15 @@ def carry_out(job: Job, run: Run, note: NoteSums | None = None) -> Plan:
 
 
 def _told(job: Job, splits: Splits) -> Job:
-    """The job with a note on tensors that are larger than a split may be: each is one."""
+    """The job with notes on layers that llama.cpp loads and does not run, and on tensors that are
+    larger than a split may be: each is one."""
+    model = job.model
+    infos = [Info(t.name, t.shape, t.stored) for t in model.tensors]
+    notes = tuple(
+        f"{why}; --no-mtp leaves such layers out, and the model runs without them"
+        for why in unrun(model.arch, of_architecture(model.arch, model.kv), infos)
+    )
+    job = replace(job, model=replace(model, notes=(*model.notes, *notes)))
     large = {
         (t.name, t.nbytes)
         for output in job.plan.outputs

@@ -56,19 +56,32 @@ class Judge:
         return self._server.stdout.readline().strip()
 
 
+def _predicts(path: Path) -> str:
+    """What llama.cpp says to layers that predict further tokens, in a context of their own."""
+    import ctypes
+
+    from quantkit.llama import llama_cpp
+
+    lib, params = llama_cpp.library(), llama_cpp._ModelParams
+    of_model, of_context = lib.llama_model_default_params(), lib.llama_context_default_params()
+    load_mtp = params.no_alloc.offset + 1  # the truth value that follows
+    ctypes.c_bool.from_buffer(of_model, load_mtp).value = True
+    model = lib.llama_model_load_from_file(str(path).encode(), of_model)
+    if not model:
+        return "llama.cpp does not load it"
+    of_context.n_ctx = of_context.n_batch = of_context.n_ubatch = 64
+    of_context.n_threads = of_context.n_threads_batch = of_context.ctx_type = 1
+    return "" if lib.llama_init_from_model(model, of_context) else "llama.cpp does not run it"
+
+
 def _run(path: Path) -> str:
     from quantkit.errors import LlamaError
     from quantkit.gguf.container import read_header
-    from quantkit.llama.llama_cpp import Llama, library
+    from quantkit.llama.llama_cpp import Llama
 
     try:
         if not any(t.name.startswith("blk.0.") for t in read_header(path).tensors):
-            # layers that predict alone: they are run beside the model that they are of
-            lib = library()
-            model = lib.llama_model_load_from_file(
-                str(path).encode(), lib.llama_model_default_params()
-            )
-            return "" if model else "llama.cpp does not load it"
+            return _predicts(path)  # layers that predict alone: run beside the model they are of
         with Llama(path, 64, threads=1) as model:
             ids = np.arange(1, TOKENS + 1, dtype=np.int32) % model.n_vocab
             if model.embeds:

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quantkit.gguf import tensor_names
+from quantkit.loading.ahead import ALONE, unrun
 from quantkit.loading.layers import recurrent
-from quantkit.loading.patterns import PREDICT_ALONE, RECURRENT_WITHOUT_KV, STEPS
+from quantkit.loading.patterns import RECURRENT_WITHOUT_KV, STEPS
 from quantkit.loading.values import Info, Values, is_lite, listed, number, of_layers
 
 _SEVERAL = {
@@ -144,8 +145,10 @@ def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
         yield f"{arch}.block_count is {model.count}, and there are tensors of layer {max(blocks)}"
         return
     alone = model.ahead > 0 and blocks != [] and min(blocks) >= model.trunk
-    if alone and arch not in PREDICT_ALONE:
+    if alone and arch not in ALONE:
         yield f"{arch}: layers that predict further tokens cannot be a file of their own"
+    elif alone:
+        yield from unrun(arch, values, tensors)
     asked = {bid: model.asked(bid, there.get(bid, set())) for bid in (None, *range(model.count))}
     for bid in (None, *(() if alone else range(model.trunk))):
         wanted = asked[bid]
@@ -236,7 +239,7 @@ class _Model:
         """Whether the layers that predict are asked for: those of some architectures need not be
         there."""
         first = there.get(self.trunk, set())
-        if self.arch in PREDICT_ALONE:
+        if self.arch in ALONE:
             return "nextn.eh_proj.weight" in first
         return self.arch != "dots3note"  # where any of them may be missing
 

@@ -25,13 +25,12 @@ from quantkit.loading.keys import (
     MAX_LAYERS,
     MAX_NAME,
     RANGES,
-    UNPREFIXED,
     WORDS,
     Key,
 )
 from quantkit.loading.kinds import ENCODER, kind_of
 from quantkit.loading.needs import needs
-from quantkit.loading.values import Info, Values, listed, number
+from quantkit.loading.values import Info, Values, listed, number, of_architecture
 
 _USED_BY_LAYER = {"nemotron_h", "nemotron_h_moe"}
 _STACKED = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"}
@@ -50,11 +49,7 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
         return [*found, "general.architecture is not there: llama.cpp cannot tell what model it is"]
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
-    values = {
-        item.key.removeprefix(f"{arch}."): item
-        for item in kv
-        if item.key.startswith(f"{arch}.") or item.key in UNPREFIXED
-    }
+    values = of_architecture(arch, kv)
     found += [*_types(arch, by_key, values), *_counts(arch, values)]
     if number(values, "block_count") > MAX_LAYERS:  # told; the rest goes through every layer
         return found

@@ -53,12 +53,6 @@ RECURRENT_WITHOUT_KV = {
     "bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2",
     "lfm2moe", "nemotron_h", "nemotron_h_moe",
 }  # fmt: skip
-# those whose layers that predict further tokens may be a file of their own (`nextn_flags`)
-PREDICT_ALONE = {
-    "bailingmoe3", "cohere2moe", "deepseek2", "deepseek32", "deepseek4", "glm-dsa", "glm4moe",
-    "glm5-next", "hy_v3", "mimo2", "nemotron_h", "nemotron_h_moe", "qwen35", "qwen35moe",
-    "qwen3next", "qwen4exp", "step35",
-}  # fmt: skip
 ALWAYS_SLIDE = {"afmoe"}  # whose graph is built for a window whatever its width
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from quantkit.gguf.container import KeyValue
+from quantkit.loading.keys import UNPREFIXED
 
 
 class Info(NamedTuple):
@@ -17,6 +18,15 @@ class Info(NamedTuple):
 
 
 Values = Mapping[str, KeyValue]  # of the architecture, by key without it
+
+
+def of_architecture(arch: str, kv: Sequence[KeyValue]) -> Values:
+    """The key-values of an architecture."""
+    return {
+        item.key.removeprefix(f"{arch}."): item
+        for item in kv
+        if item.key.startswith(f"{arch}.") or item.key in UNPREFIXED
+    }
 
 
 def number(values: Values, name: str, default: int = 0) -> int:
