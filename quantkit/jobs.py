@@ -159,16 +159,16 @@ def prepare(
     if prune:
         model, count, old_names = pruning.prune(model, prune)
         late_kv = (*late_kv, count)
-    request = replace(request, kv=kv, late_kv=late_kv, has_imatrix=imatrix is not None)
+    importance = imatrix.for_tensors(model.tensors, old_names) if imatrix else {}
+    importances = None if imatrix is None else frozenset(importance)
+    request = replace(request, kv=kv, late_kv=late_kv, importances=importances)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
     notes = [*_recipe_notes(plan, request.overrides), *_requantized_notes(plan)]
     model = replace(model, notes=(*model.notes, *notes))
-    importance: Importance = {}
     if imatrix:
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
         model = replace(model, notes=(*model.notes, *notes))
-        importance = imatrix.for_tensors(model.tensors, old_names)
     return _told(Job(model, plan, importance), request.splits)
 
 
@@ -223,7 +223,7 @@ def check_importance(
 
     made = [(o.type, t) for o in plan.outputs for t in o.by_name.values()]
     found = coverage(imatrix, [(t.name, t.shape, t.format) for _, t in made], old_names)
-    needed = {t.name for kind, t in made if needs_importance(find_recipe(kind), t.name, t.format)}
+    needed = {t.name for kind, t in made if needs_importance(t.name, t.format, kind)}
     check_coverage(imatrix, found, needed, strict)
     return found.lines()
 

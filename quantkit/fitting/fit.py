@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.calibration.imatrix import Imatrix
-from quantkit.errors import BudgetError
+from quantkit.errors import BudgetError, RecipeError
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import Errors, measure
 from quantkit.gguf.container import align
@@ -18,18 +18,19 @@ from quantkit.model.open import AS_IT_IS, Reading
 from quantkit.planning.build import Request, model_facts
 from quantkit.planning.plan import Output, Plan, PlannedTensor
 from quantkit.progress import SILENT, Progress
-from quantkit.recipes.choose import Overrides, candidates, choose
+from quantkit.recipes.choose import Overrides, candidates, choose, needs_importance
 from quantkit.recipes.facts import ModelFacts, is_quantized
-from quantkit.recipes.file_types import find_format, find_recipe
+from quantkit.recipes.file_types import LOW_FORMATS, MOE_FORMATS, find_format, find_recipe
 from quantkit.recipes.knapsack import Option, allocate, frontier
-from quantkit.recipes.sensitivity import sensitivity, use_case
+from quantkit.recipes.sensitivity import loss, sensitivity, use_case
 from quantkit.reporting.numbers import gigabytes
 from quantkit.reporting.table import html_table, planned_rows
 from quantkit.source.location import SourceLike
 
-FORMATS = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
-TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M",
-         "Q6_K", "Q8_0")  # fmt: skip
+# what a choice is held against; with an importance matrix the second, too
+TYPES = ("Q2_K", "Q3_K_S", "IQ3_S", "IQ3_M", "Q3_K_M", "Q3_K_L", "IQ4_XS", "Q4_K_S", "Q4_K_M",
+         "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")  # fmt: skip
+LOW_TYPES = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS")
 HEADINGS = ("size", "bpw", "error", "llama.cpp's")
 
 
@@ -118,7 +119,7 @@ def _percent(error: float) -> str:
 def fit(
     source: SourceLike,
     budget: Budget,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = (),
     *,
     imatrix: Imatrix | None = None,
     reading: Reading = AS_IT_IS,
@@ -127,23 +128,26 @@ def fit(
 ) -> Fit:
     """Choose a format for every tensor of a source: the least error in all within the budget.
 
-    `formats` are those to choose from. Raises
-    BudgetError, RecipeError, SourceError, ModelError.
+    `formats` are those to choose from; by default MOE_FORMATS, and with an importance
+    matrix LOW_FORMATS, which no tensor gets that the matrix has nothing for. Raises BudgetError,
+    RecipeError, ImatrixError, SourceError, ModelError.
     """
-    formats = [find_format(name) for name in formats]
+    low = imatrix is not None
+    usual = (*LOW_FORMATS, *MOE_FORMATS) if low else MOE_FORMATS
+    formats = [find_format(name) for name in formats or usual]
     job = prepare(source, ["COPY"], imatrix=imatrix, reading=reading)
-    facts = model_facts(job.model, Request(has_imatrix=imatrix is not None))
+    facts = model_facts(job.model, Request(importances=frozenset(job.importance) if low else None))
     tensors = [
         t for t in job.plan.outputs[0].by_name.values() if is_quantized(t.name, t.shape, facts.arch)
     ]
     free = [t for t in tensors if type_by_name(t.format).is_float]  # the rest stays as it is
-    wanted = {t.name: candidates(formats, t.shape[-1]) for t in free}
+    wanted = {t.name: _makeable(formats, t, t.name in job.importance) for t in free}
     sizes = [[align(tensor_bytes(t.shape, fmt)) for fmt in wanted[t.name]] for t in free]
     room = _room(budget, job, free, sizes)
     errors = measure(job.plan, wanted, threads or default_threads(), job.importance, progress)
     items = [
         [
-            Option(fmt, size, sensitivity(t.name, facts) * errors[t.name][fmt])
+            Option(fmt, size, loss(t.name, fmt, errors[t.name][fmt], facts))
             for fmt, size in zip(wanted[t.name], sizes_of, strict=True)
         ]
         for t, sizes_of in zip(free, sizes, strict=True)
@@ -151,7 +155,8 @@ def fit(
     allocation = allocate(items, room)
     mark = _Marker(job.plan.outputs[0], facts, free)
     chosen = mark(allocation.nbytes, allocation.error)
-    types = _types(facts, job.plan, free, items)
+    labels = (*(LOW_TYPES if low else ()), *TYPES)
+    types = _types(labels, facts, job.plan, free, items)
     rivals = {label: allocate(items, nbytes) for label, (nbytes, _) in types.items()}
     marks = tuple(mark(*total, label) for label, total in types.items())
     return Fit(
@@ -162,7 +167,7 @@ def fit(
             for t, options, j in zip(free, items, allocation.chosen, strict=True)
         },
         chosen=chosen,
-        base=[TYPES[0], *(m.label for m in marks if m.nbytes <= chosen.nbytes)][-1],
+        base=[labels[0], *(m.label for m in marks if m.nbytes <= chosen.nbytes)][-1],
         frontier=tuple(mark(nbytes, error) for nbytes, error in frontier(items)),
         types=marks,
         best={label: mark(best.nbytes, best.error) for label, best in rivals.items()},
@@ -194,7 +199,8 @@ def picture(fit: Fit) -> str:
     from quantkit.charts.plots import Point, scatter
     from quantkit.charts.svg import Axis
 
-    ends = fit.types[0].nbytes, fit.types[-1].nbytes
+    sizes = [m.nbytes for m in fit.types or fit.frontier]
+    ends = min(sizes), max(sizes)
     step = max(len(fit.frontier) // 40, 1)
     points = [
         Point("", m.nbytes, 100 * m.error, "best of its size")
@@ -206,6 +212,22 @@ def picture(fit: Fit) -> str:
     size = Axis("size", lambda n: gigabytes(round(n)))
     error = Axis("error", "{:.2g}%".format, log=True)
     return scatter(fit.name, points, size, error, front=True)
+
+
+def _makeable(formats: Sequence[str], t: PlannedTensor, important: bool) -> list[str]:
+    """The formats that a tensor may have; those that need importances, only if it has some. Raises
+    RecipeError: there is none."""
+    found = [
+        fmt
+        for fmt in candidates(formats, t.shape[-1])
+        if important or not needs_importance(t.name, fmt)
+    ]
+    if not found:
+        raise RecipeError(
+            f"{t.name} has no importances, which {', '.join(formats)} need; give an importance "
+            "matrix that has some with --imatrix, or add a larger format to --formats"
+        )
+    return found
 
 
 def _room(
@@ -265,14 +287,18 @@ class _Marker:
 
 
 def _types(
-    facts: ModelFacts, plan: Plan, free: Sequence[PlannedTensor], items: Sequence[Sequence[Option]]
+    labels: Sequence[str],
+    facts: ModelFacts,
+    plan: Plan,
+    free: Sequence[PlannedTensor],
+    items: Sequence[Sequence[Option]],
 ) -> dict[str, tuple[int, float]]:
     """Bytes and error of the free tensors in llama.cpp's types, by size, as far as their formats
     are among those that were measured."""
     tensors = [(t.name, t.shape, t.format) for t in plan.outputs[0].by_name.values()]
     options = {t.name: {o.format: o for o in item} for t, item in zip(free, items, strict=True)}
     totals = {}
-    for label in TYPES:
+    for label in labels:
         choices = choose(find_recipe(label), facts, tensors)
         formats = {t[0]: c.format for t, c in zip(tensors, choices, strict=True)}
         if all(formats[name] in known for name, known in options.items()):

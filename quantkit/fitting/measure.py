@@ -74,7 +74,7 @@ def mean_errors(
     return {
         o.type: mean_error(
             [
-                Judged(name, t.shape, errors.get(name, {}).get(t.format, 0.0))
+                Judged(name, t.shape, t.format, errors.get(name, {}).get(t.format, 0.0))
                 for name, t in o.by_name.items()
             ],
             facts,

@@ -26,7 +26,8 @@ class Request:
     """What a person asks for beside the types; llama-quantize's options of the same names.
 
     `kv` are keys that a person sets (facts of the model follow them), `late_kv` keys that follow
-    from other options. `strict` refuses an output that differs from its label.
+    from other options. `strict` refuses an output that differs from its label. `importances` are
+    the tensors that an importance matrix has data for, if there is a matrix.
     """
 
     overrides: Overrides = NO_OVERRIDES
@@ -36,7 +37,7 @@ class Request:
     only_splits: tuple[int, ...] = ()
     keep_split: bool = False
     allow_requantize: bool = False
-    has_imatrix: bool = False
+    importances: frozenset[str] | None = None
     strict: bool = False
 
 
@@ -185,7 +186,8 @@ def model_facts(model: Model, request: Request = PLAIN) -> ModelFacts:
         n_heads=heads,
         n_kv_heads=number("attention.head_count_kv", heads),
         tied=all(t.name != "output.weight" for t in model.tensors),
-        has_imatrix=request.has_imatrix,
+        has_imatrix=request.importances is not None,
+        importances=request.importances or frozenset(),
     )
 
 

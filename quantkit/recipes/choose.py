@@ -19,9 +19,9 @@ from quantkit.gguf import tensor_names
 from quantkit.gguf.container import align
 from quantkit.gguf.types import tensor_bytes, type_by_name
 from quantkit.recipes.facts import ModelFacts, category, is_quantized
-from quantkit.recipes.file_types import MOE_FORMATS, Recipe, find_format, find_recipe
+from quantkit.recipes.file_types import LOW_FORMATS, MOE_FORMATS, Recipe, find_format, find_recipe
 from quantkit.recipes.llama_quant import FALLBACKS, Subject, by_rule, more_bits
-from quantkit.recipes.sensitivity import NORMAL_ERROR, sensitivity
+from quantkit.recipes.sensitivity import loss, usual_error
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,14 @@ def tensor_type(text: str) -> tuple[str, str]:
 _WANT_IMPORTANCE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 
 
-def needs_importance(recipe: Recipe, name: str, fmt: str) -> bool:
-    """Whether the tensor cannot get this format without importances: llama-quantize refuses it, or
-    ggml has no way to make it."""
+def needs_importance(name: str, fmt: str, kind: str = "") -> bool:
+    """Whether a tensor cannot get this format without importances, in a file of this type:
+    llama-quantize refuses it, or ggml has no way to make it."""
     import quant_types
 
     if category(name) in ("output", "token_embd"):
         return quant_types.get_format(fmt).needs_importance
-    return fmt in _WANT_IMPORTANCE or (recipe.rules == "Q2_K_S" and fmt == "Q2_K")
+    return fmt in _WANT_IMPORTANCE or (kind == "Q2_K_S" and fmt == "Q2_K")
 
 
 def choose(
@@ -141,7 +141,7 @@ def choose(
             by_person = overrides.output_tensor_type if tied else None
             wanted = by_person or by_rule(recipe.rules, facts, t) or recipe.base
             out.append(_fitting(wanted, shape[-1], overridden=by_person is not None))
-        if not facts.has_imatrix and needs_importance(recipe, name, out[-1].format):
+        if not facts.has_imatrix and needs_importance(name, out[-1].format, recipe.name):
             raise RecipeError(
                 f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
                 f"give one with --imatrix, or choose {'Q3_K_S' if 'IQ3' in recipe.name else 'Q2_K'}"
@@ -180,11 +180,16 @@ def _moe(
     items, budget = [], 0
     for i in free:
         name, shape, _ = tensors[i]
-        weight = sensitivity(name, facts)
+        important = name in facts.importances
+        formats = (*LOW_FORMATS, *MOE_FORMATS) if important else MOE_FORMATS
         items.append(
             [
-                Option(fmt, align(tensor_bytes(shape, fmt)), weight * NORMAL_ERROR[fmt])
-                for fmt in candidates(MOE_FORMATS, shape[-1])
+                Option(
+                    fmt,
+                    align(tensor_bytes(shape, fmt)),
+                    loss(name, fmt, usual_error(fmt, important), facts),
+                )
+                for fmt in candidates(formats, shape[-1])
             ]
         )
         budget += align(tensor_bytes(shape, out[i].format))

@@ -17,7 +17,8 @@ _SEVENTY_B = frozenset({
 @dataclass(frozen=True)
 class ModelFacts:
     """What the rules ask of a model, and of the run: heads are those of the first layer; `tied`:
-    no output.weight, the embedding serves as both; `has_imatrix`: importances are at hand."""
+    no output.weight, the embedding serves as both; `has_imatrix`: an importance matrix is at hand,
+    which has data for the tensors of `importances`."""
 
     arch: str
     n_layers: int
@@ -26,6 +27,7 @@ class ModelFacts:
     n_kv_heads: int
     tied: bool
     has_imatrix: bool = False
+    importances: frozenset[str] = frozenset()
 
     @property
     def queries_per_kv(self) -> int:

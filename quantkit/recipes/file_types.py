@@ -103,7 +103,9 @@ ALIASES: Mapping[str, str] = {
 }  # fmt: skip
 
 MIXTURES = ("moe",)
-MOE_FORMATS = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+# what `--recipe moe` and `fit` choose from, the second where there are importances
+MOE_FORMATS = ("Q2_K", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+LOW_FORMATS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
 
 _GUESSED = 1024  # llama.h LLAMA_FTYPE_GUESSED
 
@@ -119,8 +121,9 @@ def find_recipe(name: str) -> Recipe:
         return found
     if upper.endswith("-MOE"):
         plain = find_recipe(upper.removesuffix("-MOE"))
-        if plain.base not in MOE_FORMATS[:-1] or plain.name == "Q2_K_S" or plain.ends:
-            raise UsageError(f"recipe moe is for the types from Q2_K to Q6_K, not {plain.name}")
+        known_formats = (*LOW_FORMATS, *MOE_FORMATS[:-1])
+        if plain.base not in known_formats or plain.name == "Q2_K_S" or plain.ends:
+            raise UsageError(f"recipe moe is for the types from IQ1_S to Q6_K, not {plain.name}")
         return replace(plain, name=f"{plain.name}-moe", mixture="moe")
     near = get_close_matches(upper, [*by_name, *map(str.upper, SETS)], n=2, cutoff=0.5)
     near = [name.lower() if name.lower() in SETS else name for name in near]

@@ -24,9 +24,20 @@ EDGE = 3.0  # of an ffn_down in the first or last eighth of the layers
 NORMAL_ERROR: Mapping[str, float] = {
     "F32": 0.0, "F16": 4.3e-8, "BF16": 2.75e-6, "Q8_0": 2.88e-5, "Q6_K": 3.16e-4, "Q5_K": 1.31e-3,
     "Q5_1": 1.44e-3, "Q5_0": 1.83e-3, "Q4_K": 5.11e-3, "IQ4_NL": 5.81e-3, "IQ4_XS": 5.90e-3,
-    "Q4_1": 6.13e-3, "Q4_0": 7.41e-3, "MXFP4": 1.30e-2, "Q3_K": 2.28e-2, "Q2_K": 8.82e-2,
-    "TQ1_0": 0.654, "TQ2_0": 0.654,
+    "Q4_1": 6.13e-3, "Q4_0": 7.41e-3, "MXFP4": 1.30e-2, "Q3_K": 2.28e-2, "IQ3_S": 2.76e-2,
+    "Q2_K": 8.82e-2, "TQ1_0": 0.654, "TQ2_0": 0.654,
 }  # fmt: skip
+
+# the same with importances, all of them alike: about what trained weights have with their own
+IMPORTANCE_ERROR: Mapping[str, float] = {
+    "Q8_0": 2.84e-5, "Q6_K": 3.0e-4, "Q5_K": 1.24e-3, "Q4_K": 4.97e-3, "IQ4_NL": 5.58e-3,
+    "IQ4_XS": 5.68e-3, "IQ3_S": 1.86e-2, "Q3_K": 2.08e-2, "IQ3_XXS": 3.29e-2, "IQ2_S": 6.18e-2,
+    "Q2_K": 7.14e-2, "IQ2_XS": 8.97e-2, "IQ2_XXS": 0.118, "IQ1_M": 0.203, "IQ1_S": 0.235,
+}  # fmt: skip
+
+# what these formats' errors count for beside others': they make weights larger or smaller as a
+# whole, by 2% (IQ3_S) and 4% (Q2_K), which the next layer does not average out
+ONE_SIDED: Mapping[str, float] = {"IQ3_S": 1.1, "Q2_K": 1.2}
 
 # the mean error up to which a file deserves the words; beyond the last, the last
 USE_CASES: tuple[tuple[float, str], ...] = (
@@ -43,10 +54,12 @@ USE_CASES: tuple[tuple[float, str], ...] = (
 
 
 class Judged(NamedTuple):
-    """A tensor as it is judged: its name, its shape in NumPy order, its relative error."""
+    """A tensor as it is judged: its name, its shape in NumPy order, its format, and the relative
+    error that comes of it."""
 
     name: str
     shape: tuple[int, ...]
+    format: str
     error: float
 
 
@@ -62,12 +75,22 @@ def sensitivity(name: str, facts: ModelFacts) -> float:
     return factor
 
 
+def loss(name: str, fmt: str, error: float, facts: ModelFacts) -> float:
+    """The KL divergence to expect of a tensor in a format with this relative error."""
+    return sensitivity(name, facts) * ONE_SIDED.get(fmt, 1.0) * error
+
+
+def usual_error(fmt: str, important: bool) -> float:
+    """The relative error to expect where nothing was measured, with importances or without."""
+    return (IMPORTANCE_ERROR if important else NORMAL_ERROR).get(fmt) or NORMAL_ERROR[fmt]
+
+
 def mean_error(tensors: Iterable[Judged], facts: ModelFacts) -> float:
     """The mean relative error of the tensors that are quantized, each as it matters."""
     total = weight = 0.0
     for t in tensors:
         if is_quantized(t.name, t.shape, facts.arch):
-            total += sensitivity(t.name, facts) * t.error
+            total += loss(t.name, t.format, t.error, facts)
             weight += sensitivity(t.name, facts)
     return total / weight if weight else 0.0
 

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from quantkit.calibration.imatrix import read_imatrix
 from quantkit.cli import app
 from quantkit.errors import BudgetError, RecipeError, UsageError
-from quantkit.fitting.fit import FORMATS, Budget, Fit, Mark, fit, make
+from quantkit.fitting.fit import Budget, Fit, Mark, fit, make, picture
 from quantkit.gguf.container import read_header
 from quantkit.gguf.types import type_by_name
 from quantkit.jobs import Run, quantize
 from quantkit.recipes.choose import Choice, Overrides, choose
 from quantkit.recipes.facts import ModelFacts, category
-from quantkit.recipes.file_types import find_recipe, with_mixture
+from quantkit.recipes.file_types import LOW_FORMATS, MOE_FORMATS, find_recipe, with_mixture
 from quantkit.recipes.sensitivity import USE_CASES, sensitivity, use_case
 from quantkit.reporting.table import planned_rows
 from quantkit.verification.divergence import divergences, mean
@@ -96,6 +96,8 @@ def test_the_frontier_is_below_every_type() -> None:
     assert [m.label for m in found.types] == [
         "Q2_K",
         "Q3_K_S",
+        "IQ3_S",
+        "IQ3_M",
         "Q3_K_M",
         "Q3_K_L",
         "IQ4_XS",
@@ -203,7 +205,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(app, asked)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 16
     assert sum("<- chosen" in line for line in lines) == 1
     assert lines[-1].startswith("frankenmoe-mergekit-fit.txt: 23 tensors")
     assert len(Path("frankenmoe-mergekit-fit.txt").read_text().split()) == 23
@@ -214,7 +216,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["files"] == ["out.gguf"]
     assert found["chosen"]["bytes"] == Path("out.gguf").stat().st_size <= 2_300_000
     assert found["formats"].keys() == found["errors"].keys()
-    assert set(found["errors"]["blk.0.attn_q.weight"]) == set(FORMATS)
+    assert set(found["errors"]["blk.0.attn_q.weight"]) == set(MOE_FORMATS)
 
 
 def test_an_importance_matrix_weighs(tmp_path: Path) -> None:
@@ -222,12 +224,56 @@ def test_an_importance_matrix_weighs(tmp_path: Path) -> None:
     matrix = read_imatrix(DATA / "imatrix" / "frankenmoe-4x.gguf")
     plain = fitted(bits_per_weight=3.4)
     found = fit(FRANKENMOE, Budget(bits_per_weight=3.4), imatrix=matrix)
-    assert found.errors["output.weight"] == plain.errors["output.weight"]  # it has no entry
+    for fmt, error in plain.errors["output.weight"].items():
+        assert found.errors["output.weight"][fmt] == error  # the matrix has no entry for it
     for name in ("blk.1.attn_q.weight", "blk.0.ffn_down_exps.weight"):
         assert found.errors[name]["Q3_K"] < plain.errors[name]["Q3_K"]
     plan = make(FRANKENMOE, found, tmp_path, imatrix=matrix)
     assert read_header(plan.files[0].path).get("quantize.imatrix.chunks_count") == matrix.chunks
     assert plan.files[0].size == found.chosen.nbytes
+
+
+def test_with_a_matrix_the_low_bits_are_chosen_from(tmp_path: Path) -> None:
+    """At the sizes of IQ2_M and IQ3_S, of which llama.cpp's files have 0.0370 and 0.0194."""
+    matrix = read_imatrix(DATA / "imatrix" / "frankenmoe-4x.gguf")
+    quantize(FRANKENMOE, ["F32"], tmp_path / "base.gguf")
+    made, types = [], {}
+    for kind, size in (("IQ2_M", 1_640_032), ("IQ3_S", 1_986_912)):
+        found = fit(FRANKENMOE, Budget(size=size), imatrix=matrix)
+        made.append(make(FRANKENMOE, found, tmp_path, imatrix=matrix).files[0].path)
+        types[kind] = found
+        assert made[-1].stat().st_size == found.chosen.nbytes <= size
+        assert found.errors["blk.0.attn_q.weight"].keys() == {*LOW_FORMATS, *MOE_FORMATS}
+        assert "IQ1_S" not in found.errors["token_embd.weight"]  # the matrix has nothing for it
+        assert {"IQ1_S", kind} < {m.label for m in found.types}
+        assert set(found.formats.values()) & set(LOW_FORMATS)
+    assert types["IQ2_M"].base == "IQ2_S"  # the next below it in size
+    text = tmp_path / "text.txt"
+    text.write_bytes((DATA / "text" / "held-python.txt").read_bytes()[:10_000])
+    low, middle = (
+        row[0].kl for row in divergences(made, tmp_path / "base.gguf", [text], threads=1)
+    )
+    assert low < 0.030
+    assert middle < 0.0145
+
+
+def test_what_the_matrix_lacks_gets_no_format_that_needs_it() -> None:
+    matrix = read_imatrix(DATA / "imatrix" / "frankenmoe-4x.gguf")
+    left = {name: v for name, v in matrix.values.items() if name != "blk.1.attn_q.weight"}
+    matrix = replace(matrix, values=left)
+    found = fit(FRANKENMOE, Budget(bits_per_weight=2.5), imatrix=matrix)
+    assert found.formats["blk.1.attn_q.weight"] in MOE_FORMATS
+    assert not found.errors["blk.1.attn_q.weight"].keys() & set(LOW_FORMATS)
+    with pytest.raises(RecipeError, match=r"^blk.1.attn_q.weight has no importances, which IQ2_XS"):
+        fit(FRANKENMOE, Budget(bits_per_weight=2.5), ["IQ2_XS", "IQ2_S"], imatrix=matrix)
+    with pytest.raises(RecipeError, match="has no importances, which IQ1_S, IQ2_S need; give an"):
+        fit(FRANKENMOE, Budget(bits_per_weight=2.5), ["IQ1_S", "IQ2_S"])
+
+
+def test_a_picture_where_no_type_is_of_these_formats() -> None:
+    found = fit(FRANKENMOE, Budget(bits_per_weight=5.0), ["Q4_0", "Q5_0"])
+    assert found.types == ()
+    assert "best of its size" in picture(found)
 
 
 def mixtral(experts: int, layers: int = 32, width: int = 4096, ffn: int = 14336) -> list[Any]:
@@ -271,6 +317,23 @@ def test_the_mixture_for_any_number_of_experts(kind: str, experts: int, ffn: int
     assert means["ffn_down"] >= means["ffn_up"]
 
 
+@pytest.mark.parametrize("kind", ["IQ1_M", "IQ2_XXS", "IQ2_M", "IQ3_S", "Q2_K"])
+def test_the_mixture_with_importances(kind: str) -> None:
+    """The low bits, but for tensors that the matrix has nothing for."""
+    tensors = mixtral(8, layers=8)
+    names = [name for name, _, _ in tensors if name not in ("output.weight", "token_embd.weight")]
+    bare = "blk.3.ffn_up_exps.weight"
+    important = frozenset(names) - {bare}
+    facts = ModelFacts("llama", 8, 8, 32, 8, False, has_imatrix=True, importances=important)
+    plain = choose(find_recipe(kind), facts, tensors)
+    ours = choose(find_recipe(f"{kind}-moe"), facts, tensors)
+    assert 0.97 < nbytes(tensors, ours) / nbytes(tensors, plain) <= 1
+    formats = {t[0]: c.format for t, c in zip(tensors, ours, strict=True)}
+    assert formats[bare] in MOE_FORMATS
+    assert {formats[name] for name in ("output.weight", "token_embd.weight")} <= set(MOE_FORMATS)
+    assert set(formats.values()) & set(LOW_FORMATS)
+
+
 def test_what_a_person_chose_stays_in_the_mixture() -> None:
     tensors = mixtral(4, layers=4)
     facts = ModelFacts("llama", 4, 4, 32, 8, False)
@@ -288,7 +351,8 @@ def test_what_a_person_chose_stays_in_the_mixture() -> None:
 @pytest.mark.parametrize(
     ("types", "words"),
     [
-        (["Q8_0-moe"], "types from Q2_K to Q6_K, not Q8_0"),
+        (["Q8_0-moe"], "types from IQ1_S to Q6_K, not Q8_0"),
+        (["IQ2_M-moe"], "needs an importance matrix"),
         (["Q2_K_S-moe"], "not Q2_K_S"),
         (["MXFP4_MOE-moe"], "not MXFP4_MOE"),
         (["Q9_K-moe"], "unknown type 'Q9_K'"),

@@ -18,7 +18,7 @@ from quantkit.fitting.measure import mean_errors, relative_error
 from quantkit.jobs import Job, prepare
 from quantkit.planning.build import model_facts
 from quantkit.planning.schedule import Schedule
-from quantkit.recipes.sensitivity import NORMAL_ERROR
+from quantkit.recipes.sensitivity import IMPORTANCE_ERROR, NORMAL_ERROR
 from tests.checkpoints import FRANKENMOE, read_safetensors, write_safetensors
 from tests.fake_hub import Hub
 
@@ -112,6 +112,13 @@ def test_the_errors_of_normal_weights(fmt: str) -> None:
     """The constants that stand in where nothing was measured."""
     x = np.random.default_rng(5).standard_normal((64, 4096)).astype(np.float32) * np.float32(0.02)
     assert relative_error(x, fmt) == pytest.approx(NORMAL_ERROR[fmt], rel=0.03, abs=1e-9)
+
+
+@pytest.mark.parametrize("fmt", sorted(IMPORTANCE_ERROR))
+def test_the_errors_of_normal_weights_with_importances(fmt: str) -> None:
+    x = np.random.default_rng(5).standard_normal((64, 4096)).astype(np.float32) * np.float32(0.02)
+    found = relative_error(x, fmt, np.ones_like(x))
+    assert found == pytest.approx(IMPORTANCE_ERROR[fmt], rel=0.03)
 
 
 def test_the_mean_error_of_what_will_be_written() -> None:

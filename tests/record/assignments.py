@@ -151,13 +151,13 @@ def make_case(oracle: Oracle, kind: str, seed: int) -> dict[str, Any]:
         t[3] = fmt
     recipe = find_recipe(kind)
     # the functions assume no matrix, with which some formats are refused
-    case["tensors"] = [t for t in tensors if not needs_importance(recipe, t[0], t[3])]
+    case["tensors"] = [t for t in tensors if not needs_importance(t[0], t[3], recipe.name)]
     if (kind != "IQ3_XXS" or seed % 2) and len(case["tensors"]) < len(tensors):
         case["has_imatrix"], case["tensors"] = True, tensors  # of which these rules know nothing
     elif len(case["tensors"]) < len(tensors):
         formats = oracle.formats(case, case["tensors"])
         case["tensors"] = [[*t[:3], f] for t, f in zip(case["tensors"], formats, strict=True)]
-        assert not any(needs_importance(recipe, t[0], t[3]) for t in case["tensors"])
+        assert not any(needs_importance(t[0], t[3], recipe.name) for t in case["tensors"])
     return {**case, "refused": None}
 
 
