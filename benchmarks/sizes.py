@@ -144,7 +144,7 @@ def main() -> None:
         theirs = recorded(options.recorded)
     else:
         theirs = measured(types(options.source, work, matrix), base, options.texts, store)
-    own = {size for size, _ in theirs.values()}
+    own = {size for label, (size, _) in theirs.items() if label.startswith(WITH)}
     sizes = sorted(own | set(range(min(own) // STEP * STEP + STEP, max(own), STEP)))
     ours = measured(fits(options.source, work, matrix, sizes), base, options.texts, store)
     for label, (size, kl) in ours.items():
