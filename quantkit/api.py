@@ -227,14 +227,9 @@ def fit(
     if sum(budget is not None for budget in (size, ram, bits_per_weight)) != 1:
         raise UsageError("give one of --size 12GB, --ram 16GB and --bpw 4.5")
     budget = fitting.Budget(_size(size), _size(ram), bits_per_weight, context)
+    among, matrix = formats or (), _imatrix(imatrix)
     return fitting.fit(
-        source,
-        budget,
-        formats or (),
-        imatrix=_imatrix(imatrix),
-        reading=reading,
-        threads=threads,
-        progress=progress,
+        source, budget, among, imatrix=matrix, reading=reading, threads=threads, progress=progress
     )
 
 
