@@ -90,6 +90,15 @@ def rope_freqs(config: Config) -> Any:
     return factors
 
 
+def _draft(config: Config) -> Architecture | None:
+    """EAGLE-3's drafts often go by the name of a model."""
+    from quantkit.architectures.drafts import EAGLE3
+
+    plain = config.find("architectures") in [[name] for name in LLAMA.hf_names]
+    drafts = config.find("draft_vocab_size") is not None and config.layers == 1
+    return EAGLE3 if plain and drafts else None
+
+
 ATTENTION = (*EMBEDDINGS, *NORMS, *attention(rotated=True, bias=None, out_bias=None))
 
 LLAMA = Architecture(
@@ -109,6 +118,7 @@ LLAMA = Architecture(
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "num_attention_heads": 32},
     computed={"rope_freqs.weight": rope_freqs},
     fuses=("qkv",),
+    variant=_draft,
 )  # fmt: skip
 
 # text parts under names of their own

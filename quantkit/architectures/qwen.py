@@ -157,6 +157,14 @@ QWEN3_VL = replace(
     defaults={**QWEN3.defaults, "rope_theta": 500000.0},
 )
 
+# what writes down speech, without the encoder of sound
+QWEN3_ASR = replace(
+    QWEN3_VL,
+    hf_names=("Qwen3ASRForConditionalGeneration",),
+    late_keys=(*POOLING_KEYS, Key("{arch}.n_deepstack_layers", lambda c: 0)),
+    renames=((r"^thinker\.", ""),),
+)
+
 
 def _turned(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
     """Newer releases of transformers keep the matrices of experts as `[out, in]`."""
@@ -232,7 +240,7 @@ CHUNK = f"{L}.mlp.chunk_experts.{{xid}}"
 
 GROVE_MOE = replace(
     QWEN3_MOE,
-    hf_names=("GroveMoeForCausalLM",),
+    hf_names=("GroveMoeForCausalLM", "modeling_grove_moe.GroveMoeForCausalLM"),
     gguf_arch="grovemoe",
     late_keys=(
         EXPERT_FFN,
@@ -257,5 +265,5 @@ GROVE_MOE = replace(
 
 FAMILY = (
     QWEN2, KORMO, QWEN2_VL, QWEN3, MAINCODER, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE,
-    QWEN3_OMNI, RND1, LLADA_MOE, GROVE_MOE,
+    QWEN3_ASR, QWEN3_OMNI, RND1, LLADA_MOE, GROVE_MOE,
 )  # fmt: skip

@@ -24,11 +24,11 @@ from quantkit.architectures.rules import (
     Config,
     Dims,
     Expect,
-    Integers,
     Key,
     Map,
     Piece,
     Shape,
+    Values,
     parts,
     piece,
     vector,
@@ -136,7 +136,7 @@ def _ratios(config: Config) -> list[int]:
     return [0 if is_linear(config, bid) else ratio for bid in range(config.blocks)]
 
 
-def learned(sources: Mapping[str, SourceTensor], integers: Integers) -> dict[str, Any]:
+def learned(sources: Mapping[str, SourceTensor], integers: Values) -> dict[str, Any]:
     """What the tensors tell and the config does not: the hashes, and the size of a shard."""
     out: dict[str, Any] = {}
     for name, t in sources.items():

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from quantkit.architectures.config import REQUIRED, Config
@@ -68,6 +69,7 @@ class ConversionOptions:
     mistral_format: bool = False  # params.json counts, also where there is a config.json
     dense_modules: bool = False  # what sentence-transformers puts after the pooled output, too
     mmproj: bool = False  # the encoders of images and sound, not the text
+    target: Path | None = None  # of a draft: the checkpoint of the model that it drafts for
 
 
 DEFAULTS = ConversionOptions()
@@ -133,7 +135,8 @@ class Expect:
         )
 
 
-Integers = Callable[[SourceTensor], "list[int]"]  # the values of a small tensor
+AGAIN = " as "  # in the name of a tensor that is read once more: it stands where that one does
+Values = Callable[[SourceTensor], "list[Any]"]  # the values of a small tensor
 
 
 @dataclass(frozen=True)
@@ -240,8 +243,8 @@ class Architecture:
     aliases: Mapping[str, str | Callable[[Config], Any]] = field(default_factory=dict)
     # parts of the names of source tensors that are read as others: (pattern, replacement)
     renames: tuple[tuple[str, str], ...] = ()
-    # values of a layer that the checkpoint keeps as tensors of one element and a GGUF file as keys:
-    # our name of a config key -> the tensor's, with {bid}
+    # values of a layer or the model that the checkpoint keeps as tensors of one element and a GGUF
+    # file as keys: our name of a config key -> the tensor's, with {bid} or without
     scalars: Mapping[str, str] = field(default_factory=dict)
     # another architecture of the same name, where the shapes of the tensors ask for it
     respelled: Callable[[Config, Mapping[str, Shape]], Architecture | None] = lambda c, shapes: None
@@ -250,9 +253,12 @@ class Architecture:
     # what transformers assumes where config.json is silent
     defaults: Mapping[str, Any] = field(default_factory=dict)
     # config values that are seen from the tensors
-    learned: Callable[[Mapping[str, SourceTensor], Integers], Mapping[str, Any]] | None = None
+    learned: Callable[[Mapping[str, SourceTensor], Values], Mapping[str, Any]] | None = None
     # names of source tensors of which not all rows are wanted
     cuts: frozenset[str] = frozenset()
+    # source tensors, as a regular expression, that are read once more under a name with this end,
+    # which begins with AGAIN
+    copies: tuple[str, str] | tuple[()] = ()
     # a source tensor that is left out where it is the same as another
     twins: tuple[str, str] | tuple[()] = ()
     # tensors computed from the config: name -> float32 values, or None where there is none
@@ -270,6 +276,10 @@ class Architecture:
     rounds_ahead: frozenset[str] = frozenset()
     # roles that it leaves in float32 here, and not elsewhere
     exact: frozenset[str] = frozenset()
+    # whether it drafts for another model, whose vocabulary and sizes it takes
+    drafts: bool = False
+    # keys after the vocabulary
+    last_keys: tuple[Key, ...] = ()
     # whether general.file_type is written; llama.cpp's converter forgets it in a few
     says_file_type: bool = True
     # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)

@@ -312,6 +312,15 @@ def reading_and_layout(
             help="EmbeddingGemma: with the dense modules after its output.",
         ),
     ] = False,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target-model-dir",
+            metavar="DIR",
+            rich_help_panel=CONVERSION,
+            help="Of a draft: the checkpoint that it drafts for.",
+        ),
+    ] = None,
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
@@ -324,8 +333,9 @@ def reading_and_layout(
     if mmproj and layers != "with":
         raise UsageError(f"--mmproj and {'--mtp' if mtp else '--no-mtp'} exclude each other")
     options = ConversionOptions(
-        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules, mmproj
-    )
+        layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules, mmproj,
+        target,
+    )  # fmt: skip
     kept = values.numbers("--keep-experts", keep_experts)
     return Reading(pre, options, kept, experts_used)
 

@@ -35,6 +35,8 @@ def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:
     for name, *values in s.edits:
         if name == "unit_columns":
             rows = _computable(rows) / (_column_norms(files, source) + np.float32(1e-7))
+        elif name == "ternary":
+            rows = _ternary(_computable(rows), _size(files, source))
         elif name == "centered":
             rows = rows - _mean(files, source)
         else:
@@ -57,7 +59,7 @@ def _computable(rows: Rows) -> Rows:
 
 def _add(rows: Rows, x: float) -> Rows:
     rows = _computable(rows)
-    out: Rows = rows + rows.dtype.type(x)
+    out: Rows = (rows.astype(np.float32) + np.float32(x)).astype(rows.dtype)
     return out
 
 
@@ -106,6 +108,26 @@ def _column_norms(files: Files, source: SourceTensor) -> Rows:
     return out
 
 
+@lru_cache(maxsize=4)
+def _size(files: Files, source: SourceTensor) -> Any:
+    """The mean of a matrix's magnitudes, 1e-5 at least. torch adds them in float32, in an order
+    that depends on the number of its threads; here they are added in float64."""
+    total, step = 0.0, max((1 << 20) // source.n_per_row, 1)
+    for first in range(0, source.n_rows, step):
+        rows = read(files, source, first, min(step, source.n_rows - first)).astype(np.float32)
+        total += float(np.abs(rows).sum(dtype=np.float64))
+    mean = np.float32(total / (source.n_rows * source.n_per_row))
+    return max(mean, np.float32(1e-5))
+
+
+def _ternary(rows: Rows, scale: Any) -> Rows:
+    """Each weight as -1, 0 or 1 times the scale."""
+    inverse = np.float32(1) / scale
+    values = np.clip(np.rint(rows.astype(np.float32) * inverse), -1, 1)
+    out: Rows = (values / inverse).astype(rows.dtype)
+    return out
+
+
 def torch_sum(x: Rows) -> Any:
     """The sum of a vector in float32, added in the order of torch's kernel: eight lanes (one for
     fewer weights than that) of four partial sums, which spill into larger ones every so often."""
@@ -137,8 +159,8 @@ def _mean(files: Files, source: SourceTensor) -> Any:
     return (torch_sum(x) / np.float32(len(x))).astype(x.dtype)
 
 
-# what a segment's `edits` may name, beside "unit_columns" and "centered", which need the whole
-# tensor
+# what a segment's `edits` may name, beside "unit_columns", "ternary" and "centered", which need the
+# whole tensor
 EDITS: dict[str, Callable[..., Rows]] = {
     "add": _add,
     "scale": _scale,

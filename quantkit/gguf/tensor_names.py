@@ -20,6 +20,8 @@ ALWAYS_F32 = frozenset({
     "ssm_conv1d_v", "shortconv.conv", "position_embd", "token_types", "indexer.proj",
     "indexer.q_proj", "indexer.k_proj",
     "altup_correct_coef", "altup_predict_coef",
+    "time_mix_first", "time_mix_w1", "time_mix_w2", "time_mix_decay_w1", "time_mix_decay_w2",
+    "time_mix_lerp_fused",
 })  # fmt: skip
 
 

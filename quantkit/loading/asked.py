@@ -230,7 +230,11 @@ class _Model:
     def __init__(self, arch: str, values: Values) -> None:
         self.arch, self.values = arch, values
         self.count = number(values, "block_count")
-        self.ahead = number(values, "nextn_predict_layers")
+        if arch == "hrm_text":  # which runs its two stacks several times
+            self.count = 2 * number(values, "hrm.layers_per_stack")
+        # all of a draft's layers are counted so, and asked for as a model's own
+        drafts = arch == "gemma4-assistant"
+        self.ahead = 0 if drafts else number(values, "nextn_predict_layers")
         self.trunk = max(self.count - self.ahead, 0)
         self.recurrent = recurrent(arch, values)
         self._known: dict[tuple[bool | None, ...], Asked] = {}

@@ -48,6 +48,8 @@ _PRE = """
     sarvam-moe seed-coder smaug-bpe smollm solar-open spark2_5 stablelm2 starcoder superbpe talkie
     tekken tiny_aya trillion ufakzeka viking whitespace youtu
 """
+# whose output is of vectors, or of a part of the vocabulary
+_OTHER_OUTPUT = {"gemma-embedding2", "eagle3", "dflash"}
 PRE_TOKENIZERS = frozenset(_PRE.split())
 
 
@@ -70,7 +72,9 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         yield "tokenizer.ggml.tokens is no array of STRING"
         return
     count = kv["tokens"].length
-    for name in ("token_embd.weight", "output.weight"):
+    arch = by_key.get("general.architecture")
+    other = arch is not None and arch.value in _OTHER_OUTPUT
+    for name in ("token_embd.weight", *(() if other else ("output.weight",))):
         t = next((t for t in tensors if t.name == name), None)
         if t is not None and (rows := prod(t.shape[:-1])) != count:
             yield f"the vocabulary has {count} tokens, {name} {rows} rows"

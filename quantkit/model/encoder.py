@@ -23,13 +23,13 @@ from quantkit.model.from_checkpoint import (
     architecture_of,
     chosen_outtype,
     coding_settings,
-    computed,
     config_file,
 )
 from quantkit.model.metadata import add_general, add_keys
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.names import known_names
 from quantkit.model.placement import place
+from quantkit.model.prepared import computed
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import decoded

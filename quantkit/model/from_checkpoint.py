@@ -3,7 +3,7 @@ the headers are read here, and the few that become keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from quantkit.architectures import find
 from quantkit.architectures.class_defaults import class_defaults
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError, SourceNotFound, TensorMissing, TensorShape
+from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.model.model import Model, ModelTensor
@@ -20,9 +20,17 @@ from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place
 from quantkit.model.pooling import dense_modules, dense_values, is_reranker, pooled, with_head
 from quantkit.model.predicting import predicting_layers, with_shared
+from quantkit.model.prepared import (
+    added,
+    computed,
+    copies,
+    leave_out_twin,
+    values_of,
+    with_scalars,
+)
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
+from quantkit.source.codings import Settings, decoded, read_settings, settings_note
 from quantkit.source.mistaken import no_model
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
@@ -32,7 +40,6 @@ from quantkit.tokenizer.vocabulary import malformed
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
 MAX_LAYERS = 100_000
-_AT_ONCE = 1 << 22  # weights that are compared
 
 # general.file_type where weights are kept in the blocks that they are released in
 MXFP4_FILE, NVFP4_FILE = 38, 39
@@ -43,7 +50,7 @@ KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before 
 # (llama.cpp `load_hparams`)
 TEXT_CONFIGS = (
     "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
-    "lfm",
+    "lfm", "transformer_layer_config",
 )  # fmt: skip
 HEADLESS = (
     "LlamaModel",
@@ -60,6 +67,8 @@ OWN_NAMES = (
     "KimiK3ForConditionalGeneration",
     # to its converter these are of the class that their text part names, and of another kind
     "DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM",
+    # drafts, whose layers call themselves otherwise
+    "Eagle3Speculator", "Eagle3DraftModel", "DSparkSpeculator", "DSparkDraftModel",
 )  # fmt: skip
 
 
@@ -81,8 +90,37 @@ def from_checkpoint(
     with malformed(ConfigError, f"{label}: its values are not of the kinds that they should be"):
         arch, config = read_config(files, name)
         odd = _odd_lists(config)
+        if arch.drafts:
+            config = _with_target(config, files, options)
     with malformed(ConfigError, f"{label} contradicts itself{odd}"):
         return _converted(files, name, arch, config, outtype, pre, options)
+
+
+def _with_target(config: Config, files: CheckpointFiles, options: ConversionOptions) -> Config:
+    """A draft's config with what it takes of the model that it drafts for. Raises ConfigError."""
+    if options.target is None:
+        raise ConfigError(
+            f"{config.where}: a draft for another model, whose vocabulary it has: name the "
+            "directory of that one (--target-model-dir)"
+        )
+    if files.has("mask_embedding.pt"):
+        raise ConfigError(f"{files.where}: mask_embedding.pt is not read")
+    label, values = str(options.target), CheckpointFiles.local(options.target).json("config.json")
+    parts = [part for name in TEXT_CONFIGS if isinstance(part := Config(values).find(name), dict)]
+    target = Config({**values, **dict(*parts[-1:])}, label)
+    used, _ = _names(values, parts[-1:])
+    sizes = {
+        name: target.one(name, default=0)
+        for name in ("hidden_size", "num_hidden_layers", "vocab_size")
+    }
+    more = {"architecture": used, "mrope_section": target.rope.get("mrope_section")}
+    return replace(config, values={**config.values, "target": {**sizes, **more}})
+
+
+def _names(values: Mapping[str, Any], text: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The name that says which family it is, and that of the whole; `text`: its text part."""
+    whole, *inner = map(architecture_of, (values, *text))
+    return whole if whole in OWN_NAMES or not any(inner) else inner[0], whole
 
 
 def _odd_lists(config: Config) -> str:
@@ -114,17 +152,17 @@ def _converted(
     config = replace(config, values={**config.values, "quantization_config": settings.values})
     by_name = {t.name: t for t in decoded(stored, settings)}
     _check_layers(config, by_name)
-    _leave_out_twin(arch, by_name)
-    config = _with_scalars(arch, config, by_name)
+    leave_out_twin(arch, by_name)
+    config = with_scalars(arch, config, by_name)
     by_name = with_shared(arch, config, by_name)
-    by_name |= {n: computed(n, values, files) for n, values in arch.added(config).items()}
     config = replace(config, values={**config.values, "only_mtp": options.mtp == "only"})
+    if arch.learned is not None:
+        learned = arch.learned(by_name, values_of)
+        config = replace(config, values={**config.values, **learned})
+    by_name = {**copies(arch, by_name), **by_name} | added(arch, config, by_name, files)
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
     outtype = chosen_outtype(outtype, stored, by_name.values())
-    if arch.learned is not None:
-        learned = arch.learned(by_name, _integers)
-        config = replace(config, values={**config.values, **learned})
     config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
     dense = dense_modules(files, arch) if options.dense_modules else {}
     config = replace(config, values={**config.values, **dense_values(dense)})
@@ -146,7 +184,8 @@ def _converted(
         for name, (shape, segments) in placed.items()
     )
     file_type = _file_type(outtype, tensors, sources)
-    kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre)
+    target = CheckpointFiles.local(options.target) if arch.drafts and options.target else None
+    kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre, target)
     if precision:
         after = [item.key for item in kv].index("general.quantization_version") + 1
         kv = (*kv[:after], *precision, *kv[after:])
@@ -160,29 +199,6 @@ def _converted(
     notes = (*filter(None, said), *notes)
     partial = frozenset(name for name in sources if arch.plain(name) in arch.cuts)
     return Model(files.name, arch.gguf_arch, tensors, sources, kv, partial, notes)
-
-
-def _leave_out_twin(arch: Architecture, by_name: dict[str, SourceTensor]) -> None:
-    """Take out the tensor that is the same as another, weight for weight."""
-    names = {arch.plain(name): name for name in by_name}
-    found = [names[twin] for twin in arch.twins if twin in names]
-    if len(found) < 2:
-        return
-    one, other = (by_name[name] for name in found)
-    if one.shape != other.shape or one.parts or other.parts:
-        return
-    step = max(1, _AT_ONCE // one.shape[-1])
-    with Files([one.path, other.path]) as opened:
-        for at in range(0, one.n_rows, step):
-            n = min(step, one.n_rows - at)
-            if not np.array_equal(opened.read_rows(one, at, n), opened.read_rows(other, at, n)):
-                return
-    del by_name[one.name]
-
-
-def computed(name: str, data: Any, files: CheckpointFiles) -> SourceTensor:
-    """A tensor of float32 values that are in no checkpoint."""
-    return SourceTensor(name, type_by_name("F32"), data.shape, files.directory, 0, data)
 
 
 def config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
@@ -200,8 +216,7 @@ def read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config
     label = files.label(name)
     raw = Config(files.json(name), label)
     text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
-    whole, *inner = (architecture_of(values) for values in (raw.values, *text))
-    used = whole if whole in OWN_NAMES or not any(inner) else inner[0]
+    used, whole = _names(raw.values, text)
     if name == FORMAT:
         whole = used = FORMAT
     if not used:
@@ -260,6 +275,8 @@ def _head_note(
     """A line where a model is tied and its head was trained apart: three rows tell; or where a head
     of its own is not there, and the architecture does without. Raises ConfigError where llama.cpp
     would take the embedding for such a head."""
+    if arch.drafts:  # what is not there is the other model's
+        return None
     tied = config.find("tie_word_embeddings")
     optional = any(m.optional for m in arch.maps if m.source == "lm_head.weight")
     if tied is False and optional and not any("lm_head" in name for name in stored):
@@ -291,37 +308,6 @@ def _head_note(
         f"{head.name} is not the embedding, to which config.json ties it (tie_word_embeddings): "
         f"{kept}, and transformers uses the embedding"
     )
-
-
-def _integers(t: SourceTensor) -> list[int]:
-    """The values of a small tensor of integers."""
-    with Files((t.path,)) as files:
-        return [int(n) for n in files.read_rows(t, 0, t.n_rows).ravel()]
-
-
-def _with_scalars(arch: Architecture, config: Config, sources: dict[str, SourceTensor]) -> Config:
-    """The config with the values that the checkpoint keeps as tensors of one element, one a layer.
-    They are taken out of `sources`. Raises TensorMissing, TensorShape."""
-    if not arch.scalars:
-        return config
-    by_name = {arch.plain(name): name for name in sources}
-    values = dict(config.values)
-    wanted = {
-        key: [template.format(bid=bid) for bid in range(config.layers)]
-        for key, template in arch.scalars.items()
-    }
-    if lost := [name for names in wanted.values() for name in names if name not in by_name]:
-        raise TensorMissing(
-            f"tensor {lost[0]} is not in the checkpoint ({len(lost)} such are missing)"
-        )
-    tensors = {name: sources.pop(by_name[name]) for names in wanted.values() for name in names}
-    for name, t in tensors.items():
-        if t.n_rows != 1:
-            raise TensorShape(f"tensor {name}: shape {list(t.shape)} found, one value expected")
-    with Files(t.path for t in tensors.values()) as opened:
-        for key, names in wanted.items():
-            values[key] = [float(read(opened, tensors[name], 0, 1)[0, 0]) for name in names]
-    return replace(config, values=values)
 
 
 def coding_settings(files: CheckpointFiles, config: Config) -> Settings:

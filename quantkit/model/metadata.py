@@ -59,6 +59,7 @@ def checkpoint_metadata(
     tensors: Sequence[ModelTensor],
     file_type: int,
     pre: str | None,
+    target: CheckpointFiles | None = None,
 ) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
     """All key-values of the file, and notes for people on what was chosen.
 
@@ -77,7 +78,12 @@ def checkpoint_metadata(
     reranks = add_reranker(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
+    if target is not None:  # a draft has the vocabulary of the model that it drafts for
+        files, name = target, config.find("target.architecture")
     kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
+    if arch.last_keys:
+        add_keys(writer, arch.last_keys, config)
+        kv = writer.entries
     return kv, (*reranks, *notes)
 
 
@@ -223,6 +229,7 @@ _PER_LAYER = (
 )  # fmt: skip
 _OTHER_LISTS = (
     "attention.compress_ratios", "classifier.output_labels", "rope.dimension_sections",
+    "target_layers",
 )  # fmt: skip
 
 

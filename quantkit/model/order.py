@@ -6,7 +6,7 @@ before that, what it rebuilds from parts of other names after it.
 
 from __future__ import annotations
 
-from quantkit.architectures.rules import Map
+from quantkit.architectures.rules import AGAIN, Map
 from quantkit.model.blocks import BLOCKS
 from quantkit.source.tensors import SourceTensor
 
@@ -21,7 +21,7 @@ _CODINGS = {"gptq": _REBUILT, "awq": _REBUILT, "packed": _REBUILT}
 def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
     """The place of a tensor, number `number` of the checkpoint, that row `m` takes."""
     # a fused tensor stands where the last of its experts would
-    name = t.name
+    name = t.name.partition(AGAIN)[0]
     if m.like:
         at = name.find(_TEXT)
         name = m.like.format(bid=bid, xid=9)
@@ -36,6 +36,6 @@ def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
         return _MXFP4, bid, t.name.partition(f".{xid}.")[2], *place
     if m.beside and "mid" in m.fields:  # a pair of each layer ahead, when the experts are done
         return _MXFP4, bid, "~", *place
-    first = t.coding in BLOCKS or t.data is not None  # what is computed, too
+    first = t.coding in BLOCKS or (t.data is not None and not m.like)  # what is computed, too
     turn = _MXFP4 if first else _CODINGS.get(t.coding, _PLAIN)
     return turn, 0, "", *place

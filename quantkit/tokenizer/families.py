@@ -54,7 +54,9 @@ class VocabRules:
     `pieces_pre`: the pre-tokenizer of a tokenizer.json of pieces, which are joined by merges.
     `of_ranks`: (width of the model, kind, id) of special tokens that overrule a vocabulary of
     tiktoken ranks.
-    `by_flag`: an added token is special if the files say so, however it looks.
+    `by_flag`: an added token is special if the files say so, however it looks. `template`: the
+    chat template, whatever the files have. `world`: RWKV's table of byte strings.
+    `plamo`: what ends a turn in PLaMo's vocabulary.
     """
 
     names: tuple[str, ...] = ()
@@ -83,6 +85,9 @@ class VocabRules:
     pieces_pre: str = ""
     by_flag: bool = False
     of_ranks: tuple[tuple[int, str, int], ...] = ()
+    template: str = ""
+    world: bool = False
+    plamo: str = ""
 
 
 _LLAMA = VocabRules(
@@ -121,6 +126,11 @@ _GLM = VocabRules(
          ("eom", "<|observation|>")),
 )  # fmt: skip
 _END = "<|endoftext|>"
+_CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content']"
+    " + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 RULES: tuple[VocabRules, ...] = (
     *_llama_like(_LLAMA),
@@ -148,7 +158,8 @@ RULES: tuple[VocabRules, ...] = (
                       "Gemma3TextModel"), space_prefix=False),
     VocabRules(
         names=("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
-               "Gemma4UnifiedForConditionalGeneration"), model="gemma4",
+               "Gemma4UnifiedForConditionalGeneration", "Gemma4AssistantForCausalLM",
+               "Gemma4UnifiedAssistantForCausalLM", "EmbeddingGemma2Model"), model="gemma4",
         space_prefix=False, add=(("bos", True),),
         shown=("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
                "<tool_response|>", '<|"|>'),
@@ -189,6 +200,16 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
     VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
                late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
+    VocabRules(names=("Qwen3ASRForConditionalGeneration",), template=_CHATML,
+               late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
+    VocabRules(names=("MuseGlimmerForConditionalGeneration",), late_ids=(("eot", "<|eot|>"),)),
+    VocabRules(names=("GPTRefactForCausalLM",), pre="refact",
+               late_ids=(("prefix", 1), ("suffix", 3), ("middle", 2))),
+    VocabRules(names=("Rwkv6ForCausalLM", "Rwkv7ForCausalLM", "RWKV7ForCausalLM"), world=True,
+               ids=(("eot", 261),), late_ids=(("bos", 0), ("eos", 0))),
+    VocabRules(names=("Plamo2ForCausalLM", "PLaMo2ForCausalLM"), plamo="<|plamo:op|>"),
+    VocabRules(names=("Plamo3ForCausalLM", "PLaMo3ForCausalLM"), plamo="<|plamo:tag|>"),
+    VocabRules(names=("QWenLMHeadModel",), ids=(("bos", _END), ("eos", _END), ("unk", _END))),
     VocabRules(names=("LagunaForCausalLM",), pre="laguna", template_file_wins=True,
                turns_end=True, control=("</assistant>",)),
     VocabRules(names=("BailingMoeForCausalLM",), pre="bailingmoe"),

@@ -17,7 +17,7 @@ from typing import Any
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.tokenizer import byte_level, sentencepiece, tiktoken, unigram, wordpiece
+from quantkit.tokenizer import byte_level, rwkv, sentencepiece, tiktoken, unigram, wordpiece
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.sentencepiece import Pieces
@@ -41,6 +41,10 @@ def read_tokens(
             return unigram.from_model(files, name, size, fairseq, mask)
         if name != "tokenizer.model":
             raise TokenizerError(f"{files.label(name)}: it is split by merges, not by scores")
+    if rules.world:
+        if not files.has(rwkv.FILE):
+            raise TokenizerError(f"{files.where}: {rwkv.FILE} is not there")
+        return rwkv.read(files, size)
     json_counts = rules.model or rules.json_first
     if files.has("tokenizer.model") and not (
         files.has("tokenizer.json") and (json_counts or _holds_ranks(files.data("tokenizer.model")))

@@ -1,8 +1,8 @@
 """tiktoken vocabularies: ranks of byte strings, read without running the checkpoint's own code.
 
-The merges follow from the ranks; the special tokens come after them. Two kinds are known, Kimi's
-and HunYuan's (llama.cpp `conversion/deepseek.py` and `conversion/hunyuan.py`, and the tokenizers of
-the two families).
+The merges follow from the ranks; the special tokens come after them. Three kinds are known, Kimi's,
+HunYuan's and the first Qwen's (llama.cpp `conversion/deepseek.py`, `conversion/hunyuan.py` and
+`conversion/base.py`, _set_vocab_qwen, and the tokenizers of these families).
 """
 
 from __future__ import annotations
@@ -51,7 +51,17 @@ def _hunyuan(config: Config, token_id: int, place: int) -> str:
     return f"<|extra_{extra}|>" if extra < 205 else ""
 
 
-KINDS = (Kind("tiktoken.model", "kimi-k2", _kimi), Kind("hy.tiktoken", "hunyuan", _hunyuan))
+def _qwen(config: Config, token_id: int, place: int) -> str:
+    if place < 3:
+        return ("<|endoftext|>", "<|im_start|>", "<|im_end|>")[place]
+    return f"<|extra_{place - 3}|>" if place < 208 else ""
+
+
+KINDS = (
+    Kind("tiktoken.model", "kimi-k2", _kimi),
+    Kind("hy.tiktoken", "hunyuan", _hunyuan),
+    Kind("qwen.tiktoken", "qwen2", _qwen),
+)
 
 
 def kind_of(files: CheckpointFiles) -> Kind | None:

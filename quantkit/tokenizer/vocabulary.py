@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.tokenizer import mistral
+from quantkit.tokenizer import mistral, plamo
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.past_the_end import left_out
 from quantkit.tokenizer.sentencepiece import Pieces
@@ -50,7 +50,7 @@ class Vocabulary:
     ...) are by kind: "bos", "eot" ... A vocabulary `of_mistral` has its keys in another order.
     """
 
-    model: str  # tokenizer.ggml.model: "llama", "gpt2", "gemma4", "bert", "t5" or "whitespace"
+    model: str  # tokenizer.ggml.model: "llama", "gpt2", "gemma4", "bert", "t5", "rwkv" ...
     pre: str  # tokenizer.ggml.pre; "" leaves the key out
     tokens: list[str]
     types: list[int]
@@ -97,6 +97,8 @@ class Vocabulary:
         if self.merges:
             writer.add_token_merges(self.merges)
         _write_ids(writer, self.special.ids)
+        if self.model in plamo.MODELS.values():
+            writer.add_add_space_prefix(False)
         _write_flags(writer, self.special.add)
         _write_templates(writer, self.special.templates)
         for name, flag in self.special.normalizer.items():
@@ -188,6 +190,8 @@ def _read(
     own = architecture == mistral.FORMAT
     if own or (rules.tekken and mistral.alone(files)):
         return _of_mistral(mistral.read(files, size, template_file=own))
+    if rules.plamo:
+        return _of_plamo(files, size, rules)
     table = read_tokens(files, size, pre, rules, architecture)
     if isinstance(table, Pieces):
         vocab = Vocabulary(
@@ -228,6 +232,8 @@ def _read(
     special = read_special_tokens(files, n_vocab, rules.template_file_wins)
     special.ids = {**vocab.special.ids, **special.ids}
     vocab.special = special
+    if rules.template:
+        special.templates["default"] = rules.template
     _apply(rules, vocab, files)
     _rename_padding(vocab)
     if rules.turns_end:
@@ -255,6 +261,14 @@ def _lost(vocab: Vocabulary) -> str | None:
         return None
     names = ", ".join(f"{vocab.tokens[i]!r} ({i})" for i in lost[:3])
     return f"{len(lost)} added tokens hold U+FFFD and will be found in no text: {names}"
+
+
+def _of_plamo(files: CheckpointFiles, size: int | None, rules: VocabRules) -> Vocabulary:
+    table, model = plamo.read(files, size), plamo.model(files)
+    special = plamo.special(files, table.tokens, rules.plamo)
+    if model == "plamo3":  # llama.cpp's converter leaves it out of the second
+        special.templates = read_special_tokens(files, len(table.tokens), True).templates
+    return Vocabulary(model, "default", table.tokens, table.types, table.scores, special=special)
 
 
 def _of_mistral(found: mistral.MistralVocabulary) -> Vocabulary:

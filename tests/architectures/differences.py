@@ -22,18 +22,36 @@ MISSED: dict[str, tuple[str, Any]] = {
     "falcon-11b": (".rope.freq_base", 500042.0),
     "gpt-neox-seq": (".rope.freq_base", 20000.0),
     "granite-swa-theta": (".attention.rope_pattern", [False, True, True, True]),
+    "qwen1": (".attention.layer_norm_rms_epsilon", np.float32(1e-6)),
     "mpt-learned": (".attention.head_count_kv", 1),
 }
 # its converter drops what stands before the last matrix of the classifier, or leaves rows in an
 # order that its runtime takes for another: tensors of ours that are not so, or not there at all
 _CLS = frozenset({"cls.weight", "cls.bias"})
 _QKV = frozenset({"blk.0.attn_qkv.weight", "blk.1.attn_qkv.weight"})
-OWN = {"bert-labels": _CLS, "bert-reranker": _CLS, "neobert": _QKV, "neobert-classifier": _QKV}
+_IMAGES = frozenset(
+    f"blk.{bid}.vis_{role}.weight"
+    for bid in (0, 1)
+    for role in ("attn_qkv", "attn_output", "gate", "up", "down")
+)
+OWN = {
+    "bert-labels": _CLS,
+    "bert-reranker": _CLS,
+    "neobert": _QKV,
+    "neobert-classifier": _QKV,
+    "cogvlm-kv": _IMAGES,
+}
 # values that are another
 VALUES: dict[str, dict[str, Any]] = {
     "bert-labels": {"general.size_label": "1.4M"},  # with those counted
     "bert-reranker": {"general.size_label": "1.4M"},
     "deepseek-v4-mtp": {"tokenizer.chat_template": None},  # llama.cpp's own, of no checkpoint
+    "cogvlm-kv": {"general.size_label": "2.9M"},
+    # where the first layer has no heads, llama.cpp's rotation has no end
+    "plamo2": {"plamo2.attention.head_count": [4, 4, 4, 4]},
+    "plamo2-few": {"plamo2.attention.head_count": [4, 4]},
+    "plamo2-silent": {"plamo2.attention.head_count": [4, 4]},
+    "rwkv6-unscaled": {"tokenizer.chat_template": None},  # one of llama.cpp's own
     "glm-hf": {
         "chatglm.context_length": 1024,
         "chatglm.attention.layer_norm_rms_epsilon": float(np.float32(1.5625e-07)),

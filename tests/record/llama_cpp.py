@@ -31,7 +31,8 @@ class Converter:
     ) -> dict[str, Any]:
         """What `convert_hf_to_gguf.py` makes, as `fingerprint.of_file`, or {"splits": [one, ...]}.
 
-        `case` has `pre`, the pre-tokenizer's name or None, and `args`, the converter's options; an
+        `case` has `pre`, the pre-tokenizer's name or None, and `args`, the converter's options, in
+        which CHECKPOINT is the checkpoint's path; an
         adapter's has `base`, the folder in it with its base's config. The file stays if `out` says
         where.
 
@@ -50,7 +51,7 @@ class Converter:
                     str(made),
                     "--outtype",
                     outtype,
-                    *case["args"],
+                    *(arg.replace("CHECKPOINT", str(checkpoint)) for arg in case["args"]),
                     *(("--base", str(checkpoint / case["base"])) if case.get("base") else ()),
                 ]
             )

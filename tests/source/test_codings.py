@@ -100,7 +100,7 @@ def test_a_part_that_is_missing_is_named(scheme: str, part: str, tmp_path: Path)
         ("fp8 in blocks", {"weight_block_size": None}, "scales found for 96 rows"),
         ("fp8 in blocks", {"weight_block_size": ["a", 0]}, "blocks of"),
         ("fp8 in blocks", {"weight_block_size": [0, 128]}, "blocks of"),
-        ("fp8 in blocks", {"quant_method": "bitnet"}, "'bitnet', which is not read .*16-bit"),
+        ("fp8 in blocks", {"quant_method": "quark"}, "'quark', which is not read .*16-bit"),
         ("fp8 in blocks", {"quant_method": None}, r"config\.json: no quantization_config"),
     ],
 )  # fmt: skip

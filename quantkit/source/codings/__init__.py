@@ -25,6 +25,7 @@ from quantkit.source.codings import (
     plain,
     product,
     scaled,
+    ternary,
 )
 from quantkit.source.codings.parts import Decoder, Found, Join, Rows, cut
 from quantkit.source.codings.settings import Settings, read_settings
@@ -177,6 +178,8 @@ def _join_scaled(ending: str) -> Join:
             raise scaled.missing_weight(name, scale)
         if not weight.raw and not name.endswith(".weight") and ending == "_scale":
             return None
+        if settings.method == "bitnet":
+            return ternary.join(found, name, settings)
         if weight.raw == "U8" and scale.raw == "F8_E4M3":
             return nvfp4.join(found, name, name, settings)
         if weight.raw == "U8" and scale.raw in ("U8", "F8_E8M0"):
@@ -200,8 +203,8 @@ def _join_beside(ending: str) -> Join:
     return join
 
 
-METHODS = ("awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "modelopt",
-           "mxfp4")  # fmt: skip
+METHODS = ("awq", "bitnet", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq",
+           "modelopt", "mxfp4")  # fmt: skip
 # the ending of a part that each weight of a coding has -> how the parts are put together
 _JOINS: Mapping[str, Join] = {
     "_blocks": mxfp4.join_blocks,
@@ -229,6 +232,7 @@ _KEPT_AS: Mapping[str, str] = {
     "awq": "AWQ", "bitsandbytes8": "bitsandbytes' 8 bits", "bitsandbytes4": "bitsandbytes' 4 bits",
     "gptq": "GPTQ", "mxfp4": "MXFP4", "mxfp4_pairs": "MXFP4", "mxfp4_floats": "MXFP4",
     "nvfp4": "NVFP4", "nvfp4_floats": "NVFP4", "packed": "packed integers",
+    "ternary": "BitNet's two bits",
 }  # fmt: skip
 _RAW: Mapping[str, str] = {"F8_E4M3": "FP8", "F8_E5M2": "FP8", "I8": "INT8"}
 _DECODERS: Mapping[str, Decoder] = {
@@ -249,4 +253,5 @@ _DECODERS: Mapping[str, Decoder] = {
     "product": product.read,
     "scaled": scaled.read,
     "scales": nvfp4.read_scales,
+    "ternary": ternary.read,
 }

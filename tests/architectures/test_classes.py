@@ -1,0 +1,168 @@
+"""Families whose vocabularies, codings or rules are their own: what is read and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit import errors
+from quantkit.architectures.rules import ConversionOptions
+from quantkit.gguf.container import read_header
+from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.source.checkpoint_files import CheckpointFiles
+from tests import golden
+from tests.architectures.test_architectures import convert
+from tests.checkpoints import architectures
+from tests.test_errors import edit_config, edit_tensors
+
+Broken = Callable[..., Path]
+
+
+def _values(path: Path, name: str) -> np.ndarray[Any, Any]:
+    """The values of a bfloat16 tensor of a file, flat."""
+    header, data = read_header(path), path.read_bytes()
+    t = next(t for t in header.tensors if t.name == name)
+    n = int(np.prod(t.shape))
+    raw = np.frombuffer(data, np.uint16, n, header.data_offset + t.offset)
+    return (raw.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize("linear", ["autobitlinear", "bitlinear"])
+def test_bitnet_in_two_bits(linear: str, broken: Broken, tmp_path: Path) -> None:
+    """As the 2B is released, where llama.cpp's converter stops: the values are taken as they are,
+    times the scale or, in the other class of layers, divided by it."""
+    source, path = broken("bitnet"), tmp_path / "out.gguf"
+    edit_config(
+        source, architectures=["BitNetForCausalLM"], model_type="bitnet", hidden_act="relu2",
+        quantization_config={"quant_method": "bitnet", "linear_class": linear},
+    )  # fmt: skip
+    codes = np.random.default_rng(0).integers(0, 3, (4, 64, 256)).astype(np.uint8)
+
+    def pack(tensors: dict[str, Any]) -> None:
+        for name in [n for n in tensors if n.endswith("_proj.weight")]:
+            _, (rows, columns), _ = tensors[name]
+            few = np.resize(codes, (4, rows // 4, columns))
+            packed = few[0] | few[1] << 2 | few[2] << 4 | few[3] << 6
+            tensors[name] = ("U8", [rows // 4, columns], packed.tobytes())
+            tensors[f"{name}_scale"] = ("F32", [1], np.float32([0.25]).tobytes())
+        for name in [n for n in tensors if "inner_attn_ln" in n]:
+            tensors[name.replace("inner_attn_ln", "attn_sub_norm")] = tensors.pop(name)
+
+    edit_tensors(source, pack)
+    model = convert(source, path, "bf16", None, ConversionOptions())
+    assert any("'hidden_act' is 'relu2'" in note for note in model.notes)
+    expected = (codes.astype(np.float32) - 1) * (0.25 if linear == "autobitlinear" else 4)
+    found = _values(path, "blk.1.attn_output.weight")
+    assert (found == expected.ravel()).all()
+
+
+def test_norms_of_each_head_are_kept(broken: Broken, tmp_path: Path) -> None:
+    """llama.cpp's converter has the first one's in place of all."""
+    source, path = broken("chameleon-34b"), tmp_path / "out.gguf"
+    norms = np.arange(64, dtype=np.float32).reshape(4, 16)
+
+    def number(tensors: dict[str, Any]) -> None:
+        name = "model.layers.0.self_attn.q_norm.weight"
+        tensors[name] = ("F32", [4, 16], norms.tobytes())
+
+    edit_tensors(source, number)
+    convert(source, path, "bf16", "qwen2", ConversionOptions())
+    header, data = read_header(path), path.read_bytes()
+    t = next(t for t in header.tensors if t.name == "blk.0.attn_q_norm.weight")
+    found = np.frombuffer(data, np.float32, 64, header.data_offset + t.offset).reshape(4, 8, 2)
+    assert (found == norms.reshape(4, 2, 8).swapaxes(1, 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "words"),
+    [
+        ("chameleon", {"vocab_size": 8000}, "8192 tokens are of images"),
+        ("jais", {"position_embedding_type": "learned"}, "needs 'alibi'"),
+        ("plamo2", {"mamba_enabled": False}, "'mamba_enabled' is False"),
+        ("bitnet", {"tie_word_embeddings": False}, "'tie_word_embeddings' is False"),
+        ("arwkv7", {"wkv_version": 6}, "'wkv_version' is 6"),
+    ],
+)
+def test_what_llama_cpp_would_not_run_is_refused(
+    case: str, changes: dict[str, Any], words: str, broken: Broken
+) -> None:
+    source = broken(case)
+    edit_config(source, **changes)
+    with pytest.raises(errors.ConfigError, match=words):
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen2")
+
+
+def test_layers_rotate_where_they_have_a_window(broken: Broken) -> None:
+    source = broken("muse-glimmer")
+    path = source / "config.json"
+    config = json.loads(path.read_text())
+    for bases, good in (([5e5, 5e5, 5e5, 0], True), ([0, 5e5, 5e5, 0], False)):
+        config["text_config"]["layer_rope_theta"] = bases
+        path.write_text(json.dumps(config))
+        if good:
+            from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen2")
+            continue
+        with pytest.raises(errors.ConfigError, match="'layer_rope_theta' must be"):
+            from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen2")
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "old", "new", "words"),
+    [
+        ("rwkv7", "rwkv_vocab_v20230424.txt", "263 'the' 3", "263 'the' 4", "line 263 is not"),
+        ("rwkv7", "rwkv_vocab_v20230424.txt", "263 'the' 3", "263 exit() 3", "line 263 is not"),
+        ("rwkv7", "rwkv_vocab_v20230424.txt", "263 'the' 3", "263 '\\xz' 3", "line 263 is not"),
+        ("plamo2", "tokenizer.jsonl", '["the", -3.25', '["the", "x"', "is not a token and its"),
+        ("plamo2", "tokenizer.jsonl", '["the", -3.25', '["the", ', "line 358"),
+        ("plamo2", "tokenizer.jsonl", "<|plamo:op|>", "<|plamo:no|>", "'<|plamo:op|>' is no token"),
+        ("plamo3", "tokenizer_config.json", "Plamo3Tokenizer", "Plamo4", "'Plamo4'; Plamo2"),
+    ],
+)  # fmt: skip
+def test_damaged_vocabularies_are_refused(
+    case: str, file: str, old: str, new: str, words: str, broken: Broken
+) -> None:
+    source = broken(case)
+    text = (source / file).read_text("utf-8")
+    assert old in text
+    (source / file).write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(errors.QuantkitError) as caught:
+        from_checkpoint(CheckpointFiles.local(source), "bf16")
+    message = str(caught.value)
+    assert words in message, message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("case", ["rwkv6", "plamo2", "plamo3"])
+def test_vocabularies_that_are_longer_or_absent(case: str, broken: Broken) -> None:
+    source = broken(case)
+    edit_config(source, vocab_size=100)
+    edit_tensors(source, lambda tensors: [_cut(tensors, name) for name in [*tensors]])
+    with pytest.raises(errors.TokenizerError, match="and the model has 100"):
+        from_checkpoint(CheckpointFiles.local(source), "bf16")
+    name = "rwkv_vocab_v20230424.txt" if case == "rwkv6" else "tokenizer.jsonl"
+    (source / name).unlink()
+    with pytest.raises(errors.TokenizerError, match="is not there"):
+        from_checkpoint(CheckpointFiles.local(source), "bf16")
+
+
+def _cut(tensors: dict[str, Any], name: str) -> None:
+    """The first 100 rows of a table of tokens."""
+    dtype, shape, data = tensors[name]
+    if "embed" in name or name.startswith(("head", "lm_head")):
+        tensors[name] = (dtype, [100, shape[1]], data[: 200 * shape[1]])
+
+
+def test_pieces_have_scores(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """XVERSE's, which llama.cpp's converter writes without."""
+    path = tmp_path / "out.gguf"
+    convert(checkpoint("xverse"), path, "bf16", None, ConversionOptions())
+    header = read_header(path)
+    assert len({*header.get("tokenizer.ggml.scores")}) > 100
+    theirs = architectures()["xverse"]["golden"]["outtypes"]["bf16"]
+    tokens = next(i for i in header.kv if i.key == "tokenizer.ggml.tokens")
+    assert golden.fingerprint(tokens) == theirs["kv"]["tokenizer.ggml.tokens"]
