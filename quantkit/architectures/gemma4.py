@@ -272,6 +272,14 @@ GEMMA4_ASSISTANT = replace(
 )  # fmt: skip
 
 
+def _unless_listed(config: Config, name: str, default: int) -> int | None:
+    """What its class makes the sizes of layers with full attention of."""
+    if config.find("per_layer_config") is not None:
+        return None
+    n: int = config.get(name, default=default)
+    return n
+
+
 # vectors of texts, images and sounds; what the encoders see is not read
 EMBEDDING_GEMMA2 = replace(
     GEMMA4_INPUTS,
@@ -293,8 +301,12 @@ EMBEDDING_GEMMA2 = replace(
     ),
     renames=((r"^(model\.)?(?=(layers|norm|embed_tokens|embedding_projection|ple)\.)", "model."),
              (r"\.(ple|ple_block)\.", ".")),
-    aliases={"num_kv_shared_layers": lambda c: 0},
+    aliases={
+        "num_kv_shared_layers": lambda c: 0,
+        "num_global_key_value_heads": lambda c: _unless_listed(c, "num_global_key_value_heads", 1),
+        "global_head_dim": lambda c: _unless_listed(c, "global_head_dim", 512),
+    },
     computed={},
 )  # fmt: skip
 
-FAMILY = (GEMMA4, GEMMA4_UNIFIED)
+FAMILY = (GEMMA4, GEMMA4_UNIFIED, GEMMA4_ASSISTANT, EMBEDDING_GEMMA2)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from quantkit.architectures.common import DIMS, EMBEDDINGS, TEXT_KEYS, L, attention, gated_mlp
+from quantkit.architectures.llama import kv_heads_if_said
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -64,7 +65,7 @@ JOINED = (
 HRM_TEXT = Architecture(
     hf_names=("HrmTextForCausalLM",),
     gguf_arch="hrm_text",
-    keys=(Key("{arch}.block_count", _runs), *TEXT_KEYS[1:]),
+    keys=(Key("{arch}.block_count", _runs), *kv_heads_if_said(TEXT_KEYS[1:])),
     late_keys=(
         Key("{arch}.rope.dimension_count", lambda c: c.head_dim),
         Key("{arch}.embedding_scale", _scale, "FLOAT32"),
