@@ -72,8 +72,8 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         yield "tokenizer.ggml.tokens is no array of STRING"
         return
     count = kv["tokens"].length
-    arch = by_key.get("general.architecture")
-    other = arch is not None and arch.value in _OTHER_OUTPUT
+    named = by_key.get("general.architecture")
+    other = named is not None and named.value in _OTHER_OUTPUT
     for name in ("token_embd.weight", *(() if other else ("output.weight",))):
         t = next((t for t in tensors if t.name == name), None)
         if t is not None and (rows := prod(t.shape[:-1])) != count:
