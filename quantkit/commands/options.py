@@ -171,6 +171,9 @@ Recipe = Annotated[
         help="moe: fewer bytes for experts, more for the rest. Or FILE.gguf: each tensor as there.",
     ),
 ]
+TargetDir = Annotated[Path | None, typer.Option(
+    "--target-model-dir", metavar="DIR", rich_help_panel=CONVERSION,
+    help="Of a draft: the checkpoint that it drafts for.")]  # fmt: skip
 MaxSize = Annotated[
     str | None,
     typer.Option(
@@ -312,15 +315,7 @@ def reading_and_layout(
             help="EmbeddingGemma: with the dense modules after its output.",
         ),
     ] = False,
-    target: Annotated[
-        Path | None,
-        typer.Option(
-            "--target-model-dir",
-            metavar="DIR",
-            rich_help_panel=CONVERSION,
-            help="Of a draft: the checkpoint that it drafts for.",
-        ),
-    ] = None,
+    target: TargetDir = None,
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
