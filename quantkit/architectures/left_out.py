@@ -27,5 +27,4 @@ REASONS: dict[str, str] = {
          "NimbleModel", "OpenJevModel", "PplxDeciderModel"),
         _DECIDES,
     ),
-    "GraniteSwitchForCausalLM": "its adapters are tensors of their own, which is not done",
 }  # fmt: skip

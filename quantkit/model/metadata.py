@@ -228,8 +228,8 @@ _PER_LAYER = (
     "xielu.alpha_p", "xielu.beta", "xielu.eps",
 )  # fmt: skip
 _OTHER_LISTS = (
-    "attention.compress_ratios", "classifier.output_labels", "rope.dimension_sections",
-    "target_layers",
+    "adapters.token_ids_activate", "adapters.token_ids_substitute", "attention.compress_ratios",
+    "classifier.output_labels", "rope.dimension_sections", "target_layers",
 )  # fmt: skip
 
 

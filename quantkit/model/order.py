@@ -37,5 +37,6 @@ def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
     if m.beside and "mid" in m.fields:  # a pair of each layer ahead, when the experts are done
         return _MXFP4, bid, "~", *place
     first = t.coding in BLOCKS or (t.data is not None and not m.like)  # what is computed, too
-    turn = _MXFP4 if first else _CODINGS.get(t.coding, _PLAIN)
+    kept = (t.coding, *(part.coding for part in t.parts))
+    turn = _MXFP4 if first else max(_CODINGS.get(coding, _PLAIN) for coding in kept)
     return turn, 0, "", *place

@@ -181,7 +181,8 @@ def model_facts(model: Model, request: Request = PLAIN) -> ModelFacts:
     heads = number("attention.head_count")
     return ModelFacts(
         arch=model.arch,
-        n_layers=number("block_count"),
+        # llama.cpp counts the layer without weights that finds a Granite's adapters
+        n_layers=number("block_count") + (model.arch == "graniteswitch"),
         n_experts=number("expert_count"),
         n_heads=heads,
         n_kv_heads=number("attention.head_count_kv", heads),

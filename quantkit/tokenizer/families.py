@@ -103,7 +103,8 @@ _LLAMA = VocabRules(
 )  # fmt: skip
 _GRANITE = replace(
     _LLAMA, names=("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM",
-                   "GraniteSWAForCausalLM", "GraniteMoeSWAForCausalLM"),
+                   "GraniteSWAForCausalLM", "GraniteMoeSWAForCausalLM",
+                   "GraniteSwitchForCausalLM"),
     pre="refact",
 )  # fmt: skip
 
