@@ -21,7 +21,8 @@ $(VENV)/.installed: pyproject.toml
 	$(PIP) --editable ".[compile]" $(LOWEST)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.installed constraints-dev.txt
+$(VENV)/.dev: pyproject.toml constraints-dev.txt
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) --editable ".[dev]" --constraint constraints-dev.txt $(LOWEST)
 	@touch $@
 

@@ -32,6 +32,7 @@ from tests import golden
 from tests.architectures.differences import EIGHT_OF_FOUR, MISSED, OWN, SILENT, VALUES
 from tests.checkpoints import architectures
 from tests.conftest import sha256
+from tests.sampling import one_in
 from tests.test_errors import edit_config, edit_tensors
 
 Get = Callable[[str], Path]
@@ -68,7 +69,7 @@ def _jobs() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("case", "outtype"), _jobs())
+@pytest.mark.parametrize(("case", "outtype"), one_in(2, _jobs()))
 def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_path: Path) -> None:
     theirs = architectures()[case]["golden"]
     path = tmp_path / "out.gguf"

@@ -15,18 +15,14 @@ from quantkit.model.encoder import encoder_from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.config_fuzz import VALUES, changed, places
 from tests.checkpoints import encoders, from_recipe
+from tests.sampling import one_in
 
 ASKED = ConversionOptions(mmproj=True)
 FILES = ("config.json", "params.json", "preprocessor_config.json", "processor_config.json")
 EVERY = 7  # of the changes, one; another one in each case
-# every third case at once, the others where there is time
-CASES = [
-    pytest.param(case, marks=[pytest.mark.slow] if i % 3 else [])
-    for i, case in enumerate(encoders())
-]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", one_in(3, encoders()))
 def test_no_key_of_any_encoder_ends_in_a_traceback(case: str, tmp_path: Path) -> None:
     files = CheckpointFiles.local(from_recipe(case, tmp_path))
     tried, refused, said = 0, 0, list[str]()

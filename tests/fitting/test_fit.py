@@ -47,6 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_files_diverge_less_at_the_same_size(files: dict[str, Path], tmp_path: Path) -> None:
     """In the real llama.cpp."""
     names = [name for name in files if name != "F32"]

@@ -72,6 +72,7 @@ def test_the_divergence_is_that_of_the_definition() -> None:
     assert _of_chunk(p, p, ids)[0] == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_several_texts_weigh_the_same(files: dict[str, Path], tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_bytes((TEXT / "held-c.txt").read_bytes()[:4000])
