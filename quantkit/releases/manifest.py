@@ -109,7 +109,7 @@ class FileRecord:
     def of_data(cls, data: Any) -> FileRecord:
         """What `as_data` gave. Raises ValueError."""
         name = _get(data, "name", str)
-        if not name or name != os.path.basename(name):
+        if name in ("", ".", "..") or name != os.path.basename(name) or "\0" in name:
             raise ValueError(f"{name!r} is not a file of its directory")
         return cls(
             name,

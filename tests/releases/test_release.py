@@ -152,6 +152,8 @@ def test_a_manifest_that_is_damaged_or_points_elsewhere(source: Path, copy: Path
     for bad, reason in (
         (text[:-9], "line"),
         (text.replace(f'"{NAME}-Q2_K.gguf"', '"../Q2_K.gguf"'), "'../Q2_K.gguf' is not a file of"),
+        (text.replace(f'"{NAME}-Q2_K.gguf"', '".."'), "'..' is not a file of"),
+        (text.replace(f'"{NAME}-Q2_K.gguf"', r'"a\u0000"'), "is not a file of"),
         (text.replace('"offset": ', '"offset": -'), "'offset' is -"),
         (text.replace('"bytes"', '"size"'), "'bytes' is missing"),
         (text.replace('"made_from": {', '"made_from": "x", "y": {'), "'made_from' is str"),
