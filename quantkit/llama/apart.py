@@ -125,7 +125,9 @@ def reason(code: int, said: str) -> str:
         if lines := re.findall(pattern, said):
             return " ".join(line.strip() for line in lines[:2]).rpartition(_SITE)[2]
     if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}"
+        name = signal.Signals(-code).name
+        why = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+        return f"it was ended by {name}{why}"
     return (said.strip().splitlines() or ["no reason is given"])[-1].strip()
 
 

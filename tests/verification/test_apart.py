@@ -113,5 +113,6 @@ def test_why_a_process_ended() -> None:
     said = "loading\n/build/llama.cpp/src/llama-model.cpp:1393: GGML_ASSERT(n < 3) failed\n#0 x\n"
     assert apart.reason(-6, said) == "src/llama-model.cpp:1393: GGML_ASSERT(n < 3) failed"
     assert apart.reason(-11, "") == "it was ended by SIGSEGV"
+    assert apart.reason(-9, "").endswith("where memory runs out")
     assert apart.reason(1, "a\nlast words\n") == "last words"
     assert apart.reason(1, "") == "no reason is given"
