@@ -33,7 +33,8 @@ class VocabRules:
     `pre`: the one pre-tokenizer that llama.cpp knows for the family.
     `config_space_prefix`: `add_prefix_space` of tokenizer_config.json is written "first", "last",
     or "after tokens"; `model_space_prefix`: what tokenizer.model says is, there.
-    `space_prefix`: what is written last, whatever the files say.
+    `space_prefix`: what is written last, whatever the files say; `json_space_prefix`: that, where
+    there is no tokenizer.model.
     `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
     is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
     in the vocabulary has no effect.
@@ -64,6 +65,7 @@ class VocabRules:
     pre: str = ""
     config_space_prefix: str = ""
     space_prefix: bool | None = None
+    json_space_prefix: bool | None = None
     ids: tuple[tuple[str, int | str], ...] = ()
     late_ids: tuple[tuple[str, int | str], ...] = ()
     add: tuple[tuple[str, bool], ...] = ()
@@ -263,6 +265,7 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("DreamModel",), by_flag=True),
     VocabRules(names=("LLaDAModelLM",), by_flag=True, add=(("bos", True),)),
     VocabRules(names=("PanguEmbeddedForCausalLM",), config_space_prefix="last"),
+    VocabRules(names=("JambaForCausalLM",), json_space_prefix=False),
 )  # fmt: skip
 
 _keys = [(name, row.size) for row in RULES for name in row.names]

@@ -364,6 +364,8 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
             vocab.late_space_prefix = prefix
         else:
             vocab.middle_space_prefix = prefix
+    if rules.json_space_prefix is not None and not files.has("tokenizer.model"):
+        vocab.late_space_prefix = rules.json_space_prefix
     if rules.space_prefix is not None:
         vocab.space_prefix, vocab.late_space_prefix = None, rules.space_prefix
     if rules.by_flag:

@@ -356,3 +356,10 @@ def test_refused_by_name(case: str, damage: Any, words: str, tmp_path: Path) -> 
     with pytest.raises((TokenizerError, CorruptFile), match=words) as caught:
         vocabulary(directory)
     assert "\n" not in str(caught.value)
+
+
+def test_jamba_puts_no_space_where_tokenizer_json_is_alone(tmp_path: Path) -> None:
+    directory = write_files("mixtral-4x-hfvocab", tmp_path)
+    edit_json(directory / "config.json", architectures=["JambaForCausalLM"])
+    written = keys(vocabulary(directory))
+    assert written["tokenizer.ggml.add_space_prefix"]["value"] is False
