@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ def count_and_label(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int
     import numpy as np
     from gguf import GGUFWriter, size_label
 
+    # it warns of halves of adapters that are among a model's own tensors, and counts none then
+    logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
     counter = GGUFWriter(None, "")
     for name, shape in tensors:
         counter.add_tensor_info(name, shape, np.dtype(np.float32), 0)
