@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from quantkit import cli, errors
-from quantkit.jobs import convert, quantize
+from quantkit.jobs import Run, convert, quantize
 from quantkit.model.open import Reading
 from tests.checkpoints import read_safetensors, write_safetensors
+from tests.told import Told
 
 Broken = Callable[..., Path]
 
@@ -153,13 +154,22 @@ def test_tensor_missing(case: str, broken: Broken, tmp_path: Path) -> None:
     fails(errors.TensorMissing, f"{gone[0]} & 2 layers and 4 experts", source, tmp_path / "out")
 
 
-def test_head_missing_unless_tied(broken: Broken, tmp_path: Path) -> None:
-    source = broken()
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_is_the_embedding(tied: bool, broken: Broken, tmp_path: Path) -> None:
+    """llama.cpp takes the embedding, whatever the config says; where it says otherwise, that is
+    told."""
+    source, told = broken(), Told()
+    edit_tensors(source, lambda tensors: tensors.pop("lm_head.weight"))
+    edit_config(source, tie_word_embeddings=tied)
+    plan = quantize(source, ["Q4_K_M"], tmp_path / "out", run=Run(progress=told))
+    assert plan.outputs[0].by_name["token_embd.weight"].format == "Q6_K"
+    assert any("no lm_head.weight is there" in note for note in told.notes) != tied
+
+
+def test_a_head_that_llama_cpp_asks_for(broken: Broken, tmp_path: Path) -> None:
+    source = broken("minimax-m2")
     edit_tensors(source, lambda tensors: tensors.pop("lm_head.weight"))
     fails(errors.TensorMissing, "lm_head.weight", source, tmp_path / "out")
-    edit_config(source, tie_word_embeddings=True)
-    plan = quantize(source, ["Q4_K_M"], tmp_path / "out")
-    assert plan.outputs[0].by_name["token_embd.weight"].format == "Q6_K"
 
 
 def test_tensor_of_the_wrong_shape(broken: Broken, tmp_path: Path) -> None:

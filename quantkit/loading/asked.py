@@ -133,6 +133,13 @@ def _whole(name: str) -> str:
     return name.removesuffix(".") + ".weight" * (name[-1] != ".")
 
 
+def does_without_head(arch: str) -> bool:
+    """Whether llama.cpp takes the embedding where there is no head."""
+    groups = [g.outside for g in table()[arch].groups if not g.when] if arch in table() else []
+    head = frozenset(["output.weight"])
+    return any(head <= g.may for g in groups) and not any((head,) in g.must for g in groups)
+
+
 def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """Tensors that are missing, and those that nobody asks for."""
     model = _Model(arch, values)

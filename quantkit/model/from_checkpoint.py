@@ -15,6 +15,7 @@ from quantkit.architectures.rules import DEFAULTS, Architecture, Config, Convers
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
+from quantkit.loading.asked import does_without_head
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place
@@ -278,8 +279,9 @@ def _head_note(
     if arch.drafts:  # what is not there is the other model's
         return None
     tied = config.find("tie_word_embeddings")
-    optional = any(m.optional for m in arch.maps if m.source == "lm_head.weight")
-    if tied is False and optional and not any("lm_head" in name for name in stored):
+    heads = [m.optional for m in arch.maps if m.source == "lm_head.weight"]
+    untied = tied is False if any(heads) else not tied and does_without_head(arch.gguf_arch)
+    if heads and untied and not any("lm_head" in name for name in stored):
         return (
             "no lm_head.weight is there, though config.json says that the output is not the "
             "embedding: llama.cpp takes the embedding"

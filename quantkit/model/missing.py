@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.errors import TensorMissing
 from quantkit.gguf.tensor_names import in_block
+from quantkit.loading.asked import does_without_head
 from quantkit.model.names import NUMBER
 from quantkit.source.tensors import SourceTensor
 
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 def check_nothing_missing(
     layout: Layout, sources: Mapping[str, SourceTensor], placed: Container[str]
 ) -> None:
-    """Every tensor that the architecture has is placed. Raises TensorMissing."""
+    """Every tensor that the architecture has is placed, but for a head that is the embedding, or
+    that llama.cpp does without. Raises TensorMissing."""
     config = layout.config
     tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
+    tied = tied or does_without_head(layout.arch.gguf_arch)
     for m in layout.arch.maps:
         if m.optional or (tied and m.source == "lm_head.weight"):
             continue
