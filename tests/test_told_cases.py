@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,24 @@ def test_an_index_of_before(broken: Broken) -> None:
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     says(errors.ShardMissing, "model.safetensors is the model & delete it", source)
+
+
+def test_a_whole_file_beside_an_index(broken: Broken) -> None:
+    """transformers reads the one, and a person may mean the other."""
+    source = broken("mixtral-4x-sharded")
+    shutil.copy(source / "model-00001-of-00003.safetensors", source / "model.safetensors")
+    says(errors.CorruptFile, "beside the 3 files of & keep the files of one model", source)
+
+
+def test_one_id_for_two_texts(broken: Broken) -> None:
+    source = broken("qwen3moe")
+    path = source / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    first, second = list(vocab)[60:62]
+    vocab[second] = vocab[first]
+    path.write_text(json.dumps(tokenizer))
+    says(errors.TokenizerError, f"have the same id, {vocab[first]}", source)
 
 
 @pytest.mark.parametrize("name", ["m.gguf.part1of2", "m.gguf.part2of2"])

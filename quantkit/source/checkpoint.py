@@ -68,6 +68,12 @@ def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:
             f"{files.where}: {len(missing)} of {len(shards)} weight files are not there: "
             f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; {cure}"
         )
+    whole = "model.safetensors" if index == INDEX else "pytorch_model.bin"
+    if whole in files.weights and whole not in shards:  # transformers and llama.cpp read it
+        raise CorruptFile(
+            f"{files.where}: {whole} lies beside the {len(shards)} files of {index}, and which of "
+            "them is the model is not known; keep the files of one model only"
+        )
     tensors = _read_all([files.weights[name] for name in shards])
     stored = {t.name for t in tensors}
     if lost := sorted(weight_map.keys() - stored):

@@ -112,4 +112,8 @@ def _checked_model(tokenizer: Mapping[str, Any], label: str, rules: VocabRules) 
         isinstance(i, int) and i >= 0 for i in model["vocab"].values()
     ):
         raise TokenizerError(f"{label}: its vocabulary is not a table of pieces and ids")
+    by_id: dict[int, str] = {}
+    for text, i in model["vocab"].items():
+        if by_id.setdefault(i, text) != text:
+            raise TokenizerError(f"{label}: {by_id[i]!r} and {text!r} have the same id, {i}")
     return str(kind)
