@@ -27,6 +27,7 @@ from tests.checkpoints import DATA
 from tests.conftest import sha256
 from tests.runtime import Llama
 
+MATRIX = str(DATA / "imatrix" / "mixtral-4x.gguf")
 run = CliRunner().invoke
 Get = Callable[[str], Path]
 
@@ -292,6 +293,10 @@ def test_options_of_the_command(checkpoint: Get, tmp_path: Path) -> None:
         (["--imatrix", "nowhere.gguf"], 1, "nowhere.gguf"),
         (["-t", "IQ2_XXS"], 1, "importance matrix"),
         (["-t", "Q2_K_S"], 1, "importance matrix"),
+        (["--tensor-type", "attn_q=IQ2_XS"], 1, "importance matrix"),
+        (["-t", "IQ2_M-moe"], 1, "importance matrix"),
+        (["-t", "IQ2_M", "--imatrix", MATRIX, "--exclude-weights", "attn_q"], 1, "so few bits"),
+        (["--recipe", "nowhere.gguf"], 1, "nowhere.gguf: no such file"),
     ],
 )
 def test_what_cannot_be(

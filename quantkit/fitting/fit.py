@@ -135,6 +135,10 @@ def fit(
     low = imatrix is not None
     usual = (*LOW_FORMATS, *MOE_FORMATS) if low else MOE_FORMATS
     formats = [find_format(name) for name in formats or usual]
+    if not low and (needed := [fmt for fmt in formats if needs_importance("", fmt)]):
+        raise RecipeError(
+            f"an importance matrix is needed for {', '.join(needed)}; give one with --imatrix"
+        )
     job = prepare(source, ["COPY"], imatrix=imatrix, reading=reading)
     facts = model_facts(job.model, Request(importances=frozenset(job.importance) if low else None))
     tensors = [
@@ -224,8 +228,8 @@ def _makeable(formats: Sequence[str], t: PlannedTensor, important: bool) -> list
     ]
     if not found:
         raise RecipeError(
-            f"{t.name} has no importances, which {', '.join(formats)} need; give an importance "
-            "matrix that has some with --imatrix, or add a larger format to --formats"
+            f"the importance matrix has nothing for {t.name}, which {', '.join(formats)} need; "
+            "add a larger format to --formats"
         )
     return found
 

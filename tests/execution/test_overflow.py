@@ -12,6 +12,7 @@ import pytest
 
 import quant_types
 from quantkit import errors
+from quantkit.calibration.imatrix import Imatrix
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.planning.build import Request
@@ -19,6 +20,7 @@ from quantkit.recipes.choose import Overrides
 from quantkit.releases.release import release
 from quantkit.reporting.inspection import inspect
 from quantkit.verification.verify import verify
+from tests import oracle
 from tests.checkpoints import DTYPES
 from tests.test_errors import edit_tensors
 from tests.verification.damage import rewritten, span
@@ -66,6 +68,38 @@ def test_every_format_with_a_float16(fmt: str, huge: Path, tmp_path: Path) -> No
     assert f"1.09951e+12 is past what {fmt} holds; choose BF16 or F32" in line
     assert "\n" not in line
     assert list(out.iterdir()) == []
+
+
+def data_of(path: Path, name: str) -> bytes:
+    header = read_header(path)
+    return path.read_bytes()[header.data_offset :][span(header, name)]
+
+
+@pytest.mark.parametrize("value", [70144.0, 1e8, 2.0**40, 3e38])
+@pytest.mark.parametrize("fmt", [f.name for f in quant_types.FORMATS if f.takes_importance])
+def test_with_importances_the_bytes_are_ggmls_or_none_are_written(
+    fmt: str, value: float, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = with_weight(broken("llama-dense"), value)
+    weights = np.random.default_rng(3).lognormal(size=256).astype(np.float32)
+    matrix = Imatrix("m.gguf", {OURS: weights}, ("text",), 1)
+    convert(source, tmp_path / "f32.gguf", "f32")
+    rows = np.frombuffer(data_of(tmp_path / "f32.gguf", OURS), np.float32).reshape(-1, 256)
+    request = Request(overrides=Overrides(tensor_types=(("blk.1.attn_q", fmt),)))
+    path, said = tmp_path / "m.gguf", ""
+    try:
+        quantize(source, ["Q8_0"], path, request=request, imatrix=matrix)
+    except errors.WeightTooLarge as e:  # where ggml writes infinities, or stops the process
+        said = str(e)
+    if said:
+        assert f"tensor {OURS}, row " in said
+        assert f"is past what {fmt} holds; choose BF16 or F32" in said
+        assert not list(tmp_path.glob("m.gguf*"))
+        assert value > 1e5
+    else:
+        theirs = oracle.quantize(rows, fmt, weights)
+        assert data_of(path, OURS) == theirs.tobytes()
+        assert np.isfinite(oracle.dequantize(theirs, fmt)).all()
 
 
 @pytest.mark.parametrize("value", [1e13, 1e19, 1e25, 3e38])
@@ -118,10 +152,7 @@ def test_a_conversion(outtype: str, huge: Path, tmp_path: Path) -> None:
 def test_the_row_is_named(huge: Path, tmp_path: Path) -> None:
     """As it stands in the tensor that would be written."""
     convert(huge, tmp_path / "m.gguf", "f32")
-    header = read_header(tmp_path / "m.gguf")
-    part = span(header, OURS)
-    data = (tmp_path / "m.gguf").read_bytes()[header.data_offset :][part]
-    x = np.frombuffer(data, np.float32).reshape(-1, 256)
+    x = np.frombuffer(data_of(tmp_path / "m.gguf", OURS), np.float32).reshape(-1, 256)
     row = int(np.abs(x).max(axis=1).argmax())
     with pytest.raises(errors.WeightTooLarge, match=f"{OURS}, row {row}: "):
         quantize(huge, ["Q4_K_M"], tmp_path)

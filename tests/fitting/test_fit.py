@@ -262,10 +262,12 @@ def test_what_the_matrix_lacks_gets_no_format_that_needs_it() -> None:
     found = fit(FRANKENMOE, Budget(bits_per_weight=2.5), imatrix=matrix)
     assert found.formats["blk.1.attn_q.weight"] in MOE_FORMATS
     assert not found.errors["blk.1.attn_q.weight"].keys() & set(LOW_FORMATS)
-    with pytest.raises(RecipeError, match=r"^blk.1.attn_q.weight has no importances, which IQ2_XS"):
+    with pytest.raises(RecipeError, match=r"has nothing for blk.1.attn_q.weight, which IQ2_XS"):
         fit(FRANKENMOE, Budget(bits_per_weight=2.5), ["IQ2_XS", "IQ2_S"], imatrix=matrix)
-    with pytest.raises(RecipeError, match="has no importances, which IQ1_S, IQ2_S need; give an"):
-        fit(FRANKENMOE, Budget(bits_per_weight=2.5), ["IQ1_S", "IQ2_S"])
+    with pytest.raises(
+        RecipeError, match=r"^an importance matrix is needed for IQ1_S, IQ2_S; give"
+    ):
+        fit(FRANKENMOE, Budget(bits_per_weight=2.5), ["IQ1_S", "IQ2_S", "Q4_K"])
 
 
 def test_a_picture_where_no_type_is_of_these_formats() -> None:

@@ -234,6 +234,9 @@ def test_types_are_found_by_alias_and_in_any_case(name: str, found: str) -> None
 
 
 def test_an_unknown_type_names_its_neighbours() -> None:
+    for typed, near in (("statc", "static"), ("i2", "IQ2_S or IQ2_M"), ("defalt", "default")):
+        with pytest.raises(UsageError, match=rf"unknown type '{typed}'; did you mean {near}\? "):
+            find_recipe(typed)
     with pytest.raises(UsageError, match="unknown type 'Q4_KMM'; did you mean Q4_K_M"):
         find_recipe("Q4_KMM")
 
