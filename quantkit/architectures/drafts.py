@@ -361,7 +361,7 @@ MUSE_ASSISTANT = replace(
             lambda c: slides(c) if c.find("sliding_window") and c.find("layer_types") else None,
             "BOOL"),
     ),
-    last_keys=(optional_key("mask_token_id", "mask_token_id"),),
+    last_keys=(Key("tokenizer.ggml.mask_token_id", "mask_token_id", default=None),),
     maps=(
         vector("encoder.output_norm_enc", "enc.output_norm"),
         Map("encoder.fc.weight", ("hidden", "seen"), whole("fc.weight")),

@@ -39,6 +39,7 @@ from quantkit.architectures.common import (
     text_keys,
     with_head_dim,
 )
+from quantkit.architectures.llama import kv_heads_if_said
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -142,6 +143,53 @@ GLM = replace(
     variant=lambda c: None,
 )  # fmt: skip
 
+
+def _ratio(config: Config) -> float:
+    x: float = config.get("rope_ratio", kind="FLOAT32", default=1)
+    return 10000 * x
+
+
+E = "encoder.layers.{bid}"
+
+# ChatGLM 2 and 3, and GLM-4-9b as it was first released
+CHATGLM = replace(
+    GLM,
+    hf_names=("ChatGLMModel", "ChatGLMForConditionalGeneration"),
+    keys=kv_heads_if_said(GLM.keys),
+    late_keys=(
+        *GLM.late_keys[:2],
+        Key("{arch}.rope.freq_base", _ratio, "FLOAT32"),
+    ),
+    expects=(
+        Expect("rmsnorm", (True,)), Expect("post_layer_norm", (True,)),
+        Expect("add_bias_linear", (False,)), Expect("multi_query_attention", (True,)),
+        Expect("apply_residual_connection_post_layernorm", (False,)),
+        Expect("original_rope", (True,)),
+    ),
+    aliases={
+        "num_hidden_layers": "num_layers", "vocab_size": "padded_vocab_size",
+        "max_position_embeddings": "seq_length", "intermediate_size": "ffn_hidden_size",
+        "num_key_value_heads": "multi_query_group_num", "rms_norm_eps": "layernorm_epsilon",
+        "head_dim": "kv_channels",
+    },
+    dims={**GLM.dims, "qkv": lambda c: c.head_dim * (
+        c.get("num_attention_heads") + 2 * c.get("multi_query_group_num"))},
+    maps=(
+        Map("embedding.word_embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
+        vector("encoder.final_layernorm", "output_norm"),
+        Map("output_layer.weight", ("vocab", "hidden"), whole("output.weight")),
+        vector(f"{E}.input_layernorm", "attn_norm"),
+        vector(f"{E}.post_attention_layernorm", "ffn_norm"),
+        *linear(f"{E}.self_attention.query_key_value", ("qkv", "hidden"), "attn_qkv"),
+        *linear(f"{E}.self_attention.dense", ("hidden", "hidden"), "attn_output", bias=False),
+        *linear(f"{E}.mlp.dense_h_to_4h", ("2ffn", "hidden"), "ffn_up", bias=False),
+        *linear(f"{E}.mlp.dense_4h_to_h", ("hidden", "ffn"), "ffn_down", bias=False),
+    ),
+    renames=((r"^transformer\.", ""),),
+    drops=(*GLM.drops, r"rotary_pos_emb\.inv_freq"),
+    defaults={"layernorm_epsilon": 1e-5},
+)  # fmt: skip
+
 GLM4_MOE = Architecture(
     hf_names=("Glm4MoeForCausalLM", "Glm4vMoeForConditionalGeneration"),
     gguf_arch="glm4moe",
@@ -194,4 +242,4 @@ SOLAR_OPEN = replace(
     keeps_mtp=False,
 )
 
-FAMILY = (GLM, GLM4, GLM_OCR, GLM4_MOE, SOLAR_OPEN)
+FAMILY = (CHATGLM, GLM, GLM4, GLM_OCR, GLM4_MOE, SOLAR_OPEN)

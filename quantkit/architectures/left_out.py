@@ -4,7 +4,6 @@ from __future__ import annotations
 
 _DRAFTS = "a draft made of the layers of its model, which is not done; convert that model"
 _SOUND = "it makes sound, no text"
-_CODE = "its tokenizer is code of its own, which is never run"
 _DECIDES = "it decides between answers, and writes no text"
 
 REASONS: dict[str, str] = {
@@ -17,10 +16,6 @@ REASONS: dict[str, str] = {
         ("Lfm25AudioTokenizer", "PocketTTSModel", "Qwen3TTSForConditionalGeneration",
          "WavTokenizerDec"),
         _SOUND,
-    ),
-    **dict.fromkeys(
-        ("ChatGLMModel", "ChatGLMForConditionalGeneration"),
-        f"{_CODE} (GLM-4-9b is there as glm-4-9b-chat-hf, too)",
     ),
     **dict.fromkeys(
         ("ClefModel", "D1Model", "D1OmniModel", "KevModel", "LevModel", "ModernBertDecisionModel",

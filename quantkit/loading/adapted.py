@@ -20,7 +20,7 @@ _PLAIN = {
     "gemma-embedding2": "per_layer_model_proj",
     "glm-dsa": f"{_LATENT}{_INDEXER}",
     "glm5-next": f"{_LATENT}{_INDEXER}{_DELTA}indexer_compressor_gate",
-    "granite-switch": "attn_qkv token_embd",
+    "graniteswitch": "attn_qkv token_embd",
     "hy-v4": f"{_LATENT}{_INDEXER}attn_gate",
     "kimi-k3": f"{_LATENT}{_DELTA}attn_gate ffn_gate ffn_up ffn_down ffn_gate_inp ffn_gate_shexp "
     "ffn_up_shexp ffn_down_shexp ffn_routed_down ffn_routed_up",

@@ -105,7 +105,7 @@ UNPRUNABLE = {
     "gemma3n": "20 layers have keys and values of their own, by their number",
     "t5": "the layers of its encoder and its decoder are counted apart",
     "t5encoder": "its layers are the encoder's of another model",
-    "granite-switch": "its adapters' layers are counted in its code",
+    "graniteswitch": "its adapters' layers are counted in its code",
     "hrm_text": "its layers are run in two loops of a fixed length",
     "nanbeige": "its layers are run in loops",
     **dict.fromkeys(PARTS, "it is a part of another model"),

@@ -57,7 +57,8 @@ class VocabRules:
     tiktoken ranks.
     `by_flag`: an added token is special if the files say so, however it looks. `template`: the
     chat template, whatever the files have. `world`: RWKV's table of byte strings.
-    `plamo`: what ends a turn in PLaMo's vocabulary.
+    `plamo`: what ends a turn in PLaMo's vocabulary. `chatglm`: tokenizer.model is of ranks, or
+    its class adds tokens.
     """
 
     names: tuple[str, ...] = ()
@@ -90,6 +91,7 @@ class VocabRules:
     template: str = ""
     world: bool = False
     plamo: str = ""
+    chatglm: bool = False
 
 
 _LLAMA = VocabRules(
@@ -169,6 +171,8 @@ RULES: tuple[VocabRules, ...] = (
     ),
     _GLM,
     replace(_GLM, names=("GlmForCausalLM",), pre="",
+            ids=(("eos", _END), ("eot", "<|user|>"), ("unk", _END))),
+    replace(_GLM, names=("ChatGLMModel", "ChatGLMForConditionalGeneration"), pre="", chatglm=True,
             ids=(("eos", _END), ("eot", "<|user|>"), ("unk", _END))),
     replace(_GLM, names=("Glm4ForCausalLM", "Glm4vForConditionalGeneration",
                          "GlmOcrForConditionalGeneration"),

@@ -38,6 +38,7 @@ class Pieces:
     types: list[int]
     space_prefix: bool | None = None
     puts_space: bool | None = None
+    pre: str = "default"
     notes: list[str] = field(default_factory=list)
 
 
@@ -57,6 +58,27 @@ def from_model(
         _set_added(by_id, files.optional("tokenizer.json") or {})
     table = _with_added(files, by_id, size, style)
     table.puts_space = sp.EncodeAsPieces("a")[0].startswith(SPACE)
+    return table
+
+
+# after the pieces of ChatGLM's, whatever its files say
+_CHATGLM = (
+    "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>",
+    "<|observation|>",
+)  # fmt: skip
+
+
+def chatglm(files: CheckpointFiles, size: int | None) -> Pieces:
+    """ChatGLM 2's and 3's `tokenizer.model`, and the tokens that its class adds. Raises
+    TokenizerError."""
+    pieces, _ = read_pieces(files, "tokenizer.model")
+    names = enumerate(("<unk>", "<bos>", "<eos>"))
+    by_id = dict(enumerate(pieces)) | {i: (name, *pieces[i][1:]) for i, name in names}
+    by_id |= {len(pieces) + i: (t, 0.0, TokenType.CONTROL) for i, t in enumerate(_CHATGLM)}
+    for i in range(len(by_id), size or 0):
+        by_id[i] = (f"[PAD{i}]", 0.0, TokenType.UNUSED)
+    table = _with_added(files, by_id, size, AddedTokens(files=()))
+    table.pre = "chatglm-spm"
     return table
 
 

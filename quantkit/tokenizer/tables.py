@@ -45,6 +45,10 @@ def read_tokens(
         if not files.has(rwkv.FILE):
             raise TokenizerError(f"{files.where}: {rwkv.FILE} is not there")
         return rwkv.read(files, size)
+    if rules.chatglm and files.has("tokenizer.model") and not files.has("tokenizer.json"):
+        if _holds_ranks(files.data("tokenizer.model")):
+            return tiktoken.read(files, tiktoken.CHATGLM, size, pre)
+        return sentencepiece.chatglm(files, size)
     json_counts = rules.model or rules.json_first
     if files.has("tokenizer.model") and not (
         files.has("tokenizer.json") and (json_counts or _holds_ranks(files.data("tokenizer.model")))

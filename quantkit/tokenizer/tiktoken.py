@@ -63,6 +63,8 @@ KINDS = (
     Kind("qwen.tiktoken", "qwen2", _qwen),
 )
 
+CHATGLM = Kind("tokenizer.model", "chatglm-bpe", lambda config, token_id, place: "")
+
 
 def kind_of(files: CheckpointFiles) -> Kind | None:
     """The kind of tiktoken vocabulary that a checkpoint has, if it has one."""

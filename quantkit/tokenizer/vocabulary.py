@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError, TokenizerError
@@ -194,9 +194,10 @@ def _read(
         return _of_plamo(files, size, rules)
     table = read_tokens(files, size, pre, rules, architecture)
     if isinstance(table, Pieces):
+        rules = replace(rules, ids=()) if rules.chatglm else rules
         vocab = Vocabulary(
             rules.model or "llama",
-            "" if rules.model else "default",
+            "" if rules.model else table.pre,
             table.tokens,
             table.types,
             table.scores,

@@ -15,7 +15,7 @@ from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
-from tests import golden
+from tests import checkpoints, golden
 from tests.architectures.test_architectures import convert
 from tests.checkpoints import architectures
 from tests.test_errors import edit_config, edit_tensors
@@ -166,3 +166,71 @@ def test_pieces_have_scores(checkpoint: Callable[[str], Path], tmp_path: Path) -
     theirs = architectures()["xverse"]["golden"]["outtypes"]["bf16"]
     tokens = next(i for i in header.kv if i.key == "tokenizer.ggml.tokens")
     assert golden.fingerprint(tokens) == theirs["kv"]["tokenizer.ggml.tokens"]
+
+
+def _target(source: Path) -> ConversionOptions:
+    return ConversionOptions(target=source / "target")
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "words"),
+    [
+        ("eagle3", {}, "name the directory of that one"),
+        ("eagle3", {"d2t": [0] * 47 + [-1]}, "48 different tokens"),
+        ("eagle3", {"d2t": [0] * 47 + [600]}, "past the model's 520"),
+        ("eagle3", {"d2t": None}, "48 of 520 tokens, and no d2t"),
+        ("dspark", {"markov_head_type": "gated"}, "'markov_head_type' is 'gated'"),
+        ("dflash", {"mask_embedding.pt": b"x"}, r"mask_embedding\.pt is not read"),
+    ],
+)
+def test_drafts_that_do_not_fit_are_refused(
+    case: str, change: dict[str, Any], words: str, broken: Broken
+) -> None:
+    source = broken(case)
+    options = _target(source) if change else ConversionOptions()
+    for name, value in change.items():
+        if name == "d2t":
+            edit_tensors(source, lambda tensors, value=value: _ids(tensors, value))
+        elif isinstance(value, bytes):
+            (source / name).write_bytes(value)
+        else:
+            edit_config(source, **{name: value})
+    with pytest.raises(errors.ConfigError, match=words):
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen2", options)
+
+
+def _ids(tensors: dict[str, Any], values: list[int] | None) -> None:
+    del tensors["d2t"]
+    if values is not None:
+        tensors["d2t"] = ("I64", [len(values)], np.int64(values).tobytes())
+
+
+def test_the_vocabulary_of_a_draft_is_its_models(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """And the ids of a smaller one are those of its model's tokens."""
+    source, path = checkpoint("eagle3"), tmp_path / "out.gguf"
+    convert(source, path, "bf16", "qwen2", _target(source))
+    header, data = read_header(path), path.read_bytes()
+    assert len(header.get("tokenizer.ggml.tokens")) == 520
+    t = next(t for t in header.tensors if t.name == "d2t")
+    ids = np.frombuffer(data, np.int64, 48, header.data_offset + t.offset)
+    assert (np.diff(ids) > 0).all()
+    assert 0 <= ids[0] < ids[-1] < 520
+
+
+def test_ranks_in_tokenizer_model(broken: Broken, tmp_path: Path) -> None:
+    """GLM-4-9b as first released: what follows the ranks is in tokenizer_config.json."""
+    source, path = broken("chatglm4"), tmp_path / "out.gguf"
+    (source / "tokenizer.json").unlink()
+    ranks = (checkpoints.GOLDEN / "tokenizers" / "afe64c538cd7-tiktoken.model").read_bytes()
+    (source / "tokenizer.model").write_bytes(ranks)
+    n = len(ranks.split(b"\n")) - 1
+    named = {str(n + i): {"content": text} for i, text in enumerate(("<|endoftext|>", "<|user|>"))}
+    (source / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": named}))
+    convert(source, path, "bf16", None, ConversionOptions())
+    header = read_header(path)
+    assert header.get("tokenizer.ggml.pre") == "chatglm-bpe"
+    assert header.get("tokenizer.ggml.tokens")[n : n + 2] == ["<|endoftext|>", "<|user|>"]
+    assert header.get("tokenizer.ggml.eot_token_id") == n + 1
+    assert len(header.get("tokenizer.ggml.merges")) > 10
