@@ -4,7 +4,8 @@ Each figure is the median of runs that take turns, so that a busy machine slows 
 are float32 and normal; ratios are to `ggml_quantize_chunk` on one thread. Two threads are compared
 with one by the best run of each, since they show what they gain only while a second core is free.
 
-`--features avx2` compiles the kernels, in this process, for a processor without AVX-512.
+`--features avx2` compiles the kernels, in this process, for a processor without AVX-512. What the
+processor's vector units do at best is printed beside (`benchmarks.throughput`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 import quant_types
 from benchmarks.measure import write_section
+from benchmarks.throughput import operations, vector_width
 from quant_types import BlockFormat, kernels
 from quant_types.engines import kernel_name
 from tests import oracle
@@ -40,12 +42,26 @@ def compile_for_avx2(formats: list[BlockFormat]) -> None:
         for name, there in sorted(known.items())
     )
     kernels.target = lambda: (NARROW, features)
+    kernels.cache_dir.cache_clear()  # it is named by the processor
+    os.environ.update(kernels.NUMBA)
     os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = NARROW, features
-    from quant_types.lanes.compile import object_code
-
     names = {kernel_name(fmt, importance) for fmt in formats for importance in (False, True)}
     for name in sorted(names):
-        kernels.use(name, object_code(name))
+        kernels.use(name, code_here(name))
+
+
+def code_here(name: str) -> bytes:
+    """A kernel's object code, from the cache or else compiled; for AVX2 in this process."""
+    if kernels.target()[0] != NARROW:
+        return kernels._object(name)
+    path = kernels.cache_dir() / f"{name}.kernel"
+    code = kernels._kept(path)
+    if code is None:
+        from quant_types.lanes.compile import object_code
+
+        code = object_code(name)
+        kernels.keep(path, code)
+    return code
 
 
 def measure(calls: list[Callable[[], object]]) -> list[list[float]]:
@@ -112,7 +128,9 @@ def table(formats: list[BlockFormat]) -> str:
     importance = np.square(rng.standard_normal(N)).astype(np.float32)
     lines = [
         f"Measured on {cpu()}, for {kernels.target()[0]}, {oracle.stamp()}, "
-        f"numba {version('numba')}, numpy {version('numpy')}; millions of weights a second.",
+        f"numba {version('numba')}, numpy {version('numpy')}; millions of weights a second. "
+        f"A loop of additions and multiplications does {operations():.1f} thousand million "
+        f"a second, of {vector_width()} float32 each.",
         "",
         "| format | ggml | lanes | times ggml | two threads | array | times ggml |",
         "|---|---|---|---|---|---|---|",

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import quant_types
-from benchmarks.formats import compile_for_avx2
+from benchmarks.formats import code_here, compile_for_avx2
 from quant_types import BlockFormat, kernels
 from quant_types.engines import kernel_name
 from quant_types.grids import grid
@@ -104,17 +104,14 @@ def kind(instruction: str) -> str:
     return next((said for said, names in KINDS.items() if re.match(names, name)), "others")
 
 
-def count(fmt: BlockFormat, weighted: bool) -> Counter[str]:
+def count(fmt: BlockFormat, weighted: bool, code: bytes) -> Counter[str]:
     """Instructions of each kind for normal weights, of `BLOCKS` blocks of 256."""
-    from quant_types.lanes.compile import object_code
-
     rng = np.random.default_rng(0)
     size = BLOCKS * 256
     x = (rng.standard_normal(size) * 0.02).astype(np.float32)
     importance = np.square(rng.standard_normal((1, size))).astype(np.float32)
     rows = np.zeros(1, np.int64)
     name = kernel_name(fmt, weighted)
-    code = object_code(name)
     kernels.use(name, code)
     out = np.empty(fmt.row_bytes(size), np.uint8)
     memory = np.empty(kernels.MEMORY + kernels.LINE, np.uint8)
@@ -144,7 +141,6 @@ def main() -> None:
     formats = [quant_types.get_format(name) for name in names]
     if options.features == "avx2":
         compile_for_avx2([])
-    os.environ.update(kernels.NUMBA)
     kinds = ["spills", *KINDS, "others"]
     print(f"Instructions a weight, for {kernels.target()[0]}.\n")
     print("| format | all | " + " | ".join(kinds) + " |")
@@ -153,7 +149,7 @@ def main() -> None:
         for weighted in (False, True):
             if (weighted and not fmt.takes_importance) or (fmt.needs_importance and not weighted):
                 continue
-            found = count(fmt, weighted)
+            found = count(fmt, weighted, code_here(kernel_name(fmt, weighted)))
             cells = [found[one] / BLOCKS / 256 for one in ["all", *kinds]]
             cells[0] = found.total() / BLOCKS / 256
             label = fmt.name + (", importance" if weighted else "")

@@ -1,0 +1,73 @@
+"""What vector units do at best: independent additions and multiplications in a loop."""
+
+from __future__ import annotations
+
+import time
+
+import llvmlite.binding as llvm
+import llvmlite.ir as ir
+import numpy as np
+
+from quant_types import kernels
+
+CHAINS = 12  # half of additions, half of multiplications: 2 a cycle of 4 cycles, and some to spare
+PASSES = 1 << 17
+_I64, _F32 = ir.IntType(64), ir.FloatType()
+_NAME = "throughput"
+
+
+def vector_width() -> int:
+    """float32 in the widest vector of the processor that kernels are compiled for."""
+    features = kernels.target()[1].split(",")
+    return 16 if "+avx512f" in features else 8 if "+avx2" in features else 4
+
+
+def _code(width: int) -> bytes:
+    """A kernel that goes through its loop `n` times and leaves the chains in its memory."""
+    address = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(_I64, [address, _I64, _I64, address, _I64, address, address])
+    module = ir.Module()
+    function = ir.Function(module, kind, kernels.SYMBOL)
+    start, loop, end = (function.append_basic_block(name) for name in ("start", "loop", "end"))
+    builder = ir.IRBuilder(start)
+    vector = ir.VectorType(_F32, width)
+    memory = builder.bitcast(function.args[5], vector.as_pointer())
+    step = builder.load(memory)  # not a constant, or LLVM would know what comes of it
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    done = builder.phi(_I64)
+    chains = [builder.phi(vector) for _ in range(CHAINS)]
+    following = builder.add(done, _I64(1))
+    results = [
+        (builder.fmul if i % 2 else builder.fadd)(chain, step) for i, chain in enumerate(chains)
+    ]
+    more = builder.icmp_signed("<", following, function.args[1])
+    builder.cbranch(more, loop, end)
+    done.add_incoming(_I64(0), start)
+    done.add_incoming(following, loop)
+    for chain, result in zip(chains, results, strict=True):
+        chain.add_incoming(step, start)
+        chain.add_incoming(result, loop)
+    builder.position_at_end(end)
+    for i, result in enumerate(results):
+        builder.store(result, builder.gep(memory, [_I64(i)]))
+    builder.ret(_I64(-1))
+    module.triple = llvm.get_process_triple()
+    code: bytes = kernels.machine().emit_object(llvm.parse_assembly(str(module)))
+    return code
+
+
+def operations() -> float:
+    """Vector operations a second of one thread, in thousands of millions: the best of 30 runs by
+    the thread's own time."""
+    memory = np.ones(kernels.MEMORY // 4 + kernels.LINE, np.float32)
+    at = -memory.ctypes.data % kernels.LINE // 4
+    memory = memory[at:]
+    kernels.use(_NAME, _code(vector_width()))
+    kernel = kernels.load(_NAME)
+    best = 0.0
+    for _ in range(30):
+        begin = time.thread_time()
+        kernel(None, PASSES, 0, None, 0, memory.ctypes.data, None)
+        best = max(best, PASSES * CHAINS / (time.thread_time() - begin) / 1e9)
+    return best
