@@ -2,28 +2,37 @@
 
 Everything is in one flat float32 workspace: `[sub_block, LANES]` arrays and `[LANES]` arrays at
 constant offsets, so that LLVM sees that they do not overlap and turns the loops over lanes into
-SIMD. Eight weights of a lane are added in a row to a local: ggml's order, and an eighth of the
-loads and stores of the sums.
+SIMD. 16 lanes go through all steps before the next 16. All weights of a lane are added in a row to
+a local: ggml's order, and no sum is loaded or stored on the way.
+
+What counts is instructions (`docs/formats.md` has them): the weights are there twice, so that a
+difference and a product each take theirs from memory, and levels that cannot leave their range are
+not clamped.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import either, inner
+from quant_types.lanes.compile import either, in_place, inner, to_even
 from quant_types.lanes.k_blocks import LANES
-from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
+from quant_types.lanes.scalars import ONE, ZERO, clamped
 from quant_types.search import MinSteps
 
-_STEP = 8  # weights of a lane in one pass of the inner loop
+WIDTH = 16  # lanes that go through the steps together: a vector of AVX-512, two of AVX2
+_STEP = 8  # weights of a lane in one loop that LLVM unrolls
 INFINITE = np.float32(np.inf)
+_HALF = np.float32(0.5)
 _LIMIT = np.float32(4194303.0)  # nearest_int is a rounding up to here, bits beyond
+# Bits: a level may be past the top, or below 0, or its rounding out of range; a lane is flat.
+_INSIDE, _ABOVE, _BELOW, _OUTSIDE, _FLAT = (np.int32(bit) for bit in (0, 1, 2, 4, 8))
 
 # Offsets in the workspace, in arrays of [32, LANES], then of [LANES].
 X = 0  # weights
 W = X + 32 * LANES  # weight of each error
 Q = W + 32 * LANES  # levels of the step
-X_LOW = Q + 32 * LANES  # smallest weight
+COPY = Q + 32 * LANES  # weights again
+X_LOW = COPY + 32 * LANES  # smallest weight
 HIGH = X_LOW + LANES  # largest weight
 LOW = HIGH + LANES  # bottom of the range, the minimum negated; moves
 START = LOW + LANES  # where it began
@@ -31,18 +40,33 @@ SCALE = START + LANES
 BEST = SCALE + LANES  # smallest error so far
 BEST_INVERSE = BEST + LANES  # where it was found
 BEST_LOW = BEST_INVERSE + LANES
-INVERSE = BEST_LOW + LANES
-NEW_SCALE = INVERSE + LANES
-NEW_LOW = NEW_SCALE + LANES
-DETERMINANT = NEW_LOW + LANES
-SUM_W = DETERMINANT + LANES
+NEGATIVE = BEST_LOW + LANES  # the inverse negated: it multiplies `low - x`
+SUM_W = NEGATIVE + LANES
 SUM_X = SUM_W + LANES
 SUM_L = SUM_X + LANES
 SUM_L2 = SUM_L + LANES
 SUM_XL = SUM_L2 + LANES
 ERROR = SUM_XL + LANES
-OUTSIDE = ERROR + LANES  # not zero: a rounding of the lane may be out of range
-SIZE = OUTSIDE + LANES
+FLAT = ERROR + LANES  # not zero: the lane has one value, which is not positive
+SIZE = FLAT + LANES
+
+
+def _all_of(eight, length: int):
+    """`eight(ws, k, *carried)` for all weights of a lane in order: five values that it hands on."""
+
+    def double(half, rows: int):
+        @in_place
+        def both(ws, k, a, b, c, d, e):
+            a, b, c, d, e = half(ws, k, a, b, c, d, e)
+            return half(ws, k + rows * LANES, a, b, c, d, e)
+
+        return both
+
+    rows = _STEP
+    while rows < length:
+        eight = double(eight, rows)
+        rows *= 2
+    return eight
 
 
 def make_search(length: int, steps: MinSteps, absolute: bool):
@@ -51,192 +75,215 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
     It reads X and W, and leaves SCALE, LOW, and BEST_INVERSE and BEST_LOW: the quants are
     `clamped(BEST_INVERSE * (x - BEST_LOW), 0, top)`. A flat lane gets SCALE 0 and BEST_INVERSE 0.
     """
-    numerators = np.array(steps.numerators(), np.float32)
-    count = len(numerators)
+    # One more than steps: the last is not used.
+    negatives = -np.array([*steps.numerators(), steps.top], np.float32)
+    count = len(negatives) - 1
     top = np.float32(steps.top)
+    past_top = np.float32(steps.top) + _HALF  # rounds to more than the top: all tops are odd
     top_int = np.int32(steps.top)
     clamps_first = steps.clamps_first
-    rounds = length // _STEP
 
-    def make_level(exact: bool):
-        @inner
-        def rounded(v):
-            v = (v + ROUND) - ROUND
-            v = v if v < top else top
-            return v if v > ZERO else ZERO
+    @inner
+    def inside(v):
+        return to_even(v)
 
-        @inner
-        def by_bits(v):
-            return np.float32(clamped(v, np.int32(0), top_int))
+    @inner
+    def below_top(v):
+        v = to_even(v)
+        return v if v < top else top
 
-        return by_bits if exact else rounded
+    @inner
+    def rounded(v):
+        v = to_even(v)
+        v = v if v < top else top
+        return v if v > ZERO else ZERO
+
+    @inner
+    def by_bits(v):
+        return np.float32(clamped(v, np.int32(0), top_int))
 
     @inner
     def bounded(v):
         """As if it were clamped before it is rounded: a NaN is 0."""
         v = v if v > ZERO else ZERO
-        v = (v + ROUND) - ROUND
+        v = to_even(v)
         return v if v < top else top
 
     def make_add_levels(level):
+        @in_place
+        def eight(ws, k, negative, low, sum_l, sum_l2, sum_xl):
+            for i in range(_STEP):
+                at = k + i * LANES
+                q = level((low - ws[COPY + at]) * negative)
+                ws[Q + at] = q
+                wl = q * ws[W + at]
+                sum_l += wl
+                sum_l2 += wl * q
+                sum_xl += wl * ws[X + at]
+            return negative, low, sum_l, sum_l2, sum_xl
+
+        every = _all_of(eight, length)
+
         @inner
         def add_levels(ws):
             """Q, and its weighted sums."""
-            for j in range(LANES):
-                ws[SUM_L + j] = ZERO
-                ws[SUM_L2 + j] = ZERO
-                ws[SUM_XL + j] = ZERO
-            for r in range(rounds):
-                at = r * _STEP * LANES
-                for j in range(LANES):
-                    sum_l = ws[SUM_L + j]
-                    sum_l2 = ws[SUM_L2 + j]
-                    sum_xl = ws[SUM_XL + j]
-                    inverse = ws[INVERSE + j]
-                    low = ws[LOW + j]
-                    for i in range(_STEP):
-                        k = at + i * LANES + j
-                        x = ws[X + k]
-                        q = level(inverse * (x - low))
-                        ws[Q + k] = q
-                        wl = ws[W + k] * q
-                        sum_l += wl
-                        sum_l2 += wl * q
-                        sum_xl += wl * x
-                    ws[SUM_L + j] = sum_l
-                    ws[SUM_L2 + j] = sum_l2
-                    ws[SUM_XL + j] = sum_xl
+            for j in range(WIDTH):
+                sums = every(ws, j, ws[NEGATIVE + j], ws[LOW + j], ZERO, ZERO, ZERO)
+                _, _, ws[SUM_L + j], ws[SUM_L2 + j], ws[SUM_XL + j] = sums
 
         return add_levels
 
+    @in_place
+    def eight_errors(ws, k, scale, low, total, b, c):
+        for i in range(_STEP):
+            at = k + i * LANES
+            v = scale * ws[Q + at] + low - ws[X + at]
+            v = abs(v) if absolute else v * v
+            total += v * ws[W + at]
+        return scale, low, total, b, c
+
+    @in_place
+    def eight_ends(ws, k, low, high, sum_w, sum_x, c):
+        for i in range(_STEP):
+            at = k + i * LANES
+            x = ws[X + at]
+            w = ws[W + at]
+            ws[COPY + at] = x
+            low = x if x < low else low
+            high = x if x > high else high
+            sum_w += w
+            sum_x += w * x
+        return low, high, sum_w, sum_x, c
+
+    errors, ends = _all_of(eight_errors, length), _all_of(eight_ends, length)
+    add_inside, add_below_top = make_add_levels(inside), make_add_levels(below_top)
+    add_bounded = make_add_levels(bounded)
+
+    @in_place
+    def beyond(negative, low, x_low, high, checked):
+        """Which bounds a lane's levels may pass: they grow with x, so two of them tell."""
+        least = (low - x_low) * negative
+        most = (low - high) * negative
+        found = either(least >= -_HALF, _INSIDE, _BELOW)
+        found = np.int32(found | either(most < past_top, _INSIDE, _ABOVE))
+        if checked:
+            found = np.int32(found | either(least > -_LIMIT, _INSIDE, _OUTSIDE))
+            found = np.int32(found | either(most < _LIMIT, _INSIDE, _OUTSIDE))
+        return found
+
+    @inner
+    def start(ws):
+        """What is known of the weights alone; which bounds the first levels may pass."""
+        passed = _INSIDE
+        for j in range(WIDTH):
+            x = ws[X + j]
+            x_low, high, sum_w, sum_x, _ = ends(ws, j, x, x, ZERO, ZERO, ZERO)
+            low = either(x_low > ZERO, ZERO, x_low)
+            flat = high <= low
+            ws[FLAT + j] = either(flat, ONE, ZERO)
+            passed = np.int32(passed | either(flat, _FLAT, _INSIDE))
+            ws[START + j] = low
+            # Whatever is found for a flat lane, it is in range.
+            x_low, low = either(flat, ZERO, x_low), either(flat, ZERO, low)
+            high = either(flat, ONE, high)
+            ws[X_LOW + j] = x_low
+            ws[HIGH + j] = high
+            ws[SUM_W + j] = sum_w
+            ws[SUM_X + j] = sum_x
+            ws[LOW + j] = low
+            ws[BEST_LOW + j] = low
+            inverse = top / (high - low)
+            ws[NEGATIVE + j] = -inverse
+            # Out of range the first levels are zeros, of an infinite inverse: 0 says so.
+            ws[BEST_INVERSE + j] = either(inverse < INFINITE, inverse, ZERO)
+            ws[SCALE + j] = ONE / inverse
+            passed = np.int32(passed | beyond(-inverse, low, x_low, high, True))
+        return passed
+
+    @inner
+    def first_errors(ws, negative):
+        """BEST of the first levels, and NEGATIVE of the next."""
+        passed = _INSIDE
+        for j in range(WIDTH):
+            low, high = ws[LOW + j], ws[HIGH + j]
+            _, _, total, _, _ = errors(ws, j, ws[SCALE + j], low, ZERO, ZERO, ZERO)
+            ws[BEST + j] = total
+            inverse = negative / (high - low)
+            ws[NEGATIVE + j] = inverse
+            found = beyond(inverse, low, ws[X_LOW + j], high, not clamps_first)
+            passed = np.int32(passed | found)
+        return passed
+
+    @inner
+    def choose(ws, negative):
+        """The best after a step, and NEGATIVE of the next; which bounds its levels may pass."""
+        passed = _INSIDE
+        for j in range(WIDTH):
+            sum_w = ws[SUM_W + j]
+            sum_x = ws[SUM_X + j]
+            sum_l = ws[SUM_L + j]
+            sum_l2 = ws[SUM_L2 + j]
+            sum_xl = ws[SUM_XL + j]
+            determinant = sum_w * sum_l2 - sum_l * sum_l
+            new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
+            new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+            through_zero = sum_xl / sum_l2
+            above = new_low > ZERO
+            new_scale = either(above, through_zero, new_scale)
+            new_low = either(above, ZERO, new_low)
+            _, _, error, _, _ = errors(ws, j, new_scale, new_low, ZERO, ZERO, ZERO)
+            best, scale, low = ws[BEST + j], ws[SCALE + j], ws[LOW + j]
+            inverse, best_inverse = -ws[NEGATIVE + j], ws[BEST_INVERSE + j]
+            best_low = ws[BEST_LOW + j]
+            better = (determinant > ZERO) & (error < best)
+            ws[BEST + j] = either(better, error, best)
+            ws[SCALE + j] = either(better, new_scale, scale)
+            ws[BEST_INVERSE + j] = either(better, inverse, best_inverse)
+            # The quants are of the range before it moves.
+            ws[BEST_LOW + j] = either(better, low, best_low)
+            low = either(better, new_low, low)
+            ws[LOW + j] = low
+            high = ws[HIGH + j]
+            inverse = negative / (high - low)
+            ws[NEGATIVE + j] = inverse
+            found = beyond(inverse, low, ws[X_LOW + j], high, not clamps_first)
+            passed = np.int32(passed | found)
+        return passed
+
+    @inner
+    def flatten(ws):
+        """Lanes of one value, which is not positive, have no scale."""
+        for j in range(WIDTH):
+            flat = ws[FLAT + j] != ZERO
+            begin, scale, low = ws[START + j], ws[SCALE + j], ws[LOW + j]
+            inverse, best_low = ws[BEST_INVERSE + j], ws[BEST_LOW + j]
+            ws[SCALE + j] = either(flat, ZERO, scale)
+            ws[LOW + j] = either(flat, begin, low)
+            ws[BEST_INVERSE + j] = either(flat, ZERO, inverse)
+            ws[BEST_LOW + j] = either(flat, ZERO, best_low)
+
     def make_pass(exact: bool):
-        @inner
-        def add_errors(ws):
-            """ERROR of the levels in Q under NEW_SCALE and NEW_LOW."""
-            for j in range(LANES):
-                ws[ERROR + j] = ZERO
-            for r in range(rounds):
-                at = r * _STEP * LANES
-                for j in range(LANES):
-                    total = ws[ERROR + j]
-                    scale = ws[NEW_SCALE + j]
-                    low = ws[NEW_LOW + j]
-                    for i in range(_STEP):
-                        k = at + i * LANES + j
-                        v = scale * ws[Q + k] + low - ws[X + k]
-                        v = abs(v) if absolute else v * v
-                        total += ws[W + k] * v
-                    ws[ERROR + j] = total
-
-        add_first = make_add_levels(make_level(exact))
-        add_levels = make_add_levels(bounded) if clamps_first else add_first
-
-        @inner
-        def bound(ws):
-            """Mark lanes where INVERSE and LOW may round out of range, NaN included."""
-            for j in range(LANES):
-                # Levels grow with x, so these two bound the lane's.
-                least = ws[INVERSE + j] * (ws[X_LOW + j] - ws[LOW + j])
-                most = ws[INVERSE + j] * (ws[HIGH + j] - ws[LOW + j])
-                ok = ZERO if least > -_LIMIT else ONE
-                ok = ok if most < _LIMIT else ONE
-                ws[OUTSIDE + j] = ws[OUTSIDE + j] + ok
+        add_first = make_add_levels(by_bits if exact else rounded)
+        add_clamped = add_bounded if clamps_first else add_first
 
         @inner
         def run(ws):
-            for j in range(LANES):
-                ws[X_LOW + j] = ws[X + j]
-                ws[HIGH + j] = ws[X + j]
-                ws[SUM_W + j] = ZERO
-                ws[SUM_X + j] = ZERO
-                ws[OUTSIDE + j] = ZERO
-            for r in range(rounds):
-                at = r * _STEP * LANES
-                for j in range(LANES):
-                    low = ws[X_LOW + j]
-                    high = ws[HIGH + j]
-                    sum_w = ws[SUM_W + j]
-                    sum_x = ws[SUM_X + j]
-                    for i in range(_STEP):
-                        k = at + i * LANES + j
-                        x = ws[X + k]
-                        w = ws[W + k]
-                        low = x if x < low else low
-                        high = x if x > high else high
-                        sum_w += w
-                        sum_x += w * x
-                    ws[X_LOW + j] = low
-                    ws[HIGH + j] = high
-                    ws[SUM_W + j] = sum_w
-                    ws[SUM_X + j] = sum_x
-            for j in range(LANES):
-                low = ws[X_LOW + j]
-                low = ZERO if low > ZERO else low
-                ws[LOW + j] = low
-                ws[START + j] = low
-                ws[BEST_LOW + j] = low
-                ws[NEW_LOW + j] = low
-                inverse = top / (ws[HIGH + j] - low)
-                ws[INVERSE + j] = inverse
-                # Out of range the first levels are zeros, of an infinite inverse: 0 says so.
-                ws[BEST_INVERSE + j] = inverse if inverse < INFINITE else ZERO
-                scale = ONE / inverse
-                ws[SCALE + j] = scale
-                ws[NEW_SCALE + j] = scale
-            bound(ws)
+            """Whether no rounding was out of range."""
+            all_passed = start(ws)
             add_first(ws)
-            add_errors(ws)
-            for j in range(LANES):
-                ws[BEST + j] = ws[ERROR + j]
-
+            passed = first_errors(ws, negatives[0])
             for step in range(count):
-                numerator = numerators[step]
-                for j in range(LANES):
-                    ws[INVERSE + j] = numerator / (ws[HIGH + j] - ws[LOW + j])
-                if not clamps_first:
-                    bound(ws)
-                add_levels(ws)
-                for j in range(LANES):
-                    sum_w = ws[SUM_W + j]
-                    sum_x = ws[SUM_X + j]
-                    sum_l = ws[SUM_L + j]
-                    sum_l2 = ws[SUM_L2 + j]
-                    sum_xl = ws[SUM_XL + j]
-                    determinant = sum_w * sum_l2 - sum_l * sum_l
-                    scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-                    low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-                    through_zero = sum_xl / sum_l2
-                    above = low > ZERO
-                    ws[NEW_SCALE + j] = either(above, through_zero, scale)
-                    ws[NEW_LOW + j] = either(above, ZERO, low)
-                    ws[DETERMINANT + j] = determinant
-                add_errors(ws)
-                for j in range(LANES):
-                    error = ws[ERROR + j]
-                    best = ws[BEST + j]
-                    scale, new_scale = ws[SCALE + j], ws[NEW_SCALE + j]
-                    low, new_low = ws[LOW + j], ws[NEW_LOW + j]
-                    inverse, best_inverse = ws[INVERSE + j], ws[BEST_INVERSE + j]
-                    best_low = ws[BEST_LOW + j]
-                    better = (ws[DETERMINANT + j] > ZERO) & (error < best)
-                    ws[BEST + j] = either(better, error, best)
-                    ws[SCALE + j] = either(better, new_scale, scale)
-                    ws[BEST_INVERSE + j] = either(better, inverse, best_inverse)
-                    # The quants are of the range before it moves.
-                    ws[BEST_LOW + j] = either(better, low, best_low)
-                    ws[LOW + j] = either(better, new_low, low)
-
-            outside = ZERO
-            for j in range(LANES):
-                start, scale, low = ws[START + j], ws[SCALE + j], ws[LOW + j]
-                inverse, best_low, odd = ws[BEST_INVERSE + j], ws[BEST_LOW + j], ws[OUTSIDE + j]
-                flat = ws[HIGH + j] <= start
-                ws[SCALE + j] = ZERO if flat else scale
-                ws[LOW + j] = start if flat else low
-                ws[BEST_INVERSE + j] = ZERO if flat else inverse
-                ws[BEST_LOW + j] = ZERO if flat else best_low
-                outside += ZERO if flat else odd
-            return outside == ZERO
+                all_passed = np.int32(all_passed | passed)
+                if passed == _INSIDE:
+                    add_inside(ws)
+                elif passed == _ABOVE and not exact:
+                    add_below_top(ws)
+                else:
+                    add_clamped(ws)
+                passed = choose(ws, negatives[step + 1])
+            if all_passed & _FLAT:
+                flatten(ws)
+            return all_passed & _OUTSIDE == 0
 
         return run
 
@@ -244,7 +291,9 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
 
     @inner
     def search(ws):
-        if not fast(ws):
-            exact(ws)
+        for first in range(0, LANES, WIDTH):
+            part = ws[first:]
+            if not fast(part):
+                exact(part)
 
     return search
