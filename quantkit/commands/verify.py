@@ -40,6 +40,10 @@ def verify(
             help="What it was made from: a checkpoint, a GGUF file, hf://ORG/MODEL.",
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="MODEL", help="Of an adapter, as convert takes it."),
+    ] = None,
     imatrix: Annotated[
         str | None,
         typer.Option("--imatrix", metavar="FILE", help="The importance matrix it was made with."),
@@ -85,6 +89,7 @@ def verify(
     if picture and file.is_dir():
         raise UsageError(f"--picture is of one file, and {file} is a directory")
     verdicts = []
+    reading = replace(reading, base=base)
     for model in model_files(file):
         with progress:
             verdict = api.verify(

@@ -19,11 +19,11 @@ from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
 from quantkit.llama import apart
 from quantkit.loading import vocabulary
-from quantkit.loading.kinds import DRAFT, MODEL, PROJECTOR, kind_of
+from quantkit.loading.kinds import ADAPTER, DRAFT, MODEL, PROJECTOR, Kind, kind_of
 from quantkit.loading.patterns import PARTS
 from quantkit.loading.values import listed
 from quantkit.model.model import Model
-from quantkit.model.open import AS_IT_IS, Reading, open_source
+from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_source
 from quantkit.planning.build import laid_out
 from quantkit.progress import SILENT, Progress
 from quantkit.releases import manifest
@@ -89,14 +89,14 @@ def verify(
     if against is None and not faults:  # else its weights are compared with the source's
         checks.append(Check(blocks.faults(tensors, threads, progress)))
     if against is not None:
-        if kind not in (MODEL, DRAFT, PROJECTOR):
+        if kind not in (MODEL, DRAFT, PROJECTOR, ADAPTER):
             raise UsageError(f"{file} is {kind.words}, which is held against no source; {kind.use}")
         source = Source.parse(against)
         if kind is PROJECTOR:
             reading = replace(reading, options=replace(reading.options, mmproj=True))
-        model = open_source(source, reading)
+        model = _opened(file, kind, source, reading)
         checks.append(_check_metadata(header, model))
-        has_words = kind is not PROJECTOR and not faults
+        has_words = kind in (MODEL, DRAFT) and not faults
         if has_words and source.path:  # llama.cpp would read past the end of short arrays
             checks.append(_check_tokenization(header, structure.first_split(file), source.path))
         check, errors = _check_weights(header, tensors, model, imatrix, threads, progress)
@@ -104,6 +104,22 @@ def verify(
     if kind in (MODEL, DRAFT) and not any(check.findings for check in checks):
         checks.insert(2, _check_loading(file, header, tensors))
     return _verdict(file, checks, errors, sound)
+
+
+def _opened(file: Path, kind: Kind, source: Source, reading: Reading) -> Model:
+    """The source of a file of that kind. Raises SourceError, ModelError, UsageError."""
+    if kind is not ADAPTER:
+        return open_source(source, reading)
+    if not source.is_checkpoint:
+        model = open_source(source)
+    else:
+        model = open_checkpoint(source, "auto", Reading(base=reading.base))
+    if all(item.value != "adapter" for item in model.kv if item.key == "general.type"):
+        raise UsageError(
+            f"{file} is {kind.words}: it is held against the adapter's own directory, which has an "
+            f"adapter_config.json, and {source} has none"
+        )
+    return model
 
 
 def _verdict(

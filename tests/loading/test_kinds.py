@@ -93,8 +93,9 @@ def test_sound_files_that_are_no_models(words: str, tmp_path: Path) -> None:
 
 def test_only_models_complete_a_prompt(tmp_path: Path) -> None:
     path = written(tmp_path / "file.gguf", *SOUND["a LoRA adapter"])
+    matrix = written(tmp_path / "matrix.gguf", *SOUND["an importance matrix"])
     with pytest.raises(errors.UsageError, match="held against no source"):
-        api.verify(path, tmp_path)
+        api.verify(matrix, tmp_path)
     with pytest.raises(errors.UsageError, match="completes no prompt"):
         api.verify(path, run=True)
 

@@ -45,6 +45,8 @@ Tensors = dict[str, tuple[str, list[int], bytes]]
 
 PROMPT = [3, 141, 59, 265, 358, 97, 93, 238, 46, 264, 338, 327, 95, 28, 84, 197]
 WEIGHTS = "adapter_model.safetensors"
+# held against what they were made from: in one tensor each, and experts
+VERIFIED = ("lora-llama", "lora-mixtral")
 
 
 def base_recipe(case: str) -> dict[str, Any]:
@@ -70,6 +72,35 @@ def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_pa
     convert(source, path, outtype, reading=based_on(source / theirs["base"]))
     golden.assert_same(path, theirs["outtypes"][outtype])
     assert sha256(path) == theirs["outtypes"][outtype]["file_sha256"]
+
+
+@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+@pytest.mark.parametrize("case", VERIFIED)
+def test_a_file_against_its_adapter(
+    case: str, outtype: str, checkpoint: Get, tmp_path: Path
+) -> None:
+    source, path = checkpoint(case), tmp_path / "out.gguf"
+    reading = based_on(source / adapters()[case]["golden"]["base"])
+    convert(source, path, outtype, reading=reading)
+    verdict = api.verify(path, source, reading=reading)
+    assert verdict.good
+    assert "every tensor is byte for byte what its format gives" in verdict.proven
+    data = bytearray(path.read_bytes())
+    data[-40:] = bytes(40)  # the end of the last tensor
+    path.write_bytes(data)
+    assert not api.verify(path, source, reading=reading).good
+
+
+def test_an_adapter_is_held_against_an_adapter(checkpoint: Get, tmp_path: Path) -> None:
+    source, path = checkpoint(VERIFIED[0]), tmp_path / "out.gguf"
+    base = source / adapters()[VERIFIED[0]]["golden"]["base"]
+    convert(source, path, "f32", reading=based_on(base))
+    with pytest.raises(errors.UsageError, match="held against the adapter's own directory"):
+        api.verify(path, checkpoint("llama-plain"))
+    other = adapters()[VERIFIED[1]]["golden"]["base"]
+    verdict = api.verify(path, checkpoint(VERIFIED[1]), reading=based_on(
+        checkpoint(VERIFIED[1]) / other))  # fmt: skip
+    assert not verdict.good
 
 
 def test_every_bit_by_default(checkpoint: Get, tmp_path: Path) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
+
 from quantkit.source.codings.parts import Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
+
+_CACHE = 1 << 19  # bytes that are turned at once
 
 
 def by_expert(t: SourceTensor, experts: int) -> SourceTensor:
@@ -17,16 +21,19 @@ def by_expert(t: SourceTensor, experts: int) -> SourceTensor:
 
 def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
     """A rectangle of the matrices, one below another, in the dtype that they are stored in."""
-    experts, out, _ = t.shape
-    whole = _columns(files, t.parts[0], experts)
-    rows = range(first, first + count)
-    at, of = [row % out for row in rows], [row // out for row in rows]
-    found: Rows = whole[at, :, of][:, column : column + width]
-    return found
+    whole = _turned(files, t.parts[0], t.settings[0])
+    return whole[first : first + count, column : column + width]
 
 
 @lru_cache(maxsize=4)
-def _columns(files: Files, t: SourceTensor, experts: int) -> Rows:
-    """All of a half `[out, rank, experts]`, which is small beside the experts."""
+def _turned(files: Files, t: SourceTensor, experts: int) -> Rows:
+    """All of a half, expert by expert `[experts * out, rank]`: it is small beside the experts."""
     whole = files.read_rows(t, 0, t.n_rows)
-    return whole.reshape(t.n_rows, -1, experts)
+    rank, some = t.n_per_row // experts, max(_CACHE // t.row_bytes, 1)
+    bits = whole.view(f"u{whole.dtype.itemsize}").reshape(t.n_rows, rank, experts)
+    out = np.empty((experts, t.n_rows, rank), bits.dtype)
+    for first in range(0, t.n_rows, some):
+        rows = slice(first, first + some)
+        out[:, rows] = bits[rows].transpose(2, 0, 1)
+    turned: Rows = out.view(whole.dtype).reshape(-1, rank)
+    return turned
