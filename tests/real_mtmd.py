@@ -1,8 +1,9 @@
-"""The real llama.cpp's eyes: what its mtmd makes of a picture, in a process of its own.
+"""The real llama.cpp's eyes and ears: what its mtmd makes of a picture or a sound, in a process of
+its own.
 
-`python -m tests.real_mtmd TEXT.gguf MMPROJ.gguf PICTURE.npy OUT.npy`: the picture is uint8
-`[height, width, 3]`; what comes out is float32 `[tokens, width of the text's input]`. The process
-fails, or ends, where llama.cpp does.
+`python -m tests.real_mtmd TEXT.gguf MMPROJ.gguf INPUT.npy OUT.npy`: a picture is uint8 `[height,
+width, 3]`, a sound float32 `[samples]`, 16,000 a second; what comes out is float32 `[tokens, width
+of the text's input]`. The process fails, or ends, where llama.cpp does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-_IMAGE = 1  # mtmd_input_chunk_type
+_MEDIA = (1, 2)  # mtmd_input_chunk_type: an image, a sound
 
 
 class _Params(ctypes.Structure):
@@ -41,6 +42,7 @@ _FUNCTIONS = {
     "mtmd_init_from_file": (c_void_p, (c_char_p, c_void_p, _Params)),
     "mtmd_default_marker": (c_char_p, ()),
     "mtmd_bitmap_init": (c_void_p, (c_uint32, c_uint32, c_char_p)),
+    "mtmd_bitmap_init_from_audio": (c_void_p, (c_size_t, c_void_p)),
     "mtmd_input_chunks_init": (c_void_p, ()),
     "mtmd_tokenize": (c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_size_t)),
     "mtmd_input_chunks_size": (c_size_t, (c_void_p,)),
@@ -53,20 +55,21 @@ _FUNCTIONS = {
 }
 
 
-def seen(text: Path, projector: Path, picture: np.ndarray, folder: Path) -> np.ndarray:
-    """What llama.cpp's encoder makes of a picture."""
-    np.save(folder / "picture.npy", picture)
+def seen(text: Path, projector: Path, given: np.ndarray, folder: Path) -> np.ndarray:
+    """What llama.cpp's encoder makes of a picture or a sound."""
+    np.save(folder / "given.npy", given)
     out = folder / "seen.npy"
     done = subprocess.run(
         [sys.executable, "-m", "tests.real_mtmd", *map(str, (text, projector)),
-         str(folder / "picture.npy"), str(out)],
+         str(folder / "given.npy"), str(out)],
         capture_output=True, text=True, cwd=Path(__file__).parents[1],
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-1000:]
+    told = [line for line in done.stderr.splitlines() if "ASSERT" in line or "rror" in line]
+    assert done.returncode == 0, "\n".join(told) or done.stderr[:3000]
     return np.load(out)
 
 
-def main(text: str, projector: str, picture: str, out: str) -> None:
+def main(text: str, projector: str, given: str, out: str) -> None:
     from quantkit.llama.llama_cpp import library
 
     lib = library()
@@ -78,8 +81,11 @@ def main(text: str, projector: str, picture: str, out: str) -> None:
     params.use_gpu = params.warmup = False
     context = lib.mtmd_init_from_file(projector.encode(), model, params)
     assert context, "mtmd does not load the projector"
-    x = np.ascontiguousarray(np.load(picture))
-    bitmap = lib.mtmd_bitmap_init(x.shape[1], x.shape[0], x.tobytes())
+    x = np.ascontiguousarray(np.load(given))
+    if x.ndim == 1:
+        bitmap = lib.mtmd_bitmap_init_from_audio(len(x), x.ctypes.data)
+    else:
+        bitmap = lib.mtmd_bitmap_init(x.shape[1], x.shape[0], x.tobytes())
     chunks = lib.mtmd_input_chunks_init()
     marker = lib.mtmd_default_marker()
     said = _Text(marker, len(marker), False, False)
@@ -88,7 +94,7 @@ def main(text: str, projector: str, picture: str, out: str) -> None:
     rows = []
     for i in range(lib.mtmd_input_chunks_size(chunks)):
         chunk = lib.mtmd_input_chunks_get(chunks, i)
-        if lib.mtmd_input_chunk_get_type(chunk) != _IMAGE:
+        if lib.mtmd_input_chunk_get_type(chunk) not in _MEDIA:
             continue
         assert lib.mtmd_encode_chunk(context, chunk) == 0
         n = lib.mtmd_input_chunk_get_n_tokens(chunk), lib.llama_model_n_embd_inp(model)

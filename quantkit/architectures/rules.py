@@ -153,7 +153,8 @@ class Map:
     tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
     `seen`: the dimensions by which its weights are counted, the last of them a row, where they are
     not those of `shape`. `times`: another tensor of as many weights, whose product with this one is
-    wanted. `beside`: another matrix, whose columns follow those of this.
+    wanted. `beside`: another matrix, whose columns follow those of this. `batch_norm`: the norm
+    whose weight or bias it is, and whose statistics it is folded with.
     """
 
     source: str
@@ -169,11 +170,21 @@ class Map:
     seen: tuple[str, ...] = ()
     times: str = ""
     beside: str = ""
+    batch_norm: str = ""
 
     @cached_property
     def template(self) -> str:
         """The name with every number replaced by a star."""
         return re.sub(_NUMBER, "*", self.source)
+
+    @cached_property
+    def templates(self) -> set[str]:
+        """The names of all tensors that it is made of, like `template`."""
+        names = {self.source, self.times, self.beside} - {""}
+        if self.batch_norm:
+            ends = ("weight", "bias", "running_mean", "running_var")
+            names |= {f"{self.batch_norm}.{end}" for end in ends}
+        return {re.sub(_NUMBER, "*", name) for name in names}
 
     @cached_property
     def fields(self) -> list[str]:

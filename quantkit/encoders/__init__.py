@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from quantkit.encoders import (
     cogvlm,
+    conformer,
     deepseek_ocr,
+    deepseek_v4,
+    dots3_note,
     dots_ocr,
     gemma,
+    gemma3n,
     glm,
+    granite,
     hunyuan_vl,
     intern_vl,
     janus,
@@ -19,6 +24,7 @@ from quantkit.encoders import (
     qwen_vl,
     siglip,
     siglip2,
+    step3_vl,
     whisper,
 )
 from quantkit.encoders.rules import Encoder
@@ -26,10 +32,15 @@ from quantkit.errors import UnsupportedArchitecture
 
 ENCODERS: tuple[Encoder, ...] = (
     *cogvlm.FAMILY,
+    *conformer.FAMILY,
     *deepseek_ocr.FAMILY,
+    *deepseek_v4.FAMILY,
+    *dots3_note.FAMILY,
     *dots_ocr.FAMILY,
     *gemma.FAMILY,
+    *gemma3n.FAMILY,
     *glm.FAMILY,
+    *granite.FAMILY,
     *hunyuan_vl.FAMILY,
     *intern_vl.FAMILY,
     *janus.FAMILY,
@@ -41,6 +52,7 @@ ENCODERS: tuple[Encoder, ...] = (
     *qwen_vl.FAMILY,
     *siglip.FAMILY,
     *siglip2.FAMILY,
+    *step3_vl.FAMILY,
     *whisper.FAMILY,
 )
 

@@ -123,6 +123,13 @@ VISION_KEYS = (
     Key("clip.vision.image_std", pixels("image_std"), "FLOAT32"),
 )  # fmt: skip
 
+# of those that llama.cpp's converter takes for a Qwen: num_heads counts, whatever stands beside it
+QWEN_KEYS = tuple(
+    Key(key.name, vision("num_heads", "num_attention_heads"))
+    if key.name.endswith(".head_count") else key
+    for key in VISION_KEYS
+)  # fmt: skip
+
 AUDIO_KEYS = (
     Key("clip.has_audio_encoder", lambda c: True, "BOOL"),
     Key("clip.audio.projection_dim", TEXT_WIDTH),

@@ -9,8 +9,8 @@ from quantkit.encoders.common import (
     DIMS,
     KERNELS,
     KINDS,
+    QWEN_KEYS,
     VISION,
-    VISION_KEYS,
     V,
     activation,
     eps,
@@ -32,7 +32,7 @@ GLM4V = Encoder(
     hf_names=("Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration"),
     gguf_arch="clip",
     keys=(
-        *VISION_KEYS,
+        *QWEN_KEYS,
         projector("glm4v"),
         activation("gelu", default=""),
         activation("silu", default=""),
@@ -134,7 +134,7 @@ GLM5_NEXT = replace(
     GLM_OCR,
     hf_names=("Glm5NextForConditionalGeneration",),
     keys=(
-        *VISION_KEYS,
+        *QWEN_KEYS,
         projector("glm5v"),
         *GLM4V.keys[11:],
         Key("clip.vision.spatial_merge_size", vision("spatial_merge_size"), default=2),

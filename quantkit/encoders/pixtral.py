@@ -125,7 +125,7 @@ LIGHTON_OCR = replace(
 
 E = "vision_encoder"
 L = f"{E}.transformer.layers.{{bid}}"
-_COLOURS = {
+COLOURS = {  # of CLIP, which Mistral's own format does not say
     "clip.vision.image_mean": [0.48145466, 0.4578275, 0.40821073],
     "clip.vision.image_std": [0.26862954, 0.26130258, 0.27577711],
 }
@@ -165,7 +165,7 @@ OWN = Encoder(
     gguf_arch="clip",
     keys=(
         *(
-            replace(k, config=_fixed(_COLOURS[k.name])) if k.name in _COLOURS else k
+            replace(k, config=_fixed(COLOURS[k.name])) if k.name in COLOURS else k
             for k in VISION_KEYS
         ),
         projector("pixtral"),

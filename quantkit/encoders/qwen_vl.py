@@ -27,8 +27,8 @@ from quantkit.encoders.common import (
     DIMS,
     KERNELS,
     KINDS,
+    QWEN_KEYS,
     VISION,
-    VISION_KEYS,
     V,
     count,
     eps,
@@ -90,7 +90,7 @@ def _of_layer(role: str) -> RowMap:
     return pieces
 
 
-_KEYS = reading(VISION_KEYS, ".image_size", config=_side)
+_KEYS = reading(QWEN_KEYS, ".image_size", config=_side)
 _DIMS = {
     **DIMS,
     "patch2": lambda c: c.one(*vision("patch_size")) ** 2,
@@ -218,7 +218,7 @@ def _hidden(config: Config) -> int:
 
 
 _RENAMED = reading(
-    reading(VISION_KEYS, ".embedding_length", config=vision("embed_dim", "hidden_size")),
+    reading(QWEN_KEYS, ".embedding_length", config=vision("embed_dim", "hidden_size")),
     ".feed_forward_length",
     config=_hidden,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from quantkit.architectures.rules import Architecture, Config
 
@@ -20,8 +21,10 @@ class Encoder(Architecture):
     # GGUF names (regular expressions) whose format the converter fixes: one of ggml's, or "kernel"
     # (F16 in a file of F16, else F32); the first that matches counts
     forced: tuple[tuple[str, str], ...] = ()
-    # where the tables of an encoder and of the text are kept, where it is not under their own names
-    tables: Mapping[str, str] = field(default_factory=dict)
+    # where the table of an encoder is kept, where it is not under its own name, or what it is
+    tables: Mapping[str, str | Callable[[Config], dict[str, Any] | None]] = field(
+        default_factory=dict
+    )
     # a line for people on what llama.cpp makes of it
     note: str = ""
     # our name of a config key -> the token whose id it is

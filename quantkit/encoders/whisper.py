@@ -77,6 +77,17 @@ BINS = (
     Key("clip.audio.num_mel_bins", audio("num_mel_bins")),
     eps(audio("layer_norm_eps"), 1e-5, "audio"),
 )
+
+
+def _moments(config: Config) -> int:
+    """Rows of the table of positions in time: what config.json says, or else the table itself."""
+    found: int | None = config.get(*audio("max_source_positions"), default=None)
+    if found is not None:
+        return found
+    shapes: dict[str, list[int]] = config.values["shapes"]
+    return shapes.get(MOMENTS.source, [1])[0]
+
+
 HEARING: dict[str, Dim] = {
     "text": lambda c: c.one(*TEXT_WIDTH),
     "a": lambda c: c.one(*audio("hidden_size")),
@@ -84,7 +95,7 @@ HEARING: dict[str, Dim] = {
     "4a": lambda c: 4 * c.one(*audio("hidden_size")),
     "a_ffn": lambda c: c.one(*audio("intermediate_size")),
     "mel": lambda c: c.one(*audio("num_mel_bins")),
-    "moments": lambda c: c.one(*audio("max_source_positions")),
+    "moments": _moments,
     "two": lambda c: 2,
     "three": lambda c: 3,
 }
@@ -174,8 +185,8 @@ ULTRAVOX = replace(
     dims={
         **HEARING,
         "stacked": lambda c: c.one(*audio("hidden_size")) * c.one("stack_factor"),
-        "gated": lambda c: c.one("hidden_size"),
-        "half": lambda c: c.one("hidden_size") // 2,
+        "gated": told(f"{P}.linear_1.weight"),
+        "half": told(f"{P}.linear_2.weight", 1),
     },
     maps=(
         *WHISPER,

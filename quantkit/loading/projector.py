@@ -55,6 +55,17 @@ _CONFORMER = (
     *_QKV, "ffn_norm.weight", "conv_pw1.weight", "conv_dw.weight", "conv_pw2.weight",
     "ffn_norm_1.weight", "ffn_up_1.weight", "ffn_down_1.weight",
 )  # fmt: skip
+_MOVES = (
+    *_both("ffn_norm", "ffn_norm_1", "ffn_up_1", "ffn_down_1", "norm_conv", "conv_norm",
+           "conv_pw1", "conv_pw2"),
+    "conv_dw.weight",
+)  # fmt: skip
+_NEMO = (*_QKV, *_MOVES, "conv_dw.bias", "linear_pos.weight", "pos_bias_u", "pos_bias_v")
+_QFORMER = _both(
+    *(f"{part}_attn_{of}" for part in ("self", "cross") for of in ("q", "k", "v", "out", "norm")),
+    "ffn_up", "ffn_down", "ffn_norm",
+)  # fmt: skip
+_SPECTRUM = _both(*(f"a.conv1d.{at}" for at in (0, 2, 3, 5, 6)), "a.pre_encode.out")
 _WAVES = _both("a.conv1d.1", "a.conv1d.2")
 _SAM = (
     "v.sam.pos_embd.weight", *_both("v.sam.patch_embd", "v.sam.neck.1", "v.sam.neck.3"),
@@ -64,6 +75,30 @@ _SAM = (
 NEEDS = {
     "gemma3": Needs(
         (_PATCH, "mm.input_projection.weight", "mm.soft_emb_norm.weight"), _QKV, rows=0
+    ),
+    "gemma3nv": Needs(("mm.input_projection.weight", "mm.soft_emb_norm.weight")),
+    "lfm2a": Needs(
+        (*_SPECTRUM, *_both(*(f"mm.a.mlp.{at}" for at in (0, 1, 3))), "a.position_embd.weight"),
+        _NEMO,
+    ),
+    "d1omni_a": Needs(
+        (*_SPECTRUM, *_both(*(f"mm.a.mlp.{at}" for at in (0, 1, 3, 4, 5, 6)))), _NEMO
+    ),
+    "d1omni_v": Needs((_PATCH, "v.position_embd.weight", *_both("mm.1", "mm.2")), _QKV),
+    "granite_speech": Needs(
+        (*_both("a.input_projection", "a.enc_ctc_out", "a.enc_ctc_out_mid", "a.proj_norm",
+                "a.proj_linear"),
+         "a.proj_query", *(f"a.proj_blk.{at}.{name}" for at in (0, 1) for name in _QFORMER)),
+        (*_QKV, *_MOVES, "attn_rel_pos_emb"),
+        ("audio.chunk_size", "audio.conv_kernel_size", "audio.max_pos_emb",
+         "audio.projector.window_size", "audio.projector.downsample_rate",
+         "audio.projector.head_count"),
+    ),
+    "granite4_vision": Needs(
+        (_PATCH, "v.image_newline"),
+        _QKV,
+        ("vision.projector.query_side", "vision.projector.window_side"),
+        rows=0,
     ),
     "gemma4v": Needs((_PATCH, "v.position_embd.weight", "mm.input_projection.weight"), _QKV),
     "gemma4a": Needs(
@@ -152,6 +187,27 @@ NEEDS = {
     "deepseekocr": Needs((_PATCH, "v.position_embd.weight", *_SAM), ("attn_qkv.weight",)),
     "deepseekocr2": Needs((*_SAM, "v.resample_query_768.weight", "v.resample_query_1024.weight"),
                           _QKV),
+    "deepseek4v": Needs(
+        (_PATCH, *_both("mm.1", "mm.2"), "v.image_newline",
+         *(f"v.token_embd.img_{name}" for name in ("start", "end", "pad"))),
+        ("attn_qkv.weight",),
+        ("vision.projector.scale_factor", "vision.image_min_pixels"),
+    ),
+    "dots3note_v": Needs(
+        (_PATCH, *_both("mm.0", "mm.2", "mm.input_norm"), "mm.post_norm.weight"),
+        ("attn_qkv.weight",),
+        ("vision.spatial_merge_size", "vision.image_min_pixels", "vision.image_max_pixels",
+         "vision.expert_used_count"),
+    ),
+    "dots3note_a": Needs(
+        (*_both("a.conv2d.1", "a.conv2d.2", "a.conv2d.3", "mm.a.norm_pre", "mm.a.mlp.1",
+                "mm.a.mlp.3"),
+         "a.conv_out.weight"),
+        _QKV,
+    ),
+    "step3vl": Needs(
+        (_PATCH, "mm.0.weight", "mm.1.weight", "mm.model.fc.weight"), ("attn_qkv.weight",)
+    ),
     "dots_ocr": Needs(
         (_PATCH, *_both("mm.0", "mm.2", "mm.input_norm"), "mm.post_norm.weight"),
         ("attn_qkv.weight",),

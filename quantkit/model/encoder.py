@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from quantkit.architectures.class_defaults import class_defaults
 from quantkit.architectures.config import MOST_LAYERS
 from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
 from quantkit.encoders import find_encoder
@@ -46,7 +47,9 @@ def names_encoder(files: CheckpointFiles) -> bool:
     config = files.optional("config.json") or {}
     thinker = config.get("thinker_config")
     tables = [config, *([thinker] if isinstance(thinker, dict) else [])]
-    return any(isinstance(table.get(part), dict) for table in tables for part in (VISION, AUDIO))
+    return bool(config.get("vision_n_layers")) or any(
+        isinstance(table.get(part), dict) for table in tables for part in (VISION, AUDIO)
+    )
 
 
 def encoder_from_checkpoint(
@@ -78,7 +81,8 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     arch = find_encoder(known)
     values = dict(raw)
     for part in (VISION, AUDIO):
-        table = Config(raw).find(arch.tables.get(part, part))
+        place = arch.tables.get(part, part)
+        table = place(Config(raw, label)) if callable(place) else Config(raw).find(place)
         values[part] = {**arch.defaults.get(part, {}), **table} if isinstance(table, dict) else None
     if values[VISION] is None and values[AUDIO] is None:
         raise ConfigError(
@@ -86,7 +90,10 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
             "encoder; leave out --mmproj"
         )
     texts = [part for part in map(Config(raw).find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
-    values["text_config"] = {**arch.defaults.get("text_config", {}), **raw, **dict(*texts)}
+    assumed = class_defaults(raw, *texts)
+    values["text_config"] = {
+        **arch.defaults.get("text_config", {}), **assumed, **raw, **dict(*texts)
+    }  # fmt: skip
     values = {**{k: v for k, v in arch.defaults.items() if not isinstance(v, dict)}, **values}
     values["preprocessor"] = _preprocessor(files)
     values["architectures"] = [known]
@@ -158,9 +165,11 @@ def _converted(
     arch = replace(arch, drops=(*arch.drops, *arch.unseen))
     settings = coding_settings(files, config)
     by_name = {t.name: _one(t) for t in decoded([*own, *lent], settings)}
-    names = known_names(by_name, {m.template for m in arch.maps}, arch.plain)
+    names = known_names(by_name, arch.maps, arch.plain)
     shapes = {names[name]: list(t.shape) for name, t in by_name.items()}
     config = replace(config, values={**config.values, "shapes": shapes})
+    seen = arch.respelled(config, {name: tuple(shape) for name, shape in shapes.items()})
+    arch = seen if isinstance(seen, Encoder) else arch
     by_name |= {n: computed(n, values, files) for n, values in arch.added(config).items()}
     outtype = chosen_outtype(outtype, own, by_name.values())
     placed, sources = place(arch, config, by_name, options)
@@ -182,7 +191,7 @@ def _mine(
 ) -> tuple[list[SourceTensor], list[SourceTensor]]:
     """The tensors of the encoder, and those of the text of which it wants a row."""
     dropped = [re.compile(pattern) for pattern in arch.drops]
-    names = known_names((t.name for t in stored), {m.template for m in arch.maps}, arch.plain)
+    names = known_names((t.name for t in stored), arch.maps, arch.plain)
     known = {m.source for m in arch.maps}
     own, lent = [], []
     for t in stored:

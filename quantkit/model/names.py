@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from quantkit.architectures.rules import Map
+
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 # tensors that only layers have which predict further tokens
@@ -22,11 +24,11 @@ _ROOTS = ("model.", "llm.", "transformer.", "text_model.", "backbone.")
 
 
 def known_names(
-    names: Iterable[str], templates: Iterable[str], plain: Callable[[str], str]
+    names: Iterable[str], maps: Iterable[Map], plain: Callable[[str], str]
 ) -> Mapping[str, str]:
-    """Name in the checkpoint -> name as one of the `templates` has it (numbers are stars there); a
-    name that none has is only `plain`: without its wrappers."""
-    known = {*templates}
+    """Name in the checkpoint -> name as one of the `maps` has it; a name that none has is only
+    `plain`: without its wrappers."""
+    known = {template for m in maps for template in m.templates}
     roots = [root for root in _ROOTS if any(name.startswith(root) for name in known)]
     return {name: _known(name, known, roots, plain) for name in names}
 

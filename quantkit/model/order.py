@@ -26,6 +26,9 @@ def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
         at = name.find(_TEXT)
         name = m.like.format(bid=bid, xid=9)
         name = name if at < 0 else name[:at] + _TEXT + name[at:]
+    if m.batch_norm:  # both stand where the last part does
+        name = f"{name.removesuffix('.bias').removesuffix('.weight')}.weight"
+        name += ".bias" if m.source.endswith(".bias") else ""
     in_file = name if t.path.suffix == ".safetensors" else f"{number:09}"
     place = (t.path.name, in_file)
     if t.coding == "nvfp4":

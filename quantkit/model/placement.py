@@ -182,7 +182,7 @@ class Layout:
     @cached_property
     def names(self) -> Mapping[str, str]:
         """The sources' names as the architecture knows them."""
-        return known_names(self.sources, self.maps, self.arch.plain)
+        return known_names(self.sources, self.arch.maps, self.arch.plain)
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
@@ -259,7 +259,7 @@ class Layout:
         best: tuple[Map | None, int | None, int] = (None, (*numbers, None)[0], 0)
         for m in self.maps.get(NUMBER.sub("*", name), ()):
             ids = dict(zip(m.fields, numbers, strict=True))
-            if any(field.isdecimal() and int(field) != n for field, n in ids.items()):
+            if any(f.isdecimal() and int(f) != n for f, n in zip(m.fields, numbers, strict=True)):
                 continue
             bid = ids.get("bid")
             if "mid" in ids or (bid is None and m.layers == "mtp"):
@@ -271,9 +271,9 @@ class Layout:
 
     def drops(self, t: SourceTensor) -> bool:
         """Whether a tensor that no row takes may be left out."""
-        name = self.names[t.name]
-        names = {t.name, name, name.removeprefix("model.")}
-        return any(d.fullmatch(name) for d in self.dropped for name in names)
+        name = self.names[t.name]  # an encoder's drops tell by the whole of it
+        inner = () if self.arch.gguf_arch == ENCODER else (name.removeprefix("model."),)
+        return any(d.fullmatch(n) for d in self.dropped for n in (t.name, name, *inner))
 
     def predicted(self, t: SourceTensor) -> int | None:
         """The block of a tensor that only layers have which predict further tokens, counted after
@@ -352,7 +352,7 @@ def _matches(layout: Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_M
     ahead = {bid for t in sources.values() if (bid := layout.predicted(t)) is not None}
     if not ahead:  # those that are left out may lack what tells them
         ahead.update(range(blocks, blocks + max(arch.mtp(config) - config.mtp, 0)))
-    for i, t in enumerate(multiplied(arch.maps, sources).values()):
+    for i, t in enumerate(multiplied(arch.maps, sources, layout.names).values()):
         m, bid, xid = layout.find(t)
         if bid is not None and bid >= blocks and bid in ahead:
             continue

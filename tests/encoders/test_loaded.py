@@ -1,9 +1,10 @@
 """Files of encoders in the real llama.cpp: its mtmd loads them beside a text of the same width, and
-what it sees of a picture is finite."""
+what it sees of a picture, or hears of a sound, is finite."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.jobs import convert
 from quantkit.model.open import Reading
-from tests.checkpoints import values, write_safetensors
+from tests.checkpoints import read_safetensors, values, write_safetensors
 
 WIDTH, VOCABULARY = 32, 520
 MMPROJ = Reading(options=ConversionOptions(mmproj=True))
@@ -30,6 +31,17 @@ TOKENS = {
     "youtuvl-mmproj": 64,
     "cogvlm-mmproj": 18,
 }
+# and of half a minute: two seconds of sound, then silence (Qwen3-ASR takes three seconds).
+# Voxtral is not among them: mtmd counts 187 tokens, makes 188, and ends, whatever the file
+HEARD = {
+    "ultravox-mmproj": 750,
+    "qwen25omni-mmproj": 750,
+    "audioflamingo3-mmproj": 750,
+    "glmasr-mmproj": 377,
+    "meralion2-mmproj": 100,
+    "qwen3asr-mmproj": 39,
+}
+MOMENTS = 1500  # of half a minute, after a convolution of stride two
 
 
 def _text(source: Path, path: Path) -> None:
@@ -76,3 +88,40 @@ def test_llama_cpp_sees_a_picture(
     rows = seen(text, projector, picture, tmp_path)
     assert rows.shape == (TOKENS[case], WIDTH)
     assert np.isfinite(rows).all()
+
+
+def _for_half_a_minute(source: Path) -> None:
+    """The small table of positions in time as one that mtmd can use."""
+    config = json.loads((source / "config.json").read_text())
+    for table in ("audio_config", "whisper_config", "speech_config"):
+        if table in config:
+            config[table]["max_source_positions"] = MOMENTS
+    (source / "config.json").write_text(json.dumps(config))
+    for file in source.glob("*.safetensors"):
+        tensors = read_safetensors(file)
+        for name, (dtype, shape, _) in tensors.items():
+            if name.endswith("embed_positions.weight"):
+                long, how = [MOMENTS, shape[1]], {"mean": 0.0, "std": 0.05}
+                tensors[name] = (dtype, long, values(name, dtype, long, how).tobytes())
+        write_safetensors(file, tensors)
+
+
+@pytest.mark.parametrize("case", HEARD)
+def test_llama_cpp_hears_a_sound(case: str, broken: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    from tests.real_mtmd import seen
+
+    text, projector = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
+    plain = broken("llama-plain")
+    _text(plain, text)
+    shutil.rmtree(plain)  # both may be called ckpt
+    source = broken(case)
+    _for_half_a_minute(source)
+    convert(source, projector, "f32", reading=MMPROJ)
+    t = np.arange(32000) / 16000
+    noise = np.random.default_rng(7).standard_normal(len(t))
+    sound = (0.3 * np.sin(2 * np.pi * 440 * t) + 0.05 * noise).astype(np.float32)
+    rows = seen(text, projector, sound, tmp_path)
+    assert rows.shape == (HEARD[case], WIDTH)
+    assert np.isfinite(rows).all()
+    assert rows.std(axis=0).max() > 0  # not the same at every moment

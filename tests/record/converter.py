@@ -24,7 +24,7 @@ from pathlib import Path
 
 def main(tree: str, pre: str, *args: str) -> None:
     root = Path(tree).resolve()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "MKL_CBWR": "COMPATIBLE"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "MKL_CBWR": os.environ.get("MKL_CBWR", "COMPATIBLE")}
     sys.path[:1] = [str(root), str(root / "gguf-py")]
     if pre != "-":
         base = importlib.import_module("conversion.base")

@@ -15,6 +15,7 @@ from quantkit.errors import ConfigError
 from quantkit.gguf.types import type_by_name
 from quantkit.source.codings import (
     awq,
+    batch_norm,
     beside,
     bitsandbytes,
     by_expert,
@@ -248,6 +249,7 @@ _DECODERS: Mapping[str, Decoder] = {
     "nvfp4": nvfp4.read_blocks,
     "nvfp4_floats": nvfp4.read_floats,
     "packed": packed.read,
+    "batch_norm": batch_norm.read,
     "beside": _read_beside,
     "by_expert": by_expert.read,
     "product": product.read,
