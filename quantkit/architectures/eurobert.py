@@ -37,6 +37,7 @@ _POOLING = (
         POOLING_KEYS[1],
         config=lambda c: {"mean": 1, "cls": 2}.get(str(c.find("classifier_pooling"))),
     ),
+    *POOLING_KEYS[2:],
 )
 
 EUROBERT = replace(
