@@ -1,6 +1,5 @@
 """MiniMax-M2, and M1 and Text-01 with linear attention in seven of eight layers. llama.cpp:
-`conversion/minimax.py`; it also lists the tokens whose rows of the embedding are zero
-(`suppress_tokens`), which is not done here."""
+`conversion/minimax.py`."""
 
 from __future__ import annotations
 
@@ -106,7 +105,9 @@ MINIMAX_01 = replace(
     MINIMAX_M2,
     hf_names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"),
     gguf_arch="minimax-01",
+    suppresses_zeros=True,
     late_keys=(
+        Key("tokenizer.ggml.suppress_tokens", "zero rows", "INT32", default=None),
         Key("{arch}.residual_scale", _residual_scale, "FLOAT32"),
         Key("{arch}.rope.dimension_count", "rotary_dim"),
     ),

@@ -276,6 +276,8 @@ class Architecture:
     computed: Mapping[str, Callable[[Config], Any]] = field(default_factory=dict)
     # source tensors that are in no checkpoint: name -> float32 values
     added: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    # whether tokens are never to be written that were added and whose embedding is zero
+    suppresses_zeros: bool = False
     # how many layers after the last predict further tokens, and whether they are converted
     mtp: Callable[[Config], int] = lambda config: 0
     keeps_mtp: bool = False

@@ -29,6 +29,7 @@ from quantkit.model.prepared import (
     values_of,
     with_scalars,
 )
+from quantkit.model.zero_rows import with_zero_rows
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read_settings, settings_note
@@ -164,6 +165,7 @@ def _converted(
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
     outtype = chosen_outtype(outtype, stored, by_name.values())
+    config = with_zero_rows(files, arch, config, by_name)
     config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
     dense = dense_modules(files, arch) if options.dense_modules else {}
     config = replace(config, values={**config.values, **dense_values(dense)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,21 @@ def test_mistral_4_without_its_images(checkpoint: Broken) -> None:
         t.name: (t.shape, t.stored) for t in whole.tensors
     }
     assert {i.key: i.value for i in alone.kv} == {i.key: i.value for i in whole.kv}
+
+
+def test_tokens_that_were_never_trained_are_never_written(broken: Broken, tmp_path: Path) -> None:
+    """As llama.cpp's converter finds them: those before the added ones do not count."""
+    source = broken("minimax-m1")
+    plain = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])
+
+    def zero(tensors: dict[str, Any]) -> None:
+        kind, shape, data = tensors["model.embed_tokens.weight"]
+        width, rows = len(data) // shape[0], bytearray(data)
+        for row in (5, plain + 1, shape[0] - 1):
+            rows[row * width : (row + 1) * width] = bytes(width)
+        tensors["model.embed_tokens.weight"] = kind, shape, bytes(rows)
+
+    edit_tensors(source, zero)
+    convert(source, tmp_path / "m.gguf", "bf16", "minimax-m2", ConversionOptions())
+    found = read_header(tmp_path / "m.gguf").get("tokenizer.ggml.suppress_tokens")
+    assert list(found) == [plain + 1, 519]
