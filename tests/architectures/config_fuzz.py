@@ -56,7 +56,8 @@ class Case:
 
     def convert(self, config: dict[str, Any]) -> Model:
         self.files._objects["config.json"] = config
-        return conversion.from_checkpoint(self.files, None, self.pre, options(self.args))
+        asked = options(self.args, self.files.directory)
+        return conversion.from_checkpoint(self.files, None, self.pre, asked)
 
 
 def places(value: Any, path: Path_ = ()) -> Iterator[Path_]:

@@ -87,9 +87,10 @@ def main() -> None:
         golden = architectures()[case]["golden"]
         with tempfile.TemporaryDirectory() as parent:
             path = Path(parent, "m.gguf")
-            reading = Reading(golden["pre"], options(golden["args"]))
+            source = from_recipe(case, Path(parent, "c"))
+            reading = Reading(golden["pre"], options(golden["args"], source))
             try:
-                convert(from_recipe(case, Path(parent, "c")), path, reading=reading)
+                convert(source, path, reading=reading)
             except QuantkitError:
                 continue
             arch = read_header(path).get("general.architecture")
