@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from quantkit.architectures.common import DIMS, EMBEDDINGS, NORMS, TEXT_KEYS, L
 from quantkit.architectures.llama import LLAMA, kv_heads_if_said
-from quantkit.architectures.rules import Expect, Map, whole
+from quantkit.architectures.rules import Config, Expect, Map, whole
+from quantkit.errors import ConfigError
 
 
 def _expert(name: str, role: str) -> tuple[Map, ...]:
@@ -25,12 +26,21 @@ def _expert(name: str, role: str) -> tuple[Map, ...]:
     )  # fmt: skip
 
 
+def _queries_keys_values(config: Config) -> int:
+    """Rows of the joined matrix. Raises ConfigError."""
+    n = config.one("num_attention_heads")
+    for name in ("num_key_value_heads", "num_multi_query_heads"):
+        if (found := config.one(name, default=n)) != n:
+            raise ConfigError(f"{config.where}: '{name}' is {found}; llama.cpp runs {n} alone")
+    return 3 * n * config.head_dim
+
+
 COGVLM = replace(
     LLAMA,
     hf_names=("CogVLMForCausalLM",),
     gguf_arch="cogvlm",
     keys=kv_heads_if_said(TEXT_KEYS),
-    dims={**DIMS, "3q": lambda c: 3 * c.get("num_attention_heads") * c.head_dim},
+    dims={**DIMS, "3q": _queries_keys_values},
     maps=(*EMBEDDINGS, *NORMS, *_expert("language", ""), *_expert("vision", "vis_")),
     renames=(),
     assumes=(Expect("rope_theta", (10000.0,)),),

@@ -69,12 +69,14 @@ def _one_row(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
 SMALLER = Map(IDS, ("draft",), _one_row, "smaller vocabulary", like=IDS)
 
 
-def _learned(sources: Mapping[str, SourceTensor], values: Values) -> dict[str, Any]:
+def learned_of_draft(sources: Mapping[str, SourceTensor], values: Values) -> dict[str, Any]:
+    """What its tensors say of it: a smaller vocabulary, a head that says how sure it is, the width
+    of the chain of guesses."""
     found = next((t for name, t in sources.items() if name in ("d2t", "model.d2t")), None)
     chain = next((t for name, t in sources.items() if name.endswith("markov_w1.weight")), None)
     return {
         "d2t": None if found is None else values(found),
-        "sure": any("confidence_head.proj" in name for name in sources),
+        "sure": any("confidence_" in name for name in sources),
         "markov_rank": 0 if chain is None else chain.shape[-1],
     }
 
@@ -156,7 +158,7 @@ EAGLE3 = Architecture(
     },
     renames=((r"^(midlayer|layers\.0)\.", "model.layers.0."),),
     drops=("d2t", "t2d"),
-    learned=_learned,
+    learned=learned_of_draft,
     added=_ids,
     drafts=True,
     computed={"rope_freqs.weight": rope_freqs},
@@ -345,7 +347,7 @@ DSPARK = replace(
           for m in linear("model.confidence_head.proj", ("one", "after"), "conf_proj")),
     ),
     drops=(*DFLASH.drops, r"(model\.)?(d2t|t2d)", r"lm_head\.weight"),
-    learned=_learned,
+    learned=learned_of_draft,
     added=_ids,
 )  # fmt: skip
 

@@ -21,6 +21,7 @@ from quantkit.architectures.rules import (
     parts,
     whole,
 )
+from quantkit.errors import ConfigError
 
 A = f"{L}.self_attn"
 RENAMES = ((r"\.attn\.", ".self_attn."), (r"\bL_module\.layers\.", "layers."))
@@ -32,8 +33,11 @@ def _stack(config: Config) -> int:
 
 
 def _runs(config: Config) -> int:
-    """Layers that are run, of which each has a place in the cache."""
-    return _stack(config) * config.one("H_cycles") * (config.one("L_cycles") + 1)
+    """Layers that are run, of which each has a place in the cache. Raises ConfigError."""
+    high, low = config.one("H_cycles"), config.one("L_cycles")
+    if not high or not low:
+        raise ConfigError(f"{config.where}: {high} high and {low} low cycles; a model has some")
+    return _stack(config) * high * (low + 1)
 
 
 def _numbered(config: Config) -> Architecture:

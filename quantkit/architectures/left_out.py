@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-_DRAFTS = "a draft made of the layers of its model, which is not done; convert that model"
 _SOUND = "it makes sound, no text"
 _DECIDES = "it decides between answers, and writes no text"
 
 REASONS: dict[str, str] = {
     "PLMForCausalLM": "llama.cpp b11549 ends where it keeps its values (in two axes, not three)",
-    **dict.fromkeys(
-        ("DeepseekV4DSparkModel", "Gemma4DSparkModel"),
-        _DRAFTS,
-    ),
+    "DeepseekV4DSparkModel": "a draft made of the layers of its model, which is not done",
     **dict.fromkeys(
         ("Lfm25AudioTokenizer", "PocketTTSModel", "Qwen3TTSForConditionalGeneration",
          "WavTokenizerDec"),

@@ -85,6 +85,8 @@ def test_norms_of_each_head_are_kept(broken: Broken, tmp_path: Path) -> None:
         ("jais", {"position_embedding_type": "learned"}, "needs 'alibi'"),
         ("plamo2", {"mamba_enabled": False}, "'mamba_enabled' is False"),
         ("bitnet", {"tie_word_embeddings": False}, "'tie_word_embeddings' is False"),
+        ("hrm-text", {"L_cycles": 0}, "0 low cycles"),
+        ("cogvlm-kv", {"num_multi_query_heads": 2}, "llama.cpp runs 4"),
         ("arwkv7", {"wkv_version": 6}, "'wkv_version' is 6"),
     ],
 )
