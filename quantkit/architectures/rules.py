@@ -37,6 +37,7 @@ from quantkit.architectures.row_maps import (
     whole,
 )
 from quantkit.errors import ConfigError
+from quantkit.source.codings.slabs import slabs
 from quantkit.source.tensors import SourceTensor
 
 # the row maps are words, too: a family imports all of them from here
@@ -154,7 +155,8 @@ class Map:
     `seen`: the dimensions by which its weights are counted, the last of them a row, where they are
     not those of `shape`. `times`: another tensor of as many weights, whose product with this one is
     wanted. `beside`: another matrix, whose columns follow those of this. `batch_norm`: the norm
-    whose weight or bias it is, and whose statistics it is folded with.
+    whose weight or bias it is, and whose statistics it is folded with. `summed`: the dimension that
+    says of how many parts each row is the sum; its weights count as rows of one.
     """
 
     source: str
@@ -171,6 +173,7 @@ class Map:
     times: str = ""
     beside: str = ""
     batch_norm: str = ""
+    summed: str = ""
 
     @cached_property
     def template(self) -> str:
@@ -193,6 +196,8 @@ class Map:
 
     def counted(self, t: SourceTensor, dims: Dims) -> SourceTensor:
         """The tensor with its weights in such rows as `rows` wants."""
+        if self.summed:
+            return slabs(t, dims[self.summed])
         if self.seen:
             return replace(t, shape=tuple(dims[name] for name in self.seen))
         return replace(t, flat=True) if self.flat else t

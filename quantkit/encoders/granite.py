@@ -108,7 +108,7 @@ GRANITE_SPEECH = Encoder(
         Key("clip.audio.max_pos_emb", audio("max_pos_emb")),
         Key("clip.audio.projector.window_size", "window_size"),
         Key("clip.audio.projector.downsample_rate", "downsample_rate"),
-        Key("clip.audio.projector.head_count", f"{_PROJECTOR}.num_attention_heads"),
+        Key("clip.audio.projector.head_count", f"{_PROJECTOR}.num_attention_heads", default=12),
     ),
     late_keys=(),
     expects=(),
@@ -150,6 +150,15 @@ GRANITE_SPEECH = Encoder(
         f"{AUDIO}.hidden_size": _width,
         f"{AUDIO}.intermediate_size": lambda c: _width(c) * c.one(*audio("feedforward_mult")),
         f"{AUDIO}.num_attention_heads": f"{AUDIO}.num_heads",
+    },
+    defaults={
+        AUDIO: {
+            "input_dim": 160, "num_layers": 10, "hidden_dim": 1024, "feedforward_mult": 4,
+            "num_heads": 8, "context_size": 200, "conv_kernel_size": 15, "max_pos_emb": 512,
+        },
+        "window_size": 15,
+        "downsample_rate": 5,
+        "text_config": {"hidden_size": 4096},
     },
     forced=((r"a\.blk\.\d+\.conv_(dw|pw1|pw2)\.weight", "F32"),),
 )  # fmt: skip

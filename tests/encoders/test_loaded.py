@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from quantkit.architectures.rules import ConversionOptions
+from quantkit.gguf.container import read_header
 from quantkit.jobs import convert
 from quantkit.model.open import Reading
 from tests.checkpoints import read_safetensors, values, write_safetensors
 
 WIDTH, VOCABULARY = 32, 520
+WIDE = "clip.vision.projection_dim"
 MMPROJ = Reading(options=ConversionOptions(mmproj=True))
 # tokens that llama.cpp makes of a picture of 64 pixels
 TOKENS = {
@@ -30,6 +32,7 @@ TOKENS = {
     "exaone45-mmproj": 64,
     "youtuvl-mmproj": 64,
     "cogvlm-mmproj": 18,
+    "deepseekv4v-mmproj": 13,
 }
 # and of half a minute: two seconds of sound, then silence (Qwen3-ASR takes three seconds).
 # Voxtral is not among them: mtmd counts 187 tokens, makes 188, and ends, whatever the file
@@ -44,11 +47,11 @@ HEARD = {
 MOMENTS = 1500  # of half a minute, after a convolution of stride two
 
 
-def _text(source: Path, path: Path) -> None:
-    """A text of one layer, as wide as the encoders' checkpoints."""
+def _text(source: Path, path: Path, width: int = WIDTH) -> None:
+    """A text of one layer, of the width that an encoder's checkpoint has."""
     config = json.loads((source / "config.json").read_text())
     config |= {
-        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 2,
+        "hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 2,
         "num_key_value_heads": 2, "num_hidden_layers": 1,
     }  # fmt: skip
     (source / "config.json").write_text(json.dumps(config))
@@ -56,12 +59,12 @@ def _text(source: Path, path: Path) -> None:
         file.unlink()
     layer = "model.layers.0"
     shapes = {
-        "model.embed_tokens": [VOCABULARY, WIDTH], "lm_head": [VOCABULARY, WIDTH],
-        "model.norm": [WIDTH], f"{layer}.input_layernorm": [WIDTH],
-        f"{layer}.post_attention_layernorm": [WIDTH],
-        **{f"{layer}.self_attn.{part}_proj": [WIDTH, WIDTH] for part in "qkvo"},
-        f"{layer}.mlp.gate_proj": [2 * WIDTH, WIDTH], f"{layer}.mlp.up_proj": [2 * WIDTH, WIDTH],
-        f"{layer}.mlp.down_proj": [WIDTH, 2 * WIDTH],
+        "model.embed_tokens": [VOCABULARY, width], "lm_head": [VOCABULARY, width],
+        "model.norm": [width], f"{layer}.input_layernorm": [width],
+        f"{layer}.post_attention_layernorm": [width],
+        **{f"{layer}.self_attn.{part}_proj": [width, width] for part in "qkvo"},
+        f"{layer}.mlp.gate_proj": [2 * width, width], f"{layer}.mlp.up_proj": [2 * width, width],
+        f"{layer}.mlp.down_proj": [width, 2 * width],
     }  # fmt: skip
     how = {"mean": 0.0, "std": 0.05}
     write_safetensors(
@@ -82,11 +85,12 @@ def test_llama_cpp_sees_a_picture(
     from tests.real_mtmd import seen
 
     text, projector = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
-    _text(broken("llama-plain"), text)
     convert(checkpoint(case), projector, "f32", reading=MMPROJ)
+    width = {item.key: item.value for item in read_header(projector).kv}[WIDE]
+    _text(broken("llama-plain"), text, width)
     picture = np.random.default_rng(7).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     rows = seen(text, projector, picture, tmp_path)
-    assert rows.shape == (TOKENS[case], WIDTH)
+    assert rows.shape == (TOKENS[case], width)
     assert np.isfinite(rows).all()
 
 

@@ -26,8 +26,8 @@ REFUSED = {
         errors.ConfigError, "neither a vision_config nor an audio_config",
     ),
     "an encoder that is not known": (
-        lambda s: edit_config(s, architectures=["MuseGlimmerForConditionalGeneration"]),
-        errors.UnsupportedArchitecture, "the encoder of 'MuseGlimmerForConditionalGeneration'",
+        lambda s: edit_config(s, architectures=["MiMoV2ForCausalLM"]),
+        errors.UnsupportedArchitecture, "the encoder of 'MiMoV2ForCausalLM'",
     ),
     "no preprocessor": (
         lambda s: (s / "preprocessor_config.json").unlink(),

@@ -26,6 +26,7 @@ from quantkit.source.codings import (
     plain,
     product,
     scaled,
+    slabs,
     ternary,
 )
 from quantkit.source.codings.parts import Decoder, Found, Join, Rows, cut
@@ -255,5 +256,6 @@ _DECODERS: Mapping[str, Decoder] = {
     "product": product.read,
     "scaled": scaled.read,
     "scales": nvfp4.read_scales,
+    "slabs": slabs.read,
     "ternary": ternary.read,
 }
