@@ -92,6 +92,7 @@ def main() -> None:
         and not (fmt.needs_importance and not weighted)
     ]
     here, width, best = kernels.target()[0], vector_width(), [operations()]
+    widest = {16: "AVX-512", 8: "AVX2"}.get(width, here)
     codes = [[code_here(kernel_name(*pair)) for pair in pairs]]
     compile_for_avx2([])
     best.append(operations())
@@ -101,7 +102,7 @@ def main() -> None:
         f"second of one thread, in thousands of millions: {best[0]:.1f} of {width} float32 "
         f"({here}), {best[1]:.1f} of {vector_width()} ({NARROW}: AVX2).",
         "",
-        f"| format | ggml | {here} | times ggml | instructions a weight | share of the roofline "
+        f"| format | ggml | {widest} | times ggml | instructions a weight | share of the roofline "
         "| AVX2 | times ggml | instructions a weight | share of the roofline |",
         "|---|---|" + "---|" * 8,
     ]
