@@ -184,11 +184,12 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
         ]
         hf.add_tokens([t for t in tokens if repr(t) not in present])
     else:
-        ids = files.optional("added_tokens.json") or {}
+        ids, own = files.optional("added_tokens.json") or {}, hf.get_added_tokens_decoder()
         hf.add_tokens(
             [
                 AddedToken(token, normalized=token not in names, special=token in names)
-                for token, _ in sorted(ids.items(), key=lambda item: item[1])
+                for token, i in sorted(ids.items(), key=lambda item: item[1])
+                if i not in own  # what tokenizer.json says of a token counts
             ]
         )
     known = {t.content for t in hf.get_added_tokens_decoder().values()}

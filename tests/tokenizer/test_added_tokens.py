@@ -15,7 +15,7 @@ from quantkit.tokenizer.byte_level import is_byte_level
 from quantkit.tokenizer.token_types import TokenType
 from quantkit.tokenizer.vocabulary import Vocabulary
 from quantkit.verification import tokenization
-from tests.checkpoints import GOLDEN
+from tests.checkpoints import GOLDEN, from_recipe
 from tests.vocabularies import cases, edit_json, read_json, tiny_gguf, vocabulary, write_files
 
 # text -> what it becomes; those of Gemma, some of them pieces as well
@@ -188,3 +188,16 @@ def test_the_kind_follows_from_the_steps(case: str, flag: bool | None, tmp_path:
     (directory / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
     vocab = vocabulary(directory, cases()[case]["pre"] if byte_level else None)
     assert (vocab.scores is None) is byte_level
+
+
+def test_what_tokenizer_json_says_counts_before_added_tokens_json(tmp_path: Path) -> None:
+    from_recipe("granite-dense", tmp_path)
+    directory = tmp_path / "ckpt"
+    tokens = read_json(directory / "tokenizer.json")["added_tokens"]
+    (plain,) = (t for t in tokens if t["special"] and t["content"] == "<fim_prefix>")
+    ids = {t["content"]: t["id"] for t in tokens}
+    (directory / "added_tokens.json").write_text(json.dumps(ids))
+    config = read_json(directory / "tokenizer_config.json")
+    del config["added_tokens_decoder"]
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    assert vocabulary(directory).types[plain["id"]] == TokenType.CONTROL
