@@ -36,8 +36,10 @@ IMPORTANCE_ERROR: Mapping[str, float] = {
 }  # fmt: skip
 
 # what these formats' errors count for beside others': they make weights larger or smaller as a
-# whole, by 2% (IQ3_S) and 4% (Q2_K), which the next layer does not average out
+# whole, by 2% (IQ3_S) and 4% (Q2_K), which the next layer does not average out; the three matrices
+# of a feed-forward network are multiplied, so there it adds up
 ONE_SIDED: Mapping[str, float] = {"IQ3_S": 1.1, "Q2_K": 1.2}
+ONE_SIDED_FFN: Mapping[str, float] = {**ONE_SIDED, "IQ3_S": 1.3}
 
 # the mean error up to which a file deserves the words; beyond the last, the last
 USE_CASES: tuple[tuple[float, str], ...] = (
@@ -77,7 +79,8 @@ def sensitivity(name: str, facts: ModelFacts) -> float:
 
 def loss(name: str, fmt: str, error: float, facts: ModelFacts) -> float:
     """The KL divergence to expect of a tensor in a format with this relative error."""
-    return sensitivity(name, facts) * ONE_SIDED.get(fmt, 1.0) * error
+    one_sided = ONE_SIDED_FFN if category(name).startswith("ffn") else ONE_SIDED
+    return sensitivity(name, facts) * one_sided.get(fmt, 1.0) * error
 
 
 def usual_error(fmt: str, important: bool) -> float:
