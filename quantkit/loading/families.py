@@ -183,6 +183,24 @@ def _normed(values: Values, _: Sequence[Info]) -> Iterator[str]:
         yield f"neither {either[0]} nor {either[1]} is there"
 
 
+def _shared(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Layers without keys and values take those of the last layer before them of their kind, which
+    is known by its place (llama-model.cpp, create_memory; gemma4.cpp)."""
+    count, shared = number(values, "block_count"), number(values, "attention.shared_kv_layers")
+    slides, own = of_layers(values, "attention.sliding_window_pattern", count), count - shared
+    if own < 2:
+        yield f"attention.shared_kv_layers is {shared}, of {count} layers; two have their own"
+        return
+    for i in range(own, count):
+        other = own - (2 if slides[i] else 1)
+        if bool(slides[other]) != bool(slides[i]):
+            yield (
+                f"attention.shared_kv_layers is {shared}: layer {i} would take the keys and values "
+                f"of layer {other}, and one of the two has a sliding window"
+            )
+            return
+
+
 def _unrun(values: Values, _: Sequence[Info]) -> Iterator[str]:
     """Values come to the cache in two axes, which has three (plm.cpp, llama-kv-cache.cpp)."""
     yield "llama.cpp b11549 ends where it keeps its values"
@@ -194,6 +212,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "deepseek2": (_ranked,),
     "deepseek4": (_hashed,),
     "exaone-moe": (_predicting,),
+    "gemma4": (_shared,),
     "glm5-next": (_pooled,),
     "graniteswitch": (_switched,),
     "k2-horizon": (_values,),

@@ -60,6 +60,12 @@ BAD: list[tuple[str, KeyValue, str]] = [
         "all 6 layers have a sliding window",
     ),
     ("kimi-k3", array("kimi-k3.attention.head_count_kv", [0] * 4), "4 layers are recurrent"),
+    ("gemma4-dense", uint32("gemma4.attention.shared_kv_layers", 3), "two have their own"),
+    (
+        "gemma4-dense",
+        uint32("gemma4.attention.shared_kv_layers", 1),
+        "one of the two has a sliding",
+    ),
     ("deepseek-v4", uint32("deepseek4.attention.head_count_kv", 2), "works with 1 alone"),
     (
         "bert-bge",
