@@ -63,7 +63,7 @@ def rope_freqs(config: Config) -> Any:
     """Llama 3.1's frequency factors, float32 `[head_dim / 2]`, or None for other models.
 
     llama.cpp's `generate_extra_tensors`, with torch's float32 steps: a number divided by a tensor
-    is the tensor's reciprocal times the number. Raises ConfigError.
+    is the tensor's reciprocal times the number.
     """
     import numpy as np
 
@@ -85,8 +85,6 @@ def rope_freqs(config: Config) -> Any:
         factors = np.where(
             wavelengths < length / high, one, np.where(wavelengths > length / low, factor, blended)
         )
-    if not np.isfinite(factors).all():
-        raise ConfigError(f"{config.where}: the rotary settings give factors that are not finite")
     return factors
 
 

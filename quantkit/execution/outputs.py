@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import (
+    CorruptFile,
     DiskFull,
     ModelError,
     OutputError,
@@ -195,9 +196,9 @@ def open_outputs(
     """The files of the plan that are not whole yet, when all else is `ready`. Renamed if the body
     ends well.
 
-    If it does not, what is on disk stays for the next run, but for a model that is wrong (nothing
-    could ever come of it). Raises SourceChanged, OutputInUse, OutputExists, JournalMismatch,
-    DiskFull and OutputError.
+    If it does not, what is on disk stays for the next run, but for a model that is wrong, or whose
+    files are (nothing could ever come of it). Raises SourceChanged, OutputInUse, OutputExists,
+    JournalMismatch, DiskFull and OutputError.
     """
     source = source_digest(plan)
     begun = _open_all(plan, identities(plan, importance), force, ready)
@@ -219,7 +220,7 @@ def open_outputs(
             output.journal.remove()
         for path in {f.path for f in plan.files} - {output.planned.path for output in begun}:
             journal_path(path).unlink(missing_ok=True)
-    except ModelError:
+    except (ModelError, CorruptFile):
         for output in begun:
             output.discard()
         raise

@@ -13,6 +13,9 @@ from quantkit.loading.keys import MAX_LAYERS
 from quantkit.loading.values import Info, Values, is_lite, number, of_layers
 
 _TURN_ALL = {"llama", "deci", "falcon", "llama-embed"}
+_WITHOUT_ATTENTION = {
+    "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "wavtokenizer-dec",
+}  # fmt: skip
 Check = Callable[[Values, Sequence[Info]], Iterator[str]]
 
 
@@ -36,6 +39,9 @@ def _turned(arch: str, values: Values) -> Iterator[str]:
     """Rotary positions turn pairs, and no more than a head has (`load_hparams`, ggml_rope)."""
     heads = max(of_layers(values, "attention.head_count", 1))
     if not heads:
+        item = values.get("attention.head_count")
+        if item is not None and item.type == "UINT32" and arch not in _WITHOUT_ATTENTION:
+            yield f"{arch}.attention.head_count is 0"
         return
     size = number(values, "attention.key_length", number(values, "embedding_length") // heads)
     turned = number(values, "rope.dimension_count", size)

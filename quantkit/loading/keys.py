@@ -165,11 +165,6 @@ RANGES: dict[str, Range] = {  # the key of one architecture has the architecture
     "deepseek4.expert_gating_func": Range(4, 4), "bailingmoe3.kda.safe_gate": ONE,
     "hrm.layers_per_stack": SOME, "hrm.h_cycles": SOME, "hrm.l_cycles": SOME,
     "bailingmoe3.kda.gate_lower_bound": Range(-1e6, -1e-6),
-    # these have attention, and nothing beside
-    **{f"{arch}.attention.head_count": SOME for arch in (
-        "bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert",
-        "neo-bert", "eurobert", "t5", "t5encoder", "gpt2", "qwen",
-    )},
 }  # fmt: skip
 WORDS: dict[str, frozenset[str]] = {  # texts that llama.cpp knows
     "rope.scaling.type": frozenset({"none", "linear", "yarn", "longrope"}),

@@ -328,10 +328,15 @@ def _with_computed(
     files: CheckpointFiles,
 ) -> Placed:
     """The tensors with those that are computed from the config, which stand after what is kept in
-    NVFP4 and before all else. Adds them to `sources`."""
+    NVFP4 and before all else. Adds them to `sources`. Raises ConfigError."""
     made: Placed = {}
     for name, compute in arch.computed.items():
         if (data := compute(config)) is not None:
+            if name.startswith("rope_") and not (np.isfinite(data) & (data > 0)).all():
+                raise ConfigError(
+                    f"{config.where}: the rotary settings give factors that are not finite, or not "
+                    "above zero"
+                )
             sources[name] = source = computed(name, data, files)
             made[name] = data.shape, (Segment(name, 0, 0, source.n_rows),)
     kept = {n: t for n, t in placed.items() if sources[t[1][0].source].coding in KEPT_FIRST}

@@ -34,6 +34,23 @@ def test_a_disk_that_fills_up_on_the_way(
     fails(errors.DiskFull, "the disk is full", source, tmp_path / "out")
 
 
+def test_a_file_that_is_wrong_leaves_nothing(broken: Broken, tmp_path: Path) -> None:
+    """What is only found as rows are read, too: groups of GPTQ that there are not."""
+    source = broken("qwen3-gptq")
+
+    def past(tensors: Any) -> None:
+        for name, (kind, shape, data) in list(tensors.items()):
+            if name.endswith("g_idx"):
+                tensors[name] = kind, shape, b"\xff\xff\0\0" * (len(data) // 4)
+
+    edit_tensors(source, past)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(errors.CorruptFile, match="names a group that is not there"):
+        convert(source, out / "m.gguf")
+    assert list(out.iterdir()) == []
+
+
 def test_output_that_exists(broken: Broken, tmp_path: Path) -> None:
     source, out = broken(), tmp_path / "m.gguf"
     out.write_text("precious")

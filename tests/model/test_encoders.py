@@ -125,6 +125,19 @@ def test_camembert_is_laid_out_as_xlm_roberta_is(broken: Broken) -> None:
         ("deci-nas", {"block_configs": [{}]}, "must describe 5 layers"),
         ("deci-nas", {"block_configs": [{}] * 5}, "has no 'ffn' of layer 0"),
         ("deci-nas", {"rope_theta": -2.0}, "factors that are not finite"),
+        (
+            "llama-plain",
+            {"rope_scaling": {"rope_type": "llama3", "factor": 0}},
+            "or not above zero",
+        ),
+        (
+            "phi3",
+            {
+                "rope_scaling": {"type": "longrope"}
+                | dict.fromkeys(("long_factor", "short_factor"), [0.0] * 32)
+            },
+            "or not above zero",
+        ),
         ("openelm", {"ffn_dim_divisor": 0}, "must be 1 at least"),
         ("pythia", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling"),
         ("eurobert", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "scaled positions"),
