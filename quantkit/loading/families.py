@@ -23,6 +23,9 @@ def faults(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """What the architecture's own code would end at."""
     yield from _positions(arch, values, tensors)
     yield from _turned(arch, values)
+    sections = values.get("rope.dimension_sections")
+    if sections is not None and sections.type == "ARRAY" and sections.length != 4:
+        yield f"{arch}.rope.dimension_sections has {sections.length} values; llama.cpp reads 4"
     for check in CHECKS.get(arch, ()):
         yield from (f"{arch}: {words}" for words in check(values, tensors))
 
@@ -148,6 +151,16 @@ def _values(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
             return
 
 
+def _grouped(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Norms are of groups of channels, all of one size (k2-horizon.cpp)."""
+    groups, width = (
+        number(values, "attention.group_norm_groups"),
+        number(values, "embedding_length"),
+    )
+    if groups and width % groups:
+        yield f"attention.group_norm_groups is {groups}, which does not divide {width} channels"
+
+
 _BLOCK = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_o", "ffn_norm", "ffn_down", "ffn_up")
 _CROSS = tuple(f"cross_attn_{part}" for part in ("norm", "q", "k", "v", "o"))
 
@@ -221,7 +234,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "gemma4": (_shared,),
     "glm5-next": (_pooled,),
     "graniteswitch": (_switched,),
-    "k2-horizon": (_values,),
+    "k2-horizon": (_values, _grouped),
     "llama4": (_chunked,),
     "mistral3": (_scaled,),
     "mistral4": (_ranked,),

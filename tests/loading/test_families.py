@@ -66,6 +66,12 @@ BAD: list[tuple[str, KeyValue, str]] = [
         uint32("gemma4.attention.shared_kv_layers", 1),
         "one of the two has a sliding",
     ),
+    (
+        "qwen25vl",
+        array("qwen2vl.rope.dimension_sections", [8, 8, 8]),
+        "3 values; llama.cpp reads 4",
+    ),
+    ("k2-dense", uint32("k2-horizon.attention.group_norm_groups", 3), "which does not divide"),
     ("deepseek-v4", uint32("deepseek4.attention.head_count_kv", 2), "works with 1 alone"),
     (
         "bert-bge",
