@@ -80,7 +80,9 @@ def _run(path: Path) -> str:
     from quantkit.llama.llama_cpp import Llama
 
     try:
-        if not any(t.name.startswith("blk.0.") for t in read_header(path).tensors):
+        header = read_header(path)
+        is_split = header.get("split.count", 0) > 1  # the first need not have a layer
+        if not is_split and not any(t.name.startswith("blk.0.") for t in header.tensors):
             return _predicts(path)  # layers that predict alone: run beside the model they are of
         with Llama(path, 64, threads=1) as model:
             ids = np.arange(1, TOKENS + 1, dtype=np.int32) % model.n_vocab
