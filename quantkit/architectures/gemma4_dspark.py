@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.common import EMBEDDINGS, L, attention, gated_mlp, qk_norms, rope_of
-from quantkit.architectures.drafts import DFLASH, DSPARK, MARKOV, learned_of_draft
+from quantkit.architectures.dflash import DFLASH
+from quantkit.architectures.drafts import learned_of_draft
+from quantkit.architectures.dspark import DSPARK, MARKOV
 from quantkit.architectures.rules import Config, Expect, Key, Map, vector, whole
 from quantkit.errors import ConfigError
 

@@ -90,7 +90,7 @@ def rope_freqs(config: Config) -> Any:
 
 def _draft(config: Config) -> Architecture | None:
     """EAGLE-3's drafts often go by the name of a model."""
-    from quantkit.architectures.drafts import EAGLE3
+    from quantkit.architectures.eagle3 import EAGLE3
 
     plain = config.find("architectures") in [[name] for name in LLAMA.hf_names]
     drafts = config.find("draft_vocab_size") is not None and config.layers == 1

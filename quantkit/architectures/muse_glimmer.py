@@ -1,20 +1,26 @@
-"""Muse Glimmer's text part. llama.cpp: `conversion/muse_glimmer.py`."""
+"""Muse Glimmer's text part, and the assistant that drafts for it. llama.cpp:
+`conversion/muse_glimmer.py`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
     EMBEDDINGS,
+    NORMS,
     TEXT_KEYS,
     L,
     attention,
     gated_mlp,
+    qk_norms,
     rope_of,
     shifted,
     slides,
 )
+from quantkit.architectures.dflash import DFLASH
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -86,4 +92,30 @@ MUSE_GLIMMER = Architecture(
     added=_norms,
 )  # fmt: skip
 
-FAMILY = (MUSE_GLIMMER,)
+MUSE_ASSISTANT = replace(
+    DFLASH,
+    hf_names=("MuseGlimmerAssistantModel",),
+    late_keys=(
+        Key("{arch}.block_size", "block_size"),
+        Key("{arch}.target_layers", lambda c: [n + 1 for n in c.get("target_layer_ids")], "INT32"),
+        Key("{arch}.attention.sliding_window",
+            lambda c: c.find("sliding_window") if c.find("layer_types") else None),
+        Key("{arch}.attention.sliding_window_pattern",
+            lambda c: slides(c) if c.find("sliding_window") and c.find("layer_types") else None,
+            "BOOL"),
+    ),
+    last_keys=(Key("tokenizer.ggml.mask_token_id", "mask_token_id", default=None),),
+    maps=(
+        vector("encoder.output_norm_enc", "enc.output_norm"),
+        Map("encoder.fc.weight", ("hidden", "seen"), whole("fc.weight")),
+        EMBEDDINGS[1],
+        *NORMS,
+        *attention(),
+        *qk_norms(),
+        *gated_mlp(),
+    ),
+    layers={},
+    renames=((r"^(?=(layers|norm)\.)", "model."),),
+)  # fmt: skip
+
+FAMILY = (MUSE_GLIMMER, MUSE_ASSISTANT)
