@@ -320,12 +320,24 @@ def check_name(output: Path | None) -> None:
         raise UsageError(f"{output}: the name of a file that is written ends in .gguf")
 
 
+def _filled(name: str, label: str) -> str:
+    """A file's name with `{ftype}` or `{outtype}` as the type, and `{FTYPE}` or `{OUTTYPE}` as the
+    type in upper case, as llama.cpp's converter writes them."""
+    kind = "MXFP4_MOE" if label == "MXFP4" else label.removesuffix("-LoRA")
+    for field in ("ftype", "outtype"):
+        name = name.replace(f"{{{field}}}", kind.lower())
+        name = name.replace(f"{{{field.upper()}}}", kind.upper())
+    return name
+
+
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:
     if output is not None and is_gguf(output) and not output.is_dir():
-        if len(labels) > 1:
+        paths = [output.with_name(_filled(output.name, label)) for label in labels]
+        if len(set(paths)) < len(labels):
             raise UsageError(
-                f"{output} is one file and {len(labels)} types are asked for; give -o a directory"
+                f"{output} is one file and {len(labels)} types are asked for; give -o a directory, "
+                "or a name with {ftype} in it"
             )
-        return [output]
+        return paths
     check_name(output)
     return [(output or Path()) / f"{model.name}-{label}.gguf" for label in labels]

@@ -71,6 +71,8 @@ class ConversionOptions:
     dense_modules: bool = False  # what sentence-transformers puts after the pooled output, too
     mmproj: bool = False  # the encoders of images and sound, not the text
     target: Path | None = None  # of a draft: the checkpoint of the model that it drafts for
+    model_name: str | None = None  # general.name
+    metadata: Path | None = None  # JSON, whose keys of general.* count before the checkpoint's own
 
 
 DEFAULTS = ConversionOptions()

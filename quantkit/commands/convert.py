@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,6 +53,25 @@ def convert(
             help="The model of an adapter: a directory with its config.json, or hf://ORG/MODEL.",
         ),
     ] = None,
+    model_name: Annotated[
+        str | None,
+        typer.Option(
+            "--model-name",
+            metavar="NAME",
+            rich_help_panel=options.CONVERSION,
+            help="general.name, in place of the one that the card or the directory gives.",
+        ),
+    ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            "--metadata",
+            metavar="FILE",
+            rich_help_panel=options.CONVERSION,
+            help="JSON with keys of general.*, such as general.author, that count before the "
+            "card's.",
+        ),
+    ] = None,
     *,
     reading: Reading,
     splits: Splits,
@@ -65,12 +85,13 @@ def convert(
 
     if outtype.lower() not in OUTTYPES:
         quantized_outtype(checkpoint, outtype)
+    asked = replace(reading.options, model_name=model_name, metadata=metadata)
     with progress:
         written = api.convert(
             checkpoint,
             output,
             outtype=outtype,
-            reading=replace(reading, base=base),
+            reading=replace(reading, base=base, options=asked),
             splits=splits,
             progress=progress,
             **run,

@@ -17,6 +17,7 @@ from quantkit.recipes.file_types import RECIPES, SETS, find_recipe
 ELSEWHERE: Mapping[str, str] = {
     "--remote": "write hf://ORG/MODEL as the source",
     "--model-name": "the name is that of the directory, or general.name of --override-kv",
+    "--print-supported-models": "quantkit inspect --architectures lists what is converted",
     "--ftype": "the type is --type of quantize, --outtype of convert",
     "--quant": "the type is --type",
     "--nthreads": "the number of threads is --threads",

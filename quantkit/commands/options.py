@@ -219,7 +219,7 @@ Mtp = Annotated[
     ),
 ]
 NoMtp = Annotated[
-    bool, typer.Option("--no-mtp", rich_help_panel=CONVERSION, help="Without those layers.")
+    bool, typer.Option("--no-mtp", "--no-nextn", rich_help_panel=CONVERSION, help="Without those.")
 ]
 Ram = Annotated[
     str | None,

@@ -177,7 +177,7 @@ def _converted(
         ModelTensor(name, shape, _stored(arch, name, shape, outtype), segments)
         for name, (shape, segments) in placed.items()
     )
-    kv = _metadata(files, arch, config, tensors, OUTTYPES[outtype][0])
+    kv = _metadata(files, arch, config, tensors, OUTTYPES[outtype][0], options)
     notes = (arch.note,) if arch.note else ()
     partial = {t.name for t in lent} | {n for n in sources if arch.plain(n) in arch.cuts}
     name = f"{PREFIX}{files.name}"
@@ -226,11 +226,12 @@ def _metadata(
     config: Config,
     tensors: tuple[ModelTensor, ...],
     file_type: int,
+    options: ConversionOptions,
 ) -> tuple[KeyValue, ...]:
     from quantkit.gguf.key_values import KeyValueWriter
 
     writer = KeyValueWriter(arch.gguf_arch)
-    add_general(writer, files, tensors, "mmproj")
+    add_general(writer, files, tensors, "mmproj", options)
     writer.add_file_type(file_type)
     add_keys(writer, arch.keys, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION

@@ -187,8 +187,7 @@ def _converted(
         for name, (shape, segments) in placed.items()
     )
     file_type = _file_type(outtype, tensors, sources)
-    target = CheckpointFiles.local(options.target) if arch.drafts and options.target else None
-    kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre, target)
+    kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre, options)
     if precision:
         after = [item.key for item in kv].index("general.quantization_version") + 1
         kv = (*kv[:after], *precision, *kv[after:])

@@ -6,14 +6,14 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantkit.architectures.rules import Architecture, Config, Key
+from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
+from quantkit.model.authorship import FIELDS, override
 from quantkit.model.pooling import add_reranker
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.storage.parse import parse_yaml
@@ -27,32 +27,6 @@ if TYPE_CHECKING:
     from quantkit.model.model import ModelTensor
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a field of gguf's Metadata may hold: Python types, and a word for them."""
-
-    words: str
-    types: tuple[type, ...]
-
-
-TEXT, TEXT_OR_LIST = _Kind("text", (str,)), _Kind("text", (str, list))
-INTEGER, NUMBER = _Kind("a number", (int,)), _Kind("a number", (int, float))
-LIST = _Kind("a list", (list,))
-
-# the fields of gguf.Metadata, which does not check them itself
-FIELDS = {
-    "sampling_sequence": TEXT, "sampling_top_k": INTEGER, "sampling_top_p": NUMBER,
-    "sampling_min_p": NUMBER, "sampling_xtc_probability": NUMBER, "sampling_xtc_threshold": NUMBER,
-    "sampling_temp": NUMBER, "sampling_penalty_last_n": INTEGER, "sampling_penalty_repeat": NUMBER,
-    "sampling_mirostat": INTEGER, "sampling_mirostat_tau": NUMBER, "sampling_mirostat_eta": NUMBER,
-    "name": TEXT, "author": TEXT, "version": TEXT, "organization": TEXT, "finetune": TEXT,
-    "basename": TEXT, "description": TEXT, "quantized_by": TEXT, "size_label": TEXT, "url": TEXT,
-    "doi": TEXT, "uuid": TEXT, "repo_url": TEXT, "source_url": TEXT, "source_doi": TEXT,
-    "source_uuid": TEXT, "source_repo_url": TEXT, "license": TEXT_OR_LIST, "license_name": TEXT,
-    "license_link": TEXT, "base_models": LIST, "tags": LIST, "languages": LIST, "datasets": LIST,
-}  # fmt: skip
-
-
 def checkpoint_metadata(
     files: CheckpointFiles,
     arch: Architecture,
@@ -60,7 +34,7 @@ def checkpoint_metadata(
     tensors: Sequence[ModelTensor],
     file_type: int,
     pre: str | None,
-    target: CheckpointFiles | None = None,
+    options: ConversionOptions = DEFAULTS,
 ) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
     """All key-values of the file, and notes for people on what was chosen.
 
@@ -71,7 +45,7 @@ def checkpoint_metadata(
 
     writer = KeyValueWriter(arch.gguf_arch)
     add_keys(writer, arch.first_keys, config)
-    add_general(writer, files, tensors)
+    add_general(writer, files, tensors, options=options)
     add_keys(writer, arch.keys, config)
     if arch.says_file_type:
         writer.add_file_type(file_type)
@@ -79,8 +53,8 @@ def checkpoint_metadata(
     reranks = add_reranker(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     (name,) = config.values["architectures"]
-    if target is not None:  # a draft has the vocabulary of the model that it drafts for
-        files, name = target, config.find("target.architecture")
+    if arch.drafts and options.target:  # with the vocabulary of the model that it drafts for
+        files, name = CheckpointFiles.local(options.target), config.find("target.architecture")
     kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
     if arch.last_keys:
         add_keys(writer, arch.last_keys, config)
@@ -122,11 +96,12 @@ def add_general(
     files: CheckpointFiles,
     tensors: Sequence[ModelTensor],
     kind: str = "model",
+    options: ConversionOptions = DEFAULTS,
 ) -> None:
     """`general.*`: the `kind` of file, names, sizes, licence and sampling, from the checkpoint's
-    name, its model card and generation_config.json.
+    name, its model card and generation_config.json, or as `options` say otherwise.
 
-    Raises CorruptFile.
+    Raises CorruptFile, SourceError.
     """
     from gguf import Metadata
 
@@ -142,6 +117,9 @@ def add_general(
         if generation is not None and metadata.sampling_penalty_repeat is None:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         _check(metadata, files)
+        override(metadata, options)
+        if metadata.name is None:
+            metadata.name = directory.name
         if metadata.size_label is None and total > 0:
             metadata.size_label = label
         writer.add_type(kind)

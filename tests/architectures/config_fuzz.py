@@ -151,7 +151,7 @@ def run(case: Case, count: int, seed: int = 0, skip: int = 0) -> Tally:
     tensors = conversion.read_tensors(case.files)
     real, general = metadata.add_general, list[Any]()
 
-    def add_general(writer: Any, files: Any, made: Any) -> None:
+    def add_general(writer: Any, files: Any, made: Any, options: Any) -> None:
         if not general:
             before = len(writer.entries)
             real(writer, files, made)

@@ -117,7 +117,8 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("convert ckpt --outfile x.safetensors", 2,
      "x.safetensors: the name of a file that is written ends in .gguf"),
     ("quantize ckpt -t Q8_0,Q4_0 -o x.gguf", 2,
-     "x.gguf is one file and 2 types are asked for; give -o a directory"),
+     "x.gguf is one file and 2 types are asked for; give -o a directory, or a name with {ftype} in "
+     "it"),
     ("quantize ckpt -t F16 -o m.gguf", 1, "m.gguf exists already; --force overwrites it"),
     ("convert ckpt -o notes/m.gguf", 1,
      "...notes is a file, and no directory; name another output with -o"),
@@ -156,6 +157,10 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "no option --thread; did you mean --threads? see quantkit quantize --help"),
     ("convert ckpt --push org/name", 2,
      "no option --push; it is one of release; see quantkit convert --help"),
+    ("convert --print-supported-models", 2,
+     "no option --print-supported-models; quantkit inspect --architectures lists what is "
+     "converted; see quantkit convert --help"),
+    ("convert ckpt --mtp --no-nextn", 2, "--mtp and --no-mtp exclude each other"),
     ("convert --remote org/model", 2,
      "no option --remote; write hf://ORG/MODEL as the source; see quantkit convert --help"),
     ("convert ckpt --mtp --no-mtp", 2, "--mtp and --no-mtp exclude each other"),

@@ -12,7 +12,8 @@ from gguf import Metadata
 
 from quantkit.errors import CorruptFile
 from quantkit.gguf.key_values import KeyValueWriter
-from quantkit.model.metadata import FIELDS, add_general
+from quantkit.model.authorship import FIELDS
+from quantkit.model.metadata import add_general
 from quantkit.model.model import ModelTensor
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.golden import fingerprint
