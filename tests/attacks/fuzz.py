@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.record import recipes
 
 SECONDS = 10  # an input
 MEMORY = 3 << 30  # bytes of address space of the process, its libraries among them
+_OFF_THE_LINE = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of characters, ends of lines
 _TENSOR = (
     b"\x80\x02}(X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\n"
     b"FloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x20tQK\0K\x20\x85K\x01\x85\x89ccollections\n"
@@ -185,19 +187,22 @@ def run(seconds: float, seed: int, keep: Path | None = None) -> tuple[Counter[st
                 path.write_bytes(data)
                 counts[name] += 1
                 signal.alarm(SECONDS)
+                fault = ""
                 try:
                     read(path)
                 except QuantkitError as e:
-                    if not str(e).isprintable():
-                        outside.append(f"{name}: an error of several lines")
+                    if any(unicodedata.category(c) in _OFF_THE_LINE for c in str(e)):
+                        fault = "an error that is not one line of text"
                 except BaseException as e:
                     if isinstance(e, KeyboardInterrupt):
                         raise
-                    outside.append(f"{name}: {type(e).__name__}: {str(e)[:100]!r}")
-                    if keep is not None:
-                        (keep / f"fuzz-{name}-{counts[name]}").write_bytes(data)
+                    fault = f"{type(e).__name__}: {str(e)[:100]!r}"
                 finally:
                     signal.alarm(0)
+                if fault:
+                    outside.append(f"{name}: {fault}")
+                    if keep is not None:
+                        (keep / f"fuzz-{name}-{counts[name]}").write_bytes(data)
     return counts, outside
 
 
