@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -26,12 +27,15 @@ def read(files: CheckpointFiles, size: int | None) -> ByteLevel:
     vocab = ByteLevel("", ["<s>"], [int(TokenType.CONTROL)], [], model="rwkv")
     label = files.label(FILE)
     text = files.data(FILE).decode("utf-8", "replace")
-    for n, line in enumerate(filter(None, text.replace("\r\n", "\n").split("\n")), 1):
-        token = _token(line)
-        if token is None:
-            raise TokenizerError(f"{label}: line {n} is not an id, a token and its length in bytes")
-        vocab.tokens.append(repr(token)[2:-1])
-        vocab.types.append(int(TokenType.NORMAL))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a backslash before a letter that it means nothing to
+        for n, line in enumerate(filter(None, text.replace("\r\n", "\n").split("\n")), 1):
+            if (token := _token(line)) is None:
+                raise TokenizerError(
+                    f"{label}: line {n} is not an id, a token and its length in bytes"
+                )
+            vocab.tokens.append(repr(token)[2:-1])
+            vocab.types.append(int(TokenType.NORMAL))
     size = len(vocab.tokens) if size is None else size
     if len(vocab.tokens) > size:
         raise TokenizerError(f"{label}: {len(vocab.tokens)} tokens, and the model has {size}")

@@ -119,6 +119,7 @@ def test_layers_rotate_where_they_have_a_window(broken: Broken) -> None:
         ("rwkv7", "rwkv_vocab_v20230424.txt", "263 'the' 3", "263 'the' 4", "line 263 is not"),
         ("rwkv7", "rwkv_vocab_v20230424.txt", "263 'the' 3", "263 exit() 3", "line 263 is not"),
         ("rwkv7", "rwkv_vocab_v20230424.txt", "263 'the' 3", "263 '\\xz' 3", "line 263 is not"),
+        ("rwkv7", "rwkv_vocab_v20230424.txt", "263 'the' 3", "263 '\\de' 3", "line 263 is not"),
         ("plamo2", "tokenizer.jsonl", '["the", -3.25', '["the", "x"', "is not a token and its"),
         ("plamo2", "tokenizer.jsonl", '["the", -3.25', '["the", ', "line 358"),
         ("plamo2", "tokenizer.jsonl", "<|plamo:op|>", "<|plamo:no|>", "'<|plamo:op|>' is no token"),
