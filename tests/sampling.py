@@ -9,11 +9,13 @@ import pytest
 
 
 def one_in(n: int, cases: Iterable[Any]) -> list[Any]:
-    """Every n-th case at once, the others where there is time. A tuple is one argument each."""
+    """Every n-th case at once, the others where there is time. A tuple is one argument each; what
+    has a name is called by it."""
     return [
         pytest.param(
             *(case if isinstance(case, tuple) else (case,)),
             marks=[pytest.mark.slow] if i % n else [],
+            id=getattr(case, "name", None),
         )
         for i, case in enumerate(cases)
     ]

@@ -14,7 +14,7 @@ from tests.architectures.config_fuzz import Case, mutations, run, smallest
 from tests.test_errors import edit_config
 
 # mutations of each; the whole walk is `python -m tests.architectures.config_fuzz`
-MANY = [12, pytest.param(80, marks=pytest.mark.slow)]
+MANY = [6, pytest.param(80, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("many", MANY)

@@ -22,6 +22,7 @@ from quantkit.reporting.inspection import inspect
 from quantkit.verification.verify import verify
 from tests import oracle
 from tests.checkpoints import DTYPES
+from tests.sampling import one_in
 from tests.test_errors import edit_tensors
 from tests.verification.damage import rewritten, span
 
@@ -76,7 +77,9 @@ def data_of(path: Path, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("value", [70144.0, 1e8, 2.0**40, 3e38])
-@pytest.mark.parametrize("fmt", [f.name for f in quant_types.FORMATS if f.takes_importance])
+@pytest.mark.parametrize(
+    "fmt", one_in(4, [f.name for f in quant_types.FORMATS if f.takes_importance])
+)
 def test_with_importances_the_bytes_are_ggmls_or_none_are_written(
     fmt: str, value: float, broken: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import quant_types
 from quant_types import BlockFormat
 from tests import oracle
 from tests.quant_types.weights import needed
+from tests.sampling import one_in
 
 FORMATS = [pytest.param(fmt, id=fmt.name) for fmt in quant_types.FORMATS]
 ENGINES = ("lanes", "array")
@@ -26,7 +27,7 @@ def some(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", one_in(3, quant_types.FORMATS))
 def test_16_bit_weights(fmt: BlockFormat, dtype: type, engine: str) -> None:
     """They give the bytes of the same weights in float32, denormals and all."""
     bits = np.random.default_rng(1).integers(0, 1 << 16, (33, 512), np.uint16)

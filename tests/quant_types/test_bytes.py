@@ -9,9 +9,11 @@ import quant_types
 from quant_types import BlockFormat
 from tests import oracle
 from tests.quant_types.weights import KINDS, importance, weights, weights_for
+from tests.sampling import one_in
 
 FORMATS = [pytest.param(fmt, id=fmt.name) for fmt in quant_types.FORMATS]
 WITHOUT = [fmt for fmt in FORMATS if not fmt.values[0].needs_importance]
+IMPORTANT = one_in(3, [fmt for fmt in quant_types.FORMATS if fmt.takes_importance])
 KIND_NAMES = [*KINDS, "trained"]
 # some rows of what there is, and, slow, all of them: a million weights
 STEPS = [pytest.param(16, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
@@ -59,7 +61,7 @@ def test_quantize_by_importance(fmt: BlockFormat, kind: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("values", ["zero", "one", "huge", "tiny", "spike"])
-@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.values[0].takes_importance])
+@pytest.mark.parametrize("fmt", IMPORTANT)
 def test_unusual_importance(fmt: BlockFormat, values: str) -> None:
     """Weights that underflow, overflow or leave one channel alone."""
     x = weights("normal")[:32]
@@ -78,7 +80,7 @@ def test_unusual_importance(fmt: BlockFormat, values: str) -> None:
         assert_same_blocks(found, wanted, fmt, f"{engine}, importance {values}")
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.values[0].takes_importance])
+@pytest.mark.parametrize("fmt", IMPORTANT)
 def test_importance_that_leaves_outliers_out(fmt: BlockFormat) -> None:
     """The search fits the few channels that count, and the others are far out of range."""
     for seed in range(60):

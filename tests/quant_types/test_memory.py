@@ -13,6 +13,7 @@ import pytest
 import quant_types
 from quant_types import BlockFormat
 from tests.quant_types.weights import importance, needed
+from tests.sampling import one_in
 
 FORMATS = [pytest.param(fmt, id=fmt.name) for fmt in quant_types.FORMATS]
 LIMIT = 8 << 20
@@ -22,7 +23,7 @@ def weights(rows: int = 1024) -> np.ndarray:
     return np.random.default_rng(9).standard_normal((rows, 4096)).astype(np.float32)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", one_in(5, quant_types.FORMATS))
 def test_array_engine(fmt: BlockFormat) -> None:
     x = weights(64 if fmt.grid else 1024)
     quant_types.table_bytes([fmt])  # counted for themselves
