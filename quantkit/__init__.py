@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantkit.api import (
         convert,
+        edit,
         fit,
         imatrix,
         inspect,
@@ -40,7 +41,7 @@ DISTRIBUTION = "quantkit-gguf"  # its name on PyPI, where `quantkit` is another 
 _WHERE = {
     **dict.fromkeys(
         ("convert", "quantize", "split", "merge", "plan", "inspect", "report", "fit", "imatrix",
-         "merge_imatrix", "release", "verify"),
+         "merge_imatrix", "release", "verify", "edit"),
         "api",
     ),
     "ConversionOptions": "architectures.rules", "HubTarget": "hub.push",
@@ -60,6 +61,7 @@ __all__ = [
     "Splits",
     "__version__",
     "convert",
+    "edit",
     "fit",
     "imatrix",
     "inspect",

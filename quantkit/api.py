@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit import jobs
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
+from quantkit.editing.edit import edit as edit
 from quantkit.errors import OutputExists, UsageError
 from quantkit.gguf.splits import NO_SPLITS, Splits, parse_size
 from quantkit.hub.push import HubTarget
@@ -335,8 +336,7 @@ def release(
     }
     if target and discard:
         return release_in_parts(source, directory, wanted, target=target, **options)
-    shares = [Path(path) for path in join]
-    options |= {"share": share, "join": shares, "test": test}
+    options |= {"share": share, "join": list(map(Path, join)), "test": test}
     return make(source, directory, wanted, target=target, **options)
 
 

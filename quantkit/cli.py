@@ -17,6 +17,7 @@ import typer.core
 from quantkit import __version__
 from quantkit.commands import (
     convert,
+    edit,
     fit,
     help,
     imatrix,
@@ -33,7 +34,7 @@ from quantkit.plain_text import one_line
 
 ISSUES = "https://github.com/quantkit/quantkit/issues"
 COMMANDS = (
-    convert.convert, quantize.quantize, split.split, split.merge,
+    convert.convert, quantize.quantize, split.split, split.merge, edit.edit,
     inspect.inspect, report.report, plan.plan, release.release, verify.verify,
     fit.fit, imatrix.imatrix,
 )  # fmt: skip

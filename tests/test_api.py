@@ -19,7 +19,7 @@ from tests.told import Told
 API = Path(__file__).parents[1] / "docs" / "api.md"
 EXPORTED = [
     "ConversionOptions", "HubTarget", "Imatrix", "Overrides", "Progress", "QuantkitError",
-    "Reading", "Splits", "__version__", "convert", "fit", "imatrix", "inspect", "merge",
+    "Reading", "Splits", "__version__", "convert", "edit", "fit", "imatrix", "inspect", "merge",
     "merge_imatrix", "plan", "quantize", "read_imatrix", "release", "report", "split", "verify",
 ]  # fmt: skip
 

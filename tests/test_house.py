@@ -30,6 +30,7 @@ LAYERS = (
     {"reporting"},
     {"fitting"},
     {"releases"},
+    {"editing"},
     {"verification"},
     {"api"},
     {"commands"},

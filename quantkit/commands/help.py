@@ -53,6 +53,11 @@ PAGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "quantkit merge parts/model-00002-of-00003.gguf -o model.gguf --force",
         "quantkit merge hf://org/model/model-00001-of-00003.gguf -o model.gguf",
     )),
+    "edit": ("edit.md", (
+        "quantkit edit model-Q4_K_M.gguf --chat-template chat.jinja -o fixed.gguf",
+        "quantkit edit model-Q4_K_M.gguf --set tokenizer.ggml.eos_token_id=2 --in-place",
+        "quantkit edit hf://org/model/model-Q8_0.gguf --remove general.url -o out",
+    )),
     "inspect": ("index.md", (
         "quantkit inspect ./My-Merge-4x7B",
         "quantkit inspect model-Q4_K_M.gguf --headers",

@@ -48,7 +48,7 @@ _STRING, _ARRAY = 8, 9
 _UINT32 = 4
 # Python type -> GGUF value type of an array's elements
 _ELEMENTS: dict[type, int] = {str: 8, bytes: 8, bytearray: 8, float: 6, bool: 7, int: 5}
-_TYPE_NAMES = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING",
+TYPE_NAMES = ("UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING",
                "ARRAY", "UINT64", "INT64", "FLOAT64")  # fmt: skip
 
 
@@ -62,12 +62,12 @@ class KeyValue:
     @property
     def type(self) -> str:
         """GGUF type name: UINT32, STRING, ARRAY ..."""
-        return _TYPE_NAMES[struct.unpack_from("<I", self.raw)[0]]
+        return TYPE_NAMES[struct.unpack_from("<I", self.raw)[0]]
 
     @property
     def element_type(self) -> str:
         """GGUF type name of an array's elements."""
-        return _TYPE_NAMES[struct.unpack_from("<I", self.raw, 4)[0]]
+        return TYPE_NAMES[struct.unpack_from("<I", self.raw, 4)[0]]
 
     @property
     def length(self) -> int:

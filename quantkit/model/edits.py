@@ -16,7 +16,8 @@ from quantkit.model.metadata import count_and_label
 from quantkit.model.model import Model, ModelTensor
 from quantkit.source.segments import Segment
 
-_SAME = {"UINT8": "int", "INT8": "int", "UINT16": "int", "INT16": "int", "UINT32": "int",
+# GGUF type -> the TYPE of KEY=TYPE:VALUE
+KINDS = {"UINT8": "int", "INT8": "int", "UINT16": "int", "INT16": "int", "UINT32": "int",
          "INT32": "int", "UINT64": "int", "INT64": "int", "FLOAT32": "float", "FLOAT64": "float",
          "BOOL": "bool", "STRING": "str"}  # fmt: skip
 
@@ -191,10 +192,10 @@ def parse_override(text: str, model: Model) -> KeyValue:
             "for instance general.name=str:My Model"
         )
     old = next((item for item in model.kv if item.key == key), None)
-    if old is not None and _SAME.get(old.type) != kind:
+    if old is not None and KINDS.get(old.type) != kind:
         raise RecipeError(f"{key} is {old.type} in this model and cannot be set to {kind}:{value}")
     item = _parsed(key, kind, value)
-    if why := _fixed(model, item):
+    if why := fixed(model, item):
         raise RecipeError(f"--override-kv {key}={kind}:{value}: {why}")
     return item
 
@@ -212,7 +213,7 @@ def _parsed(key: str, kind: str, value: str) -> KeyValue:
     return string(key, value)
 
 
-def _fixed(model: Model, item: KeyValue) -> str | None:
+def fixed(model: Model, item: KeyValue) -> str | None:
     """Why a key cannot be set to this, of those that no number makes otherwise."""
     name = item.key.removeprefix(f"{model.arch}.")
     old = next((i for i in model.kv if i.key == item.key), None)

@@ -93,7 +93,25 @@ def read_turns(template: str, tokens: Mapping[str, str]) -> Turns | None:
     return None if found is None else Turns(**found)
 
 
-def _answer(question: Any) -> dict[str, Any] | None:
+def compile_fault(template: str) -> str:
+    """Why a template of a stranger's does not compile, in a few words; empty if it does. It is
+    compiled in a process of its own, and not run."""
+    if len(template) > LONGEST:
+        return f"{len(template):,} characters; {LONGEST:,} are the most"
+    try:
+        return str(child.ask(__name__, {"compile": template}, SECONDS, MEMORY))
+    except child.ChildFailed as e:
+        return str(e)
+
+
+def _answer(question: Any) -> dict[str, Any] | str | None:
+    if "compile" in question:
+        try:
+            renderer(question["compile"], {})
+        except Exception as e:  # jinja2 raises all kinds
+            line = getattr(e, "lineno", None)
+            return f"{e}"[:160] + (f" (line {line})" if line else "")
+        return ""
     try:
         turns = take_apart(renderer(question["template"], question["tokens"]))
     except Exception:  # the template does not compile

@@ -93,6 +93,7 @@ def test_every_command(
         ("written", ["quantize", source, "-t", "Q6_K", "--dry-run"]),
         ("written", ["split", "base.gguf", "-o", "part", "--split-max-tensors", "20"]),
         ("written", ["merge", "part-00001-of-00002.gguf", "-o", "whole.gguf"]),
+        ("written", ["edit", "base.gguf", "--set", "general.name=other", "-o", "edited.gguf"]),
         ("plan", ["plan", source, "--ram", "1GB", "--disk", "1GB"]),
         ("plan", ["plan", "base.gguf", "--types", "Q4_K_M"]),
         ("report", ["plan", source, "--types", "Q4_K_M", "--columns", "name,size"]),

@@ -19,7 +19,7 @@ from quantkit.jobs import convert, split
 ONE = "one source is expected, and"
 SIZE = "is not a size; for instance 300M or 4G"
 ALL = (
-    "commands: convert, quantize, split, merge, inspect, report, plan, release, verify, fit, "
+    "commands: convert, quantize, split, merge, edit, inspect, report, plan, release, verify, fit, "
     "imatrix"
 )
 
@@ -124,6 +124,18 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "...notes is a file, and no directory; name another output with -o"),
     ("merge m.gguf", 2, "say where to write: quantkit merge m.gguf -o FILE.gguf"),
     ("merge m.gguf -o x", 2, "x: one file is written, and its name ends in .gguf"),
+    ("edit m.gguf -o x.gguf", 2,
+     "say what to change: --set KEY=VALUE, --chat-template FILE or --remove KEY"),
+    ("edit m.gguf --set general.name=x", 2,
+     "say where to write: quantkit edit m.gguf ... -o OUT.gguf, or --in-place"),
+    ("edit m.gguf --set general.name=x -o m.gguf --in-place", 2,
+     "-o and --in-place exclude each other"),
+    ("edit m.gguf --set general.name -o x.gguf", 2,
+     "--set 'general.name' is not KEY=VALUE; for instance 'general.name=My Model'"),
+    ("edit m.gguf --set general.nam=x -o x.gguf", 1,
+     "--set general.nam: not in this file (did you mean general.name?); a new key is set with ..."),
+    ("edit m.gguf --set general.name=x -o m.gguf", 1,
+     "m.gguf is the input; name another output with -o"),
     ("release ckpt", 2, "say where: quantkit release ckpt -o DIR"),
     ("release ckpt -o x.gguf", 1, "x.gguf: a release is a directory; name one with -o"),
     ("release ckpt -o new --drop Q8_0", 2, "--drop Q8_0: not in the release, which has nothing"),

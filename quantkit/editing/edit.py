@@ -1,0 +1,169 @@
+"""A GGUF file with other metadata: its tensors are copied by the system, or stay where they are."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantkit.editing import in_place as header_in_place
+from quantkit.editing.keys import Changes, edited
+from quantkit.errors import CorruptFile, OutputError, SourceNotFound, UnsupportedSource, UsageError
+from quantkit.gguf.container import read_header
+from quantkit.gguf.splits import is_gguf, parse_size, unsplit_name
+from quantkit.jobs import Job, Run, carry_out, check_name
+from quantkit.model.model import Model
+from quantkit.model.open import open_gguf
+from quantkit.planning.build import plan_copy
+from quantkit.planning.plan import Plan
+from quantkit.progress import SILENT, Progress
+from quantkit.releases import manifest
+from quantkit.reporting.written import Written
+from quantkit.source.location import Source, SourceLike
+from quantkit.storage import os_files
+from quantkit.tokenizer.chat_template import LONGEST
+
+
+def edit(
+    file: SourceLike,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    set_kv: Sequence[str] = (),
+    chat_template: str | os.PathLike[str] | None = None,
+    remove: Sequence[str] = (),
+    in_place: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> Written:
+    """Write a GGUF file again with other metadata, its tensors as they are.
+
+    `set_kv` are texts KEY=VALUE (of the type that the key has) or KEY=TYPE:VALUE, `remove` keys,
+    `chat_template` a file of text in UTF-8. `output` is a `.gguf` path or a directory; `in_place`
+    writes the header over the file's own, where it takes as many bytes. Raises QuantkitError.
+    """
+    template = None if chat_template is None else read_template(Path(chat_template))
+    changes = Changes(tuple(set_kv), tuple(remove), template)
+    if not changes:
+        raise UsageError(
+            "say what to change: --set KEY=VALUE, --chat-template FILE or --remove KEY"
+        )
+    source = Source.parse(file)
+    if in_place == (output is not None):
+        both = "-o and --in-place exclude each other"
+        where = f"say where to write: quantkit edit {shlex.quote(str(source))} ... -o OUT.gguf"
+        raise UsageError(both if in_place else f"{where}, or --in-place")
+    bound = parse_size(memory) if isinstance(memory, str) else memory
+    run = Run(force, dry_run, threads, bound, progress=progress)
+    if source.address is None:
+        _undo_interrupted(source.local(), run)
+    if in_place:
+        return Written(_in_place(source, changes, run))
+    return Written(_copied(source, changes, Path(output or "."), run))
+
+
+def read_template(path: Path) -> str:
+    """The text of a chat template, its lines ended by "\\n" as `convert` writes them.
+
+    Raises SourceNotFound, UnsupportedSource, CorruptFile.
+    """
+    try:
+        with open(os_files.open_read(path), "rb") as f:
+            data = f.read(LONGEST + 1)
+    except FileNotFoundError:
+        raise SourceNotFound(f"{path}: no such file") from None
+    except OSError as e:
+        raise UnsupportedSource(f"{path}: cannot be read ({e.strerror})") from None
+    if len(data) > LONGEST:
+        raise UnsupportedSource(f"{path}: more than {LONGEST:,} bytes; no chat template is so long")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise CorruptFile(f"{path}: a chat template in UTF-8 is expected ({e})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _copied(source: Source, changes: Changes, output: Path, run: Run) -> Plan:
+    check_name(output)
+    if output.is_dir() or not is_gguf(output):
+        output = output / f"{unsplit_name(Path(str(source)).name)}.gguf"
+    model = edited(_open(source), changes)
+    plan = plan_copy(model, output)
+    _tell_of_release(output, run)
+    return carry_out(Job(model, plan, {}), run)
+
+
+def _in_place(source: Source, changes: Changes, run: Run) -> Plan:
+    if source.address is not None:
+        raise UsageError(f"{source} is on the Hub; --in-place is for a file here, -o for a new one")
+    path = source.local()
+    seen = os_files.fingerprint(path)
+    model = edited(_open(source), changes)
+    plan = plan_copy(model, path)
+    _check_room(path, model, plan)
+    _tell_of_release(path, run)
+    for note in model.notes:
+        run.progress.tell(note)
+    if not run.dry:
+        with header_in_place.opened(path) as fd:
+            if os_files.fingerprint(path) != seen:
+                raise OutputError(f"{path} was changed meanwhile; run it again")
+            header_in_place.write_header(path, fd, plan.files[0].header)
+    return plan
+
+
+def _open(source: Source) -> Model:
+    """A GGUF file that is a whole model. Raises SourceError."""
+    model = open_gguf(source)
+    count = next((int(i.value) for i in model.kv if i.key == "split.count"), 1)
+    if count > 1:
+        merge = f"quantkit merge {shlex.quote(str(source))} -o WHOLE.gguf"
+        raise UnsupportedSource(
+            f"{source} is one of {count} splits; join them, and edit the file of all: {merge}"
+        )
+    return model
+
+
+def _check_room(path: Path, model: Model, plan: Plan) -> None:
+    """The file that is planned differs from the one that is there in its header alone. Raises
+    OutputError."""
+    f, there = plan.files[0], read_header(path).data_offset
+    if f.header_size != there:
+        raise OutputError(
+            f"{path}: the new header takes {f.header_size} bytes, and there is room for just "
+            f"{there}; write another file with -o"
+        )
+    lie = {t.name: (t.offset, t.shape, t.ggml.name) for t in model.sources.values()}
+    planned = {t.name: (t.offset, t.shape, t.format) for t in f.tensors}
+    end = max((t.offset + t.nbytes for t in f.tensors), default=there)
+    if lie != planned or path.stat().st_size not in (f.size, end):
+        raise OutputError(
+            f"{path}: its tensors do not lie as they are written today; write another file with -o"
+        )
+
+
+def _undo_interrupted(path: Path, run: Run) -> None:
+    """What an edit left undone in the file is undone before it is read. Raises OutputError."""
+    if not header_in_place.is_left(path):
+        return
+    if run.dry:
+        raise OutputError(f"{path}: an edit of it was interrupted; without --dry-run it is undone")
+    with header_in_place.opened(path):
+        run.progress.note(f"{path}: an edit of it was interrupted; its header is the old one again")
+
+
+def _tell_of_release(path: Path, run: Run) -> None:
+    """A note on sums that are those of another file from now on."""
+    try:
+        found = manifest.read(path.with_name(manifest.NAME))
+    except (CorruptFile, OSError):  # of something else
+        return
+    if found is not None and any(record.name == path.name for record in found.records):
+        run.progress.note(
+            f"{manifest.NAME} and {manifest.CHECKSUMS} beside {path.name} are of the file as it "
+            "was: their sums are no longer right. quantkit release makes both right again, and "
+            "the file from its source, without this edit"
+        )
