@@ -8,23 +8,27 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 import quantkit
 from quantkit import cli, errors
 from quantkit.editing import in_place
-from quantkit.gguf.container import Header, read_header
+from quantkit.gguf.container import Header, TensorInfo, header_bytes, read_header, string, uint32
 from quantkit.gguf.splits import Splits
 from quantkit.jobs import convert, quantize, split
 from tests import golden
 from tests.conftest import sha256
 from tests.real_loader import Judge
 from tests.told import Told
+
+if TYPE_CHECKING:
+    from tests.fake_hub import Hub
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 EOS = "tokenizer.ggml.eos_token_id"
@@ -173,6 +177,29 @@ def test_splits_are_joined_first(file: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.UnsupportedSource, match=r"quantkit merge .* -o WHOLE\.gguf"):
         quantkit.edit(parts[1].path, tmp_path / "out.gguf", set_kv=["general.name=x"])
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_file_on_the_hub(hub: Hub, made: Path, tmp_path: Path) -> None:
+    repo, source = tmp_path / "repo", "hf://org/model/m.gguf"
+    repo.mkdir()
+    shutil.copy(made, repo)
+    hub.publish("org/model", repo)
+    quantkit.edit(source, tmp_path / "there.gguf", set_kv=[f"{EOS}=5"])
+    quantkit.edit(made, tmp_path / "here.gguf", set_kv=[f"{EOS}=5"])
+    assert sha256(tmp_path / "there.gguf") == sha256(tmp_path / "here.gguf")
+    with pytest.raises(errors.UsageError, match="is on the Hub; --in-place is for a file here"):
+        quantkit.edit(source, set_kv=[f"{EOS}=5"], in_place=True)
+
+
+def test_a_million_keys_are_no_reason_to_wait(tmp_path: Path) -> None:
+    """Those of a stranger's file: a misspelt key is held against a few of them."""
+    kv = [string("general.architecture", "own"), *(uint32(f"own.k{i}", i) for i in range(200_000))]
+    infos = [TensorInfo("t", (32,), 0, 0)]
+    (tmp_path / "m.gguf").write_bytes(header_bytes(kv, infos) + bytes(128))
+    began = time.monotonic()
+    with pytest.raises(errors.RecipeError, match="not in this file"):
+        quantkit.edit(tmp_path / "m.gguf", tmp_path / "o.gguf", remove=["own.k" + "9" * 40])
+    assert time.monotonic() - began < 10
 
 
 def test_named_templates_are_told_of(

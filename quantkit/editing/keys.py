@@ -28,6 +28,7 @@ _SPLIT_WITH = {
     f"tokenizer.ggml.{name}"
     for name in ("model", "pre", "tokens", "scores", "token_type", "merges", "precompiled_charsmap")
 }
+_COMPARED = 1000  # keys of a file that a misspelt one is held against
 _NEW = re.compile(r"[!-~]{1,255}")  # a key that is not there yet
 
 
@@ -191,5 +192,5 @@ def _of_file(key: str, model: Model) -> str:
 
 
 def _not_there(key: str, model: Model) -> str:
-    near = get_close_matches(key, [item.key for item in model.kv], n=1)
+    near = get_close_matches(key, [i.key for i in model.kv[:_COMPARED] if len(i.key) < 100], n=1)
     return f"not in this file{f' (did you mean {near[0]}?)' if near else ''}"
