@@ -62,7 +62,7 @@ def convert(
     A LoRA adapter's directory (PEFT's) becomes the file that llama.cpp takes with `--lora`; `base`
     of the `reading` is its model, where that is not the one that it names. `output` is a `.gguf`
     path or a directory (default: the current one); `outtype` auto (for an adapter f32), f32, f16,
-    bf16 or q8_0. The run stays below `memory` bytes, by default below a gigabyte.
+    bf16, q8_0, tq1_0 or tq2_0. The run stays below `memory` bytes, by default below a gigabyte.
     """
     run = _run(dry_run, threads, memory, force, progress)
     plan = jobs.convert(

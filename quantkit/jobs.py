@@ -75,13 +75,19 @@ def convert(
     """Convert a checkpoint directory or `hf://ORG/MODEL` to GGUF, as llama.cpp's converter would.
 
     An adapter's directory becomes the file that llama.cpp takes with `--lora`. `outtype` is auto
-    (for an adapter f32), f32, f16, bf16 or q8_0; `output` a `.gguf` path or a directory (default:
+    (for an adapter f32), or one of OUTTYPES; `output` a `.gguf` path or a directory (default:
     the current one). Returns the plan that was carried out. Raises QuantkitError.
     """
     if outtype not in ("auto", *OUTTYPES):
         raise UsageError(f"unknown outtype {outtype!r}; one of auto, {', '.join(OUTTYPES)}")
     model = open_checkpoint(source, outtype, reading)
     label = _label(model)
+    if reading.options.vocab_only:
+        if splits:
+            raise UsageError("--vocab-only writes one file, which is not split")
+        if output is None or not is_gguf(output) or output.is_dir():
+            check_name(output)
+            output = (output or Path()) / f"{model.name}-vocab.gguf"
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
     return carry_out(_told(Job(model, plan, {}), splits), run)
 
@@ -310,7 +316,7 @@ def _label(model: Model) -> str:
     if (stated := keys.get("general.file_type")) is not None:
         return {**dict(OUTTYPES.values()), **KEPT}[stated]
     stored = {t.stored for t in model.tensors if len(t.shape) > 1}
-    kind = next(kind for kind in ("Q8_0", *sorted(stored)) if kind in stored)
+    kind = next((kind for kind in ("Q8_0", *sorted(stored)) if kind in stored), "vocab")
     return f"{kind}-LoRA" if keys.get("general.type") == "adapter" else kind
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert
-from tests.checkpoints import GOLDEN
+from quantkit.model.open import Reading
+from tests.checkpoints import GOLDEN, architectures
 from tests.conftest import sha256
 from tests.golden import assert_same, fingerprint
 
@@ -21,7 +22,7 @@ CASES = [
     "mixtral-4x-f16src", "mixtral-4x-f32src", "mixtral-4x-spm-pad", "mixtral-4x-spm-trunc",
     "mistral-dense", "llama-dense",
 ]  # fmt: skip
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")
 
 
 def _jobs() -> list[tuple[str, str]]:
@@ -61,3 +62,20 @@ def test_lone_tokenizer_json(case: str, checkpoint: Callable[[str], Path], tmp_p
     assert len(tokens) == len(scores) == rows == header.get("llama.vocab_size")
     assert len(set(scores)) > rows // 3
     assert tokens[515:] == [f"[PAD{i}]" for i in range(515, rows)]
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        # some rows are of no whole blocks and become F16, as embedding and output do
+        ("arwkv7", "805d03c0e1754474d0b6bb019eefe4d4e9ffa81e31ee30d46f255f89d23ec20b"),
+        ("hy3", "24facf8dc63391f0528a96476eb57f49db2656254b2c101a0bcab6a7304940aa"),
+    ],
+)
+def test_ternary(
+    case: str, expected: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The sums are of what llama.cpp's converter (b11549) wrote with --outtype tq2_0."""
+    path, pre = tmp_path / "out.gguf", architectures()[case]["golden"]["pre"]
+    convert(checkpoint(case), path, "tq2_0", reading=Reading(pre))
+    assert sha256(path) == expected

@@ -72,6 +72,7 @@ class ConversionOptions:
     mmproj: bool = False  # the encoders of images and sound, not the text
     target: Path | None = None  # of a draft: the checkpoint of the model that it drafts for
     model_name: str | None = None  # general.name
+    vocab_only: bool = False  # the keys alone, and no tensor
     metadata: Path | None = None  # JSON, whose keys of general.* count before the checkpoint's own
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from quantkit.gguf.splits import Splits
     from quantkit.model.open import Reading
 
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0")
 
 
 @options.takes(
@@ -40,8 +40,8 @@ def convert(
             metavar="NAME",
             rich_help_panel=options.TYPES,
             autocompletion=lambda: list(OUTTYPES),
-            help="auto (16 bits, as the source has them; of an adapter f32), f32, f16, bf16 or "
-            "q8_0.",
+            help="auto (16 bits, as the source has them; of an adapter f32), f32, f16, bf16, q8_0, "
+            "or ternary: tq1_0, tq2_0.",
         ),
     ] = "auto",
     base: Annotated[
@@ -72,6 +72,14 @@ def convert(
             "card's.",
         ),
     ] = None,
+    vocab_only: Annotated[
+        bool,
+        typer.Option(
+            "--vocab-only",
+            rich_help_panel=options.CONVERSION,
+            help="The vocabulary and the other keys, without the weights.",
+        ),
+    ] = False,
     *,
     reading: Reading,
     splits: Splits,
@@ -86,6 +94,7 @@ def convert(
     if outtype.lower() not in OUTTYPES:
         quantized_outtype(checkpoint, outtype)
     asked = replace(reading.options, model_name=model_name, metadata=metadata)
+    asked = replace(asked, vocab_only=vocab_only)
     with progress:
         written = api.convert(
             checkpoint,

@@ -94,7 +94,7 @@ def quantized_outtype(source: str, outtype: str) -> None:
     if is_type(outtype):
         kind = outtype if outtype.lower() in SETS else find_recipe(outtype).name
         raise UsageError(
-            f"--outtype is auto, f32, f16, bf16 or q8_0; {kind} is made by quantize: "
+            f"--outtype is auto, f32, f16, bf16, q8_0, tq1_0 or tq2_0; {kind} is made by quantize: "
             f"{_one('quantize', source, [kind])}"
         )
 

@@ -148,7 +148,7 @@ def replaced(kv: Iterable[KeyValue], *new: KeyValue) -> tuple[KeyValue, ...]:
 
 
 def header_bytes(kv: Sequence[KeyValue], tensors: Sequence[TensorInfo]) -> bytes:
-    """The file's bytes up to the tensor data, padding included."""
+    """The file's bytes up to the tensor data, padding included: a vocabulary alone has none."""
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(kv)))
     for item in kv:
         out += _packed(item.key) + item.raw
@@ -156,15 +156,21 @@ def header_bytes(kv: Sequence[KeyValue], tensors: Sequence[TensorInfo]) -> bytes
         dims = t.shape[::-1]
         out += _packed(t.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
         out += struct.pack("<IQ", t.ggml_type, t.offset)
-    return bytes(out.ljust(align(len(out)), b"\0"))
+    return bytes(out.ljust(_end(len(out), kv, len(tensors)), b"\0"))
 
 
 def header_size(kv: Sequence[KeyValue], tensors: Iterable[tuple[str, Sequence[int]]]) -> int:
     """How many bytes `header_bytes` has, by the names and shapes of the tensors."""
     size = len(MAGIC) + 20
     size += sum(len(_packed(item.key)) + len(item.raw) for item in kv)
-    size += sum(len(_packed(name)) + 16 + 8 * len(shape) for name, shape in tensors)
-    return align(size)
+    infos = [len(_packed(name)) + 16 + 8 * len(shape) for name, shape in tensors]
+    return _end(size + sum(infos), kv, len(infos))
+
+
+def _end(size: int, kv: Sequence[KeyValue], tensors: int) -> int:
+    """Where tensor data begins after a header of `size` bytes, as llama.cpp's converter has it."""
+    whole = tensors or any(item.key == "split.count" for item in kv)
+    return align(size) if whole else size
 
 
 def read_header(path: File) -> Header:

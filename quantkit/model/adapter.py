@@ -13,12 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from quantkit.architectures.rules import Architecture
-from quantkit.errors import ConfigError, SourceError, SourceNotFound
+from quantkit.errors import ConfigError, SourceError, SourceNotFound, UsageError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.hub.repository import read_small
 from quantkit.loading.adapted import ignores_adapter
-from quantkit.model.from_checkpoint import OUTTYPES, read_config
+from quantkit.model.from_checkpoint import OUTTYPES, TERNARY, read_config
 from quantkit.model.metadata import add_general
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.pairs import placed_pairs
@@ -46,6 +46,8 @@ def adapter_from_files(
             arch, config = read_config(there, _BASE)
         with malformed(ConfigError, f"{theirs} contradicts itself"):
             placed, sources, shared, alpha = placed_pairs(arch, config, pairs)
+    if outtype in TERNARY:
+        raise UsageError(f"{files.where} is an adapter (LoRA), of which no {outtype} is made")
     kind = outtype if outtype in OUTTYPES else "f32"
     tensors = tuple(
         ModelTensor(name, shape, _stored(shape, kind), segments)

@@ -40,7 +40,12 @@ from quantkit.tokenizer.mistral import FORMAT
 from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
-OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0")}
+OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0"),
+            "tq1_0": (36, "TQ1_0"), "tq2_0": (37, "TQ2_0")}  # fmt: skip
+TERNARY = ("tq1_0", "tq2_0")  # of three values a weight, which these roles are not rounded to:
+UNTERNARY = (
+    "token_embd", "per_layer_token_embd", "output", "altup_router", "laurel_l", "laurel_r",
+)  # fmt: skip
 MAX_LAYERS = 100_000
 
 # general.file_type where weights are kept in the blocks that they are released in
@@ -186,6 +191,9 @@ def _converted(
         )
         for name, (shape, segments) in placed.items()
     )
+    if options.vocab_only:
+        kv, notes = checkpoint_metadata(files, arch, config, (), OUTTYPES[outtype][0], pre, options)
+        return Model(files.name, arch.gguf_arch, (), {}, kv, notes=notes)
     file_type = _file_type(outtype, tensors, sources)
     kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre, options)
     if precision:
@@ -349,7 +357,7 @@ def _file_type(
     stored = {t.stored for t in tensors}
     if any(t.coding == "mxfp4_pairs" for t in sources.values()):
         return MXFP4_FILE
-    if outtype != "q8_0" and stored & {"NVFP4", "MXFP4"}:
+    if outtype in ("f32", "f16", "bf16") and stored & {"NVFP4", "MXFP4"}:
         return NVFP4_FILE if "NVFP4" in stored else MXFP4_FILE
     return OUTTYPES[outtype][0]
 
@@ -392,6 +400,8 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
+    if outtype in TERNARY and role.role in UNTERNARY:
+        wanted = type_by_name("F16")
     paired = source.coding == "beside"
     fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
     if (fp8 and (options.fp8_as_q8 or arch.keeps_types)) or (paired and arch.keeps_types):

@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ def checkpoint_metadata(
     from quantkit.gguf.key_values import KeyValueWriter
 
     writer = KeyValueWriter(arch.gguf_arch)
+    if options.vocab_only:
+        arch = _without_weights(arch, files.where)
     add_keys(writer, arch.first_keys, config)
     add_general(writer, files, tensors, options=options)
     add_keys(writer, arch.keys, config)
@@ -60,6 +63,20 @@ def checkpoint_metadata(
         add_keys(writer, arch.last_keys, config)
         kv = writer.entries
     return kv, (*reranks, *notes)
+
+
+def _without_weights(arch: Architecture, where: str) -> Architecture:
+    """The architecture as `--vocab-only` has it: llama.cpp's converter adds some keys as it comes
+    upon tensors, and then comes upon none. Raises ConfigError where the rest are wrong then."""
+    if arch.drafts:  # its keys are of the model that it drafts for
+        return arch
+    if arch.learned and not arch.first_keys:
+        raise ConfigError(
+            f"{where}: keys of {arch.gguf_arch} are read from the weights, and --vocab-only writes "
+            "a file without"
+        )
+    of_weights = arch.scalars or arch.computed or arch.learned
+    return replace(arch, first_keys=()) if of_weights else arch
 
 
 def with_vocabulary(

@@ -106,6 +106,8 @@ def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) ->
     if reading.base is not None:
         raise UsageError(f"--base is for an adapter (LoRA), and {files.where} is none")
     if reading.options.mmproj:
+        if reading.options.vocab_only:
+            raise UsageError("--mmproj and --vocab-only exclude each other")
         from quantkit.model.encoder import encoder_from_checkpoint
 
         return encoder_from_checkpoint(files, outtype, reading.options)

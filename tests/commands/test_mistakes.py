@@ -89,10 +89,10 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("convert ckpt --type Q8_0", 2,
      "no option --type; it is one of quantize, plan, release; see quantkit convert --help"),
     ("convert ckpt --outtype Q4_K_M", 2,
-     "--outtype is auto, f32, f16, bf16 or q8_0; Q4_K_M is made by quantize: quantkit "
-     "quantize ckpt --type Q4_K_M"),
+     "--outtype is auto, f32, f16, bf16, q8_0, tq1_0 or tq2_0; Q4_K_M is made by quantize: "
+     "quantkit quantize ckpt --type Q4_K_M"),
     ("convert ckpt --outtype int4", 2,
-     "unknown outtype 'int4'; one of auto, f32, f16, bf16, q8_0"),
+     "unknown outtype 'int4'; one of auto, f32, f16, bf16, q8_0, tq1_0, tq2_0"),
     ("quantize ckpt -t Q8_0 --tensor-type ffn_down", 2, "..."),
     ("quantize m.gguf -t IQ1_S", 1, "...importance matrix..."),
     # words in the order of other tools

@@ -275,3 +275,10 @@ def test_no_key_of_either_config_ends_in_a_traceback(tmp_path: Path) -> None:
         (source / name).write_text(text)
     assert 0 < refused < tried
     assert not [text for text in said if "\n" in text]
+
+
+def test_no_ternary_adapter(tmp_path: Path) -> None:
+    source = from_recipe("lora-llama", tmp_path)
+    with pytest.raises(errors.UsageError, match="of which no tq1_0 is made"):
+        convert(source, tmp_path / "x.gguf", "tq1_0", reading=based_on(source / "base"))
+    assert not (tmp_path / "x.gguf").exists()
