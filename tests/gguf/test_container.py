@@ -20,6 +20,7 @@ from quantkit.gguf.container import (
     align,
     array,
     header_bytes,
+    header_size,
     read_header,
     replaced,
     uint32,
@@ -104,9 +105,16 @@ def test_setting_a_key_moves_it_to_the_end() -> None:
 
 def test_text_that_is_not_utf8_is_kept() -> None:
     raw = b"\x08\0\0\0" + (3).to_bytes(8, "little") + b"a\xff\xfe"
-    head = header_bytes([KeyValue("k", raw)], [])
-    assert len(head) % 32 == 0
+    assert header_bytes([KeyValue("k", raw)], []).endswith(raw)
     assert KeyValue("k", raw).value == "a\udcff\udcfe"
+
+
+def test_keys_alone_end_without_padding_and_a_split_of_keys_with_it() -> None:
+    """As llama.cpp's converter ends a vocabulary, and gguf-split a first file of no tensors."""
+    for kv in ([uint32("a", 1)], [uint32("split.count", 2)]):
+        assert len(header_bytes(kv, [])) == header_size(kv, [])
+    assert len(header_bytes([uint32("a", 1)], [])) == 24 + 9 + 8
+    assert len(header_bytes([uint32("split.count", 2)], [])) == 64
 
 
 @pytest.mark.parametrize("part", ["magic", "version", "swapped", "counts", "short", "data"])
