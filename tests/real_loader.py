@@ -74,15 +74,24 @@ def _predicts(path: Path) -> str:
     return "" if lib.llama_init_from_model(model, of_context) else "llama.cpp does not run it"
 
 
+def _names(path: Path) -> list[str]:
+    """Of the tensors of a file, or of all splits of which it is the first."""
+    from quantkit.errors import SourceError
+    from quantkit.gguf.container import read_header
+    from quantkit.source.gguf_set import open_gguf_set
+
+    try:
+        return [t.name for t in open_gguf_set(path)[1]]
+    except SourceError:  # one split that is judged alone, or a file that is no good
+        return [t.name for t in read_header(path).tensors]
+
+
 def _run(path: Path) -> str:
     from quantkit.errors import LlamaError
-    from quantkit.gguf.container import read_header
     from quantkit.llama.llama_cpp import Llama
 
     try:
-        header = read_header(path)
-        is_split = header.get("split.count", 0) > 1  # the first need not have a layer
-        if not is_split and not any(t.name.startswith("blk.0.") for t in header.tensors):
+        if not any("blk.0." in name for name in _names(path)):
             return _predicts(path)  # layers that predict alone: run beside the model they are of
         with Llama(path, 64, threads=1) as model:
             ids = np.arange(1, TOKENS + 1, dtype=np.int32) % model.n_vocab

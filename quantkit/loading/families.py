@@ -16,6 +16,7 @@ _TURN_ALL = {"llama", "deci", "falcon", "llama-embed"}
 _WITHOUT_ATTENTION = {
     "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7", "wavtokenizer-dec",
 }  # fmt: skip
+MAX_ENCODED = 1 << 17  # tokens of an encoder's text, whose states a decoder attends to
 Check = Callable[[Values, Sequence[Info]], Iterator[str]]
 
 
@@ -176,6 +177,23 @@ def _decoded(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     yield from _half("dec", count, (*_BLOCK, *_CROSS), tensors)
 
 
+def _roomy(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Room is made for an encoder's text as long as the context (llama-graph.cpp,
+    build_inp_cross_embd)."""
+    if (length := number(values, "context_length")) > MAX_ENCODED:
+        yield (
+            f"context_length is {length}: llama.cpp makes room for an encoder's text of that "
+            f"length at once, and {MAX_ENCODED} tokens are taken here"
+        )
+
+
+def _started(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
+    """The token that the decoder begins with is in the vocabulary (t5.cpp)."""
+    count = next((t.shape[0] for t in tensors if t.name == "token_embd.weight"), 0)
+    if count and (start := number(values, "decoder_start_token_id")) >= count:
+        yield f"decoder_start_token_id is {start}, of {count} tokens"
+
+
 def _half(
     half: str, count: int, roles: Sequence[str], tensors: Sequence[Info]
 ) -> Iterator[str]:  # fmt: skip
@@ -240,6 +258,6 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "mistral4": (_ranked,),
     "plm": (_unrun,),
     "qwen4exp": (_compressed,),
-    "t5": (_encoded, _decoded),
+    "t5": (_encoded, _decoded, _roomy, _started),
     "t5encoder": (_encoded,),
 }

@@ -51,7 +51,7 @@ PATTERNS = {
 # architectures of two kinds of layers whose recurrent ones have no key-value heads
 RECURRENT_WITHOUT_KV = {
     "bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2",
-    "lfm2moe", "nemotron_h", "nemotron_h_moe",
+    "lfm2moe", "nemotron_h", "nemotron_h_moe", "plamo2",
 }  # fmt: skip
 ALWAYS_SLIDE = {"afmoe"}  # whose graph is built for a window whatever its width
 
@@ -98,6 +98,8 @@ ENCODERS = {
     "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3",
     "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder",
 }  # fmt: skip
+# architectures whose first layer gives all others its values
+LED_BY_FIRST = {"arwkv7", "rwkv7"}
 # architectures of which single layers are addressed in llama.cpp's code, or all of them by one
 # tensor, so that none can go
 UNPRUNABLE = {

@@ -11,7 +11,7 @@ from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue, array, uint32
 from quantkit.loading.keys import KEYS
-from quantkit.loading.patterns import PATTERNS, STEPS, UNPRUNABLE, Pattern
+from quantkit.loading.patterns import LED_BY_FIRST, PATTERNS, STEPS, UNPRUNABLE, Pattern
 from quantkit.model.model import Model, ModelTensor
 
 # counts of layers: of the first ones, and of the last
@@ -149,6 +149,10 @@ class _Metadata:
     def _check_steps(self, kept: Sequence[int]) -> None:
         if self.arch == "exaone4" and self.layers == 64:
             raise RecipeError("layers of exaone4 cannot be pruned: only 64 slide in llama.cpp")
+        if self.arch in LED_BY_FIRST and kept[:1] != [0]:
+            raise RecipeError(
+                f"layer 0 of {self.arch} cannot be pruned: it gives all others its values"
+            )
         for step in STEPS.get(self.arch, ()):
             n = step.step if step.key is None else _number(self.values, step.key, step.step)
             default = PATTERNS[self.arch].window if self.arch in PATTERNS else None

@@ -98,6 +98,7 @@ def test_a_pattern_that_is_an_array_stays_one() -> None:
     [
         ("ernie4_5-moe", [uint32("ernie4_5-moe.interleave_moe_layer_step", 2)], (0,), "every 2"),
         ("gemma3n", [], (0,), "of gemma3n cannot be pruned"),
+        ("rwkv7", [], (0,), "layer 0 of rwkv7 cannot be pruned"),
         ("llama", [], (0, 1, 2, 3), "all layers would be pruned"),
         ("llama", [], (4,), "layer 4 cannot be pruned; the model has 4 layers"),
         ("exaone4", [], (1,), "only 64 slide"),
