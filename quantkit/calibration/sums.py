@@ -139,7 +139,7 @@ def _from_gguf(path: Path, data: Bytes, counted_in: str = "F32") -> Sums:
         squares = _values(infos[name + SQUARES], header, data)
         counts = _values(infos[name + COUNTS], header, data, counted_in)
         exact = counts.astype(np.float64)  # whole numbers up to 2^53
-        if not np.isfinite(exact).all() or squares.size % exact.size:
+        if not (np.abs(exact) <= 1 << 53).all() or squares.size % exact.size:
             raise ImatrixError(
                 f"{path}: {squares.size} sums and {exact.size} counts for {name} do not go "
                 "together, or a count is not a number; the file is damaged"

@@ -348,6 +348,7 @@ OLD = legacy([(b"x", 1, [1.0, 2.0]), (b"y", 2, [4.0])], struct.pack("<ii", 9, 7)
         (gguf({"x.counts": [[1.0]]}), "x.in_sum2 is missing"),
         (gguf(entry("x", [[1.0, 2.0, 3.0]], [1, 1])), "3 sums and 2 counts for x"),
         (gguf(entry("x", [[1.0]], [float("nan")])), "1 sums and 1 counts for x"),
+        (gguf(entry("x", [[1.0]], [1e19])), "1 sums and 1 counts for x"),
         (gguf(entry("x", [[1.0]], [1]), KEYS[:2]), "chunk_count is missing"),
         (gguf(entry("x", [[1.0]], [1]), KEYS[:3]), "chunk_size is missing"),
         (gguf(entry("x", [[1.0]], [1]), KEYS[2:]), "datasets is missing"),
