@@ -30,7 +30,7 @@ UNLOADABLE = {
     "phimoe-tf5fused", "llama4-full", "hy4-layer-types", "exaone-moe-llama3", "deepseek-v2-lite",
     "command-r-plus",
 }  # fmt: skip
-SAMPLED, TRIED = 18, 12  # one architecture in so many, and so many edits of it
+SAMPLED, TRIED = 30, 12  # one architecture in so many, and so many edits of it
 TOGETHER = 6  # combinations of several edits
 
 

@@ -69,7 +69,7 @@ def _jobs() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("case", "outtype"), one_in(4, _jobs()))
+@pytest.mark.parametrize(("case", "outtype"), one_in(6, _jobs()))
 def test_same_file_as_llama_cpp(case: str, outtype: str, checkpoint: Get, tmp_path: Path) -> None:
     theirs = architectures()[case]["golden"]
     path = tmp_path / "out.gguf"

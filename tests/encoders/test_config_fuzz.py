@@ -22,7 +22,7 @@ FILES = ("config.json", "params.json", "preprocessor_config.json", "processor_co
 EVERY = 7  # of the changes, one; another one in each case
 
 
-@pytest.mark.parametrize("case", one_in(3, encoders()))
+@pytest.mark.parametrize("case", one_in(6, encoders()))
 def test_no_key_of_any_encoder_ends_in_a_traceback(case: str, tmp_path: Path) -> None:
     files = CheckpointFiles.local(from_recipe(case, tmp_path))
     tried, refused, said = 0, 0, list[str]()
