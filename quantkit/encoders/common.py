@@ -4,6 +4,7 @@ MmprojModel.set_gguf_parameters), kinds of layers, and row maps that recur."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 from quantkit.architectures.rules import (
@@ -18,6 +19,7 @@ from quantkit.architectures.rules import (
     linear,
     parts,
     piece,
+    reading,
     whole,
 )
 from quantkit.errors import ConfigError, TensorMissing
@@ -124,11 +126,36 @@ VISION_KEYS = (
 )  # fmt: skip
 
 # of those that llama.cpp's converter takes for a Qwen: num_heads counts, whatever stands beside it
-QWEN_KEYS = tuple(
-    Key(key.name, vision("num_heads", "num_attention_heads"))
-    if key.name.endswith(".head_count") else key
-    for key in VISION_KEYS
-)  # fmt: skip
+QWEN_KEYS = reading(VISION_KEYS, ".head_count", config=vision("num_heads", "num_attention_heads"))
+
+
+def coloured(
+    mean: Callable[[Config], list[float]], std: Callable[[Config], list[float]]
+) -> tuple[Key, ...]:
+    """VISION_KEYS, with what pixels are scaled by read in another way."""
+    return reading(reading(VISION_KEYS, ".image_mean", config=mean), ".image_std", config=std)
+
+
+def always(value: list[float]) -> Callable[[Config], list[float]]:
+    """What no file says."""
+    return lambda config: value
+
+
+def pixels_or(name: str, default: list[float]) -> Callable[[Config], list[float]]:
+    """A value of the preprocessor's, one a colour, which may leave it out."""
+
+    def read(config: Config) -> list[float]:
+        found = config.find(f"preprocessor.{name}")
+        return default if found is None else floats(config.where, name, found)
+
+    return read
+
+
+def patch_convolution(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+    """A matrix over the pixels of a patch as a convolution; its weights count as rows of one."""
+    shape = (source[0], 3, dims["patch"], dims["patch"])
+    return (piece("v.patch_embd.weight", shape, prod(shape)),)
+
 
 AUDIO_KEYS = (
     Key("clip.has_audio_encoder", lambda c: True, "BOOL"),

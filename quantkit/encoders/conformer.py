@@ -27,10 +27,11 @@ from quantkit.encoders.common import (
     KINDS,
     TEXT_WIDTH,
     VISION,
-    VISION_KEYS,
     A,
+    always,
     audio,
     channels_first,
+    coloured,
     flag,
     lin,
     projector,
@@ -185,19 +186,13 @@ _T = "vision_tower.vision_model"
 _M = "multi_modal_projector"
 _ADAPTERS = {"adapter.norm": 0, "adapter.linear_1": 1, "adapter.linear_2": 3, "residual.ln": 4,
              "residual.down": 5, "residual.up": 6}  # fmt: skip
-_GREY = {"clip.vision.image_mean": 0.5, "clip.vision.image_std": 0.5}
-
-
-def _grey(key: Key) -> Key:
-    value = _GREY[key.name]
-    return Key(key.name, lambda c: [value] * 3, key.kind)
-
+_GREY = always([0.5] * 3)
 
 D1_OMNI = Encoder(
     hf_names=("D1OmniModel",),
     gguf_arch="clip",
     keys=(
-        *(_grey(key) if key.name in _GREY else key for key in VISION_KEYS),
+        *coloured(_GREY, _GREY),
         *AUDIO_KEYS,
         projector("d1omni_v", "vision"),
         Key("clip.vision.attention.layer_norm_epsilon", vision("layer_norm_eps"), "FLOAT32"),

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 from quantkit.architectures.rules import (
     Config,
-    Dims,
     Expect,
     Key,
     Map,
-    Piece,
-    Shape,
     parts,
-    piece,
     vector,
     whole,
 )
@@ -24,11 +18,12 @@ from quantkit.encoders.common import (
     KERNELS,
     KINDS,
     VISION,
-    VISION_KEYS,
     V,
+    coloured,
     flag,
-    floats,
     lin,
+    patch_convolution,
+    pixels_or,
     projector,
     vision,
 )
@@ -50,28 +45,11 @@ def _table(config: Config) -> dict[str, Any] | None:
     return {ours: config.one(f"vision_{theirs}") for ours, theirs in _NAMES.items()}
 
 
-def _grey(key: Key) -> Key:
-    name = key.name.rpartition(".")[2]
-
-    def read(config: Config) -> list[float]:
-        found = config.find(f"preprocessor.{name}")
-        return [0.5] * 3 if found is None else floats(config.where, name, found)
-
-    return Key(key.name, read, key.kind)
-
-
-def _patches(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-    """A matrix over the pixels of a patch as a convolution; its weights count as rows of one."""
-    shape = (source[0], 3, dims["patch"], dims["patch"])
-    return (piece("v.patch_embd.weight", shape, prod(source)),)
-
-
 DEEPSEEK_V4 = Encoder(
     hf_names=("DeepseekV4ForCausalLM",),
     gguf_arch="clip",
     keys=(
-        *(_grey(key) if ".image_mean" in key.name or ".image_std" in key.name else key
-          for key in VISION_KEYS),
+        *coloured(pixels_or("image_mean", [0.5] * 3), pixels_or("image_std", [0.5] * 3)),
         projector("deepseek4v"),
         Key("clip.vision.attention.layer_norm_epsilon", lambda c: 1e-6, "FLOAT32"),
         flag("clip.use_silu"),
@@ -93,7 +71,7 @@ DEEPSEEK_V4 = Encoder(
     },
     layers=KINDS,
     maps=(
-        Map("vision.patch_embed.proj.weight", ("v", "patch3"), _patches, flat=True),
+        Map("vision.patch_embed.proj.weight", ("v", "patch3"), patch_convolution, flat=True),
         Map("vision.patch_embed.proj.bias", ("v",), whole("v.patch_embd.bias"), optional=True),
         vector(f"{B}.norm1", f"{V}.ln1", "v", "vision"),
         vector(f"{B}.norm2", f"{V}.ln2", "v", "vision"),

@@ -26,10 +26,10 @@ from quantkit.encoders.common import (
     KINDS,
     TEXT_WIDTH,
     VISION,
-    VISION_KEYS,
     A,
     V,
     audio,
+    coloured,
     count,
     flag,
     floats,
@@ -97,9 +97,8 @@ def _prepared(name: str) -> Callable[[Config], Any]:
     )
 
 
-def _colours(key: Key) -> Key:
-    name = key.name.rpartition(".")[2]
-    return Key(key.name, lambda c: floats(c.where, name, _prepared(name)(c)), key.kind)
+def _colours(name: str) -> Callable[[Config], list[float]]:
+    return lambda c: floats(c.where, name, _prepared(name)(c))
 
 
 def _pixels(end: str) -> Key:
@@ -122,7 +121,7 @@ DOTS3_NOTE = Encoder(
     hf_names=("Dots3NoteForCausalLM", "Dots3NoteForConditionalGeneration"),
     gguf_arch="clip",
     keys=(
-        *(_colours(k) if k.name.endswith(("image_mean", "image_std")) else k for k in VISION_KEYS),
+        *coloured(_colours("image_mean"), _colours("image_std")),
         *AUDIO_KEYS,
         projector("dots3note_v", "vision"),
         flag("clip.use_silu"),

@@ -17,9 +17,10 @@ from quantkit.encoders.common import (
     KINDS,
     TEXT_WIDTH,
     VISION,
-    VISION_KEYS,
     A,
+    always,
     audio,
+    coloured,
     eps,
     lin,
     projector,
@@ -110,14 +111,6 @@ def _patch(config: Config) -> int:
     return _side(config) // max(config.one("preprocessor.image_seq_length", default=256), 1)
 
 
-_FIXED = {"clip.vision.image_mean": 0.0, "clip.vision.image_std": 1.0}
-
-
-def _fixed(key: Key) -> Key:
-    value = _FIXED[key.name]
-    return Key(key.name, lambda c: [value] * 3, key.kind)
-
-
 def _embedder(source: str, role: str, wide: str, vocab: str) -> tuple[Map, ...]:
     """From an encoder's output, or from tokens of its own, to the text."""
     return (
@@ -137,7 +130,7 @@ GEMMA3N = Encoder(
     hf_names=("Gemma3nForConditionalGeneration",),
     gguf_arch="clip",
     keys=(
-        *(_fixed(key) if key.name in _FIXED else key for key in VISION_KEYS),
+        *coloured(always([0.0] * 3), always([1.0] * 3)),
         *AUDIO_KEYS,
         projector("gemma3nv", "vision"),
         eps(vision("layer_norm_eps")),

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
-
-from quantkit.architectures.rules import Dims, Key, Map, Piece, Shape, piece, rotary, whole
+from quantkit.architectures.rules import Key, Map, rotary, whole
 from quantkit.encoders.common import (
     DIMS,
     KERNELS,
@@ -14,6 +11,7 @@ from quantkit.encoders.common import (
     VISION_KEYS,
     V,
     lin,
+    patch_convolution,
     projector,
     told,
     vision,
@@ -23,12 +21,6 @@ from quantkit.encoders.rules import Encoder
 T = "model.vision_tower"
 L = f"{T}.layers.{{bid}}"
 _A = "model.vision_adapter"
-
-
-def _still(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
-    """A matrix over the pixels of a patch as a convolution; its weights count as rows of one."""
-    shape = (source[0], 3, dims["patch"], dims["patch"])
-    return (piece("v.patch_embd.weight", shape, prod(shape)),)
 
 
 MUSE_GLIMMER = Encoder(
@@ -54,7 +46,7 @@ MUSE_GLIMMER = Encoder(
     },
     layers=KINDS,
     maps=(
-        Map(f"{T}.patch_embedder.patch_embedding.weight", ("v", "pixels"), _still,
+        Map(f"{T}.patch_embedder.patch_embedding.weight", ("v", "pixels"), patch_convolution,
             summed="moments"),
         *lin(f"{T}.ln_pre", ("v",), "v.pre_ln", "", None),
         *lin(f"{T}.ln_post", ("v",), "v.post_ln", "", None),

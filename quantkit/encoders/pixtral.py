@@ -5,7 +5,6 @@ llama.cpp: `conversion/llava.py`, `conversion/pixtral.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from quantkit.architectures.rules import Config, Expect, Key, Map, rotary, whole
@@ -17,6 +16,8 @@ from quantkit.encoders.common import (
     VISION_KEYS,
     V,
     activation,
+    always,
+    coloured,
     eps,
     flag,
     lin,
@@ -125,14 +126,9 @@ LIGHTON_OCR = replace(
 
 E = "vision_encoder"
 L = f"{E}.transformer.layers.{{bid}}"
-COLOURS = {  # of CLIP, which Mistral's own format does not say
-    "clip.vision.image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "clip.vision.image_std": [0.26862954, 0.26130258, 0.27577711],
-}
-
-
-def _fixed(value: list[float]) -> Callable[[Config], list[float]]:
-    return lambda c: value
+# which Mistral's own format does not say
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
 def _merges(config: Config) -> bool:
@@ -164,10 +160,7 @@ OWN = Encoder(
     hf_names=("params.json",),
     gguf_arch="clip",
     keys=(
-        *(
-            replace(k, config=_fixed(COLOURS[k.name])) if k.name in COLOURS else k
-            for k in VISION_KEYS
-        ),
+        *coloured(always(CLIP_MEAN), always(CLIP_STD)),
         projector("pixtral"),
         Key("clip.vision.attention.layer_norm_epsilon", "norm_eps", "FLOAT32"),
         Key("clip.rope.freq_base", vision("rope_theta"), "FLOAT32"),

@@ -8,16 +8,16 @@ from quantkit.encoders.common import (
     KINDS,
     TEXT_WIDTH,
     VISION,
-    VISION_KEYS,
     V,
+    coloured,
     eps,
-    floats,
     lin,
+    pixels_or,
     projector,
     told,
     vision,
 )
-from quantkit.encoders.pixtral import COLOURS
+from quantkit.encoders.pixtral import CLIP_MEAN, CLIP_STD
 from quantkit.encoders.rules import Encoder
 
 W = "vision_model"
@@ -32,21 +32,11 @@ def _ffn(config: Config) -> int:
     return found or round(config.one(*vision("hidden_size", "width")) * ratio)
 
 
-def _colours(key: Key) -> Key:
-    name = key.name.rpartition(".")[2]
-
-    def read(config: Config) -> list[float]:
-        found = config.find(f"preprocessor.{name}")
-        return COLOURS[key.name] if found is None else floats(config.where, name, found)
-
-    return Key(key.name, read, key.kind)
-
-
 STEP3_VL = Encoder(
     hf_names=("StepVLForConditionalGeneration", "Step3p7ForConditionalGeneration"),
     gguf_arch="clip",
     keys=(
-        *(_colours(key) if key.name in COLOURS else key for key in VISION_KEYS),
+        *coloured(pixels_or("image_mean", CLIP_MEAN), pixels_or("image_std", CLIP_STD)),
         projector("step3vl"),
         eps(vision("layer_norm_eps"), 1e-5),
         Key("clip.vision.projector.scale_factor", lambda c: 4),
