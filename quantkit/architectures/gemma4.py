@@ -94,17 +94,22 @@ def _ffn(config: Config) -> list[int]:
     return [2 * n if wide and _shares(config, bid) else n for bid in range(config.layers)]
 
 
+def rotating(rotated: int, of: int) -> Any:
+    """One for the channels that are rotated, and 1e30, which stops the others, float32 `[of]`."""
+    import numpy as np
+
+    return np.where(np.arange(of) < rotated, 1.0, 1e30).astype(np.float32)
+
+
 def _rope_factors(config: Config) -> Any:
     """One for the channels that layers with full attention rotate, and 1e30, which stops the
     others, float32 `[head_dim / 2]`."""
-    import numpy as np
-
     rope = config.rope.get("full_attention", {})
     share = rope.get("partial_rotary_factor")
     if rope.get("rope_type") != "proportional" or not isinstance(share, float | int):
         raise ConfigError(f"{config.where}: rope_type of full attention must be 'proportional'")
     rotated = int(_head(config) * share / 2)
-    return np.where(np.arange(_head(config) // 2) < rotated, 1.0, 1e30).astype(np.float32)
+    return rotating(rotated, _head(config) // 2)
 
 
 def _with_inputs(config: Config) -> Architecture | None:

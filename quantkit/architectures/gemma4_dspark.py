@@ -12,6 +12,7 @@ from quantkit.architectures.common import EMBEDDINGS, L, attention, gated_mlp, q
 from quantkit.architectures.dflash import DFLASH
 from quantkit.architectures.drafts import learned_of_draft
 from quantkit.architectures.dspark import DSPARK, MARKOV
+from quantkit.architectures.gemma4 import rotating
 from quantkit.architectures.rules import Config, Expect, Key, Map, vector, whole
 from quantkit.errors import ConfigError
 
@@ -29,8 +30,6 @@ def _full_layers(config: Config) -> int:
 def _rope_factors(config: Config) -> Any:
     """One for the channels that are rotated, and 1e30, which stops the others, float32
     `[head / 2]`; None where all are."""
-    import numpy as np
-
     rope, n = rope_of(config), config.one("global_head_dim")
     if rope.get("rope_type") == "default":
         return None
@@ -38,7 +37,7 @@ def _rope_factors(config: Config) -> Any:
     rotated = int(n * share / 2)
     if rope.get("rope_type") != "proportional" or n * share != 2 * rotated or not 0 < share <= 1:
         raise ConfigError(f"{config.where}: rotary settings that llama.cpp does not run")
-    return np.where(np.arange(n // 2) < rotated, 1.0, 1e30).astype(np.float32)
+    return rotating(rotated, n // 2)
 
 
 def _kv_heads(config: Config) -> int:
