@@ -16,6 +16,11 @@ _IN_TEXT = re.compile(rf"(?![\n\t])[{_UNSEEN}]")
 LONGEST = 4000  # characters of an error
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text has no halves of characters, which UTF-8 cannot write."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def one_line(text: str, longest: int = 0) -> str:
     """The text on one line, what cannot be seen written as JSON writes it (`\\u001b`); of
     at most `longest` characters, if a length is given."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +18,7 @@ from quantkit.loading.keys import GENERAL, KEYS, Key
 from quantkit.loading.vocabulary import UNSET
 from quantkit.model.edits import KINDS, fixed
 from quantkit.model.model import Model
+from quantkit.plain_text import is_utf8
 from quantkit.tokenizer.chat_template import compile_fault
 
 TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
@@ -28,6 +29,9 @@ _SPLIT_WITH = {
     f"tokenizer.ggml.{name}"
     for name in ("model", "pre", "tokens", "scores", "token_type", "merges", "precompiled_charsmap")
 }
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    "int": int, "float": float, "bool": lambda text: {"true": True, "false": False}[text.lower()],
+}  # fmt: skip
 _COMPARED = 1000  # keys of a file that a misspelt one is held against
 _NEW = re.compile(r"[!-~]{1,255}")  # a key that is not there yet
 
@@ -124,14 +128,7 @@ def _packed(key: str, stored: str, value: str) -> KeyValue:
     if kind == "str":
         return string(key, _text(key, value))
     try:
-        number: float = (
-            {"true": True, "false": False}[value.lower()]
-            if kind == "bool"
-            else int(value)
-            if kind == "int"
-            else float(value)
-        )
-        item = scalar(key, TYPE_NAMES.index(stored), number)
+        item = scalar(key, TYPE_NAMES.index(stored), _NUMBERS[kind](value))
         if not math.isfinite(item.value):
             raise ValueError
     except (ValueError, KeyError, struct.error, OverflowError):
@@ -141,7 +138,7 @@ def _packed(key: str, stored: str, value: str) -> KeyValue:
 
 def _text(key: str, value: str) -> str:
     """Raises UsageError: no text that a file has and a program reads whole."""
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+    if "\0" in value or not is_utf8(value):
         raise UsageError(f"{key}: its text is not UTF-8, or has a NUL in it")
     return value
 

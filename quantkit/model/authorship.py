@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.errors import CorruptFile, SourceError, SourceNotFound, UsageError
+from quantkit.plain_text import is_utf8
 from quantkit.storage.parse import MAX_JSON, parse_json
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _check(path: Path, key: str, value: Any) -> None:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and is_utf8(value)
 
 
 def _is_entry(value: Any) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from quantkit.plain_text import is_utf8
 from quantkit.storage import child
 
 SECONDS, MEMORY = 5, 1 << 29  # of the process in which a template is rendered
@@ -118,7 +119,7 @@ def _answer(question: Any) -> dict[str, Any] | str | None:
         return None
     words = asdict(turns) if turns else {}
     text = "".join(word for word in words.values() if word)
-    if not turns or 10 * len(text) > LONGEST or any("\ud800" <= c <= "\udfff" for c in text):
+    if not turns or 10 * len(text) > LONGEST or not is_utf8(text):
         return None
     return words
 
