@@ -18,7 +18,7 @@ from quantkit import jobs
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.editing.edit import edit as edit
 from quantkit.errors import OutputExists, UsageError
-from quantkit.gguf.splits import NO_SPLITS, Splits, parse_size
+from quantkit.gguf.splits import NO_SPLITS, Splits, size_in_bytes
 from quantkit.hub.push import HubTarget
 from quantkit.model.open import AS_IT_IS, Reading, open_gguf
 from quantkit.planning.build import Request
@@ -183,8 +183,8 @@ def plan(
         source,
         _types(types),
         context,
-        ram=_size(ram),
-        disk=_size(disk),
+        ram=size_in_bytes(ram),
+        disk=size_in_bytes(disk),
         reading=reading,
         request=Request(splits=splits, allow_requantize=allow_requantize),
     )
@@ -227,7 +227,7 @@ def fit(
 
     if sum(budget is not None for budget in (size, ram, bits_per_weight)) != 1:
         raise UsageError("give one of --size 12GB, --ram 16GB and --bpw 4.5")
-    budget = fitting.Budget(_size(size), _size(ram), bits_per_weight, context)
+    budget = fitting.Budget(size_in_bytes(size), size_in_bytes(ram), bits_per_weight, context)
     among, matrix = formats or (), _imatrix(imatrix)
     return fitting.fit(
         source, budget, among, imatrix=matrix, reading=reading, threads=threads, progress=progress
@@ -385,10 +385,6 @@ def _types(types: str | Iterable[str]) -> list[str]:
     return named_types([types] if isinstance(types, str) else types)
 
 
-def _size(size: Size | None) -> int | None:
-    return parse_size(size) if isinstance(size, str) else size
-
-
 def _imatrix(imatrix: StrPath | Imatrix | None) -> Imatrix | None:
     return imatrix if imatrix is None or isinstance(imatrix, Imatrix) else read_imatrix(imatrix)
 
@@ -417,4 +413,4 @@ def _run(
     progress: Progress,
     cluster: str | None = None,
 ) -> jobs.Run:
-    return jobs.Run(force, dry_run, threads, _size(memory), cluster, progress)
+    return jobs.Run(force, dry_run, threads, size_in_bytes(memory), cluster, progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from quantkit.calibration.imatrix import Importance
 from quantkit.errors import UsageError
@@ -85,9 +85,8 @@ def convert(
     if reading.options.vocab_only:
         if splits:
             raise UsageError("--vocab-only writes one file, which is not split")
-        if output is None or not is_gguf(output) or output.is_dir():
-            check_name(output)
-            output = (output or Path()) / f"{model.name}-vocab.gguf"
+        if not names_file(output):
+            (output,) = _paths(model, ["vocab"], output)
     plan = plan_conversion(model, label, _paths(model, [label], output)[0], splits)
     return carry_out(_told(Job(model, plan, {}), splits), run)
 
@@ -326,6 +325,11 @@ def check_name(output: Path | None) -> None:
         raise UsageError(f"{output}: the name of a file that is written ends in .gguf")
 
 
+def names_file(output: Path | None) -> TypeGuard[Path]:
+    """Whether one file is named to be written, and no directory."""
+    return output is not None and is_gguf(output) and not output.is_dir()
+
+
 def _filled(name: str, label: str) -> str:
     """A file's name with `{ftype}` or `{outtype}` as the type, and `{FTYPE}` or `{OUTTYPE}` as the
     type in upper case, as llama.cpp's converter writes them."""
@@ -337,7 +341,7 @@ def _filled(name: str, label: str) -> str:
 
 
 def _paths(model: Model, labels: Sequence[str], output: Path | None) -> list[Path]:
-    if output is not None and is_gguf(output) and not output.is_dir():
+    if names_file(output):
         paths = [output.with_name(_filled(output.name, label)) for label in labels]
         if len(set(paths)) < len(labels):
             raise UsageError(

@@ -93,8 +93,9 @@ def convert(
 
     if outtype.lower() not in OUTTYPES:
         quantized_outtype(checkpoint, outtype)
-    asked = replace(reading.options, model_name=model_name, metadata=metadata)
-    asked = replace(asked, vocab_only=vocab_only)
+    asked = replace(
+        reading.options, model_name=model_name, metadata=metadata, vocab_only=vocab_only
+    )
     with progress:
         written = api.convert(
             checkpoint,

@@ -11,8 +11,8 @@ from quantkit.editing import in_place as header_in_place
 from quantkit.editing.keys import Changes, edited
 from quantkit.errors import CorruptFile, OutputError, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.gguf.container import read_header
-from quantkit.gguf.splits import is_gguf, parse_size, unsplit_name
-from quantkit.jobs import Job, Run, carry_out, check_name
+from quantkit.gguf.splits import size_in_bytes, unsplit_name
+from quantkit.jobs import Job, Run, carry_out, check_name, names_file
 from quantkit.model.model import Model
 from quantkit.model.open import open_gguf
 from quantkit.planning.build import plan_copy
@@ -56,8 +56,7 @@ def edit(
         both = "-o and --in-place exclude each other"
         where = f"say where to write: quantkit edit {shlex.quote(str(source))} ... -o OUT.gguf"
         raise UsageError(both if in_place else f"{where}, or --in-place")
-    bound = parse_size(memory) if isinstance(memory, str) else memory
-    run = Run(force, dry_run, threads, bound, progress=progress)
+    run = Run(force, dry_run, threads, size_in_bytes(memory), progress=progress)
     if source.address is None:
         _undo_interrupted(source.local(), run)
     if in_place:
@@ -88,7 +87,7 @@ def read_template(path: Path) -> str:
 
 def _copied(source: Source, changes: Changes, output: Path, run: Run) -> Plan:
     check_name(output)
-    if output.is_dir() or not is_gguf(output):
+    if not names_file(output):
         output = output / f"{unsplit_name(Path(str(source)).name)}.gguf"
     model = edited(_open(source), changes)
     plan = plan_copy(model, output)

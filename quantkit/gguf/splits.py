@@ -59,6 +59,11 @@ def parse_size(text: str) -> int:
     return round(float(match[1]) * float(unit ** _POWERS[match[2]]))
 
 
+def size_in_bytes(size: int | str | None) -> int | None:
+    """A size as a caller gives it: bytes, or text as `parse_size` takes it. Raises UsageError."""
+    return parse_size(size) if isinstance(size, str) else size
+
+
 def parse_numbers(text: str) -> tuple[int, ...]:
     """`3,7-9` as (3, 7, 8, 9). Raises UsageError."""
     out: set[int] = set()

@@ -162,10 +162,9 @@ def _converted(
     leave_out_twin(arch, by_name)
     config = with_scalars(arch, config, by_name)
     by_name = with_shared(arch, config, by_name)
-    config = replace(config, values={**config.values, "only_mtp": options.mtp == "only"})
-    if arch.learned is not None:
-        learned = arch.learned(by_name, values_of)
-        config = replace(config, values={**config.values, **learned})
+    learned = {} if arch.learned is None else arch.learned(by_name, values_of)
+    only = {"only_mtp": options.mtp == "only"}
+    config = replace(config, values={**config.values, **only, **learned})
     by_name = {**copies(arch, by_name), **by_name} | added(arch, config, by_name, files)
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
