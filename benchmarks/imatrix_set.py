@@ -9,18 +9,14 @@ changes it less than time by the clock. All files are loaded by llama.cpp, and d
 from __future__ import annotations
 
 import argparse
-import contextlib
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import FLOATS, WIDTH, write_section
+from benchmarks.measure import FLOATS, WIDTH, peak, write_section
 from quantkit.calibration.imatrix import read_imatrix
 from quantkit.jobs import Run, quantize
 from quantkit.llama.llama_cpp import Llama
@@ -54,29 +50,6 @@ def ggml_cpu(checkpoint: Path, imatrix: Path, work: Path) -> float:
     return total
 
 
-def released(
-    checkpoint: Path, imatrix: Path, out: Path, threads: int
-) -> tuple[float, float, float]:
-    """The command in a process of its own: CPU seconds, and peak anonymous and resident MB."""
-    arguments = ["release", str(checkpoint), "-o", str(out), "--types", "i1"]
-    arguments += ["--imatrix", str(imatrix), "--threads", str(threads)]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-m", "quantkit", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    anonymous = resident = 0.0
-    while process.poll() is None:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            text = Path(f"/proc/{process.pid}/status").read_text()
-            lines = dict(line.split(":", 1) for line in text.splitlines())
-            anonymous = max(anonymous, int(lines["RssAnon"].split()[0]) / 1000)
-            resident = max(resident, int(lines["VmHWM"].split()[0]) / 1000)
-        time.sleep(0.1)
-    assert process.returncode == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, anonymous, resident
-
-
 def main() -> None:
     """Make the set, load it, measure ggml; print what was found, with --write into the document."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,8 +61,11 @@ def main() -> None:
     options = parser.parse_args()
     out = options.work / "set"
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    cpu, anonymous, resident = released(options.checkpoint, options.imatrix, out, options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    arguments = ["release", str(options.checkpoint.absolute()), "-o", str(out.absolute())]
+    arguments += ["--types", "i1", "--imatrix", str(options.imatrix.absolute())]
+    ours = peak([*arguments, "--threads", str(options.threads)], out)
+    cpu, anon, rss = (ours[figure] for figure in ("cpu", "anon", "rss"))
     files = [f for f in sorted(out.glob("*.gguf")) if not f.name.endswith(".imatrix.gguf")]
     for file in files:
         with Llama(file, 64, 1, 1):
@@ -102,7 +78,7 @@ def main() -> None:
         f"`--types i1` of {weights / 1e9:.2f} billion weights: {len(files)} files, "
         f"{nbytes / 1e9:.2f} GB, all of which llama.cpp loads. CPU time of the whole release "
         f"{cpu:.0f} s, of ggml's kernels for the same formats {theirs:.0f} s: {theirs / cpu:.1f} "
-        f"times ours. Peak memory {anonymous:.0f} MB anonymous, {resident:.0f} MB with the pages "
+        f"times ours. Peak memory {anon:.0f} MB anonymous, {rss:.0f} MB with the pages "
         f"of files, {options.threads} threads."
     )
     print(text)

@@ -32,23 +32,20 @@ WIDTH = 4096  # weights in a row of the samples
 def run(arguments: list[str], directory: Path) -> dict[str, float]:
     """One `quantkit` command in a process of its own, in a directory that it finds empty: seconds
     and CPU seconds. Nobody looks at it meanwhile: what follows its memory takes 2% of two cores."""
-    import resource
-
     _empty(directory)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
+    start, used = time.perf_counter(), _of_children()
     process = _begun(arguments, directory)
     process.wait()
-    seconds = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds, cpu = time.perf_counter() - start, _of_children() - used
     assert process.returncode == 0
     return {"seconds": seconds, "cpu": cpu}
 
 
 def peak(arguments: list[str], directory: Path) -> dict[str, float]:
-    """The same command followed to its end: peak anonymous and whole resident memory (MB)."""
+    """The same command followed to its end: peak anonymous and whole resident memory (MB), and CPU
+    seconds."""
     _empty(directory)
+    used = _of_children()
     process = _begun(arguments, directory)
     found = {"anon": 0.0, "rss": 0.0}
     status = Path(f"/proc/{process.pid}/status")
@@ -60,7 +57,15 @@ def peak(arguments: list[str], directory: Path) -> dict[str, float]:
                     found[key] = max(found[key], int(lines[name].split()[0]) / 1000)
         time.sleep(0.02)
     assert process.returncode == 0
-    return found
+    return {**found, "cpu": _of_children() - used}
+
+
+def _of_children() -> float:
+    """CPU seconds of all processes that this one has begun and seen end."""
+    import resource
+
+    taken = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return taken.ru_utime + taken.ru_stime
 
 
 _AT_WORK = """

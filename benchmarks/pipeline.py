@@ -87,7 +87,7 @@ def main() -> None:
             else:
                 ggml.append(ggml_seconds(plan, threads))
                 kernels.append(kernel_seconds(plan, threads))
-        m = median(found) | peak(arguments, work / "out")
+        m = peak(arguments, work / "out") | median(found)
         cells = [label, f"{m['seconds']:.2f} s", f"{100 * m['cpu'] / m['seconds']:.0f}%"]
         cells += [f"{100 * statistics.median(cores):.0f}%"]
         cells += [f"{m['anon']:.0f} MB", f"{m['rss']:.0f} MB"]

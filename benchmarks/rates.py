@@ -39,7 +39,7 @@ def main() -> None:
         arguments = ["quantize", str(source), *(a for t in types for a in ("-t", t))]
         arguments += ["--threads", str(threads)]
         timed = median([run(arguments, work / "out") for _ in range(options.repeat)])
-        return timed | peak(arguments, work / "out")
+        return peak(arguments, work / "out") | timed
 
     (work / "out").mkdir(parents=True, exist_ok=True)
     sources = {n: work / f"layers-{n}" for n in LAYERS}

@@ -138,6 +138,16 @@ def _predicting(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
         )
 
 
+def _cycled(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Layers are counted as they are run, in cycles within cycles (hrm-text.cpp)."""
+    count = number(values, "block_count")
+    stack, high, low = (
+        number(values, f"hrm.{name}") for name in ("layers_per_stack", "h_cycles", "l_cycles")
+    )
+    if count != stack * high * (low + 1):
+        yield f"block_count is {count}, not {stack} x {high} x ({low} + 1)"
+
+
 def _values(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
     """Values of attention have experts of their own (k2-horizon.cpp)."""
     count = number(values, "attention.value_expert_count")
@@ -252,6 +262,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "gemma4": (_shared,),
     "glm5-next": (_pooled,),
     "graniteswitch": (_switched,),
+    "hrm_text": (_cycled,),
     "k2-horizon": (_values, _grouped),
     "llama4": (_chunked,),
     "mistral3": (_scaled,),

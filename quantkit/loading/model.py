@@ -148,12 +148,6 @@ def _counts(arch: str, values: Values) -> Iterator[str]:
     count, ahead = number(values, "block_count"), number(values, "nextn_predict_layers")
     if ahead and ahead >= count and arch != "gemma4-assistant":  # which is all ahead
         yield f"{arch}.nextn_predict_layers is {ahead}, of {count} layers"
-    if arch == "hrm_text":  # layers as they are run
-        stack, high, low = (
-            number(values, f"hrm.{name}") for name in ("layers_per_stack", "h_cycles", "l_cycles")
-        )
-        if count != stack * high * (low + 1):
-            yield f"{arch}.block_count is {count}, not {stack} x {high} x ({low} + 1)"
     experts = number(values, "expert_count")
     if arch in ("hunyuan_vl", "hunyuan-dense") and experts <= 1:
         return

@@ -73,6 +73,7 @@ BAD: list[tuple[str, KeyValue, str]] = [
         array("qwen2vl.rope.dimension_sections", [8, 8, 8]),
         "3 values; llama.cpp reads 4",
     ),
+    ("hrm-text", uint32("hrm_text.hrm.h_cycles", 3), "block_count is "),
     ("k2-dense", uint32("k2-horizon.attention.group_norm_groups", 3), "which does not divide"),
     ("deepseek-v4", uint32("deepseek4.attention.head_count_kv", 2), "works with 1 alone"),
     (
