@@ -1,217 +1,197 @@
-"""The architectures that quantkit converts: one family a file, listed here."""
+"""The architectures that quantkit converts: one family a file, listed here with the names that
+config.json gives them. A family's file is imported when it is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
 
-from quantkit.architectures import (
-    afmoe,
-    arctic,
-    baichuan,
-    bailing,
-    bailing_hybrid,
-    bert,
-    bitnet,
-    bloom,
-    chameleon,
-    codeshell,
-    cogvlm,
-    cohere,
-    dbrx,
-    deci,
-    deepseek,
-    deepseek_sparse,
-    deepseek_v4,
-    dflash,
-    diffusion,
-    dots1,
-    dots3,
-    dspark,
-    eagle3,
-    ernie,
-    eurobert,
-    exaone,
-    falcon,
-    falcon_h1,
-    gemma,
-    gemma3n,
-    gemma4,
-    gemma4_dspark,
-    glm,
-    glm5_next,
-    gpt2,
-    gpt_neox,
-    gpt_oss,
-    granite,
-    granite_swa,
-    granite_switch,
-    grok,
-    hrm_text,
-    hunyuan,
-    hunyuan_next,
-    internlm,
-    jais,
-    jamba,
-    k2_horizon,
-    kimi_k3,
-    kimi_linear,
-    laguna,
-    lfm2,
-    llama,
-    mamba,
-    mellum,
-    mimo,
-    minicpm,
-    minimax,
-    minimax_m3,
-    mistral,
-    mistral4,
-    modern_bert,
-    mpt,
-    muse_glimmer,
-    nemotron,
-    nemotron_h,
-    neo_bert,
-    nomic_bert,
-    olmo,
-    olmoe,
-    openelm,
-    orion,
-    pangu,
-    phi,
-    plamo,
-    qwen,
-    qwen1,
-    qwen4_exp,
-    qwen_next,
-    refact,
-    rwkv,
-    rwkv7,
-    smallthinker,
-    spark,
-    stablelm,
-    starcoder,
-    step,
-    t5,
-    talkie,
-    xverse,
-    youtu,
-)
 from quantkit.architectures.left_out import REASONS
 from quantkit.architectures.rules import Architecture
 from quantkit.errors import UnsupportedArchitecture
 
-ARCHITECTURES: tuple[Architecture, ...] = (
-    *afmoe.FAMILY,
-    *arctic.FAMILY,
-    *baichuan.FAMILY,
-    *bailing.FAMILY,
-    *bailing_hybrid.FAMILY,
-    *bert.FAMILY,
-    *bitnet.FAMILY,
-    *bloom.FAMILY,
-    *chameleon.FAMILY,
-    *codeshell.FAMILY,
-    *cogvlm.FAMILY,
-    *cohere.FAMILY,
-    *dbrx.FAMILY,
-    *deci.FAMILY,
-    *deepseek.FAMILY,
-    *deepseek_sparse.FAMILY,
-    *deepseek_v4.FAMILY,
-    *dflash.FAMILY,
-    *diffusion.FAMILY,
-    *dots1.FAMILY,
-    *dots3.FAMILY,
-    *dspark.FAMILY,
-    *eagle3.FAMILY,
-    *ernie.FAMILY,
-    *eurobert.FAMILY,
-    *exaone.FAMILY,
-    *falcon.FAMILY,
-    *falcon_h1.FAMILY,
-    *gemma.FAMILY,
-    *gemma3n.FAMILY,
-    *gemma4.FAMILY,
-    *gemma4_dspark.FAMILY,
-    *glm.FAMILY,
-    *glm5_next.FAMILY,
-    *gpt2.FAMILY,
-    *gpt_neox.FAMILY,
-    *gpt_oss.FAMILY,
-    *granite.FAMILY,
-    *granite_swa.FAMILY,
-    *granite_switch.FAMILY,
-    *grok.FAMILY,
-    *hrm_text.FAMILY,
-    *hunyuan.FAMILY,
-    *hunyuan_next.FAMILY,
-    *internlm.FAMILY,
-    *jais.FAMILY,
-    *jamba.FAMILY,
-    *k2_horizon.FAMILY,
-    *kimi_k3.FAMILY,
-    *kimi_linear.FAMILY,
-    *laguna.FAMILY,
-    *lfm2.FAMILY,
-    *llama.FAMILY,
-    *mamba.FAMILY,
-    *mellum.FAMILY,
-    *mimo.FAMILY,
-    *minicpm.FAMILY,
-    *minimax.FAMILY,
-    *minimax_m3.FAMILY,
-    *mistral.FAMILY,
-    *mistral4.FAMILY,
-    *modern_bert.FAMILY,
-    *mpt.FAMILY,
-    *muse_glimmer.FAMILY,
-    *nemotron.FAMILY,
-    *nemotron_h.FAMILY,
-    *neo_bert.FAMILY,
-    *nomic_bert.FAMILY,
-    *olmo.FAMILY,
-    *olmoe.FAMILY,
-    *openelm.FAMILY,
-    *orion.FAMILY,
-    *pangu.FAMILY,
-    *phi.FAMILY,
-    *plamo.FAMILY,
-    *qwen.FAMILY,
-    *qwen1.FAMILY,
-    *qwen4_exp.FAMILY,
-    *qwen_next.FAMILY,
-    *refact.FAMILY,
-    *rwkv.FAMILY,
-    *rwkv7.FAMILY,
-    *smallthinker.FAMILY,
-    *spark.FAMILY,
-    *stablelm.FAMILY,
-    *starcoder.FAMILY,
-    *step.FAMILY,
-    *t5.FAMILY,
-    *talkie.FAMILY,
-    *xverse.FAMILY,
-    *youtu.FAMILY,
-)
+# the file of a family -> the names of all its rows (`hf_names`)
+FAMILIES: Mapping[str, str] = {
+    "afmoe": "AfmoeForCausalLM",
+    "arctic": "ArcticForCausalLM",
+    "baichuan": "BaichuanForCausalLM BaiChuanForCausalLM",
+    "bailing": (
+        "BailingMoeForCausalLM BailingMoeV2ForCausalLM SarvamMoEForCausalLM "
+        "modeling_sarvam_moe.SarvamMoEForCausalLM"
+    ),
+    "bailing_hybrid": "BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration",
+    "bert": (
+        "BertModel BertForMaskedLM BertForSequenceClassification DistilBertModel "
+        "DistilBertForMaskedLM DistilBertForSequenceClassification RobertaModel "
+        "RobertaForSequenceClassification XLMRobertaModel XLMRobertaForSequenceClassification "
+        "CamembertModel JinaBertModel JinaBertForMaskedLM"
+    ),
+    "bitnet": "BitnetForCausalLM BitNetForCausalLM",
+    "bloom": "BloomForCausalLM BloomModel",
+    "chameleon": "ChameleonForConditionalGeneration ChameleonForCausalLM",
+    "codeshell": "CodeShellForCausalLM",
+    "cogvlm": "CogVLMForCausalLM",
+    "cohere": "CohereForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM",
+    "dbrx": "DbrxForCausalLM",
+    "deci": "DeciLMForCausalLM",
+    "deepseek": (
+        "DeepseekForCausalLM DeepseekOCRForCausalLM UnlimitedOCRForCausalLM "
+        "DeepseekOCR2ForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM "
+        "KimiVLForConditionalGeneration KimiK25ForConditionalGeneration Glm4MoeLiteForCausalLM"
+    ),
+    "deepseek_sparse": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
+    "deepseek_v4": "DeepseekV4ForCausalLM",
+    "dflash": "DFlashDraftModel DFlash2DraftModel",
+    "diffusion": "DreamModel LLaDAModelLM",
+    "dots1": "Dots1ForCausalLM",
+    "dots3": "Dots3NoteForCausalLM Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM",
+    "dspark": (
+        "Qwen3DSparkModel DSparkDraftModel DSparkSpeculator Lfm2DSparkDraftModel LingDSparkModel"
+    ),
+    "eagle3": "LlamaForCausalLMEagle3 Eagle3LlamaForCausalLM Eagle3Speculator Eagle3DraftModel",
+    "ernie": (
+        "Ernie4_5_ForCausalLM Ernie4_5ForCausalLM PaddleOCRVLForConditionalGeneration "
+        "Ernie4_5_MoeForCausalLM"
+    ),
+    "eurobert": "EuroBertModel JinaEmbeddingsV5Model",
+    "exaone": (
+        "ExaoneForCausalLM Exaone4ForCausalLM Exaone4_5_ForConditionalGeneration "
+        "ExaoneMoEForCausalLM ExaoneMoeForCausalLM"
+    ),
+    "falcon": "FalconForCausalLM RWForCausalLM",
+    "falcon_h1": "FalconH1ForCausalLM",
+    "gemma": (
+        "GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3ForConditionalGeneration "
+        "Gemma3TextModel"
+    ),
+    "gemma3n": "Gemma3nForCausalLM Gemma3nForConditionalGeneration",
+    "gemma4": (
+        "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration "
+        "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM EmbeddingGemma2Model"
+    ),
+    "gemma4_dspark": "Gemma4DSparkModel",
+    "glm": (
+        "ChatGLMModel ChatGLMForConditionalGeneration GlmForCausalLM Glm4ForCausalLM "
+        "Glm4vForConditionalGeneration GlmOcrForConditionalGeneration Glm4MoeForCausalLM "
+        "Glm4vMoeForConditionalGeneration SolarOpenForCausalLM"
+    ),
+    "glm5_next": "Glm5NextForConditionalGeneration",
+    "gpt2": "GPT2LMHeadModel RuGPT3XLForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
+    "granite": (
+        "GraniteForCausalLM GraniteMoeForCausalLM GraniteMoeSharedForCausalLM "
+        "GraniteMoeHybridForCausalLM BambaForCausalLM"
+    ),
+    "granite_swa": "GraniteSWAForCausalLM GraniteMoeSWAForCausalLM",
+    "granite_switch": "GraniteSwitchForCausalLM",
+    "grok": "Grok1ForCausalLM GrokForCausalLM",
+    "hrm_text": "HrmTextForCausalLM",
+    "hunyuan": (
+        "HunYuanDenseV1ForCausalLM HunYuanVLForConditionalGeneration HunYuanMoEV1ForCausalLM"
+    ),
+    "hunyuan_next": "HYV3ForCausalLM HYV4ForCausalLM",
+    "internlm": "InternLM2ForCausalLM InternLM3ForCausalLM",
+    "jais": "JAISLMHeadModel Jais2ForCausalLM",
+    "jamba": "JambaForCausalLM",
+    "k2_horizon": "K2HorizonForCausalLM",
+    "kimi_k3": "KimiK3ForConditionalGeneration",
+    "kimi_linear": "KimiLinearForCausalLM KimiLinearModel",
+    "laguna": "LagunaForCausalLM",
+    "lfm2": (
+        "Lfm2ForCausalLM LFM2ForCausalLM Lfm2VlForConditionalGeneration Lfm2Model "
+        "Lfm2BidirectionalModel Lfm2BidirectionalForMaskedLM Lfm2MoeForCausalLM"
+    ),
+    "llama": (
+        "LlamaForCausalLM LLaMAForCausalLM MistralForCausalLM IQuestCoderForCausalLM "
+        "VLlama3ForCausalLM SmolVLMForConditionalGeneration Idefics3ForConditionalGeneration "
+        "LlavaForConditionalGeneration VoxtralForConditionalGeneration LlamaModel "
+        "Sarashina2VisionForCausalLM JanusForConditionalGeneration LlamaBidirectionalModel "
+        "MixtralForCausalLM Llama4ForConditionalGeneration Llama4ForCausalLM ArceeForCausalLM "
+        "SmolLM3ForCausalLM NanbeigeForCausalLM ApertusForCausalLM"
+    ),
+    "mamba": "MambaForCausalLM MambaLMHeadModel FalconMambaForCausalLM Mamba2ForCausalLM",
+    "mellum": "MellumForCausalLM MapleForCausalLM",
+    "mimo": "MiMoV2FlashForCausalLM MiMoV2ForCausalLM",
+    "minicpm": "MiniCPMForCausalLM MiniCPM3ForCausalLM",
+    "minimax": "MiniMaxM2ForCausalLM MiniMaxText01ForCausalLM MiniMaxM1ForCausalLM",
+    "minimax_m3": "MiniMaxM3SparseForCausalLM MiniMaxM3SparseForConditionalGeneration",
+    "mistral": "Mistral3ForConditionalGeneration Ministral3ForCausalLM params.json",
+    "mistral4": "Mistral4ForCausalLM",
+    "modern_bert": "ModernBertModel ModernBertForMaskedLM ModernBertForSequenceClassification",
+    "mpt": "MPTForCausalLM",
+    "muse_glimmer": "MuseGlimmerForConditionalGeneration MuseGlimmerAssistantModel",
+    "nemotron": "NemotronForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM NemotronHPuzzleForCausalLM",
+    "neo_bert": "NeoBERT NeoBERTLMHead NeoBERTForSequenceClassification",
+    "nomic_bert": "NomicBertModel",
+    "olmo": "OlmoForCausalLM OLMoForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM SeedOssForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
+    "openelm": "OpenELMForCausalLM",
+    "orion": "OrionForCausalLM",
+    "pangu": "PanguEmbeddedForCausalLM",
+    "phi": "PhiForCausalLM Phi3ForCausalLM Phi4ForCausalLMV PhiMoEForCausalLM PhimoeForCausalLM",
+    "plamo": (
+        "PlamoForCausalLM Plamo2ForCausalLM PLaMo2ForCausalLM Plamo3ForCausalLM PLaMo3ForCausalLM"
+    ),
+    "qwen": (
+        "Qwen2ForCausalLM Qwen2Model DotsOCRForCausalLM AudioFlamingo3ForConditionalGeneration "
+        "Qwen2AudioForConditionalGeneration KORMoForCausalLM Qwen2VLForConditionalGeneration "
+        "Qwen2VLModel Qwen2_5_VLForConditionalGeneration Qwen2_5OmniModel "
+        "Qwen2_5OmniForConditionalGeneration Qwen3ForCausalLM Qwen3Model "
+        "StepVLForConditionalGeneration MaincoderForCausalLM Qwen2MoeForCausalLM "
+        "Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration "
+        "Qwen3ASRForConditionalGeneration Qwen3OmniMoeForConditionalGeneration RND1 "
+        "LLaDAMoEModelLM LLaDAMoEModel GroveMoeForCausalLM modeling_grove_moe.GroveMoeForCausalLM"
+    ),
+    "qwen1": "QWenLMHeadModel",
+    "qwen4_exp": "Qwen4ExpForConditionalGeneration Qwen4ExpForCausalLM",
+    "qwen_next": (
+        "Qwen3NextForCausalLM Qwen3_5MoeForConditionalGeneration Qwen3_5MoeForCausalLM "
+        "Qwen3_5ForConditionalGeneration Qwen3_5ForCausalLM Qwen3_5TextModel "
+        "MiniCPMV4_6ForConditionalGeneration"
+    ),
+    "refact": "GPTRefactForCausalLM",
+    "rwkv": "Rwkv6ForCausalLM RWKV6Qwen2ForCausalLM",
+    "rwkv7": "Rwkv7ForCausalLM RWKV7ForCausalLM RwkvHybridForCausalLM",
+    "smallthinker": "SmallThinkerForCausalLM",
+    "spark": "Spark2_5ForCausalLM",
+    "stablelm": "StableLmForCausalLM StableLMEpochForCausalLM LlavaStableLMEpochForCausalLM",
+    "starcoder": "GPTBigCodeForCausalLM Starcoder2ForCausalLM",
+    "step": "Step3p5ForCausalLM Step3p7ForConditionalGeneration",
+    "t5": (
+        "T5ForConditionalGeneration T5WithLMHeadModel MT5ForConditionalGeneration "
+        "UMT5ForConditionalGeneration UMT5Model T5EncoderModel"
+    ),
+    "talkie": "TalkieForCausalLM",
+    "xverse": "XverseForCausalLM",
+    "youtu": "YoutuForCausalLM YoutuVLForConditionalGeneration",
+}
 
-_BY_NAME = {name: arch for arch in ARCHITECTURES for name in arch.hf_names}
-if len(_BY_NAME) != sum(len(arch.hf_names) for arch in ARCHITECTURES):
-    raise ValueError("two architectures claim the same name")
+_FILE_OF = {name: file for file, names in FAMILIES.items() for name in names.split()}
+
+
+@cache
+def family(file: str) -> tuple[Architecture, ...]:
+    """The rows of a family, by its file's name."""
+    rows: tuple[Architecture, ...] = import_module(f"{__name__}.{file}").FAMILY
+    return rows
 
 
 def supported() -> list[str]:
     """The `architectures` of config.json that can be converted, sorted."""
-    return sorted(_BY_NAME)
+    return sorted(_FILE_OF)
 
 
 def find(name: str) -> Architecture:
     """The architecture for a name from config.json. Raises UnsupportedArchitecture."""
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    if name in _FILE_OF:
+        return next(row for row in family(_FILE_OF[name]) if name in row.hf_names)
     if name in REASONS:
         raise UnsupportedArchitecture(f"architecture {name!r} is not supported: {REASONS[name]}")
-    stems = {known.partition("For")[0]: known for known in _BY_NAME}
+    stems = {known.partition("For")[0]: known for known in _FILE_OF}
     near = [stems[s] for s in get_close_matches(name.partition("For")[0], stems, n=2)]
     hint = f" (nearest: {', '.join(near)})" if near else ""
     raise UnsupportedArchitecture(

@@ -95,14 +95,17 @@ class Table(NamedTuple):
 
 
 @cache
-def table() -> dict[str, Table]:
-    """Architecture -> what it asks for."""
-    found = {}
-    for line in (Path(__file__).parent / "asked.txt").read_text().splitlines():
-        name, *columns = line.split(" | ")
-        arch, *ahead = name.split()
-        found[arch] = Table(bool(ahead), tuple(map(_group, columns)))
-    return found
+def lines() -> dict[str, str]:
+    """Architecture -> its line of `asked.txt`."""
+    text = (Path(__file__).parent / "asked.txt").read_text()
+    return {line.split(maxsplit=1)[0]: line for line in text.splitlines()}
+
+
+@cache
+def table(arch: str) -> Table:
+    """What an architecture asks for, one of `lines`."""
+    name, *columns = lines()[arch].split(" | ")
+    return Table(name != arch, tuple(map(_group, columns)))
 
 
 def _group(text: str) -> Group:
@@ -135,7 +138,7 @@ def _whole(name: str) -> str:
 
 def does_without_head(arch: str) -> bool:
     """Whether llama.cpp takes the embedding where there is no head."""
-    groups = [g.outside for g in table()[arch].groups if not g.when] if arch in table() else []
+    groups = [g.outside for g in table(arch).groups if not g.when] if arch in lines() else []
     head = frozenset(["output.weight"])
     return any(head <= g.may for g in groups) and not any((head,) in g.must for g in groups)
 
@@ -257,7 +260,7 @@ class _Model:
     def asked(self, bid: int | None, there: set[str]) -> Asked:
         """What is asked for in a block, or outside them, where others are `there`. A condition that
         is not known may hold, and what hangs on it need not be there."""
-        arch = table()[self.arch]
+        arch = table(self.arch)
         if bid is not None and bid >= self.trunk and not arch.ahead:
             return Asked()
         held = tuple(self._all(group.when, bid, there) for group in arch.groups)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quantkit.architectures.rules import ConversionOptions
-from quantkit.encoders import ENCODERS, find_encoder, supported_encoders
+from quantkit.encoders import FAMILIES, family, find_encoder, supported_encoders
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.model.open import Reading, open_checkpoint
@@ -99,7 +99,8 @@ def test_every_encoder_has_a_case() -> None:
     names = {(table.get("architectures") or c["architectures"])[0] for table, c in tables}
     names |= {OWN for found in files if OWN in found}
     covered = {find_encoder(name).hf_names for name in names}
-    assert [e.hf_names for e in ENCODERS if e.hf_names not in covered] == []
+    rows = [row for file in FAMILIES for row in family(file)]
+    assert [row.hf_names for row in rows if row.hf_names not in covered] == []
 
 
 @pytest.mark.parametrize("case", ["qwen3vl-mmproj", "gemma3-4b-mmproj"])
@@ -217,4 +218,7 @@ def test_from_the_hub(checkpoint: Get, tmp_path: Path, hub: Hub) -> None:
 
 
 def test_supported_encoders_are_listed() -> None:
+    for file, names in FAMILIES.items():
+        assert names.split() == [name for row in family(file) for name in row.hf_names], file
+    assert len(supported_encoders()) == len({*supported_encoders()})
     assert "Gemma3ForConditionalGeneration" in supported_encoders()

@@ -16,7 +16,7 @@ from quantkit.errors import QuantkitError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert
-from quantkit.loading.asked import table
+from quantkit.loading.asked import lines, table
 from quantkit.model.open import Reading
 from tests.architectures.test_architectures import options
 from tests.attacks.header_parts import Parts, Tensor, parts
@@ -46,8 +46,8 @@ def changed(seed: Parts, arch: str, rng: random.Random, surplus: int) -> Iterato
             p = seed.copy()
             p.done.append(f"without {p.tensors.pop(i).name.decode()}")
             yield p
-    every = sorted({n for t in table().values() for g in t.groups for n in g.in_block.may})
-    own = sorted({n for g in table()[arch].groups for n in g.in_block.may | g.outside.may})
+    every = sorted({n for a in lines() for g in table(a).groups for n in g.in_block.may})
+    own = sorted({n for g in table(arch).groups for n in g.in_block.may | g.outside.may})
     for name in [*own, *rng.sample(every, surplus)]:
         for bid in {*blocks[:1], *blocks[-1:]}:
             for whole in (f"blk.{bid}.{name}", name):

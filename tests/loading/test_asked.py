@@ -11,7 +11,7 @@ import pytest
 from quantkit.errors import NotLoadable
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert
-from quantkit.loading.asked import table
+from quantkit.loading.asked import lines
 from quantkit.loading.needs import needs
 
 # experts after dense layers, compressed queries, two kinds of layers, experts beside a dense part,
@@ -55,4 +55,4 @@ def test_sizes_that_llama_cpp_does_not_know(
 
 
 def test_both_tables_are_of_all_architectures() -> None:
-    assert table().keys() == needs().keys()
+    assert lines().keys() == needs().keys()
