@@ -43,6 +43,7 @@ FAMILIES: Mapping[str, str] = {
     ),
     "deepseek_sparse": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
     "deepseek_v4": "DeepseekV4ForCausalLM",
+    "deepseek_v4_dspark": "DeepseekV4DSparkModel",
     "dflash": "DFlashDraftModel DFlash2DraftModel",
     "diffusion": "DreamModel LLaDAModelLM",
     "dots1": "Dots1ForCausalLM",

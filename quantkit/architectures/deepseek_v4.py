@@ -168,6 +168,8 @@ DEEPSEEK_V4 = Architecture(
     drops=(r"(mtp|aligner)\..*", r"image_.*", r"layers\.\d+\.ffn\.gate\.bias"),
     mtp=nextn_layers,
     keeps_types=True,
+    template_first=True,
+    draft="DeepseekV4DSparkModel",
     respelled=_alone,
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ from quantkit.architectures.common import (
     rope_of,
     slides,
 )
-from quantkit.architectures.drafts import draft_vocab
+from quantkit.architectures.drafts import draft_vocab, mask_token
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -116,7 +116,7 @@ def _conv(name: str, role: str) -> tuple[Map, ...]:
 
 A = f"{L}.self_attn"
 SELECTOR = "model.candidate_selector"
-MASK = Key("tokenizer.ggml.mask_token_id", _number("mask_token_id"))
+MASK = mask_token(_number("mask_token_id"))
 DFLASH = Architecture(
     hf_names=("DFlashDraftModel", "DFlash2DraftModel"),
     gguf_arch="dflash",

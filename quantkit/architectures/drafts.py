@@ -5,12 +5,13 @@ llama.cpp: `conversion/llama.py`, `conversion/qwen.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quantkit.architectures.rules import (
     Config,
     Dims,
+    Key,
     Map,
     Piece,
     Shape,
@@ -41,6 +42,18 @@ def learned_of_draft(sources: Mapping[str, SourceTensor], values: Values) -> dic
         "sure": any("confidence_" in name for name in sources),
         "markov_rank": 0 if chain is None else chain.shape[-1],
     }
+
+
+def mask_token(read: Callable[[Config], int]) -> Key:
+    """The token that stands for what is to be guessed; `read` finds it in the config."""
+
+    def value(config: Config) -> int:
+        token, n = read(config), config.get("vocab_size")
+        if not 0 <= token < n:
+            raise ConfigError(f"{config.where}: the mask token is {token}, of {n} tokens")
+        return token
+
+    return Key("tokenizer.ggml.mask_token_id", value)
 
 
 def draft_vocab(config: Config) -> int:

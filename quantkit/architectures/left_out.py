@@ -7,7 +7,6 @@ _DECIDES = "it decides between answers, and writes no text"
 
 REASONS: dict[str, str] = {
     "PLMForCausalLM": "llama.cpp b11549 ends where it keeps its values (in two axes, not three)",
-    "DeepseekV4DSparkModel": "a draft made of the layers of its model, which is not done",
     **dict.fromkeys(
         ("Lfm25AudioTokenizer", "PocketTTSModel", "Qwen3TTSForConditionalGeneration",
          "WavTokenizerDec"),

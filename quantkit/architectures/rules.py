@@ -73,6 +73,7 @@ class ConversionOptions:
     target: Path | None = None  # of a draft: the checkpoint of the model that it drafts for
     model_name: str | None = None  # general.name
     vocab_only: bool = False  # the keys alone, and no tensor
+    dspark: bool = False  # of DeepSeek-V4: its draft alone, for which `target` is
     metadata: Path | None = None  # JSON, whose keys of general.* count before the checkpoint's own
 
 
@@ -297,10 +298,14 @@ class Architecture:
     rounds_ahead: frozenset[str] = frozenset()
     # roles that it leaves in float32 here, and not elsewhere
     exact: frozenset[str] = frozenset()
+    # the class of the draft that a checkpoint of it may hold beside it
+    draft: str = ""
     # whether it drafts for another model, whose vocabulary and sizes it takes
     drafts: bool = False
     # keys after the vocabulary
     last_keys: tuple[Key, ...] = ()
+    # whether the chat template stands before all other keys but the architecture's
+    template_first: bool = False
     # whether general.file_type is written; llama.cpp's converter forgets it in a few
     says_file_type: bool = True
     # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)

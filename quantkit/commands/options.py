@@ -218,18 +218,14 @@ Mtp = Annotated[
         help="Only the layers that predict further tokens.",
     ),
 ]
+DSpark = Annotated[bool, typer.Option(
+    "--dspark", rich_help_panel=CONVERSION, help="Only the draft of DeepSeek-V4.")]  # fmt: skip
 NoMtp = Annotated[
     bool, typer.Option("--no-mtp", "--no-nextn", rich_help_panel=CONVERSION, help="Without those.")
 ]
-Ram = Annotated[
-    str | None,
-    typer.Option(
-        "--ram",
-        metavar="SIZE",
-        rich_help_panel=MACHINE,
-        help="Memory that it is to run in: 16GB.",
-    ),
-]
+Ram = Annotated[str | None, typer.Option(
+    "--ram", metavar="SIZE", rich_help_panel=MACHINE,
+    help="Memory that it is to run in: 16GB.")]  # fmt: skip
 
 
 def watching(
@@ -316,6 +312,7 @@ def reading_and_layout(
         ),
     ] = False,
     target: TargetDir = None,
+    dspark: DSpark = False,
 ) -> Reading:
     """How a source is read, and which of its tensors are joined or kept."""
     from quantkit.architectures.rules import ConversionOptions
@@ -324,12 +321,14 @@ def reading_and_layout(
 
     if mtp and no_mtp:
         raise UsageError("--mtp and --no-mtp exclude each other")
+    if dspark and (mtp or no_mtp or mmproj):
+        raise UsageError("--dspark and --mtp, --no-mtp or --mmproj exclude each other")
     layers = "only" if mtp else "without" if no_mtp else "with"
     if mmproj and layers != "with":
         raise UsageError(f"--mmproj and {'--mtp' if mtp else '--no-mtp'} exclude each other")
     options = ConversionOptions(
         layers, fuse_qkv, fuse_gate_up_exps, fp8_as_q8, mistral_format, dense_modules, mmproj,
-        target,
+        target, dspark=dspark,
     )  # fmt: skip
     kept = values.numbers("--keep-experts", keep_experts)
     return Reading(pre, options, kept, experts_used)

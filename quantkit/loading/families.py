@@ -253,11 +253,21 @@ def _unrun(values: Values, _: Sequence[Info]) -> Iterator[str]:
     yield "llama.cpp b11549 ends where it keeps its values"
 
 
+def _drafting(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Blocks of guesses hold one; layers of DeepSeek-V4 have a window (dflash.cpp)."""
+    if (size := number(values, "block_size", 16)) < 1:
+        yield f"block_size is {size}"
+    window = number(values, "attention.sliding_window")
+    if number(values, "hyper_connection.count") and not window:
+        yield "attention.sliding_window is 0, without which llama.cpp does not load such layers"
+
+
 CHECKS: dict[str, tuple[Check, ...]] = {
     "cohere2moe": (_normed,),
     "deci": (_ends,),
     "deepseek2": (_ranked,),
     "deepseek4": (_hashed,),
+    "dflash": (_drafting,),
     "exaone-moe": (_predicting,),
     "gemma4": (_shared,),
     "glm5-next": (_pooled,),

@@ -18,7 +18,8 @@ from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.hub.repository import read_small
 from quantkit.loading.adapted import ignores_adapter
-from quantkit.model.from_checkpoint import OUTTYPES, TERNARY, read_config
+from quantkit.model.checkpoint_config import read_config
+from quantkit.model.from_checkpoint import OUTTYPES, TERNARY
 from quantkit.model.metadata import add_general
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.pairs import placed_pairs

@@ -18,14 +18,8 @@ from quantkit.errors import ConfigError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.kinds import PREFIX
-from quantkit.model.from_checkpoint import (
-    OUTTYPES,
-    TEXT_CONFIGS,
-    architecture_of,
-    chosen_outtype,
-    coding_settings,
-    config_file,
-)
+from quantkit.model.checkpoint_config import TEXT_CONFIGS, architecture_of, config_file
+from quantkit.model.from_checkpoint import OUTTYPES, chosen_outtype, coding_settings
 from quantkit.model.metadata import add_general, add_keys
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.names import known_names

@@ -3,23 +3,21 @@ the headers are read here, and the few that become keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from quantkit.architectures import find
-from quantkit.architectures.class_defaults import class_defaults
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.errors import ConfigError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.asked import does_without_head
+from quantkit.model.checkpoint_config import config_file, read_config, with_target
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place
-from quantkit.model.pooling import dense_modules, dense_values, is_reranker, pooled, with_head
+from quantkit.model.pooling import dense_modules, dense_values, is_reranker, with_head
 from quantkit.model.predicting import predicting_layers, with_shared
 from quantkit.model.prepared import (
     added,
@@ -33,10 +31,8 @@ from quantkit.model.zero_rows import with_zero_rows
 from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read_settings, settings_note
-from quantkit.source.mistaken import no_model
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
-from quantkit.tokenizer.mistral import FORMAT
 from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
@@ -46,37 +42,11 @@ TERNARY = ("tq1_0", "tq2_0")  # of three values a weight, which these roles are 
 UNTERNARY = (
     "token_embd", "per_layer_token_embd", "output", "altup_router", "laurel_l", "laurel_r",
 )  # fmt: skip
-MAX_LAYERS = 100_000
 
 # general.file_type where weights are kept in the blocks that they are released in
 MXFP4_FILE, NVFP4_FILE = 38, 39
 KEPT = {MXFP4_FILE: "MXFP4", NVFP4_FILE: "NVFP4"}
 KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
-
-# where a model of several modes keeps the config of its text part; the last that is there counts
-# (llama.cpp `load_hparams`)
-TEXT_CONFIGS = (
-    "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
-    "lfm", "transformer_layer_config",
-)  # fmt: skip
-HEADLESS = (
-    "LlamaModel",
-    "LlamaBidirectionalModel",
-    "Qwen2Model",
-    "Qwen3Model",
-    "Qwen3_5TextModel",
-)  # saved without a head
-# models that are converted by their own name, whatever their text part calls itself
-# (llama.cpp `get_model_architecture`)
-OWN_NAMES = (
-    "StepVLForConditionalGeneration", "Sarashina2VisionForCausalLM",
-    "Exaone4_5_ForConditionalGeneration", "Step3p7ForConditionalGeneration",
-    "KimiK3ForConditionalGeneration",
-    # to its converter these are of the class that their text part names, and of another kind
-    "DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM",
-    # drafts, whose layers call themselves otherwise
-    "Eagle3Speculator", "Eagle3DraftModel", "DSparkSpeculator", "DSparkDraftModel",
-)  # fmt: skip
 
 
 def from_checkpoint(
@@ -95,39 +65,12 @@ def from_checkpoint(
     name = config_file(files, options)
     label = files.label(name)
     with malformed(ConfigError, f"{label}: its values are not of the kinds that they should be"):
-        arch, config = read_config(files, name)
+        arch, config = read_config(files, name, options.dspark)
         odd = _odd_lists(config)
         if arch.drafts:
-            config = _with_target(config, files, options)
+            config = with_target(config, files, options)
     with malformed(ConfigError, f"{label} contradicts itself{odd}"):
         return _converted(files, name, arch, config, outtype, pre, options)
-
-
-def _with_target(config: Config, files: CheckpointFiles, options: ConversionOptions) -> Config:
-    """A draft's config with what it takes of the model that it drafts for. Raises ConfigError."""
-    if options.target is None:
-        raise ConfigError(
-            f"{config.where}: a draft for another model, whose vocabulary it has: name the "
-            "directory of that one (--target-model-dir)"
-        )
-    if files.has("mask_embedding.pt"):
-        raise ConfigError(f"{files.where}: mask_embedding.pt is not read")
-    label, values = str(options.target), CheckpointFiles.local(options.target).json("config.json")
-    parts = [part for name in TEXT_CONFIGS if isinstance(part := Config(values).find(name), dict)]
-    target = Config({**values, **dict(*parts[-1:])}, label)
-    used, _ = _names(values, parts[-1:])
-    sizes = {
-        name: target.one(name, default=0)
-        for name in ("hidden_size", "num_hidden_layers", "vocab_size")
-    }
-    more = {"architecture": used, "mrope_section": target.rope.get("mrope_section")}
-    return replace(config, values={**config.values, "target": {**sizes, **more}})
-
-
-def _names(values: Mapping[str, Any], text: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The name that says which family it is, and that of the whole; `text`: its text part."""
-    whole, *inner = map(architecture_of, (values, *text))
-    return whole if whole in OWN_NAMES or not any(inner) else inner[0], whole
 
 
 def _odd_lists(config: Config) -> str:
@@ -210,46 +153,6 @@ def _converted(
     return Model(files.name, arch.gguf_arch, tensors, sources, kv, partial, notes)
 
 
-def config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
-    """config.json, or params.json where that is asked for or alone."""
-    own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
-    name = FORMAT if own else "config.json"
-    if not files.has(name):
-        why = no_model(files) or "not a checkpoint directory"
-        raise SourceNotFound(f"{files.where}: no {name} in it; {why}")
-    return name
-
-
-def read_config(files: CheckpointFiles, name: str) -> tuple[Architecture, Config]:
-    """The architecture of a checkpoint and its config, checked against what that expects."""
-    label = files.label(name)
-    raw = Config(files.json(name), label)
-    text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
-    used, whole = _names(raw.values, text)
-    if name == FORMAT:
-        whole = used = FORMAT
-    if not used:
-        raise ConfigError(f"{label}: 'architectures' does not name the model")
-    arch = find(used)
-    assumed = {**arch.defaults, **class_defaults(raw.values, *text)}
-    values = {**assumed, **raw.values, **dict(*text), "architectures": [used]}
-    if (generation := files.optional("generation_config.json")) is not None:
-        values["generation_config"] = generation
-    for ours, theirs in arch.aliases.items():
-        known = Config(values, label)
-        if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:
-            values[ours] = value
-    if used in HEADLESS or files.has("modules.json"):
-        values["tie_word_embeddings"] = True
-    config = Config(values, label, wrapper="" if whole == used else whole)
-    if config.layers > MAX_LAYERS:  # before anything is asked of each
-        raise ConfigError(f"{label}: {config.layers} layers; {MAX_LAYERS} are read")
-    arch = arch.variant(config) or arch
-    for expect in arch.expects:
-        expect.check(config)
-    return arch, pooled(files, arch, config)
-
-
 def _check_layers(config: Config, stored: Mapping[str, SourceTensor]) -> None:
     """A layer has a tensor at least. Raises ConfigError."""
     if config.layers > len(stored):
@@ -257,12 +160,6 @@ def _check_layers(config: Config, stored: Mapping[str, SourceTensor]) -> None:
             f"{config.where}: num_hidden_layers is {config.layers}, and there are {len(stored)} "
             "tensors in all"
         )
-
-
-def architecture_of(values: Mapping[str, Any]) -> str:
-    """The name that a config gives its model, or none."""
-    names = values.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def _predicting_note(arch: Architecture, config: Config) -> str | None:

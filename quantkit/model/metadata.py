@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from quantkit.model.model import ModelTensor
 
 
+_FIRST = ("general.architecture", "tokenizer.chat_template")
+
+
 def checkpoint_metadata(
     files: CheckpointFiles,
     arch: Architecture,
@@ -62,6 +65,8 @@ def checkpoint_metadata(
     if arch.last_keys:
         add_keys(writer, arch.last_keys, config)
         kv = writer.entries
+    if arch.template_first:
+        kv = (*sorted(kv, key=lambda item: item.key not in _FIRST),)
     return kv, (*reranks, *notes)
 
 

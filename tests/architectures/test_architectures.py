@@ -50,6 +50,7 @@ def options(args: list[str], source: Path | None = None) -> ConversionOptions:
         "--fuse-gate-up-exps" in args,
         mistral_format="--mistral-format" in args,
         dense_modules="--sentence-transformers-dense-modules" in args,
+        dspark="--dspark" in args,
         target=source / "target" if source and "--target-model-dir" in str(args) else None,
     )
 

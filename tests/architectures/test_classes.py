@@ -14,6 +14,7 @@ from quantkit import errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.planning.build import plan_conversion
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests import checkpoints, golden
 from tests.architectures.test_architectures import convert
@@ -184,6 +185,8 @@ def _target(source: Path) -> ConversionOptions:
         ("eagle3", {"d2t": None}, "48 of 520 tokens, and no d2t"),
         ("dspark", {"markov_head_type": "gated"}, "'markov_head_type' is 'gated'"),
         ("dflash", {"mask_embedding.pt": b"x"}, r"mask_embedding\.pt is not read"),
+        ("deepseek-v4-dspark-own", {"dspark_noise_token_id": 520}, "the mask token is 520, of"),
+        ("deepseek-v4-dspark-own", {"dspark_target_layer_ids": []}, "must list layers"),
     ],
 )
 def test_drafts_that_do_not_fit_are_refused(
@@ -200,6 +203,30 @@ def test_drafts_that_do_not_fit_are_refused(
             edit_config(source, **{name: value})
     with pytest.raises(errors.ConfigError, match=words):
         from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen2", options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sliding_window": 0}, r"attention\.sliding_window is 0, without which"),
+        ({"dspark_block_size": 0}, "block_size is 0"),
+    ],
+)
+def test_what_the_loader_of_drafts_ends_at_is_refused(
+    change: dict[str, Any], words: str, broken: Broken, tmp_path: Path
+) -> None:
+    source = broken("deepseek-v4-dspark-own")
+    edit_config(source, **change)
+    files = CheckpointFiles.local(source)
+    model = from_checkpoint(files, "bf16", "deepseek-v3", _target(source))
+    with pytest.raises(errors.NotLoadable, match=words):
+        plan_conversion(model, "bf16", tmp_path / "out.gguf")
+
+
+def test_only_a_checkpoint_with_a_draft_has_one(broken: Broken) -> None:
+    options = ConversionOptions(dspark=True)
+    with pytest.raises(errors.ConfigError, match="Qwen3ForCausalLM holds no DSpark draft"):
+        from_checkpoint(CheckpointFiles.local(broken("qwen3-dense")), "bf16", "qwen2", options)
 
 
 def _ids(tensors: dict[str, Any], values: list[int] | None) -> None:

@@ -18,7 +18,7 @@ from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.gguf.types import type_by_name
 from quantkit.jobs import convert
-from quantkit.model.from_checkpoint import read_config
+from quantkit.model.checkpoint_config import read_config
 from quantkit.model.open import Reading
 from quantkit.model.pairs import placed_pairs
 from quantkit.model.peft import Pair

@@ -1,0 +1,123 @@
+"""What family a checkpoint is of, and its config as that family reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from quantkit.architectures import find
+from quantkit.architectures.class_defaults import class_defaults
+from quantkit.architectures.rules import Architecture, Config, ConversionOptions
+from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.model.pooling import pooled
+from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.mistaken import no_model
+from quantkit.tokenizer.mistral import FORMAT
+
+MAX_LAYERS = 100_000
+# where a model of several modes keeps the config of its text part; the last that is there counts
+# (llama.cpp `load_hparams`)
+TEXT_CONFIGS = (
+    "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
+    "lfm", "transformer_layer_config",
+)  # fmt: skip
+HEADLESS = (
+    "LlamaModel",
+    "LlamaBidirectionalModel",
+    "Qwen2Model",
+    "Qwen3Model",
+    "Qwen3_5TextModel",
+)  # saved without a head
+# models that are converted by their own name, whatever their text part calls itself
+# (llama.cpp `get_model_architecture`)
+OWN_NAMES = (
+    "StepVLForConditionalGeneration", "Sarashina2VisionForCausalLM",
+    "Exaone4_5_ForConditionalGeneration", "Step3p7ForConditionalGeneration",
+    "KimiK3ForConditionalGeneration",
+    # to its converter these are of the class that their text part names, and of another kind
+    "DeepseekOCRForCausalLM", "DeepseekOCR2ForCausalLM", "UnlimitedOCRForCausalLM",
+    # drafts, whose layers call themselves otherwise
+    "Eagle3Speculator", "Eagle3DraftModel", "DSparkSpeculator", "DSparkDraftModel",
+)  # fmt: skip
+
+
+def config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
+    """config.json, or params.json where that is asked for or alone."""
+    own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
+    name = FORMAT if own else "config.json"
+    if not files.has(name):
+        why = no_model(files) or "not a checkpoint directory"
+        raise SourceNotFound(f"{files.where}: no {name} in it; {why}")
+    return name
+
+
+def read_config(
+    files: CheckpointFiles, name: str, dspark: bool = False
+) -> tuple[Architecture, Config]:
+    """The architecture of a checkpoint and its config, checked against what that expects; `dspark`:
+    of the draft that it holds beside its model. Raises ConfigError, UnsupportedArchitecture."""
+    label = files.label(name)
+    raw = Config(files.json(name), label)
+    text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
+    used, whole = _names(raw.values, text)
+    if name == FORMAT:
+        whole = used = FORMAT
+    if not used:
+        raise ConfigError(f"{label}: 'architectures' does not name the model")
+    arch = find(used)
+    if dspark and not arch.drafts:
+        if not arch.draft:
+            raise ConfigError(f"{label}: {used} holds no DSpark draft (--dspark)")
+        whole = used = arch.draft
+        arch = find(used)
+    assumed = {**arch.defaults, **class_defaults(raw.values, *text)}
+    values = {**assumed, **raw.values, **dict(*text), "architectures": [used]}
+    if (generation := files.optional("generation_config.json")) is not None:
+        values["generation_config"] = generation
+    for ours, theirs in arch.aliases.items():
+        known = Config(values, label)
+        if (value := theirs(known) if callable(theirs) else known.find(theirs)) is not None:
+            values[ours] = value
+    if used in HEADLESS or files.has("modules.json"):
+        values["tie_word_embeddings"] = True
+    config = Config(values, label, wrapper="" if whole == used else whole)
+    if config.layers > MAX_LAYERS:  # before anything is asked of each
+        raise ConfigError(f"{label}: {config.layers} layers; {MAX_LAYERS} are read")
+    arch = arch.variant(config) or arch
+    for expect in arch.expects:
+        expect.check(config)
+    return arch, pooled(files, arch, config)
+
+
+def with_target(config: Config, files: CheckpointFiles, options: ConversionOptions) -> Config:
+    """A draft's config with what it takes of the model that it drafts for. Raises ConfigError."""
+    if options.target is None:
+        raise ConfigError(
+            f"{config.where}: a draft for another model, whose vocabulary it has: name the "
+            "directory of that one (--target-model-dir)"
+        )
+    if files.has("mask_embedding.pt"):
+        raise ConfigError(f"{files.where}: mask_embedding.pt is not read")
+    label, values = str(options.target), CheckpointFiles.local(options.target).json("config.json")
+    parts = [part for name in TEXT_CONFIGS if isinstance(part := Config(values).find(name), dict)]
+    target = Config({**values, **dict(*parts[-1:])}, label)
+    used, _ = _names(values, parts[-1:])
+    sizes = {
+        name: target.one(name, default=0)
+        for name in ("hidden_size", "num_hidden_layers", "vocab_size")
+    }
+    more = {"architecture": used, "mrope_section": target.rope.get("mrope_section")}
+    return replace(config, values={**config.values, "target": {**sizes, **more}})
+
+
+def _names(values: Mapping[str, Any], text: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The name that says which family it is, and that of the whole; `text`: its text part."""
+    whole, *inner = map(architecture_of, (values, *text))
+    return whole if whole in OWN_NAMES or not any(inner) else inner[0], whole
+
+
+def architecture_of(values: Mapping[str, Any]) -> str:
+    """The name that a config gives its model, or none."""
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
