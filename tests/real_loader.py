@@ -58,14 +58,11 @@ class Judge:
 
 def _predicts(path: Path) -> str:
     """What llama.cpp says to layers that predict further tokens, in a context of their own."""
-    import ctypes
-
     from quantkit.llama import llama_cpp
 
-    lib, params = llama_cpp.library(), llama_cpp._ModelParams
+    lib = llama_cpp.library()
     of_model, of_context = lib.llama_model_default_params(), lib.llama_context_default_params()
-    load_mtp = params.no_alloc.offset + 1  # the truth value that follows
-    ctypes.c_bool.from_buffer(of_model, load_mtp).value = True
+    of_model.load_mtp = True
     model = lib.llama_model_load_from_file(str(path).encode(), of_model)
     if not model:
         return "llama.cpp does not load it"

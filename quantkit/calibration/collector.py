@@ -54,7 +54,7 @@ class Collector:
         outputs: bool = False,
         wanted: Mapping[str, NDArray[np.bool_]] | None = None,
     ) -> None:
-        self._lib, self._outputs, self.wanted = lib, outputs, wanted
+        self._lib, self.outputs, self.wanted = lib, outputs, wanted
         self.squares = {name: e.squares.astype(np.float32).reshape(-1) for name, e in known.items()}
         self.sums = {
             name: e.sums.astype(np.float32).reshape(-1)
@@ -127,7 +127,7 @@ class Collector:
         if x.ne[1] < _LEAST or x.type != _F32:
             return False
         name = _weight(t)
-        return name.startswith("blk.") or (self._outputs and name in OUTPUTS)
+        return name.startswith("blk.") or (self.outputs and name in OUTPUTS)
 
     def _add(self, t: _Tensor) -> None:
         name, weight = _weight(t), _Tensor.from_address(t.src[0])

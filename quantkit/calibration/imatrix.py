@@ -260,9 +260,12 @@ def check_coverage(
             f"({_some(coverage.unknown)})"
         )
     if lacking := sorted(coverage.bare.intersection(needed)):
+        ahead = any(".nextn." in name for name in lacking)
         raise ImatrixError(
             f"{imatrix.file}: no importances for {_some(lacking)}, which so few "
-            "bits need; choose a larger type"
+            "bits need; choose a larger type, or one for them alone (--tensor-type)"
+            + ahead
+            * ", or leave out layers that predict further tokens (--no-mtp)"
         )
     if strict and (coverage.missing or coverage.unreached):
         raise ImatrixError(f"{imatrix.file}: {'; '.join(coverage.lines())}")

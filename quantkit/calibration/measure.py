@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import errors
+from quantkit.calibration import ahead
 from quantkit.calibration.run import Task
 from quantkit.calibration.sums import CHUNK_SIZE
 from quantkit.errors import ImatrixError, OutputExists, SourceNotFound
@@ -32,7 +33,7 @@ class Options:
     tokens that are spelled in the text are taken for what they are; `copies`: a copy of the matrix
     every so many chunks (0: none); `dat`: in the older format. `least`: tokens that every expert is
     to see (0: as many as come its way); `at_once`: chunks that go through a layer together (0: as
-    many as llama-imatrix takes)."""
+    many as llama-imatrix takes); `nextn`: also for the layers that predict further tokens."""
 
     context: int = CHUNK_SIZE
     chunks: int | None = None
@@ -44,6 +45,7 @@ class Options:
     dat: bool = False
     least: int = 0
     at_once: int = 0
+    nextn: bool = False
 
 
 AS_LLAMA_IMATRIX = Options()
@@ -88,6 +90,7 @@ def measure(
     if output.exists() and not force and not state.exists():
         raise OutputExists(f"{output} exists; give --force to overwrite it")
     output.parent.mkdir(parents=True, exist_ok=True)
+    there = ahead.wanted(ahead.of_file(model), model) if options.nextn else ahead.Found()
     identity = _identity(model, texts, options)
     task = Task(
         model=str(model.absolute()),
@@ -99,7 +102,8 @@ def measure(
         threads=threads,
         every=EVERY,
         made_from=made_from,
-        **asdict(options),
+        to_the_end=there.outputs,
+        **asdict(options) | {"nextn": there.count},
     )
     try:
         told = _carried_out(task, progress)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from math import exp, log, nan
 from pathlib import Path
@@ -24,6 +25,7 @@ from quantkit.calibration.sums import Entry, Sums, as_gguf, counted, read_exact,
 from quantkit.errors import ImatrixError, JournalMismatch, LlamaError, OutputInUse, QuantkitError
 from quantkit.gguf.container import KeyValue, array, read_header, scalar, string, uint32
 from quantkit.llama import apart
+from quantkit.llama.ahead import Ahead
 from quantkit.llama.llama_cpp import Llama, library
 from quantkit.storage import os_files
 
@@ -41,7 +43,8 @@ class Task:
     of `context` tokens, from chunk `first` on; `least`: tokens that every expert is to see;
     `at_once`: chunks that go through a layer together (0: as llama-imatrix has it); `state`: where
     the run keeps what is done, every `every` chunks; `copies`: a copy of the matrix every so many
-    (0: none); `made_from`: noted in the matrix, if it is anything."""
+    (0: none); `made_from`: noted in the matrix, if it is anything; `nextn`: how many layers that
+    predict further tokens are run, too, and `to_the_end`: whether to logits of theirs."""
 
     model: str
     texts: tuple[str, ...]
@@ -62,6 +65,8 @@ class Task:
     copies: int
     dat: bool
     made_from: str
+    nextn: int
+    to_the_end: bool
 
 
 @dataclass
@@ -101,9 +106,9 @@ class Standing:
         )
 
 
-def usual(context: int) -> int:
-    """Chunks that llama-imatrix has in one batch."""
-    return max(1, BATCH // context)
+def usual(context: int, nextn: int = 0) -> int:
+    """Chunks that llama-imatrix has in one batch: one, where layers look ahead."""
+    return 1 if nextn else max(1, BATCH // context)
 
 
 def run(task: Task) -> Iterator[dict[str, Any]]:
@@ -174,23 +179,28 @@ def _pass(
     wanted = lacking(known, task.least) if stage.needy else None
     if first >= stage.last or (wanted is not None and not wanted):
         return known
-    together = usual(task.context)
+    together = usual(task.context, task.nextn)
     if task.at_once:
         together = min(task.at_once, stage.last - first)
     collector = Collector(library(), known, task.outputs, wanted if stage.only else None)
     saved = at.done
-    with Llama(
-        Path(task.model),
-        task.context,
-        together,
-        task.threads,
-        at_once=together * task.context if task.at_once else None,
-        watch=collector.watch,
-        overrides={key: stage.used} if stage.used else {},
-    ) as model:
+    with ExitStack() as open_now:
+        model = open_now.enter_context(
+            Llama(
+                Path(task.model),
+                task.context,
+                together,
+                task.threads,
+                at_once=together * task.context if task.at_once else None,
+                watch=collector.watch,
+                overrides={key: stage.used} if stage.used else {},
+                ahead=bool(task.nextn),
+            )
+        )
+        ahead = open_now.enter_context(Ahead(model, task.to_the_end, BATCH)) if task.nextn else None
         for i in range(first, stage.last, together):
             part = chunks[i : min(i + together, stage.last)]
-            surprise = _decoded(task, model, collector, part, i)
+            surprise = _decoded(task, model, ahead, collector, part, i)
             if not stage.number and task.perplexity:
                 at.nats += surprise
                 at.predictions += len(part) * (task.context - task.context // 2 - 1)
@@ -232,20 +242,22 @@ def _note(
             at.reached |= {f"{name} {expert}" for expert in np.flatnonzero(now).tolist()}
 
 
-def _decoded(task: Task, model: Llama, collector: Collector, part: Ids, number: int) -> float:
+def _decoded(
+    task: Task, model: Llama, ahead: Ahead | None, collector: Collector, part: Ids, number: int
+) -> float:
     """A batch of chunks `[n, context]` through the model; by how much their second halves surprised
     it, in nats. Raises LlamaError: with the chunk, where something is not a number."""
     given = part.copy()
     if model.bos is not None:
         given[:, 0] = model.bos
-    logits = model.decode(given, 0)
+    logits = _read(model, ahead, collector, given)
     if collector.trouble is not None:
         trouble = collector.trouble
         if not isinstance(trouble, QuantkitError):
             raise trouble
         for offset, row in enumerate(given):
             collector.trouble = None
-            model.decode(row[None], 0)
+            _read(model, ahead, collector, row[None])
             if collector.trouble is not None:
                 raise LlamaError(f"chunk {task.first + number + offset + 1} of the text: {trouble}")
         raise LlamaError(f"chunk {task.first + number + 1} of the text or one after it: {trouble}")
@@ -255,6 +267,16 @@ def _decoded(task: Task, model: Llama, collector: Collector, part: Ids, number: 
     return sum(
         _surprise(each[half:-1], ids[half + 1 :]) for each, ids in zip(logits, part, strict=True)
     )
+
+
+def _read(model: Llama, ahead: Ahead | None, collector: Collector, rows: Ids) -> Any:
+    """Tokens `[n, context]` through all layers, unless there is trouble; the logits."""
+    logits = model.decode(rows, 0)
+    if ahead is not None and collector.trouble is None:
+        collector.outputs, kept = False, collector.outputs  # which is counted for the model's own
+        ahead.read(rows)
+        collector.outputs = kept
+    return logits
 
 
 def _surprise(logits: NDArray[np.float32], ids: Ids) -> float:
@@ -328,7 +350,7 @@ def _matrix(task: Task, known: Mapping[str, Entry], at: Standing) -> Sums:
             array(PREFIX + "further", text, _STRING),
             array(PREFIX + "widened", sorted(at.reached), _STRING),
         )
-    return counted(Sums(known, task.datasets, task.context, notes=notes))
+    return counted(Sums(known, task.datasets, task.context, nextn=task.nextn, notes=notes))
 
 
 def _progress(at: Standing, stage: _Stage, missing: int) -> dict[str, Any]:

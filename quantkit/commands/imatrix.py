@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,6 +66,10 @@ def imatrix(
     ] = 0,
     process_output: Annotated[
         bool, typer.Option("--process-output", help="Data for the output matrix, too.")
+    ] = False,
+    nextn: Annotated[
+        bool,
+        typer.Option("--nextn", help="Data for the layers that predict further tokens, too."),
     ] = False,
     parse_special: Annotated[
         bool, typer.Option("--parse-special", help="Control tokens may be spelled in the text.")
@@ -144,6 +149,7 @@ def imatrix(
         copies=save_frequency,
         dat=output_format is Format.dat,
         least=min_tokens,
+        nextn=nextn,
     )
     with progress:
         made = api.imatrix(
@@ -219,6 +225,7 @@ def _told(name: str, sums: Sums, least: int) -> dict[str, Any]:
         "file": name,
         "chunks": sums.chunks,
         "chunk_size": sums.chunk_size,
+        "nextn": sums.nextn,
         "datasets": list(sums.datasets),
         "tensors": {
             tensor: dict(zip(SCHEMA, map(plain, s.row.tolist()), strict=True))
@@ -239,6 +246,21 @@ def _told(name: str, sums: Sums, least: int) -> dict[str, Any]:
     }
 
 
+def _labels(sums: Sums) -> Callable[[int | None], str]:
+    """What layers are called in a table: those that predict further tokens, as llama-imatrix calls
+    them."""
+    from quantkit.calibration.statistics import first_predicting
+
+    first = first_predicting(sums.entries, sums.nextn)
+
+    def label(layer: int | None) -> str:
+        if layer is None:
+            return "-"
+        return f"mtp{layer - int(first)}" if layer >= first else str(layer)
+
+    return label
+
+
 def _show(name: str, sums: Sums, least: int) -> None:
     """What llama-imatrix shows of a matrix, and its experts."""
     from quantkit.calibration.statistics import (
@@ -257,6 +279,8 @@ def _show(name: str, sums: Sums, least: int) -> None:
         f"{'H Norm':>8} {'Sum E[A^2]':>14} {'Gain':>8} {'L2 Dist':>10} {'PCC':>8} {'Cov':>10}"
     )
 
+    label = _labels(sums)
+
     def place(tensor: str) -> tuple[int, str]:
         layer = layer_of(tensor)
         return (1 << 30 if layer is None else layer), tensor
@@ -265,7 +289,7 @@ def _show(name: str, sums: Sums, least: int) -> None:
         s = told[tensor]
         layer, (distance, _, pearson, covariance) = layer_of(tensor), compared(s.like)
         say(
-            f"{'-' if layer is None else layer:>5} {one_line(tensor)[-36:]:<36} "
+            f"{label(layer):>5} {one_line(tensor)[-36:]:<36} "
             f"{s.mean:>10.4f} {s.deviation:>10.4f} {s.skewness:>10.4f} {s.kurtosis:>11.4f} "
             f"{shown(s.evenness, 2):>7}% {s.energy:>14.4f} {shown(s.gain, 2):>8} "
             f"{shown(distance):>10} {shown(pearson):>8} {shown(covariance):>10}"
@@ -276,7 +300,7 @@ def _show(name: str, sums: Sums, least: int) -> None:
     )
     for number, each in layer_statistics(told).items():
         say(
-            f"{number:>5} {each.energy:>14.4f} {shown(each.gain, 2):>8} "
+            f"{label(number):>5} {each.energy:>14.4f} {shown(each.gain, 2):>8} "
             f"{shown(each.distance):>12} {shown(each.cosine):>8} {shown(each.pearson):>8} "
             f"{shown(each.covariance):>10}"
         )
@@ -287,8 +311,8 @@ def _show(name: str, sums: Sums, least: int) -> None:
     for number, r in experts.items():
         low, high = 100 * r.shares.min(), 100 * r.shares.max()
         say(
-            f"{number:>5} {r.tokens.size:>7} {shown(r.evenness, 1):>8}% {r.tokens.min():>10} "
-            f"{r.tokens.max():>10} {low:>6.2f}% - {high:.2f}%"
+            f"{label(number):>5} {r.tokens.size:>7} {shown(r.evenness, 1):>8}% "
+            f"{r.tokens.min():>10} {r.tokens.max():>10} {low:>6.2f}% - {high:.2f}%"
         )
     for line in _poor(sums, least):
         say(line)

@@ -26,7 +26,7 @@ from ctypes import (
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ _MODEL: dict[str, tuple[Any, Any]] = {
     "progress_callback": (None, c_void_p), "progress_callback_user_data": (None, c_void_p),
     "kv_overrides": (None, c_void_p), "vocab_only": (False, c_bool),
     "check_tensors": (False, c_bool), "use_extra_bufts": (True, c_bool),
-    "no_host": (False, c_bool), "no_alloc": (False, c_bool),
+    "no_host": (False, c_bool), "no_alloc": (False, c_bool), "load_mtp": (False, c_bool),
 }  # fmt: skip
 _CONTEXT: dict[str, tuple[Any, Any]] = {
     "n_ctx": (512, c_int32), "n_batch": (2048, c_int32), "n_ubatch": (512, c_int32),
@@ -182,7 +182,8 @@ class Llama:
     0 tokens, its vocabulary alone.
 
     `at_once`: how many tokens go through a layer together (llama.cpp's own 512); `watch`: a
-    callback `ggml_backend_sched_eval_callback`; `overrides`: whole numbers of the metadata.
+    callback `ggml_backend_sched_eval_callback`; `overrides`: whole numbers of the metadata;
+    `ahead`: layers that predict further tokens are loaded, too (`ahead.py` runs them).
     Frees it all at the end of a `with`. Raises LlamaMissing, LlamaError.
     """
 
@@ -196,58 +197,59 @@ class Llama:
         at_once: int | None = None,
         watch: Any = None,
         overrides: Mapping[str, int] = MappingProxyType({}),
+        ahead: bool = False,
     ) -> None:
         self.path, self.context, self.sequences = path, context, sequences
-        self._lib, self._ctx = library(), None
+        self._lib, self.room = library(), None
         _said.clear()
         self._lib.llama_log_set(
             _LISTENER, None
         )  # whoever else uses the library may have set theirs
         params = self._lib.llama_model_default_params()
-        params.vocab_only = context == 0
+        params.vocab_only, params.load_mtp = context == 0, ahead
         changed = (_Override * (len(overrides) + 1))()  # the last, empty one ends the list
         for place, (key, value) in zip(changed, overrides.items(), strict=False):
             place.key, place.value = key.encode(), value
         params.kv_overrides = ctypes.addressof(changed) if overrides else None
         self._at_once, self._watch = at_once, watch  # which is called as long as this lives
-        self._model = self._lib.llama_model_load_from_file(str(path).encode(), params)
-        if not self._model:
+        self.model = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.model:
             raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
-        self._vocab = self._lib.llama_model_get_vocab(self._model)
+        self._vocab = self._lib.llama_model_get_vocab(self.model)
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
+        self._threads = threads or default_threads()
         if context:
-            self._begin(threads or default_threads())
+            self.room = self.new_context()
 
-    def _begin(self, threads: int) -> None:
+    def new_context(self, kind: int = 0) -> int:
+        """Room to run the model in, of a kind (`llama_context_type`), for the caller to free.
+        Raises LlamaError."""
         params = self._lib.llama_context_default_params()
         params.n_ctx = params.n_batch = self.context * self.sequences
         params.n_seq_max = self.sequences
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = self._threads
+        params.ctx_type = kind
         params.n_ubatch = self._at_once or params.n_ubatch
         params.cb_eval = ctypes.cast(self._watch, c_void_p) if self._watch else None
-        self._ctx = self._lib.llama_init_from_model(self._model, params)
-        if not self._ctx:
+        made: int | None = self._lib.llama_init_from_model(self.model, params)
+        if not made:
             self.close()
             raise LlamaError(f"{self.path}: llama.cpp does not run it: {_reason()}")
+        return made
 
     def __enter__(self) -> Llama:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Free the model's memory."""
-        if self._ctx:
-            self._lib.llama_free(self._ctx)
-        if self._model:
-            self._lib.llama_model_free(self._model)
-        self._ctx = self._model = None
+        if self.room:
+            self._lib.llama_free(self.room)
+        if self.model:
+            self._lib.llama_model_free(self.model)
+        self.room = self.model = None
 
     @property
     def bos(self) -> int | None:
@@ -260,13 +262,13 @@ class Llama:
         """Whether it gives vectors, not logits."""
         room = ctypes.create_string_buffer(64)
         name = b"general.architecture"
-        self._lib.llama_model_meta_val_str(self._model, name, room, len(room))
+        self._lib.llama_model_meta_val_str(self.model, name, room, len(room))
         return room.value.decode("utf-8", "replace") in ENCODERS
 
     @property
     def translates(self) -> bool:
         """Whether a text is read by an encoder and answered by a decoder."""
-        return bool(self._lib.llama_model_has_encoder(self._model)) and not self.embeds
+        return bool(self._lib.llama_model_has_encoder(self.model)) and not self.embeds
 
     @property
     def start(self) -> int:
@@ -321,46 +323,49 @@ class Llama:
         """
         count, n = rows.shape
         if position == 0:
-            self._lib.llama_memory_clear(self._lib.llama_get_memory(self._ctx), True)
+            self._lib.llama_memory_clear(self._lib.llama_get_memory(self.room), True)
         wanted = np.zeros((count, n), np.int8)
         wanted[:, first:last] = 1
-        self._run(self._lib.llama_decode, rows, position, wanted)
+        self.run(self._lib.llama_decode, rows, position, wanted)
         shape = (count, int(wanted[0].sum()), self.n_vocab)
-        return np.ctypeslib.as_array(self._lib.llama_get_logits(self._ctx), shape)
+        return np.ctypeslib.as_array(self._lib.llama_get_logits(self.room), shape)
 
     def encode(self, ids: np.ndarray[Any, Any]) -> int:
         """The ids of a text through the encoder; the token that its decoder begins with. Raises
         LlamaError."""
-        self._run(self._lib.llama_encode, ids[None], 0, np.ones((1, len(ids)), np.int8))
-        start = int(self._lib.llama_model_decoder_start_token(self._model))
+        self.run(self._lib.llama_encode, ids[None], 0, np.ones((1, len(ids)), np.int8))
+        start = int(self._lib.llama_model_decoder_start_token(self.model))
         return max(start, 0)
 
     def embed(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """What the model makes of the ids of a text: float32, one vector or the scores of a
         classifier, or `[n, width]` where the outputs are not pooled. Raises LlamaError."""
         lib = self._lib
-        lib.llama_set_embeddings(self._ctx, True)
-        encodes = lib.llama_model_has_encoder(self._model)
+        lib.llama_set_embeddings(self.room, True)
+        encodes = lib.llama_model_has_encoder(self.model)
         wanted = np.ones((1, len(ids)), np.int8)
-        self._run(lib.llama_encode if encodes else lib.llama_decode, ids[None], 0, wanted)
-        kind, width = lib.llama_pooling_type(self._ctx), lib.llama_model_n_embd_out(self._model)
+        self.run(lib.llama_encode if encodes else lib.llama_decode, ids[None], 0, wanted)
+        kind, width = lib.llama_pooling_type(self.room), lib.llama_model_n_embd_out(self.model)
         if kind == _UNPOOLED:
-            found, shape = lib.llama_get_embeddings(self._ctx), [len(ids), width]
+            found, shape = lib.llama_get_embeddings(self.room), [len(ids), width]
         else:
-            n = lib.llama_model_n_cls_out(self._model) if kind == _SCORED else width
-            found, shape = lib.llama_get_embeddings_seq(self._ctx, 0), [n]
+            n = lib.llama_model_n_cls_out(self.model) if kind == _SCORED else width
+            found, shape = lib.llama_get_embeddings_seq(self.room, 0), [n]
         if not found:
             raise LlamaError(f"{self.path}: llama.cpp gives no embedding: {_reason()}")
         return np.array(np.ctypeslib.as_array(found, shape))
 
-    def _run(
+    def run(
         self,
         function: Callable[..., int],
         rows: np.ndarray[Any, Any],
         position: int,
         wanted: np.ndarray[Any, Any],
+        states: np.ndarray[Any, Any] | None = None,
+        within: int | None = None,
     ) -> None:
-        """Token ids `[sequences, n]` through the encoder or the decoder. Raises LlamaError."""
+        """Token ids `[sequences, n]` through the encoder or the decoder, each with a state, float32
+        `[sequences, n, width]`, in a context that is not the first. Raises LlamaError."""
         count, n = rows.shape
         tokens = np.ascontiguousarray(rows, np.int32)
         places = np.tile(np.arange(position, position + n, dtype=np.int32), count)
@@ -368,11 +373,11 @@ class Llama:
         ids = np.repeat(np.arange(count, dtype=np.int32), n)
         pointers = ids.ctypes.data + 4 * np.arange(count * n, dtype=np.uintp)
         status = function(
-            self._ctx,
+            within or self.room,
             _Batch(
                 count * n,
                 tokens.ctypes.data,
-                None,
+                None if states is None else states.ctypes.data,
                 places.ctypes.data,
                 ones.ctypes.data,
                 pointers.ctypes.data,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import jobs
-from quantkit.calibration import own_text
+from quantkit.calibration import ahead, own_text
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.calibration.measure import Measured, Options, measure, sampled
 from quantkit.calibration.run import PREFIX, usual
@@ -26,6 +26,8 @@ from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import tensor_bytes
 from quantkit.hub.http import SCHEME
 from quantkit.jobs import Job, Run
+from quantkit.loading.values import Info
+from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.recipes.facts import category
 from quantkit.releases.modelfile import turns_of
@@ -66,29 +68,40 @@ def make(
         and not output.with_name(f"{output.name}.partial").exists()
     ):
         raise OutputExists(f"{output} exists; give --force to overwrite it")
-    options = options or Options()
-    with as_file(Source.parse(source), with_type, output, reading, run) as model:
+    source, options = Source.parse(source), options or Options()
+    if options.nextn:  # before a file is made
+        ahead.wanted(_ahead(open_source(source, reading)), source)
+    with as_file(source, with_type, output, reading, run) as model:
         if run.memory:
-            options = replace(options, at_once=chunks_at_once(model, options.context, run.memory))
+            at_once = chunks_at_once(model, options.context, run.memory, options.nextn)
+            options = replace(options, at_once=at_once)
         return _measured(model, texts, output, options, run)
 
 
-def chunks_at_once(model: Path, context: int, most: int) -> int:
+def _ahead(model: Model) -> ahead.Found:
+    tensors = [Info(t.name, t.shape, t.stored) for t in model.tensors]
+    return ahead.found(model.arch, model.kv, tensors)
+
+
+def chunks_at_once(model: Path, context: int, most: int, nextn: bool = False) -> int:
     """Chunks that go through a layer together within `most` bytes: 0, as llama-imatrix has it,
     where the whole model is there at once; of one that is larger, as many as there is room for, so
     that its weights come from the disk seldom. Raises UsageError."""
     header, tensors = open_gguf_set(model)
     need_of = memory_of(header, tensors)
-    vocabulary = max((t.shape[0] for t in tensors if t.name == "token_embd.weight"), default=0)
+    tables = (t.shape for t in tensors if t.name == "token_embd.weight")
+    vocabulary, width = next(tables, (0, 0))
     sizes = [tensor_bytes(t.shape, t.ggml.name) for t in tensors]
     largest = max(sizes)  # stays while it is computed with
 
     def taken(chunks: int, batch: int) -> int:
         need = need_of(chunks * context, batch)
         logits = 4 * vocabulary * chunks * context
-        return OURS + need.copies + need.cache + need.compute + need.rest + logits
+        # what runs ahead has as much again, at most, but for the cache of all other layers
+        twice = need.compute + logits + 8 * width * chunks * context if nextn else 0
+        return OURS + need.copies + need.cache + need.compute + need.rest + logits + twice
 
-    if sum(sizes) + taken(usual(context), UBATCH) <= most:
+    if sum(sizes) + taken(usual(context, nextn), UBATCH) <= most:
         return 0
     counts = range(1, MOST + 1)
     fit = bisect_right(counts, most - largest, key=lambda n: taken(n, n * context))
@@ -175,14 +188,16 @@ def auto(
     """A matrix for a set of files in `directory`, from texts, or (none given) from text that the
     model writes itself. One that an earlier run made so is used again.
 
-    It is of the whole model, whatever experts are to be kept. Raises as `make` does; UsageError: a
-    dry run would need it.
+    It is of the whole model, whatever experts are to be kept, and of the layers that predict
+    further tokens where llama.cpp runs them. Raises as `make` does; UsageError: a dry run would
+    need it.
     """
     source = Source.parse(source)
     reading = replace(reading, keep_experts=())
     model = open_source(source, reading)
     output = directory / f"{stem(model)}{MATRIX}"
-    made_from = _made_from(source, calibration, reading)
+    options = Options(nextn=not _ahead(model).why)
+    made_from = _made_from(source, calibration, reading, options.nextn)
     if output.exists() and not run.force:
         if _note(output) != made_from:
             raise OutputExists(
@@ -196,13 +211,13 @@ def auto(
         )
     directory.mkdir(parents=True, exist_ok=True)
     with as_file(source, TYPE, output, reading, run) as file:
-        _measured(file, calibration, output, Options(), replace(run, force=True), made_from)
+        _measured(file, calibration, output, options, replace(run, force=True), made_from)
     return read_imatrix(output)
 
 
-def _made_from(source: Source, calibration: Sequence[Path], reading: Reading) -> str:
-    """What tells a matrix from that of another model or text."""
-    digest = hashlib.sha256()
+def _made_from(source: Source, calibration: Sequence[Path], reading: Reading, nextn: bool) -> str:
+    """What tells a matrix from that of another model or text, or one of fewer layers."""
+    digest = hashlib.sha256(b"nextn" if nextn else b"")
     if source.is_checkpoint:
         with tempfile.TemporaryDirectory() as place:
             job = jobs.prepare(source, [TYPE], Path(place) / "model.gguf", reading=reading)
