@@ -36,6 +36,7 @@ FAMILIES: Mapping[str, str] = {
     "cohere": "CohereForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM",
     "dbrx": "DbrxForCausalLM",
     "deci": "DeciLMForCausalLM",
+    "decisions": "OpenJevModel D1Model",
     "deepseek": (
         "DeepseekForCausalLM DeepseekOCRForCausalLM UnlimitedOCRForCausalLM "
         "DeepseekOCR2ForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM "

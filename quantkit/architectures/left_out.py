@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 _SOUND = "it makes sound, no text"
-_DECIDES = "it decides between answers, and writes no text"
+_ADDS = "it is an adapter, whose products with its base llama.cpp's converter adds: merge it first"
+_HEAD = "it decides by a head of its own, which is not converted"
 
 REASONS: dict[str, str] = {
     "PLMForCausalLM": "llama.cpp b11549 ends where it keeps its values (in two axes, not three)",
@@ -12,9 +13,8 @@ REASONS: dict[str, str] = {
          "WavTokenizerDec"),
         _SOUND,
     ),
+    **dict.fromkeys(("KevModel", "LevModel", "NimbleModel"), _ADDS),
     **dict.fromkeys(
-        ("ClefModel", "D1Model", "D1OmniModel", "KevModel", "LevModel", "ModernBertDecisionModel",
-         "NimbleModel", "OpenJevModel", "PplxDeciderModel"),
-        _DECIDES,
+        ("ClefModel", "D1OmniModel", "ModernBertDecisionModel", "PplxDeciderModel"), _HEAD
     ),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from quantkit.architectures import find
 from quantkit.architectures.class_defaults import class_defaults
 from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
+from quantkit.model.decisions import decision_model
 from quantkit.model.pooling import pooled
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.mistaken import no_model
@@ -63,6 +64,8 @@ def read_config(
     used, whole = _names(raw.values, text)
     if name == FORMAT:
         whole = used = FORMAT
+    elif decides := decision_model(files, raw):
+        used = decides
     if not used:
         raise ConfigError(f"{label}: 'architectures' does not name the model")
     arch = find(used)

@@ -19,6 +19,7 @@ from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.kinds import PREFIX
 from quantkit.model.checkpoint_config import TEXT_CONFIGS, architecture_of, config_file
+from quantkit.model.decisions import OWN_ENCODERS, decision_model
 from quantkit.model.from_checkpoint import OUTTYPES, chosen_outtype, coding_settings
 from quantkit.model.metadata import add_general, add_keys
 from quantkit.model.model import Model, ModelTensor
@@ -72,6 +73,8 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     label, raw = files.label(name), files.json(name)
     if not (known := FORMAT if name == FORMAT else _name(raw)):
         raise ConfigError(f"{label}: 'architectures' does not name the model")
+    if (decides := decision_model(files, Config(raw, label))) in OWN_ENCODERS:
+        known = decides
     arch = find_encoder(known)
     values = dict(raw)
     for part in (VISION, AUDIO):

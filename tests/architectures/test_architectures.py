@@ -39,6 +39,7 @@ from tests.test_errors import edit_config, edit_tensors
 ARCHITECTURES = [row for file in FAMILIES for row in family(file)]
 
 Get = Callable[[str], Path]
+DECIDING = {"openjev": "OpenJevModel", "lfm2-d1": "D1Model"}
 
 
 def options(args: list[str], source: Path | None = None) -> ConversionOptions:
@@ -354,6 +355,10 @@ def test_every_family_is_covered() -> None:
         for made in outtypes.values():  # Mistral 4 goes by the name of Mistral 3
             if made.get("kv", {}).get("general.architecture", {}).get("value") == "mistral4":
                 names.add("Mistral4ForCausalLM")
+            # known by other files than config.json
+            decides = next((k for k in made.get("kv", {}) if k.endswith("decision.type")), None)
+            if decides:
+                names.add(DECIDING[made["kv"][decides]["value"]])
         config = json.loads(files.get("config.json", "{}"))
         names |= {*config.get("architectures", files)}  # params.json names itself
     llama = {"LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM"}
