@@ -37,6 +37,7 @@ from quantkit.architectures.row_maps import (
     whole,
 )
 from quantkit.errors import ConfigError
+from quantkit.source.codings.resized import resized
 from quantkit.source.codings.slabs import slabs
 from quantkit.source.tensors import SourceTensor
 
@@ -160,7 +161,9 @@ class Map:
     not those of `shape`. `times`: another tensor of as many weights, whose product with this one is
     wanted. `beside`: another matrix, whose columns follow those of this. `batch_norm`: the norm
     whose weight or bias it is, and whose statistics it is folded with. `summed`: the dimension that
-    says of how many parts each row is the sum; its weights count as rows of one.
+    says of how many parts each row is the sum; its weights count as rows of one. `resized`: the
+    dimension that says for how many places a side a table of positions is scaled. `early`: of
+    another file, whose tensors llama.cpp's converter takes before all else.
     """
 
     source: str
@@ -178,6 +181,8 @@ class Map:
     beside: str = ""
     batch_norm: str = ""
     summed: str = ""
+    resized: str = ""
+    early: bool = False
 
     @cached_property
     def template(self) -> str:
@@ -202,6 +207,8 @@ class Map:
         """The tensor with its weights in such rows as `rows` wants."""
         if self.summed:
             return slabs(t, dims[self.summed])
+        if self.resized:
+            return resized(t, dims[self.resized])
         if self.seen:
             return replace(t, shape=tuple(dims[name] for name in self.seen))
         return replace(t, flat=True) if self.flat else t

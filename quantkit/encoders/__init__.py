@@ -39,8 +39,10 @@ FAMILIES: Mapping[str, str] = {
         "Glm5vForConditionalGeneration"
     ),
     "llama4": "Llama4ForConditionalGeneration",
-    "minimax": "MiniMaxM3SparseForConditionalGeneration",
+    "mimo": "MiMoV2ForCausalLM",
+    "minimax": "MiniMaxM3SparseForConditionalGeneration MiniMaxM3VLForConditionalGeneration",
     "muse_glimmer": "MuseGlimmerForConditionalGeneration",
+    "nemotron": "NemotronH_Nano_VL_V2 RADIOModel",
     "omni": (
         "Qwen2_5OmniModel Qwen3OmniMoeForConditionalGeneration Qwen3ASRForConditionalGeneration"
     ),
@@ -51,7 +53,8 @@ FAMILIES: Mapping[str, str] = {
     "qwen_vl": (
         "Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration "
         "Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration OpenJevModel "
-        "Qwen4ExpForConditionalGeneration BailingMoeV3VLForConditionalGeneration "
+        "Qwen4ExpForConditionalGeneration ClefModel PplxDeciderModel "
+        "BailingMoeV3VLForConditionalGeneration "
         "Qwen2_5_VLForConditionalGeneration Qwen2VLForConditionalGeneration Qwen2VLModel "
         "Sarashina2VisionForCausalLM Exaone4_5_ForConditionalGeneration"
     ),

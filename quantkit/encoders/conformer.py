@@ -147,8 +147,8 @@ BINS = (
     Key("clip.audio.num_mel_bins", audio("feat_in")),
     Key("clip.audio.attention.layer_norm_epsilon", lambda c: 1e-5, "FLOAT32"),
 )
-_EXACT = ((r"a\.conv1d\.\d\.weight|a\.blk\.\d+\.conv_(dw|pw1|pw2)\.weight", "F32"),)
-_TRAINED = r".*\.num_batches_tracked"
+EXACT = ((r"a\.conv1d\.\d\.weight|a\.blk\.\d+\.conv_(dw|pw1|pw2)\.weight", "F32"),)
+TRAINED = r".*\.num_batches_tracked"
 _E = "audio_embedding"
 
 LFM2_AUDIO = Encoder(
@@ -170,7 +170,7 @@ LFM2_AUDIO = Encoder(
             optional=True),
     ),
     drops=(
-        r"lfm\..*", _TRAINED,
+        r"lfm\..*", TRAINED,
         r".*(audio_loss_weight|codebook_offsets|depth_embeddings|depth_linear|depthformer).*",
     ),
     tables={AUDIO: "encoder"},
@@ -179,7 +179,7 @@ LFM2_AUDIO = Encoder(
         f"{AUDIO}.intermediate_size": _width,
         f"{AUDIO}.num_attention_heads": f"{AUDIO}.n_heads",
     },
-    forced=_EXACT,
+    forced=EXACT,
 )  # fmt: skip
 
 _T = "vision_tower.vision_model"
@@ -237,7 +237,7 @@ D1_OMNI = Encoder(
         (r"^audio\.encoder\.", f"{C}."),
         *((rf"^audio\.{theirs}\.", f"{_P}.{at}.") for theirs, at in _ADAPTERS.items()),
     ),
-    drops=(r"(encoder|head)\..*", _TRAINED),
+    drops=(r"(encoder|head)\..*", TRAINED),
     aliases={
         f"{VISION}.image_size": lambda c: 256,  # images of any size: a number for the key
         f"{AUDIO}.hidden_size": _width,
@@ -246,7 +246,7 @@ D1_OMNI = Encoder(
         ),
         f"{AUDIO}.num_attention_heads": f"{AUDIO}.n_heads",
     },
-    forced=(*_EXACT, *KERNELS),
+    forced=(*EXACT, *KERNELS),
 )  # fmt: skip
 
 FAMILY = (LFM2_AUDIO, D1_OMNI)

@@ -72,7 +72,7 @@ def _merge(config: Config) -> int:
 
 
 MINIMAX_M3 = Encoder(
-    hf_names=("MiniMaxM3SparseForConditionalGeneration",),
+    hf_names=("MiniMaxM3SparseForConditionalGeneration", "MiniMaxM3VLForConditionalGeneration"),
     gguf_arch="clip",
     keys=(
         *VISION_KEYS,

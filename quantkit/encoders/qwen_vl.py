@@ -5,7 +5,7 @@ llama.cpp: `conversion/qwenvl.py`, `conversion/qwen3vl.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -153,13 +153,40 @@ QWEN3_5 = replace(
     QWEN3_VL,
     hf_names=(
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration", "OpenJevModel",
-        "Qwen4ExpForConditionalGeneration",
+        "Qwen4ExpForConditionalGeneration", "ClefModel",
     ),
     defaults={
         **QWEN3_VL.defaults,
         VISION: {**QWEN3_VL.defaults[VISION], "deepstack_visual_indexes": []},
     },
 )  # fmt: skip
+
+
+def _edge(name: str) -> Callable[[Config], int]:
+    """The pixels of the largest or smallest image. Raises ConfigError."""
+
+    def read(config: Config) -> int:
+        found = config.find(f"preprocessor.size.{name}")
+        if type(found) not in (int, float):
+            raise ConfigError(
+                f"{config.where}: 'size' of preprocessor_config.json has no {name!r}; get the file "
+                "from where the model is from"
+            )
+        return int(found)
+
+    return read
+
+
+# llama.cpp: `conversion/pplx_decider.py`
+PPLX_DECIDER = replace(
+    QWEN3_5,
+    hf_names=("PplxDeciderModel",),
+    keys=(
+        *QWEN3_5.keys,
+        Key("clip.vision.image_min_pixels", _edge("shortest_edge")),
+        Key("clip.vision.image_max_pixels", _edge("longest_edge")),
+    ),
+)
 
 # llama.cpp: `conversion/bailingmoe3.py`
 LING3_VL = replace(
@@ -346,4 +373,4 @@ EXAONE4_5 = replace(
     },
 )  # fmt: skip
 
-FAMILY = (QWEN3_VL, QWEN3_5, LING3_VL, QWEN2_5_VL, QWEN2_VL, SARASHINA2, EXAONE4_5)
+FAMILY = (QWEN3_VL, QWEN3_5, PPLX_DECIDER, LING3_VL, QWEN2_5_VL, QWEN2_VL, SARASHINA2, EXAONE4_5)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantkit.architectures.rules import Architecture, Config
+from quantkit.architectures.rules import Architecture, Config, Key
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,14 @@ class Encoder(Architecture):
     # GGUF names (regular expressions) whose format the converter fixes: one of ggml's, or "kernel"
     # (F16 in a file of F16, else F32); the first that matches counts
     forced: tuple[tuple[str, str], ...] = ()
+    # keys before general.file_type, which comes before all others
+    early_keys: tuple[Key, ...] = ()
+    # tables of other files, under the names that they have here: {"sound": "sound/config.json"}
+    files: Mapping[str, str] = field(default_factory=dict)
+    # weights in other files, which llama.cpp's converter takes before all else
+    weights: tuple[str, ...] = ()
+    # codebooks that become one tensor: a regular expression whose only number counts them, its name
+    codebooks: tuple[str, str] | tuple[()] = ()
     # where the table of an encoder is kept, where it is not under its own name, or what it is
     tables: Mapping[str, str | Callable[[Config], dict[str, Any] | None]] = field(
         default_factory=dict

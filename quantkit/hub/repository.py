@@ -37,7 +37,8 @@ SMALL = (
     "params.json", "tekken.json", "tokenizer.model.v*", "vocab.txt", "modules.json",
 )  # fmt: skip
 
-_MODULE = re.compile(r"[0-9]+_[A-Za-z]+/config\.json")  # what sentence-transformers runs on top
+# what sentence-transformers runs on top; what tells OpenJev from the Qwen3.5 that it is made of
+_MODULE = re.compile(r"[0-9]+_[A-Za-z]+/config\.json|helper/shim\.py")
 
 MOST_SMALL = 256  # of them
 LARGEST_SMALL = 1 << 28  # bytes of one

@@ -137,6 +137,33 @@ NEEDS = {
          *_both("mm.model.mlp.0", "mm.model.mlp.1", "mm.model.mlp.3")),
         _QKV,
     ),
+    "nemotron_v2_vl": Needs(
+        (_PATCH, "v.class_embd", "v.position_embd.weight",
+         *(f"mm.model.mlp.{at}.weight" for at in (0, 1, 3))),
+        ("attn_qkv.weight",),
+        rows=0,
+    ),
+    "parakeet": Needs(
+        (*_SPECTRUM, "a.mel_filters", "a.window",
+         *(f"mm.model.mlp.{at}.weight" for at in (0, 1, 3))),
+        (*_QKV, *_both("ffn_norm", "ffn_norm_1", "norm_conv", "conv_norm"), "conv_norm_mean",
+         "conv_norm_var", "conv_pw1.weight", "conv_pw2.weight", "conv_dw.weight",
+         "ffn_up_1.weight", "ffn_down_1.weight", "linear_pos.weight", "pos_bias_u", "pos_bias_v"),
+        ("audio.subsampling_factor", "audio.conv_kernel_size"),
+    ),
+    "mimovl": Needs(
+        (_PATCH, f"{_PATCH}.1", "mm.0.weight", "mm.2.weight"),
+        ("attn_qkv.weight",),
+        ("vision.attention.head_count_kv", "vision.window_size"),
+    ),
+    "mimo_audio": Needs(
+        (*_WAVES, "a.downsample.conv.weight", *_both("a.downsample.norm"), "a.rvq.codebook.weight",
+         "mm.a.code_embd.weight", "mm.a.local_norm.weight", "mm.a.mlp.1.weight",
+         "mm.a.mlp.2.weight"),
+        _QKV,
+        ("audio.rvq.num_quantizers", "audio.window_size", "audio.local_block_count",
+         "audio.local_group_size"),
+    ),
     "kimivl": Needs(
         (_PATCH, "v.position_embd.weight", *_both("mm.input_norm", "mm.1", "mm.2")), _QKV
     ),

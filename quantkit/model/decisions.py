@@ -15,7 +15,7 @@ OWN_ENCODERS = ("PplxDeciderModel",)
 
 
 def _has(*names: str) -> Callable[[CheckpointFiles, Config], bool]:
-    return lambda files, config: all(files.has(name) for name in names)
+    return lambda files, config: all(files.has(name) or name in files.weights for name in names)
 
 
 def _laya(files: CheckpointFiles, config: Config) -> bool:

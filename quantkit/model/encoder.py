@@ -14,7 +14,7 @@ from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
 from quantkit.encoders import find_encoder
 from quantkit.encoders.common import AUDIO, VISION, count
 from quantkit.encoders.rules import Encoder
-from quantkit.errors import ConfigError
+from quantkit.errors import ConfigError, CorruptFile, SourceNotFound, TensorMissing
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.kinds import PREFIX
@@ -26,9 +26,10 @@ from quantkit.model.model import Model, ModelTensor
 from quantkit.model.names import known_names
 from quantkit.model.placement import place
 from quantkit.model.prepared import computed
-from quantkit.source.checkpoint import read_tensors
+from quantkit.source.checkpoint import read_tensors, read_weights
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import decoded
+from quantkit.source.codings.codebooks import codebooks
 from quantkit.source.tensors import SourceTensor
 from quantkit.tokenizer.mistral import FORMAT
 from quantkit.tokenizer.vocabulary import malformed
@@ -76,7 +77,7 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     if (decides := decision_model(files, Config(raw, label))) in OWN_ENCODERS:
         known = decides
     arch = find_encoder(known)
-    values = dict(raw)
+    values = raw = {**raw, **{name: _beside(files, file) for name, file in arch.files.items()}}
     for part in (VISION, AUDIO):
         place = arch.tables.get(part, part)
         table = place(Config(raw, label)) if callable(place) else Config(raw).find(place)
@@ -111,6 +112,16 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     for expect in arch.expects:
         expect.check(config)
     return arch, config
+
+
+def _beside(files: CheckpointFiles, name: str) -> dict[str, Any]:
+    """Another file that the encoder needs. Raises SourceNotFound, CorruptFile."""
+    if not files.has(name):
+        raise SourceNotFound(
+            f"{files.label(name)} is not there, and the encoder needs it: download the checkpoint "
+            "whole"
+        )
+    return files.json(name)
 
 
 def _preprocessor(files: CheckpointFiles) -> dict[str, Any]:
@@ -158,12 +169,14 @@ def _converted(
 ) -> Model:
     own_format = config.find("architectures") == [FORMAT]
     stored = read_tensors(files, "consolidated" if own_format else "model")
+    stored += _further(files, arch, {t.name for t in stored})
     own, lent = _mine(arch, stored)
     arch = replace(arch, drops=(*arch.drops, *arch.unseen))
     settings = coding_settings(files, config)
     by_name = {t.name: _one(t) for t in decoded([*own, *lent], settings)}
     names = known_names(by_name, arch.maps, arch.plain)
     shapes = {names[name]: list(t.shape) for name, t in by_name.items()}
+    by_name = _gathered(arch, by_name)
     config = replace(config, values={**config.values, "shapes": shapes})
     seen = arch.respelled(config, {name: tuple(shape) for name, shape in shapes.items()})
     arch = seen if isinstance(seen, Encoder) else arch
@@ -199,6 +212,39 @@ def _mine(
     return own, lent
 
 
+def _further(files: CheckpointFiles, arch: Encoder, there: set[str]) -> list[SourceTensor]:
+    """The tensors of other files than the model's. Raises SourceNotFound, CorruptFile."""
+    found = []
+    for name in arch.weights:
+        if not files.has(name):
+            raise SourceNotFound(
+                f"{files.label(name)} is not there, and the encoder needs it: download the "
+                "checkpoint whole"
+            )
+        found += read_weights(files.path(name))
+    if twice := sorted(there & {t.name for t in found}):
+        raise CorruptFile(
+            f"{files.where}: tensor {twice[0]} is in the model's files and in {arch.weights[0]}"
+        )
+    return found
+
+
+def _gathered(arch: Encoder, by_name: dict[str, SourceTensor]) -> dict[str, SourceTensor]:
+    """The tensors with the codebooks among them as one. Raises TensorMissing, TensorShape."""
+    if not arch.codebooks:
+        return by_name
+    pattern, name = arch.codebooks
+    numbered = {
+        int(re.findall(r"\d+", t.name)[0]): t
+        for t in by_name.values() if re.fullmatch(pattern, t.name)
+    }  # fmt: skip
+    books = [numbered.get(i) for i in range(len(numbered))]
+    if not books or None in books:
+        raise TensorMissing(f"the codebooks {pattern} are not all in the checkpoint")
+    rest = {n: t for n, t in by_name.items() if t not in books}
+    return {**rest, name: codebooks(name, [t for t in books if t is not None])}
+
+
 def _one(t: SourceTensor) -> SourceTensor:
     """A number without an axis as a vector of one."""
     return t if t.shape else replace(t, shape=(1,))
@@ -229,6 +275,7 @@ def _metadata(
 
     writer = KeyValueWriter(arch.gguf_arch)
     add_general(writer, files, tensors, "mmproj", options)
+    add_keys(writer, arch.early_keys, config)
     writer.add_file_type(file_type)
     add_keys(writer, arch.keys, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION

@@ -14,12 +14,14 @@ from quantkit.source.tensors import SourceTensor
 Order = tuple[int, int, str, str, str]
 
 _TEXT = "language_model."  # in the names of models of several modes
-_NVFP4, _TABLES, _MXFP4, _PLAIN, _REBUILT = range(5)
+_EARLY, _NVFP4, _TABLES, _MXFP4, _PLAIN, _REBUILT = range(6)
 _CODINGS = {"gptq": _REBUILT, "awq": _REBUILT, "packed": _REBUILT}
 
 
 def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
     """The place of a tensor, number `number` of the checkpoint, that row `m` takes."""
+    if m.early:  # as they lie in their file; what is gathered of them, last
+        return _EARLY, int(t.coding == "codebooks"), "", t.path.name, f"{t.offset:020}"
     # a fused tensor stands where the last of its experts would
     name = t.name.partition(AGAIN)[0]
     if m.like:

@@ -26,8 +26,8 @@ REFUSED = {
         errors.ConfigError, "neither a vision_config nor an audio_config",
     ),
     "an encoder that is not known": (
-        lambda s: edit_config(s, architectures=["MiMoV2ForCausalLM"]),
-        errors.UnsupportedArchitecture, "the encoder of 'MiMoV2ForCausalLM'",
+        lambda s: edit_config(s, architectures=["PocketTTSModel"]),
+        errors.UnsupportedArchitecture, "the encoder of 'PocketTTSModel'",
     ),
     "no preprocessor": (
         lambda s: (s / "preprocessor_config.json").unlink(),
@@ -176,3 +176,32 @@ def test_joined_matrices_are_the_texts(checkpoint: Get) -> None:
     asked = replace(MMPROJ, options=ConversionOptions(mmproj=True, fuse_qkv=True))
     with pytest.raises(errors.ConfigError, match="no joined qkv"):
         open_checkpoint(checkpoint("gemma3-4b-mmproj"), "bf16", asked)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_without_the_folder_of_sound(
+    name: str, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = broken("mimov2-mmproj")
+    (source / "audio_tokenizer" / name).unlink()
+    with pytest.raises(errors.SourceNotFound, match=rf"audio_tokenizer/{name} is not there"):
+        convert(source, tmp_path, reading=MMPROJ)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [([12, 8], r"\[12, 8\] found; it is a codebook"), (None, "are not all")]
+)
+def test_codebooks_that_do_not_fit(
+    shape: list[int] | None, words: str, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = broken("mimov2-mmproj")
+    name = "encoder.quantizer.vq.layers.1._codebook.embed"
+
+    def edit(tensors: dict[str, Any]) -> None:
+        del tensors[name]
+        if shape:
+            tensors[name] = ("F32", shape, bytes(4 * shape[0] * shape[1]))
+
+    edit_tensors(source / "audio_tokenizer", edit)
+    with pytest.raises(errors.ModelError, match=words):
+        convert(source, tmp_path, reading=MMPROJ)
