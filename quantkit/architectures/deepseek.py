@@ -68,6 +68,14 @@ def _shared(config: Config) -> int:
     return n
 
 
+def _each_layer(config: Config) -> int | None:
+    """1, where `moe_layer_freq` lists the layers with experts, and they are those after the dense
+    ones."""
+    found, dense = config.find("moe_layer_freq"), config.find("first_k_dense_replace")
+    listed = isinstance(found, list) and isinstance(dense, int)
+    return 1 if listed and found == [int(bid >= dense) for bid in range(len(found))] else None
+
+
 DEEPSEEK = Architecture(
     hf_names=("DeepseekForCausalLM",),
     gguf_arch="deepseek",
@@ -95,6 +103,7 @@ DEEPSEEK = Architecture(
     },
     expert_order=DOWN_GATE_UP,
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+    aliases={"moe_layer_freq": _each_layer},
     fuses=("qkv",),
 )
 

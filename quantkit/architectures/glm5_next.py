@@ -48,6 +48,7 @@ from quantkit.architectures.kimi_linear import (
     decay,
     latent_layers,
 )
+from quantkit.architectures.llama import kv_heads_if_said
 from quantkit.architectures.rules import Architecture, Config, Dim, Expect, Key, Map, whole
 from quantkit.errors import ConfigError
 
@@ -121,7 +122,7 @@ def _indexer(layers: str, optional: bool = False) -> tuple[Map, ...]:
 GLM5_NEXT = Architecture(
     hf_names=("Glm5NextForConditionalGeneration",),
     gguf_arch="glm5-next",
-    keys=no_key(TEXT_KEYS, ".key_length", ".value_length"),
+    keys=kv_heads_if_said(no_key(TEXT_KEYS, ".key_length", ".value_length")),
     late_keys=(
         Key("{arch}.attention.head_count_kv",
             lambda c: [int(_is_latent(c, bid)) for bid in range(c.blocks)]),
@@ -161,6 +162,10 @@ GLM5_NEXT = Architecture(
     ),
     dims={
         **DEEPSEEK_V2.dims, **DELTA_DIMS, **INDEXER_DIMS, **HYPER_DIMS,
+        # the class of transformers assumes 64 where config.json is silent, and every head has keys
+        "kv_heads": lambda c: c.get("num_attention_heads"),
+        "kv_b": lambda c: c.get("num_attention_heads")
+        * (c.get("qk_nope_head_dim") + c.get("v_head_dim")),
         "pool": lambda c: c.get("index_kpool"),
     },
     maps=(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from quantkit.architectures.common import (
     DENSE_FIRST,
     EMBEDDINGS,
+    GATING,
     NORMS,
     RMS_NORM,
     TEXT_KEYS,
@@ -38,12 +39,17 @@ from quantkit.architectures.rules import Config, Expect, Key, Map, linear, vecto
 # keys that Kimi-Linear lacks, by what they stand behind
 AFTER = {"head_dim": (LOWER_BOUND,), "key_length": LENGTHS[1:]}
 NARROW, NARROW_NORM = "experts in a narrower space", "a norm before the experts"
+MAYBE_NORM = "perhaps a norm before the experts"
 
 
 def _latent(config: Config) -> int:
     """The width that routed experts work on, or 0: that of the model."""
     n: int = config.get("routed_expert_hidden_size", default=0)
     return n
+
+
+def _narrow(config: Config, bid: int) -> bool:
+    return DENSE_FIRST["experts"](config, bid) and _latent(config) > 0
 
 
 def _weighed(source: str, role: str) -> Map:
@@ -65,6 +71,7 @@ KIMI_K3 = replace(
             for new in (key, *AFTER.get(key.name.rpartition(".")[2], ()))
         ),
         Key("{arch}.expert_weights_norm", "moe_renormalize", "BOOL"),
+        Key("{arch}.expert_gating_func", lambda c: GATING["sigmoid"]),
         optional_key("expert_latent_length", "routed_expert_hidden_size"),
         Key("{arch}.activation.situ_beta", "activation_situ_beta", "FLOAT32"),
         Key("{arch}.activation.situ_linear_beta", "activation_situ_linear_beta", "FLOAT32"),
@@ -100,16 +107,17 @@ KIMI_K3 = replace(
         *linear(f"{MOE}.routed_expert_down_proj", ("latent", "hidden"), "ffn_routed_down",
                 layers=NARROW, bias=False),
         vector(f"{MOE}.routed_expert_norm", "ffn_routed_norm", "latent", NARROW_NORM),
+        vector(f"{MOE}.routed_expert_norm", "ffn_routed_norm", "latent", MAYBE_NORM,
+               optional=True),
         *linear(f"{MOE}.routed_expert_up_proj", ("hidden", "latent"), "ffn_routed_up",
                 layers=NARROW, bias=False),
         *gated_mlp(f"{MOE}.shared_experts", "_shexp", "shared_ffn", "experts"),
     ),
     layers={
         **KIMI_LINEAR.layers,
-        NARROW: lambda c, bid: DENSE_FIRST["experts"](c, bid) and _latent(c) > 0,
-        NARROW_NORM: lambda c, bid: DENSE_FIRST["experts"](c, bid)
-        and _latent(c) > 0
-        and c.get("latent_moe_use_norm", kind="BOOL", default=True),
+        NARROW: _narrow,
+        NARROW_NORM: lambda c, bid: _narrow(c, bid) and c.find("latent_moe_use_norm") is True,
+        MAYBE_NORM: lambda c, bid: _narrow(c, bid) and c.find("latent_moe_use_norm") is None,
     },
 )  # fmt: skip
 

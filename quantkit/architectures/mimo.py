@@ -3,6 +3,9 @@ three layers that predict further tokens. llama.cpp: `conversion/mimo.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 from quantkit.architectures.common import (
     DIMS,
     EMBEDDINGS,
@@ -26,6 +29,7 @@ from quantkit.architectures.rules import (
     Expect,
     Key,
     Map,
+    Shape,
     linear,
     vector,
     whole,
@@ -67,6 +71,32 @@ def _is_fused(config: Config, bid: int) -> bool:
     return bool(config.find("attention_projection_layout") == "fused_qkv")
 
 
+def _as_kept(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
+    """The family with such layers as its tensors tell of, where config.json is silent."""
+
+    def kept(bid: int, end: str) -> bool:
+        ahead, base = bid >= config.layers, P if bid >= config.layers else L
+        return f"{base}.{end}".format(bid=bid, mid=bid - config.layers * ahead) in shapes
+
+    seen: dict[str, Callable[[Config, int], bool]] = {}
+    if config.find("moe_layer_freq") is None:
+        seen["experts"] = lambda c, bid: kept(bid, "mlp.gate.weight")
+        seen["dense MLP"] = lambda c, bid: not kept(bid, "mlp.gate.weight")
+    if all(config.find(f"add_{kind}_attention_sink_bias") is None for kind in ("swa", "full")):
+        seen["sinks"] = lambda c, bid: kept(bid, "self_attn.attention_sink_bias")
+    if config.find("attention_projection_layout") is None:
+        seen["one projection"] = lambda c, bid: kept(bid, "self_attn.qkv_proj.weight")
+        seen["three projections"] = lambda c, bid: not kept(bid, "self_attn.qkv_proj.weight")
+    return replace(MIMO_V2, layers={**MIMO_V2.layers, **seen}) if seen else None
+
+
+def _rotated(config: Config) -> int:
+    """Channels of a head that are rotated. Raises ConfigError."""
+    if (share := config.rope.get("partial_rotary_factor")) is None:
+        raise ConfigError(f"{config.where}: 'partial_rotary_factor' is missing")
+    return int(config.head_dim * share)
+
+
 def _same(ours: str, theirs: str) -> Key:
     """No key: llama.cpp has one value for both kinds of layers."""
 
@@ -105,8 +135,7 @@ MIMO_V2 = Architecture(
         Key("{arch}.attention.sliding_window_pattern", _slides),
         Key("{arch}.attention.value_length", "v_head_dim"),
         EXPERT_FFN,
-        Key("{arch}.rope.dimension_count",
-            lambda c: int(c.head_dim * c.get("partial_rotary_factor", kind="FLOAT32"))),
+        Key("{arch}.rope.dimension_count", _rotated),
         Key("{arch}.attention.layer_norm_rms_epsilon", "layernorm_epsilon", "FLOAT32"),
         optional_key("attention.value_scale", "attention_value_scale", kind="FLOAT32"),
         Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None),
@@ -150,6 +179,7 @@ MIMO_V2 = Architecture(
     mtp=lambda c: AHEAD,
     keeps_mtp=True,
     fuses=("qkv",),
+    respelled=_as_kept,
 )  # fmt: skip
 
 FAMILY = (MIMO_V2,)

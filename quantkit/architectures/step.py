@@ -4,7 +4,7 @@ stacked on disk. llama.cpp: `conversion/step3.py`, Step35Model."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from quantkit.architectures.common import (
     MTP_LAYERS,
     NEXTN_KEY_IF_ANY,
     NEXTN_MAPS,
-    RMS_NORM,
     TEXT_KEYS,
     L,
     attention,
@@ -29,7 +28,16 @@ from quantkit.architectures.common import (
     router_bias,
     shifted,
 )
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    Shape,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 MOE = f"{L}.moe"
@@ -81,8 +89,11 @@ def _rope_factors(config: Config) -> Any:
         return None
     dim = int(config.head_dim * 0.5)
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    powers = np.power(float(_theta(0)(config)), exponents.astype(np.float64)).astype(np.float32)
-    factor, length = float(rope.get("factor", 8.0)), int(rope["original_max_position_embeddings"])
+    powers = np.power(float(_theta(0)(config) or 10000.0), exponents.astype(np.float64)).astype(
+        np.float32
+    )
+    factor = float(rope.get("factor", 8.0))
+    length = int(rope.get("original_max_position_embeddings", 8192))
     low, high = float(rope.get("low_freq_factor", 1.0)), float(rope.get("high_freq_factor", 4.0))
     out = np.ones(config.head_dim // 2, np.float32)
     for i, freq in enumerate(np.float32(1) / powers):
@@ -96,15 +107,28 @@ def _rope_factors(config: Config) -> Any:
 
 
 def _sparse_layers(config: Config) -> list[int]:
-    text = config.get("moe_layers_enum", kind="STRING")
+    """The layers with experts, if config.json lists them. Raises ConfigError."""
+    text = config.get("moe_layers_enum", kind="STRING", default="")
     try:
-        return sorted(int(part) for part in text.split(","))
+        return sorted(int(part) for part in text.split(",") if text.strip())
     except ValueError:
         raise ConfigError(f"{config.where}: 'moe_layers_enum' is not a list of layers") from None
 
 
 def _sparse(config: Config, bid: int) -> bool:
     return bid in _sparse_layers(config)
+
+
+def _as_kept(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
+    """The family with experts in the layers that have them, where config.json does not list any."""
+    if _sparse_layers(config):
+        return None
+
+    def sparse(config: Config, bid: int) -> bool:
+        return f"{MOE}.gate.weight".format(bid=bid) in shapes
+
+    seen = {"experts": sparse, "dense MLP": lambda c, bid: not sparse(c, bid)}
+    return replace(STEP35, layers={**STEP35.layers, **seen})
 
 
 def _clamps(name: str) -> Callable[[Config], list[float] | None]:
@@ -142,14 +166,14 @@ STEP35 = Architecture(
         Key("{arch}.expert_shared_feed_forward_length", "share_expert_dim"),
         optional_key("expert_weights_scale", "moe_router_scaling_factor", kind="FLOAT32"),
         optional_key("expert_weights_norm", "norm_expert_weight", kind="BOOL"),
-        Key("{arch}.leading_dense_block_count", lambda c: _sparse_layers(c)[0]),
+        Key("{arch}.leading_dense_block_count", lambda c: [*_sparse_layers(c), 0][0]),
         Key("{arch}.moe_every_n_layers", "moe_every_n_layer"),
+        Key("{arch}.attention.layer_norm_rms_epsilon", "rms_norm_eps", "FLOAT32", default=1e-5),
         Key("{arch}.swiglu_clamp_exp", _clamps("swiglu_limits"), "FLOAT32"),
         Key("{arch}.swiglu_clamp_shexp", _clamps("swiglu_limits_shared"), "FLOAT32"),
         NEXTN_KEY_IF_ANY,
     ),
     expects=(
-        RMS_NORM,
         Expect("layer_types", required=True),
         Expect("partial_rotary_factors", required=True),
         Expect("use_qk_norm", (True,)),
@@ -203,11 +227,12 @@ STEP35 = Architecture(
         "experts": _sparse,
         "dense MLP": lambda c, bid: not _sparse(c, bid),
     },
-    defaults={"moe_every_n_layer": 1, "rms_norm_eps": 1e-5},
+    defaults={"moe_every_n_layer": 1},
     computed={"rope_freqs.weight": _rope_factors},
     mtp=nextn_layers,
     keeps_mtp=True,
     fuses=("qkv",),
+    respelled=_as_kept,
 )  # fmt: skip
 
 FAMILY = (STEP35,)

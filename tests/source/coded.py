@@ -25,7 +25,7 @@ _DTYPES = {
     "float32": "F32", "float64": "F64", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
 }  # fmt: skip
-_E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
 F32 = np.float32
 
 
@@ -190,7 +190,7 @@ def mxfp4(
     def make(rng: np.random.Generator) -> Coded:
         codes = rng.integers(0, 16, (ROWS, COLUMNS))
         powers = rng.integers(100, 140, (ROWS, COLUMNS // 32)).astype(np.uint8)
-        expected = np.array(_E2M1, F32)[codes] * np.repeat(np.exp2(powers.astype(F32) - 127), 32, 1)
+        expected = np.array(E2M1, F32)[codes] * np.repeat(np.exp2(powers.astype(F32) - 127), 32, 1)
         arrays: Arrays = {codes_name: pairs(codes).view(dtype), scale_name: powers.view(scale)}
         return arrays, settings, expected
 
@@ -201,7 +201,7 @@ def nvfp4(modelopt: bool, columns: int = COLUMNS) -> Callable[[np.random.Generat
     def make(rng: np.random.Generator) -> Coded:
         codes = rng.integers(0, 16, (ROWS, columns))
         scales = np.abs(rng.normal(0, 100, (ROWS, columns // 16))).astype(FP8)
-        values = np.array(_E2M1, F32)[codes]
+        values = np.array(E2M1, F32)[codes]
         if modelopt:
             second = np.array(0.0007, F32)
             arrays = {

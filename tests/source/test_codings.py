@@ -211,6 +211,39 @@ def test_a_stack_of_matrices(tmp_path: Path) -> None:
             assert (read(files, t, 40, 60, 5, 30) == expected[40:100, 5:35]).all()
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1,), ()])
+@pytest.mark.parametrize("name", ["x.gate_up_proj_weight", "x.gate_up_proj"])
+def test_a_stack_as_modelopt_names_its_parts(
+    shape: tuple[int, ...], name: str, tmp_path: Path
+) -> None:
+    """NVFP4 and FP8 of all experts in one tensor, and scales of their inputs, which are left."""
+    rng = np.random.default_rng(7)
+    codes = rng.integers(0, 16, (3, 48, 64))
+    groups = np.abs(rng.normal(0, 100, (3, 48, 4))).astype(FP8)
+    whole = rng.normal(1, 0.2, shape).astype(F32)
+    each = np.broadcast_to(whole.reshape(-1, 1, 1), (3, 1, 1))
+    fp8 = rng.normal(0, 40, (3, 48, 64)).astype(FP8)
+    path = tmp_path / "model.safetensors"
+    for arrays, expected in (
+        (
+            {
+                "x.gate_up_proj": coded.pairs(codes),
+                f"{name}_scale": groups,
+                f"{name}_scale_2": whole,
+            },
+            np.array(coded.E2M1, F32)[codes] * np.repeat(groups.astype(F32) * each, 16, -1),
+        ),
+        ({"x.gate_up_proj": fp8, f"{name}_scale": whole}, fp8.astype(F32) * each),
+    ):
+        coded.write({**arrays, "x.gate_up_proj_input_scale": whole}, path)
+        (t,) = coded.joined(path, {"quant_method": "modelopt"})
+        assert (t.name, t.shape, t.ggml.name) == ("x.gate_up_proj", (3, 48, 64), "F32")
+        with Files([path]) as files:
+            assert (read(files, t, 0, 144) == expected.reshape(-1, 64)).all()
+            got = read(files, t, 40, 60, 5, 30)
+            assert (got == expected.reshape(-1, 64)[40:100, 5:35]).all()
+
+
 @pytest.mark.parametrize("ranks", [4, 8])
 def test_rows_in_the_order_of_ranks(ranks: int, tmp_path: Path) -> None:
     """Each rank has its rows of q, k and v, and scales of blocks of its own, the last partial."""
@@ -286,6 +319,8 @@ def test_what_activations_and_caches_leave(tmp_path: Path) -> None:
         "x.down_proj_activation_scale",
         "w.qscale_act",
         "w.input_scale_ub",
+        "x.down_proj_input_scale",
+        "x.gate_up_proj_input_global_scale",
     ]
     path = tmp_path / "model.safetensors"
     coded.write({**arrays, **dict.fromkeys(left, one), "w.norm_scale": one}, path)

@@ -193,6 +193,18 @@ def _join_scaled(ending: str) -> Join:
     return join
 
 
+def _join_stacked(found: Found, name: str, settings: Settings) -> SourceTensor | None:
+    """Stacked experts, which have no `.weight` in their names, as ModelOpt keeps them."""
+    weight, scale = found.get(name), found[f"{name}_weight_scale"]
+    if weight is None or not weight.raw:
+        return None
+    if weight.raw == "U8" and scale.raw == "F8_E4M3":
+        return nvfp4.join(found, name, name, settings, scale.name)
+    if weight.raw == "U8" and scale.raw in ("U8", "F8_E8M0"):
+        return mxfp4.join_pairs(found, name, name, scale.name)
+    return scaled.join(found, name, scale.name, settings)
+
+
 def _join_beside(ending: str) -> Join:
     """`x.weight` beside `x` + `ending`: DeepSeek V4's, and Mistral's own format."""
 
@@ -215,6 +227,7 @@ _JOINS: Mapping[str, Join] = {
     ".qweight": _join_words,
     "_packed": _join_packed,
     "_scale_inv": _join_scaled("_scale_inv"),
+    "_weight_scale": _join_stacked,
     "_scale": _join_scaled("_scale"),
     ".scale": _join_beside(".scale"),
     ".qscale_weight": _join_beside(".qscale_weight"),
@@ -228,6 +241,7 @@ _LEFT_OVER = (
     ".input_scale", ".output_scale", "activation_scale", ".input_global_scale", ".input_scale_ub",
     ".qscale_act", ".k_scale", ".v_scale", ".q_scale", ".prob_scale", ".kv_scale",
     ".input_zero_point", ".output_zero_point", ".k_zero_point", ".v_zero_point",
+    "_proj_input_scale", "_proj_input_global_scale",  # of stacked experts
 )  # fmt: skip
 # parts of weights that say nothing their shapes do not
 _UNUSED = (".weight_format",)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from quantkit.source.codings.parts import (
     Rows,
     check_scales,
     cut,
+    flat,
     float4,
     float8,
     joined,
@@ -36,38 +38,48 @@ _BLOCK = 64  # weights of ggml's block
 _SECOND, _INPUT, _DIVIDES = range(3)
 
 
-def join(found: Found, name: str, codes_name: str, settings: Settings) -> SourceTensor:
+def join(
+    found: Found, name: str, codes_name: str, settings: Settings, scale_name: str = ""
+) -> SourceTensor:
     """U8 `[rows, columns / 2]`, E4M3 `[rows, columns / 16]`, and the scales of the tensor and of
-    its input, each of one value, if they are there."""
+    its input, each of one value, if they are there. A stack of matrices, which has one more axis
+    and may have a scale a matrix, is not kept in blocks."""
     codes = part(found, codes_name, BYTES)
-    if len(codes.shape) != 2 or codes.shape[1] % 8:
+    if len(codes.shape) not in (2, 3) or codes.shape[-1] % 8:
         raise TensorShape(
             f"{codes.path}: tensor {codes.name}: shape {list(codes.shape)} found, of NVFP4 are "
             "matrices of whole groups of 16 weights read"
         )
-    rows, half = codes.shape
-    parts = [codes, part(found, f"{name}_scale", ("F8_E4M3",), rows, half // 8)]
+    *lead, half = codes.shape
+    scale = scale_name or f"{name}_scale"
+    groups = part(found, scale, ("F8_E4M3",), *lead, half // 8)
+    parts = [flat(codes, half), flat(groups, half // 8)]
     divides = codes_name != name  # compressed-tensors
-    stem = name.removesuffix("weight")
+    stem = name.removesuffix("weight") if name.endswith(".weight") else f"{name}_"
     names = (
         (f"{name}_global_scale", f"{stem}input_global_scale")
         if divides
-        else (f"{name}_scale_2", f"{stem}input_scale")
+        else (f"{scale}_2", f"{stem}input_scale")
     )
     places = []
     for scalar in names:
         places.append(len(parts) if scalar in found else 0)
         if scalar in found:
-            parts.append(_one(part(found, scalar, FLOATS)))
-    kept = 2 * half % _BLOCK == 0
-    t = joined(name, "NVFP4", (rows, 2 * half), "nvfp4", *parts, settings=(*places, int(divides)))
+            parts.append(_one(part(found, scalar, FLOATS), prod(lead[:-1])))
+    kept = 2 * half % _BLOCK == 0 and len(lead) == 1
+    shape = (*lead, 2 * half)
+    t = joined(name, "NVFP4", shape, "nvfp4", *parts, settings=(*places, int(divides)))
     return t if kept else widened(t)
 
 
-def _one(t: SourceTensor) -> SourceTensor:
-    if t.n_rows * t.n_per_row != 1:
-        raise TensorShape(f"{t.path}: tensor {t.name}: shape {list(t.shape)} found, one expected")
-    return replace(t, shape=(1,))
+def _one(t: SourceTensor, matrices: int) -> SourceTensor:
+    """The scale of all matrices, or the scales of each, one below another."""
+    if (n := t.n_rows * t.n_per_row) not in (1, matrices):
+        raise TensorShape(
+            f"{t.path}: tensor {t.name}: shape {list(t.shape)} found, one value expected for "
+            "each matrix"
+        )
+    return replace(t, shape=(n, 1))
 
 
 def widened(t: SourceTensor) -> SourceTensor:
@@ -97,7 +109,9 @@ def read_floats(
     values = float4(cut(files, t.parts[0], first, count, left, right - left), column, width)
     scales = float8("F8_E4M3")[files.read_rows(t.parts[1], first, count)]
     if place := t.settings[_SECOND]:
-        second = scale_values(files, t.parts[place], 0, 1)[0, 0]
+        second = scale_values(files, t.parts[place], 0, t.parts[place].n_rows)
+        if len(second) > 1:  # of the matrix that a row is of
+            second = second[np.arange(first, first + count) // t.shape[-2]]
         scales = scales / second if t.settings[_DIVIDES] else scales * second
     out: Rows = values * scales[:, np.arange(column, column + width) // 16]
     return out
