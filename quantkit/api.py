@@ -103,9 +103,8 @@ def quantize(
     the bytes of each type anew for mixtures of experts; a GGUF file (here or `hf://...`) gives each
     tensor the format that the tensor of its name has there.
     """
-    if recipe is not None and recipe.lower().endswith(".gguf"):
-        formats = {t.name: t.stored for t in open_gguf(recipe).tensors}
-        recipe, overrides = None, replace(overrides, formats=formats)
+    recipe, formats = _recipe(recipe)
+    overrides = replace(overrides, formats=formats) if formats else overrides
     request = Request(
         overrides,
         splits=splits,
@@ -320,13 +319,18 @@ def release(
     gone = _types(drop)
     if gone and share:
         raise UsageError("--drop goes without --share")
+    recipe, formats = _recipe(recipe)
     usual = [] if gone else release_types(recipe)
     wanted = usual if types is None else with_mixture(_types(types), recipe)
+    if formats and len(wanted) != 1:
+        raise UsageError("a file as --recipe is for one type; name it, for instance --type Q4_K_M")
     directory, run = Path(output), _run(dry_run, threads, memory, force, progress)
     texts = list(map(Path, kl))
     test = release_test(source, texts, reading, directory, threads, progress) if kl else None
     options: dict[str, Any] = {
-        "request": Request(splits=splits, allow_requantize=allow_requantize),
+        "request": Request(
+            Overrides(formats=formats), splits=splits, allow_requantize=allow_requantize
+        ),
         "imatrix": _matrix(source, imatrix, calibration, directory, reading, run),
         "reading": reading,
         "context": context,
@@ -379,6 +383,13 @@ def verify(
 
 def _path(path: StrPath | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _recipe(recipe: str | None) -> tuple[str | None, dict[str, str]]:
+    """The name of a mixture; of a GGUF file, the formats of its tensors by their names."""
+    if recipe is None or not recipe.lower().endswith(".gguf"):
+        return recipe, {}
+    return None, {t.name: t.stored for t in open_gguf(recipe).tensors}
 
 
 def _types(types: str | Iterable[str]) -> list[str]:

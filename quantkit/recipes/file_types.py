@@ -141,7 +141,11 @@ def with_mixture(types: Iterable[str], mixture: str | None) -> list[str]:
     if mixture is None or mixture.lower() == "default":
         return list(types)
     if mixture.lower() not in MIXTURES:
-        raise UsageError(f"unknown recipe {mixture!r}; recipes: default, {', '.join(MIXTURES)}")
+        known = ", ".join(MIXTURES)
+        raise UsageError(
+            f"unknown recipe {mixture!r}; recipes: default, {known}, or a GGUF file (FILE.gguf), "
+            "whose formats are taken"
+        )
     return [f"{name}-{mixture.lower()}" for name in types]
 
 

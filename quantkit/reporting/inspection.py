@@ -354,6 +354,8 @@ def _as_text(name: str, value: Any) -> str:
         return ", ".join(
             f"{part} {gigabytes(n)} ({100 * n / whole:.0f}%)" for part, n in value.items()
         )
+    if name == "dtypes":
+        return ", ".join(f"{dtype} {count}" for dtype, count in value.items())
     if isinstance(value, dict):
         return ", ".join(f"{k.replace('_', ' ')} {_as_word(v)}" for k, v in value.items())
     return "; ".join(value) if isinstance(value, list) else _as_word(value)

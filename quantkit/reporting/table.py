@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import UsageError
 from quantkit.gguf.container import Header, KeyValue
 from quantkit.gguf.splits import split_siblings, unsplit_name
+from quantkit.gguf.types import type_by_name
 from quantkit.loading.kinds import kind_of
 from quantkit.planning.plan import Output, Plan
 from quantkit.recipes.file_types import RECIPES
@@ -78,10 +79,9 @@ def read_rows(
 def _read_row(path: Path, context: int | None) -> Row:
     header, tensors = open_gguf_set(path)
     files = split_siblings(path.name) if header.get("split.count", 0) > 1 else [path.name]
-    recipe = next((r for r in RECIPES if r.file_type == header.get("general.file_type")), None)
     weights = [Weights(t.name, t.shape, t.ggml.name) for t in tensors]
     size = sum((path.parent / name).stat().st_size for name in files)
-    label = recipe.name if recipe else _main_type(weights)
+    label = _type_of(header.get("general.file_type"), weights)
     metadata = _Metadata.of(header.kv, weights)
     return _row(_name(path.name, len(files)), label, size, len(files), metadata, weights, context)
 
@@ -191,6 +191,23 @@ def _row(
         experts_on_cpu_ram_bytes=ram,
         experts_on_cpu_vram_bytes=vram,
     )
+
+
+def _type_of(file_type: object, tensors: Sequence[Weights]) -> str:
+    """What a file is called: the type that has its `file_type`, and of several the one whose `ends`
+    its embedding and output are in; where there is none, the format of most of its weights."""
+    ends = [t for t in tensors if t.role in ("token_embd", "output")]
+    formats = {t.format for t in ends}
+    named = [r for r in RECIPES if r.file_type == file_type]
+    for recipe in named:
+        if formats == {recipe.ends} and all(_fits(t, recipe.base) for t in ends):
+            return recipe.name
+    return named[0].name if named else _main_type(tensors)
+
+
+def _fits(t: Weights, name: str) -> bool:
+    """Whether the rows of a tensor divide into blocks of the format of that name."""
+    return t.shape[-1] % type_by_name(name).block_size == 0
 
 
 def _main_type(tensors: Sequence[Weights]) -> str:

@@ -47,7 +47,9 @@ def model_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if not (found := models_here(path)):
-        raise SourceNotFound(f"{path}: no GGUF file in it")
+        inside = next((p for p in sorted(path.iterdir()) if p.is_dir() and models_here(p)), None)
+        hint = f"; {inside} has some" if inside else ""
+        raise SourceNotFound(f"{path}: no GGUF file in it{hint}")
     return found
 
 

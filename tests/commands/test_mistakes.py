@@ -82,6 +82,7 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "parts/m-00001-of-00004.gguf"),
     ("report empty", 1, "empty: no GGUF file in it"),
     ("verify empty", 1, "empty: no GGUF file in it"),
+    ("report ..", 1, "..: no GGUF file in it; ../place0 has some"),
     # types
     ("quantize ckpt", 2, "no type given; for instance --type Q4_K_M"),
     ("quantize ckpt --type", 2, "--type takes a value, TYPE; see quantkit quantize --help"),

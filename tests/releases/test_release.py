@@ -21,15 +21,17 @@ from quantkit.execution import pipeline
 from quantkit.fitting import measure
 from quantkit.gguf.container import read_header, string
 from quantkit.gguf.splits import Splits
-from quantkit.jobs import Run
+from quantkit.jobs import Run, quantize
 from quantkit.model.model import Model
 from quantkit.model.open import Reading
 from quantkit.planning.build import Request
+from quantkit.recipes.choose import Overrides
 from quantkit.recipes.file_types import RELEASE_TYPES
 from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, parse_share, release, stem
 from quantkit.reporting.table import read_rows
+from quantkit.source.gguf_set import open_gguf_set
 from tests.checkpoints import DATA
 from tests.conftest import sha256
 from tests.releases.sets import NAME, names
@@ -306,6 +308,30 @@ def test_recipes(source: Path, tmp_path: Path) -> None:
     text = (tmp_path / "out" / "README.md").read_text()
     assert f"llama-cli -m {NAME}-Q4_K_M-moe.gguf" in text
     assert (tmp_path / "out" / "Modelfile").read_text().startswith(f"FROM ./{NAME}-Q4_K_M-moe.gguf")
+
+
+def test_a_file_as_recipe(source: Path, tmp_path: Path) -> None:
+    """One type gets the formats of a file; it stays as others are added."""
+    tuned = tmp_path / "tuned.gguf"
+    quantize(
+        source, ["Q4_K_M"], tuned, request=Request(Overrides(tensor_types=(("down", "Q6_K"),)))
+    )
+    out = tmp_path / "out"
+    arguments = ["release", str(source), "-o", str(out)]
+    recipe = ["--recipe", str(tuned)]
+    for types in ([], ["--types", "Q4_K_M,Q8_0"]):
+        refused = run(app, [*arguments, *types, *recipe])
+        assert refused.exit_code == 2
+        assert "is for one type; name it" in refused.stderr
+    assert not out.exists()
+    assert run(app, [*arguments, "--types", "Q4_K_M", *recipe]).exit_code == 0
+    made = out / f"{NAME}-Q4_K_M.gguf"
+    formats = [[(t.name, t.ggml) for t in open_gguf_set(file)[1]] for file in (made, tuned)]
+    assert formats[0] == formats[1]
+    before = sha256(made)
+    assert run(app, [*arguments, "--types", "Q8_0"]).exit_code == 0
+    assert sha256(made) == before
+    assert run(app, [*arguments, "--types", "Q4_K_M"]).exit_code == 1  # with other options
 
 
 @pytest.mark.parametrize(

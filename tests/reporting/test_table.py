@@ -106,6 +106,19 @@ def test_the_command(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     assert run(app, [*base, "--format", "pdf"]).exit_code == 2
 
 
+def test_types_with_the_ends_in_q8_0_are_told_apart(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """They have the `general.file_type` of the type that they are like."""
+    kinds = ["Q4_K_M", "Q4_K_L", "Q6_K", "Q6_K_L", "Q8_0"]
+    plan = quantize(checkpoint("mixtral-4x"), kinds, tmp_path)
+    rows = table.read_rows([f.path for f in plan.files])
+    assert rows == table.planned_rows(plan)
+    assert [row.type for row in rows] == kinds
+    ends = table.Weights("token_embd.weight", (512, 192), "Q8_0")  # 192: no block of Q6_K
+    assert table._type_of(18, [ends, ends._replace(name="output.weight")]) == "Q6_K"
+
+
 def test_rows_of_a_plan_need_no_file(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     plan = quantize(checkpoint("mixtral-4x"), ["Q4_0"], tmp_path, run=Run(dry=True))
     assert list(tmp_path.iterdir()) == []
