@@ -20,7 +20,7 @@ from quantkit.editing.edit import edit as edit
 from quantkit.errors import OutputExists, UsageError
 from quantkit.gguf.splits import NO_SPLITS, Splits, size_in_bytes
 from quantkit.hub.push import HubTarget
-from quantkit.model.open import AS_IT_IS, Reading, open_gguf
+from quantkit.model.open import AS_IT_IS, Reading, formats_of
 from quantkit.planning.build import Request
 from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import NO_OVERRIDES, Overrides
@@ -103,8 +103,8 @@ def quantize(
     the bytes of each type anew for mixtures of experts; a GGUF file (here or `hf://...`) gives each
     tensor the format that the tensor of its name has there.
     """
-    recipe, formats = _recipe(recipe)
-    overrides = replace(overrides, formats=formats) if formats else overrides
+    if formats := formats_of(recipe):
+        recipe, overrides = None, replace(overrides, formats=formats)
     request = Request(
         overrides,
         splits=splits,
@@ -319,18 +319,17 @@ def release(
     gone = _types(drop)
     if gone and share:
         raise UsageError("--drop goes without --share")
-    recipe, formats = _recipe(recipe)
+    overrides = Overrides(formats=formats_of(recipe))
+    recipe = None if overrides.formats else recipe
     usual = [] if gone else release_types(recipe)
     wanted = usual if types is None else with_mixture(_types(types), recipe)
-    if formats and len(wanted) != 1:
+    if overrides.formats and len(wanted) != 1:
         raise UsageError("a file as --recipe is for one type; name it, for instance --type Q4_K_M")
     directory, run = Path(output), _run(dry_run, threads, memory, force, progress)
     texts = list(map(Path, kl))
     test = release_test(source, texts, reading, directory, threads, progress) if kl else None
     options: dict[str, Any] = {
-        "request": Request(
-            Overrides(formats=formats), splits=splits, allow_requantize=allow_requantize
-        ),
+        "request": Request(overrides, splits=splits, allow_requantize=allow_requantize),
         "imatrix": _matrix(source, imatrix, calibration, directory, reading, run),
         "reading": reading,
         "context": context,
@@ -383,13 +382,6 @@ def verify(
 
 def _path(path: StrPath | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _recipe(recipe: str | None) -> tuple[str | None, dict[str, str]]:
-    """The name of a mixture; of a GGUF file, the formats of its tensors by their names."""
-    if recipe is None or not recipe.lower().endswith(".gguf"):
-        return recipe, {}
-    return None, {t.name: t.stored for t in open_gguf(recipe).tensors}
 
 
 def _types(types: str | Iterable[str]) -> list[str]:

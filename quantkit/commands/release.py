@@ -194,9 +194,25 @@ def _summary_lines(
     if pushed and repo:
         lines.append(f"next: llama-server -hf {repo}:{card.usual(made.rows).type}")
     else:
-        command = shlex.join(["quantkit", *given, "--push", repo or "ORG/NAME"])
+        words = [word for word in given if word != "--force"]  # nothing is to be made once more
+        if (
+            not repo and (kept := _without_drop(words)) != words
+        ):  # there is nothing to drop any more
+            named = {"-t", "--type", "--types"} & {word.partition("=")[0] for word in kept}
+            words = [*kept, *([] if named else ["--types", ",".join(made.manifest.texts)])]
+        command = shlex.join(["quantkit", *words, "--push", repo or "ORG/NAME"])
         lines.append(f"next: {command}")
     return lines
+
+
+def _without_drop(words: list[str]) -> list[str]:
+    """The words of a command without `--drop TYPE`."""
+    before = ["", *words]
+    return [
+        word
+        for word, last in zip(words, before, strict=False)
+        if "--drop" not in (word.partition("=")[0], last)
+    ]
 
 
 def _summary(made: Release) -> dict[str, Any]:

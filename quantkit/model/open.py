@@ -114,6 +114,14 @@ def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) ->
     return from_checkpoint(files, outtype, reading.pre, reading.options)
 
 
+def formats_of(recipe: str | None) -> dict[str, str]:
+    """The formats of a GGUF file's tensors by their names, if a `--recipe` is one (here or
+    `hf://...`). Raises SourceError."""
+    if recipe is None or not recipe.lower().endswith(".gguf"):
+        return {}
+    return {t.name: t.stored for t in open_gguf(recipe).tensors}
+
+
 def open_gguf(source: SourceLike) -> Model:
     """A GGUF file, as it is. Raises SourceError."""
     source = Source.parse(source)

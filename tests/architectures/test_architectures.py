@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit import architectures as package
 from quantkit import errors
 from quantkit.architectures import FAMILIES, family, find
 from quantkit.architectures.left_out import REASONS
@@ -328,16 +327,6 @@ def test_one_missing_expert_is_named(broken: Callable[..., Path]) -> None:
 def test_unknown_architectures_name_their_relatives() -> None:
     with pytest.raises(errors.UnsupportedArchitecture, match=r"nearest: .*Qwen3Moe"):
         find("Qwen3MoeForTokenClassification")
-
-
-def test_the_table_of_families_has_the_names_of_their_rows() -> None:
-    """All of them, each once, in their order; and every file that has rows is in it."""
-    for file, names in FAMILIES.items():
-        assert names.split() == [name for row in family(file) for name in row.hf_names], file
-    listed = " ".join(FAMILIES.values()).split()
-    assert len(listed) == len({*listed})
-    files = Path(package.__path__[0]).glob("*.py")
-    assert {f.stem for f in files if "\nFAMILY = " in f.read_text()} == {*FAMILIES}
 
 
 def test_what_is_left_out_says_why() -> None:

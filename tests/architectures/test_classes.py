@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantkit import architectures as package
 from quantkit import errors
+from quantkit.architectures import FAMILIES, family
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.model.from_checkpoint import from_checkpoint
@@ -264,3 +266,13 @@ def test_ranks_in_tokenizer_model(broken: Broken, tmp_path: Path) -> None:
     assert header.get("tokenizer.ggml.tokens")[n : n + 2] == ["<|endoftext|>", "<|user|>"]
     assert header.get("tokenizer.ggml.eot_token_id") == n + 1
     assert len(header.get("tokenizer.ggml.merges")) > 10
+
+
+def test_the_table_of_families_has_the_names_of_their_rows() -> None:
+    """All of them, each once, in their order; and every file that has rows is in it."""
+    for file, names in FAMILIES.items():
+        assert names.split() == [name for row in family(file) for name in row.hf_names], file
+    listed = " ".join(FAMILIES.values()).split()
+    assert len(listed) == len({*listed})
+    files = Path(package.__path__[0]).glob("*.py")
+    assert {f.stem for f in files if "\nFAMILY = " in f.read_text()} == {*FAMILIES}

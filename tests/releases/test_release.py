@@ -279,6 +279,8 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     assert beside == f"card: {tmp_path}/out/README.md, page: {tmp_path}/out/index.html"
     assert following == f"next: quantkit {shlex.join(arguments)} --push ORG/NAME"
     assert run(app, [*arguments, "--quiet"]).output == ""
+    *_, last = run(app, [*arguments[:4], "--drop", "q4_0", "--force"]).stdout.splitlines()
+    assert last == f"next: quantkit {shlex.join(arguments[:4])} --types Q8_0 --push ORG/NAME"
 
 
 def test_a_release_of_a_quantized_file(whole: Release, tmp_path: Path) -> None:
