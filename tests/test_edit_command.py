@@ -172,11 +172,30 @@ def test_refused_before_the_first_byte(
         assert {p.name: sha256(p) for p in tmp_path.iterdir()} == before
 
 
-def test_splits_are_joined_first(file: Path, tmp_path: Path) -> None:
-    parts = split(file, tmp_path / "cut.gguf", Splits(max_tensors=20)).files
-    with pytest.raises(errors.UnsupportedSource, match=r"quantkit merge .* -o WHOLE\.gguf"):
-        quantkit.edit(parts[1].path, tmp_path / "out.gguf", set_kv=["general.name=x"])
-    assert not (tmp_path / "out.gguf").exists()
+@pytest.mark.parametrize("no_tensor_first", [False, True])
+def test_a_set_of_splits(file: Path, tmp_path: Path, no_tensor_first: bool) -> None:
+    """Whichever of them is named: the first, which has the keys, is another, and the rest the same,
+    in place or as a new set; which is what splitting the edited file gives."""
+    layout = Splits(max_tensors=20, no_tensor_first=no_tensor_first)
+    parts = [f.path for f in split(file, tmp_path / "cut.gguf", layout).files]
+    name = "general.name=" + "x" * 100
+    written = quantkit.edit(parts[1], tmp_path / "new", set_kv=[name, f"{EOS}=5"]).files
+    assert [p.name for p in written] == [p.name for p in parts]
+    quantkit.edit(file, tmp_path / "edited.gguf", set_kv=[name, f"{EOS}=5"])
+    wanted = split(tmp_path / "edited.gguf", tmp_path / "wanted.gguf", layout).files
+    assert [sha256(p) for p in written] == [sha256(f.path) for f in wanted]
+    assert [sha256(p) for p in written[1:]] == [sha256(p) for p in parts[1:]]
+    before = [sha256(p) for p in parts]
+    done = run(parts[1], "--set", name, "--in-place")
+    assert done.exit_code == 1
+    assert f"{parts[0]}: the new header takes" in done.stderr
+    assert [sha256(p) for p in parts] == before
+    changed = quantkit.edit(parts[1], set_kv=[f"{EOS}=5"], in_place=True).files
+    assert changed == parts[:1]
+    assert read_header(parts[0]).get(EOS) == 5
+    assert [sha256(p) for p in parts[1:]] == before[1:]
+    with Judge() as judge:
+        assert judge.complaint(written[0]) == judge.complaint(parts[0]) == ""
 
 
 def test_a_file_on_the_hub(hub: Hub, made: Path, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from quantkit.editing import in_place as header_in_place
 from quantkit.editing.keys import Changes, edited
 from quantkit.errors import CorruptFile, OutputError, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.gguf.container import read_header
-from quantkit.gguf.splits import size_in_bytes, unsplit_name
+from quantkit.gguf.splits import size_in_bytes, split_siblings, unsplit_name
 from quantkit.jobs import Job, Run, carry_out, check_name, names_file
 from quantkit.model.model import Model
 from quantkit.model.open import open_gguf
-from quantkit.planning.build import plan_copy
+from quantkit.planning.build import only, plan_copy
 from quantkit.planning.plan import Plan
 from quantkit.progress import SILENT, Progress
 from quantkit.releases import manifest
@@ -39,7 +39,8 @@ def edit(
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Written:
-    """Write a GGUF file again with other metadata, its tensors as they are.
+    """Write a GGUF file (or the set of splits that it is one of) again with other metadata, its
+    tensors as they are.
 
     `set_kv` are texts KEY=VALUE (of the type that the key has) or KEY=TYPE:VALUE, `remove` keys,
     `chat_template` a file of text in UTF-8. `output` is a `.gguf` path or a directory; `in_place`
@@ -58,7 +59,7 @@ def edit(
         raise UsageError(both if in_place else f"{where}, or --in-place")
     run = Run(force, dry_run, threads, size_in_bytes(memory), progress=progress)
     if source.address is None:
-        _undo_interrupted(source.local(), run)
+        _undo_interrupted(_first(source.local()), run)
     if in_place:
         return Written(_in_place(source, changes, run))
     return Written(_copied(source, changes, Path(output or "."), run))
@@ -89,19 +90,18 @@ def _copied(source: Source, changes: Changes, output: Path, run: Run) -> Plan:
     check_name(output)
     if not names_file(output):
         output = output / f"{unsplit_name(Path(str(source)).name)}.gguf"
-    model = edited(_open(source), changes)
-    plan = plan_copy(model, output)
-    _tell_of_release(output, run)
+    model, plan = _planned(source, changes, output)
+    for f in plan.files:
+        _tell_of_release(f.path, run)
     return carry_out(Job(model, plan, {}), run)
 
 
 def _in_place(source: Source, changes: Changes, run: Run) -> Plan:
     if source.address is not None:
         raise UsageError(f"{source} is on the Hub; --in-place is for a file here, -o for a new one")
-    path = source.local()
+    path = _first(source.local())
     seen = os_files.fingerprint(path)
-    model = edited(_open(source), changes)
-    plan = plan_copy(model, path)
+    model, plan = _planned(source, changes, path.with_name(f"{unsplit_name(path.name)}.gguf"))
     _check_room(path, model, plan)
     _tell_of_release(path, run)
     for note in model.notes:
@@ -111,19 +111,29 @@ def _in_place(source: Source, changes: Changes, run: Run) -> Plan:
             if os_files.fingerprint(path) != seen:
                 raise OutputError(f"{path} was changed meanwhile; run it again")
             header_in_place.write_header(path, fd, plan.files[0].header)
-    return plan
+    return only(plan, [1])  # the one file that is another now
 
 
-def _open(source: Source) -> Model:
-    """A GGUF file that is a whole model. Raises SourceError."""
-    model = open_gguf(source)
-    count = next((int(i.value) for i in model.kv if i.key == "split.count"), 1)
-    if count > 1:
+def _first(path: Path) -> Path:
+    """The file that holds the metadata: the first of the set that a file is one of."""
+    first = path.with_name(split_siblings(path.name)[0])
+    return first if first.exists() else path
+
+
+def _planned(source: Source, changes: Changes, output: Path) -> tuple[Model, Plan]:
+    """The model with its changes, and the files that it will be: as many as it is. Raises
+    SourceError, RecipeError, NotLoadable."""
+    there = open_gguf(source)
+    model = edited(there, changes)
+    plan = plan_copy(model, output, keep_split=True)
+    count = next((int(i.value) for i in there.kv if i.key == "split.count"), 1)
+    if len(plan.files) != max(count, 1):
         merge = f"quantkit merge {shlex.quote(str(source))} -o WHOLE.gguf"
         raise UnsupportedSource(
-            f"{source} is one of {count} splits; join them, and edit the file of all: {merge}"
+            f"{source} is one of {count} splits, whose tensors are not written in this order any "
+            f"more; join them, and edit the file of all: {merge}"
         )
-    return model
+    return model, plan
 
 
 def _check_room(path: Path, model: Model, plan: Plan) -> None:
@@ -135,7 +145,8 @@ def _check_room(path: Path, model: Model, plan: Plan) -> None:
             f"{path}: the new header takes {f.header_size} bytes, and there is room for just "
             f"{there}; write another file with -o"
         )
-    lie = {t.name: (t.offset, t.shape, t.ggml.name) for t in model.sources.values()}
+    of_file = [t for t in model.sources.values() if t.path == path]
+    lie = {t.name: (t.offset, t.shape, t.ggml.name) for t in of_file}
     planned = {t.name: (t.offset, t.shape, t.format) for t in f.tensors}
     end = max((t.offset + t.nbytes for t in f.tensors), default=there)
     if lie != planned or path.stat().st_size not in (f.size, end):

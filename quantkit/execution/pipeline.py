@@ -92,7 +92,8 @@ def execute(
         with closing(
             in_stages(order.chunks(), stages, order.chunk_bytes, room, files.stop)
         ) as done:
-            step, total, so_far = " ".join(o.type for o in plan.outputs), plan.source_bytes, 0
+            step = " ".join(o.type for o in plan.outputs) or "copy"
+            total, so_far = plan.source_bytes, 0
             progress.update(step, 0, total)
             for work in done:
                 so_far += _source_bytes(work.chunk, plan)

@@ -52,19 +52,23 @@ def plan_conversion(model: Model, label: str, path: Path, splits: Splits = NO_SP
     return plan
 
 
-def laid_out(model: Model, label: str, path: Path, splits: Splits = NO_SPLITS) -> Plan:
+def laid_out(
+    model: Model, label: str, path: Path, splits: Splits = NO_SPLITS, *, keep_split: bool = False
+) -> Plan:
     """As `plan_conversion`, whether llama.cpp would load it or not."""
     choices = [Choice(t.stored) for t in model.tensors]
     sizes = [tensor_bytes(t.shape, t.stored) for t in model.tensors]
-    groups = splits.groups(sizes)
+    groups = _source_splits(model, model.tensors) if keep_split else splits.groups(sizes)
     return _checked(model, [_output(label, path, model.kv, model.tensors, choices, groups)])
 
 
-def plan_copy(model: Model, path: Path, splits: Splits = NO_SPLITS) -> Plan:
-    """A GGUF model's own bytes, split in another way or not at all. Raises NotLoadable; a model of
-    an architecture that llama.cpp does not have need only be a GGUF file."""
+def plan_copy(
+    model: Model, path: Path, splits: Splits = NO_SPLITS, *, keep_split: bool = False
+) -> Plan:
+    """A GGUF model's own bytes, split in another way, as it is or not at all. Raises NotLoadable; a
+    model of an architecture that llama.cpp does not have need only be a GGUF file."""
     kv = tuple(item for item in model.kv if not item.key.startswith("split."))
-    plan = laid_out(replace(model, kv=kv), "", path, splits)
+    plan = laid_out(replace(model, kv=kv), "", path, splits, keep_split=keep_split)
     _check_loads(plan.outputs[0], faults if is_known(model.arch) else container_faults)
     return replace(plan, verbatim=True)
 
@@ -136,9 +140,7 @@ def _quantized(
     )
     kv = replaced(replaced(kv, *request.kv), *request.late_kv)
     if request.keep_split:
-        groups = _runs([_shard(model, t) for t in tensors])
-        if split_number(_shard(model, tensors[0]).name) == 2:  # the first holds metadata only
-            groups = [range(0), *groups]
+        groups = _source_splits(model, tensors)
     else:
         sizes = [tensor_bytes(t.shape, f) for t, f in zip(tensors, formats, strict=True)]
         groups = request.splits.groups([align(size) for size in sizes])
@@ -210,10 +212,13 @@ def _shard(model: Model, t: ModelTensor) -> File:
     return model.sources[t.segments[0].source].path
 
 
-def _runs(shards: Sequence[File]) -> list[range]:
-    """The runs of tensors that lie in one shard of the source."""
+def _source_splits(model: Model, tensors: Sequence[ModelTensor]) -> list[range]:
+    """The runs of tensors that lie in one file of the source."""
+    shards = [_shard(model, t) for t in tensors]
     starts = [i for i, shard in enumerate(shards) if i == 0 or shard != shards[i - 1]]
-    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(shards)], strict=True)]
+    runs = [range(a, b) for a, b in zip(starts, [*starts[1:], len(shards)], strict=True)]
+    metadata_first = bool(shards) and split_number(shards[0].name) == 2
+    return [range(0), *runs] if metadata_first else runs
 
 
 def _quantize_order(name: str) -> tuple[int, str]:
