@@ -32,7 +32,7 @@ from quantkit.architectures.common import (
     slides,
 )
 from quantkit.architectures.llama import rope_freqs
-from quantkit.architectures.mtp_head import MTP_AROUND, in_mtp_head, shared_by_heads
+from quantkit.architectures.mtp_head import MTP_AROUND, MTP_LAYER, in_mtp_head, shared_by_heads
 from quantkit.architectures.olmo import NORMS_AFTER
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, vector, whole
 
@@ -153,13 +153,15 @@ EXAONE4 = replace(
 )  # fmt: skip
 
 # with a head that predicts further tokens, which llama.cpp keeps and does not run
+_AHEAD = (*NORMS_AFTER, *attention(), *qk_norms(), *gated_mlp())
 EXAONE4_5 = replace(
     EXAONE4,
     hf_names=("Exaone4_5_ForConditionalGeneration",),
     late_keys=(*EXAONE4.late_keys, Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None)),
     maps=(
         *EXAONE4.maps, *MTP_AROUND, *shared_by_heads(*MTP_AROUND),
-        *in_mtp_head(*NORMS_AFTER, *attention(), *qk_norms(), *gated_mlp()),
+        *in_mtp_head(*_AHEAD),
+        *shared_by_heads(*in_mtp_head(*_AHEAD, base=f"{MTP_LAYER}0")),
     ),
     layers=MTP_LAYERS,
     mtp=nextn_layers,

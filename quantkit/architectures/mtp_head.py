@@ -7,6 +7,7 @@ from dataclasses import replace
 from quantkit.architectures.common import L
 from quantkit.architectures.rules import Map, vector, whole
 
+MTP_LAYER = "mtp.layers."
 MTP_AROUND = (
     Map("mtp.fc.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
     vector("mtp.pre_fc_norm_embedding", "nextn.enorm", layers="mtp"),
@@ -21,11 +22,11 @@ def in_mtp_head(*maps: Map, base: str = "mtp.layers.{mid}") -> tuple[Map, ...]:
 
 
 def shared_by_heads(*maps: Map) -> tuple[Map, ...]:
-    """The rows of what stands around several heads and is kept once: each head has all of it."""
+    """The rows of what several heads share and is kept once: each head has all of it."""
     return tuple(replace(m, source=in_each_head(m.source)) for m in maps)
 
 
 def in_each_head(name: str) -> str:
-    """What a tensor around the heads is called in each of them, with `{mid}`."""
+    """What a tensor that heads share is called in each of them, with `{mid}`."""
     stem, _, kind = name.rpartition(".")
     return f"{stem}.{{mid}}.{kind}"

@@ -146,8 +146,7 @@ KIMI_K25 = Encoder(
             for axis, size in (("height", 64), ("width", 64), ("time", 4))
         ),
         Key("clip.use_gelu",
-            lambda c: c.get(*vision("projector_hidden_act"), kind="STRING", default="gelu")
-            == "gelu", "BOOL"),
+            lambda c: c.values[VISION].get("projector_hidden_act", "gelu") == "gelu", "BOOL"),
         eps(vision("projector_ln_eps"), 1e-5),
         Key("clip.vision.projector.scale_factor", _merge),
         Key("clip.vision.image_min_pixels", _pixels(lambda c: 8)),

@@ -6,7 +6,7 @@ the graphs of `src/models/*.cpp` (b11549) assert there is asked here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from quantkit.gguf import tensor_names
 from quantkit.loading.values import Info, Values, number
@@ -20,6 +20,13 @@ ALONE = {
 _SEVERAL = {"hy_v3", "mimo2", "step35"}  # which run more than one
 _LOADED = "nextn.eh_proj.weight"  # without it none of the others is asked for
 _JOINED = ("mimo2", "attn_qkv.weight")  # whose queries, keys and values are one matrix there
+
+
+def are_alone(values: Values, names: Iterable[str]) -> bool:
+    """Whether a file has layers that predict further tokens, and none of those before them."""
+    first = number(values, "block_count") - number(values, "nextn_predict_layers")
+    found = {tensor_names.parse(name).bid for name in names} - {None}
+    return first > 0 and bool(found) and all(bid is not None and bid >= first for bid in found)
 
 
 def unrun(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from quantkit.architectures.mtp_head import in_each_head
+from quantkit.architectures.mtp_head import MTP_LAYER, in_each_head
 from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError
 from quantkit.model.placement import Layout
@@ -44,12 +44,16 @@ def predicting_layers(
 def with_shared(
     arch: Architecture, config: Config, sources: Mapping[str, SourceTensor]
 ) -> dict[str, SourceTensor]:
-    """The sources, with those once for each head that several heads share."""
+    """The sources, with those once for each head that several heads share: what stands around
+    them, and their layer too where `mtp_share_layers` says so."""
+    one_layer = bool(config.find("mtp_share_layers"))
     heads, rows = arch.mtp(config), {m.source for m in arch.maps}
     out: dict[str, SourceTensor] = {}
     for name, t in sources.items():
-        each = in_each_head(arch.plain(name))
-        if heads < 2 or each not in rows:
+        plain = arch.plain(name)
+        each = in_each_head(plain)
+        inside = plain.startswith(MTP_LAYER) and not one_layer
+        if heads < 2 or each not in rows or inside:
             out[name] = t
             continue
         copies = (replace(t, name=each.format(mid=mid)) for mid in range(heads))

@@ -184,11 +184,12 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
         ]
         hf.add_tokens([t for t in tokens if repr(t) not in present])
     else:
+        # of two texts of one id the last counts
         ids, own = files.optional("added_tokens.json") or {}, hf.get_added_tokens_decoder()
         hf.add_tokens(
             [
                 AddedToken(token, normalized=token not in names, special=token in names)
-                for token, i in sorted(ids.items(), key=lambda item: item[1])
+                for i, token in sorted({i: token for token, i in ids.items()}.items())
                 if i not in own  # what tokenizer.json says of a token counts
             ]
         )

@@ -38,6 +38,7 @@ class VocabRules:
     `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
     is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
     in the vocabulary has no effect.
+    `{added_tokens_decoder:TEXT}` is a text that this table of tokenizer_config.json lists.
     A token may also be a number in another file, `{config.json:eod_token_id}`, the first of a list
     of several there.
     `unused`: how pieces begin that nothing uses.
@@ -136,6 +137,8 @@ _CHATML = (
     " + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+_END = "{added_tokens_decoder:<|im_end|>}"
+_CHATML_ENDS = (("bos", _END), ("eos", _END))
 
 RULES: tuple[VocabRules, ...] = (
     *_llama_like(_LLAMA),
@@ -191,7 +194,7 @@ RULES: tuple[VocabRules, ...] = (
         unused="[UNUSED", model_space_prefix=True, late_ids=(("eos", "<|im_end|>"),),
     ),
     VocabRules(names=("InternLM3ForCausalLM",), config_space_prefix="after tokens",
-               late_ids=(("eos", "<|im_end|>"),)),
+               late_ids=(("eos", _END),)),
     VocabRules(names=("NemotronForCausalLM",), late_ids=(("pad", 0), ("unk", 1))),
     VocabRules(
         names=("HunYuanDenseV1ForCausalLM", "HunYuanVLForConditionalGeneration"),
@@ -206,9 +209,9 @@ RULES: tuple[VocabRules, ...] = (
                late_ids=(("eos", "{config.json:eos_token_id}"),)),
     VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
     VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
-               late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
+               late_ids=_CHATML_ENDS),
     VocabRules(names=("Qwen3ASRForConditionalGeneration",), template=_CHATML,
-               late_ids=(("bos", "<|im_end|>"), ("eos", "<|im_end|>"))),
+               late_ids=_CHATML_ENDS),
     VocabRules(names=("MuseGlimmerForConditionalGeneration",), late_ids=(("eot", "<|eot|>"),)),
     VocabRules(names=("GPTRefactForCausalLM",), pre="refact",
                late_ids=(("prefix", 1), ("suffix", 3), ("middle", 2))),

@@ -23,6 +23,7 @@ from quantkit.tokenizer.past_the_end import left_out
 from quantkit.tokenizer.sentencepiece import Pieces
 from quantkit.tokenizer.special_tokens import (
     SpecialTokens,
+    content,
     flags_of_added,
     read_merges,
     read_special_tokens,
@@ -330,6 +331,13 @@ def _number_in(files: CheckpointFiles, name: str, key: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
+def _decoded_id(config: Mapping[str, Any], text: str) -> int | None:
+    """The first id that `added_tokens_decoder` has the text for."""
+    table = config.get("added_tokens_decoder")
+    entries = table.items() if isinstance(table, dict) else ()
+    return next((int(i) for i, e in entries if i.isdecimal() and content(e) == text), None)
+
+
 def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None:
     """Change `vocab` where the family differs from what its files say."""
     config = tokenizer_config(files)
@@ -338,6 +346,8 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
     def token_id(token: int | str) -> int | None:  # as `VocabRules.ids` name a token
         if isinstance(token, int):
             return token
+        if token.startswith("{added_tokens_decoder:"):
+            return _decoded_id(config, token[1:-1].partition(":")[2])
         if token.startswith("{") and ":" in token:
             return _number_in(files, *token[1:-1].split(":"))
         if token.startswith("{"):

@@ -18,10 +18,10 @@ from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
 from quantkit.llama import apart
-from quantkit.loading import vocabulary
+from quantkit.loading import ahead, vocabulary
 from quantkit.loading.kinds import ADAPTER, DRAFT, MODEL, PROJECTOR, Kind, kind_of
 from quantkit.loading.patterns import PARTS
-from quantkit.loading.values import listed
+from quantkit.loading.values import listed, of_architecture
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_checkpoint, open_source
 from quantkit.planning.build import laid_out
@@ -94,7 +94,7 @@ def verify(
         source = Source.parse(against)
         if kind is PROJECTOR:
             reading = replace(reading, options=replace(reading.options, mmproj=True))
-        model = _opened(file, kind, source, reading)
+        model = _opened(file, kind, source, _as_written(header, tensors, reading))
         checks.append(_check_metadata(header, model))
         has_words = kind in (MODEL, DRAFT) and not faults
         if has_words and source.path:  # llama.cpp would read past the end of short arrays
@@ -104,6 +104,15 @@ def verify(
     if kind in (MODEL, DRAFT) and not any(check.findings for check in checks):
         checks.insert(2, _check_loading(file, header, tensors))
     return _verdict(file, checks, errors, sound)
+
+
+def _as_written(header: Header, tensors: Sequence[SourceTensor], reading: Reading) -> Reading:
+    """`reading`, of nothing but the layers that predict further tokens where the file has no
+    others."""
+    values = of_architecture(str(header.get("general.architecture")), header.kv)
+    if reading.options.mtp == "with" and ahead.are_alone(values, (t.name for t in tensors)):
+        return replace(reading, options=replace(reading.options, mtp="only"))
+    return reading
 
 
 def _opened(file: Path, kind: Kind, source: Source, reading: Reading) -> Model:

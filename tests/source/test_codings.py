@@ -114,6 +114,15 @@ def test_settings_that_contradict(
         coded.joined(path, {**settings, **changes})
 
 
+def test_a_shape_that_its_codes_contradict_is_named(tmp_path: Path) -> None:
+    arrays, settings, _ = SCHEMES["packed"](np.random.default_rng(7))
+    arrays["w.weight_shape"] = np.array([ROWS, 64])
+    path = tmp_path / "model.safetensors"
+    coded.write(arrays, path)
+    with pytest.raises(errors.TensorShape, match=rf"w\.weight_shape says \[{ROWS}, "):
+        coded.joined(path, settings)
+
+
 def test_a_group_that_is_not_there(tmp_path: Path) -> None:
     for scheme, name in ("gptq", "w.g_idx"), ("packed, columns in any order", "w.weight_g_idx"):
         arrays, settings, _ = SCHEMES[scheme](np.random.default_rng(7))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantkit.architectures.rules import ConversionOptions
+from quantkit.execution import pipeline
 from quantkit.gguf.container import KeyValue, header_bytes, read_header, string, uint32
 from quantkit.loading import splitting
+from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.model.open import Reading
+from quantkit.planning.build import laid_out
+from quantkit.planning.schedule import Schedule
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.verification.verify import Verdict, verify
+from tests.checkpoints import architectures
 from tests.verification.damage import instead, rewritten, without
 
 KINDS, TOKENS = "tokenizer.ggml.token_type", "tokenizer.ggml.tokens"
@@ -149,3 +158,18 @@ def test_truncated_files(files: dict[str, Path], tmp_path: Path) -> None:
         assert words in finding
     path.write_bytes(b"GGML" + whole[4:])
     assert verify(path).findings == [f"{path}: not a GGUF file (it does not start with 'GGUF')"]
+
+
+@pytest.mark.parametrize("case", ["qwen3next-mtp-only", "nemotron-h-mtp-only"])
+def test_layers_that_predict_are_seen_to_be_alone(
+    case: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A file of nothing else is held against nothing else of its source."""
+    source, path = checkpoint(case), tmp_path / "m.gguf"
+    pre = architectures()[case]["golden"]["pre"]
+    model = from_checkpoint(
+        CheckpointFiles.local(source), "bf16", pre, ConversionOptions(mtp="only")
+    )
+    pipeline.execute(Schedule(laid_out(model, "BF16", path), 1))
+    found = verify(path, source, reading=Reading(pre))
+    assert found.good, found.findings

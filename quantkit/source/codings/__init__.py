@@ -56,6 +56,7 @@ def decoded(tensors: Sequence[SourceTensor], settings: Settings) -> list[SourceT
                     out[made.parts[0].name] = made
         for name in [name for name in found if name.endswith(_UNUSED)]:
             del found[name]
+        packed.check_shapes(out.values())
     for name in [name for name in found if name.endswith(_LEFT_OVER)]:
         del found[name]
     kept = (out.get(t.name) or found.get(t.name) for t in tensors)

@@ -6,6 +6,7 @@ there are any, are packed along the rows. llama.cpp: `conversion/base.py`, `dequ
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,24 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     return joined(
         name, "F32", (rows, columns), "packed", *parts, settings=(bits, group, zero_at, group_at)
     )
+
+
+def check_shapes(tensors: Iterable[SourceTensor]) -> None:
+    """The shape that each says it has, in a tensor of its own, is that of its codes and scales.
+
+    Of files on the Hub it is not asked: a request for each weight would be far too many. Raises
+    TensorShape.
+    """
+    here = [t for t in tensors if t.coding == "packed" and not t.is_remote]
+    with Files(t.parts[2].path for t in here) as files:
+        for t in here:
+            said = t.parts[2]
+            rows, columns = cut(files, said, 0, 1, 0, 2).ravel().tolist()
+            if t.shape != (rows, columns):
+                raise TensorShape(
+                    f"{said.path}: tensor {said.name} says [{rows}, {columns}], and the codes and "
+                    f"scales beside it are of {list(t.shape)}: they are of different weights"
+                )
 
 
 def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
