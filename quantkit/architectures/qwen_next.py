@@ -187,6 +187,7 @@ QWEN3_NEXT = Architecture(
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6, "full_attention_interval": 4,
               "head_dim": 256, "partial_rotary_factor": 0.25},
     mtp=lambda c: c.get("mtp_num_hidden_layers", default=1),
+    says_mtp="mtp_num_hidden_layers",
     keeps_mtp=True,
     fuses=("qkv", "gate_up_exps"),
 )  # fmt: skip

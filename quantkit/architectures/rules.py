@@ -297,6 +297,8 @@ class Architecture:
     # how many layers after the last predict further tokens, and whether they are converted
     mtp: Callable[[Config], int] = lambda config: 0
     keeps_mtp: bool = False
+    # the key of config.json that says so, where `mtp` assumes some without it
+    says_mtp: str | None = None
     # tensors that may be joined: of "qkv", "gate_up_exps"
     fuses: tuple[str, ...] = ()
     # roles that llama.cpp's converter leaves in float32 elsewhere, and not here

@@ -18,7 +18,7 @@ from quantkit.model.model import Model, ModelTensor
 from quantkit.model.nvfp4 import precision_keys, with_scales
 from quantkit.model.placement import Placed, place
 from quantkit.model.pooling import dense_modules, dense_values, is_reranker, with_head
-from quantkit.model.predicting import predicting_layers, with_shared
+from quantkit.model.predicting import predicting_layers, predicting_note, with_shared
 from quantkit.model.prepared import (
     added,
     computed,
@@ -142,7 +142,7 @@ def _converted(
         after = [item.key for item in kv].index("general.quantization_version") + 1
         kv = (*kv[:after], *precision, *kv[after:])
     said = (
-        _predicting_note(arch, config),
+        predicting_note(arch, config, by_name),
         _head_note(arch, config, by_name, sources),
         settings_note(stored, settings),
         _dequantized_note(arch, outtype, sources),
@@ -160,16 +160,6 @@ def _check_layers(config: Config, stored: Mapping[str, SourceTensor]) -> None:
             f"{config.where}: num_hidden_layers is {config.layers}, and there are {len(stored)} "
             "tensors in all"
         )
-
-
-def _predicting_note(arch: Architecture, config: Config) -> str | None:
-    """A line where the weights have more layers that predict further tokens than is said."""
-    if config.mtp <= (declared := arch.mtp(config)):
-        return None
-    return (
-        f"{config.where} says {declared} layers that predict further tokens, and the weights have "
-        f"{config.mtp}: they are kept (--no-mtp leaves them out)"
-    )
 
 
 def _head_note(

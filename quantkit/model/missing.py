@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from quantkit.errors import TensorMissing
-from quantkit.gguf.tensor_names import in_block
+from quantkit.gguf.tensor_names import in_block, parse
 from quantkit.loading.asked import does_without_head
 from quantkit.model.names import NUMBER
 from quantkit.source.tensors import SourceTensor
@@ -16,24 +16,28 @@ if TYPE_CHECKING:
 
 
 def check_nothing_missing(
-    layout: Layout, sources: Mapping[str, SourceTensor], placed: Container[str]
+    layout: Layout, sources: Mapping[str, SourceTensor], placed: Collection[str]
 ) -> None:
     """Every tensor that the architecture has is placed, but for a head that is the embedding, or
-    that llama.cpp does without. Raises TensorMissing."""
+    that llama.cpp does without, and for layers that predict further tokens where all are left out.
+    Raises TensorMissing."""
     config = layout.config
     tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
     tied = tied or does_without_head(layout.arch.gguf_arch)
+    ahead = any((parse(name).bid or 0) >= config.layers for name in placed)
     for m in layout.arch.maps:
         if m.optional or (tied and m.source == "lm_head.weight"):
             continue
         for bid in layout.blocks_of(m):
+            predicts = bid is not None and bid >= config.layers
+            if predicts and not ahead:
+                continue
             for target in {in_block(p.role, bid) for p in layout.pieces(m, bid, 0)}:
                 if target in placed or not (missing := _missing(layout, bid, target, sources)):
                     continue
                 n_experts = layout.dims[bid or 0].get("experts", 0)
                 experts = f" and {n_experts} experts" if n_experts else ""
-                ahead = bid is not None and bid >= config.layers
-                hint = " (it is of one that predicts; --no-mtp leaves those out)" if ahead else ""
+                hint = " (it is of one that predicts; --no-mtp leaves those out)" * predicts
                 raise TensorMissing(
                     f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
                     f"{target}); {config.where} says {config.layers} layers{experts}{hint}"

@@ -84,5 +84,7 @@ def test_an_image_tower_taller_than_the_model_predicts_nothing(broken: Broken) -
             tensors[name.replace("blocks.0", "blocks.3")] = tensors.pop(name)
 
     edit_tensors(source, edit)
-    keys = {item.key for item in read(source, pre="glm4").kv}
-    assert "glm5-next.nextn_predict_layers" not in keys
+    model = read(source, pre="glm4")
+    keys = {item.key: item.value for item in model.kv}
+    assert keys["glm5-next.nextn_predict_layers"] == 1  # as config.json promises
+    assert not any(t.name.startswith("blk.3.") for t in model.tensors)
