@@ -137,8 +137,8 @@ _CHATML = (
     " + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-_END = "{added_tokens_decoder:<|im_end|>}"
-_CHATML_ENDS = (("bos", _END), ("eos", _END))
+_IM_END = "{added_tokens_decoder:<|im_end|>}"
+_CHATML_ENDS = (("bos", _IM_END), ("eos", _IM_END))
 
 RULES: tuple[VocabRules, ...] = (
     *_llama_like(_LLAMA),
@@ -194,7 +194,7 @@ RULES: tuple[VocabRules, ...] = (
         unused="[UNUSED", model_space_prefix=True, late_ids=(("eos", "<|im_end|>"),),
     ),
     VocabRules(names=("InternLM3ForCausalLM",), config_space_prefix="after tokens",
-               late_ids=(("eos", _END),)),
+               late_ids=(("eos", _IM_END),)),
     VocabRules(names=("NemotronForCausalLM",), late_ids=(("pad", 0), ("unk", 1))),
     VocabRules(
         names=("HunYuanDenseV1ForCausalLM", "HunYuanVLForConditionalGeneration"),
