@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantkit.calibration.sums import Sums, read_sums
 from quantkit.errors import ImatrixError, UsageError
 from quantkit.gguf.container import KeyValue, string, uint32
-from quantkit.recipes.facts import category
+from quantkit.recipes.facts import category, is_quantized
 
 if TYPE_CHECKING:
     from quantkit.model.model import ModelTensor
@@ -62,8 +62,8 @@ class Imatrix:
         """float32 `[experts, n]` (1 expert if not stacked) by name, for the tensors that have data.
 
         `old_names` gives the name at calibration by today's, where layers were pruned. Data of
-        another size is left aside for an embedding, as llama-quantize does; for any other tensor
-        it raises ImatrixError.
+        another size is left aside for an embedding and for what is never quantized, as
+        llama-quantize does; for any other tensor it raises ImatrixError.
         """
         by_name, wrong = {}, []
         for t in tensors:
@@ -72,7 +72,7 @@ class Imatrix:
                 continue
             if _fits(t.shape, data):
                 by_name[t.name] = data.reshape(_experts_and_width(t.shape))
-            elif category(t.name) != "token_embd":
+            elif _counts(t.name, t.shape):
                 wrong.append(_disagreement(t.name, t.shape, data))
         if wrong:
             raise ImatrixError(_of_another_model(self, wrong))
@@ -85,7 +85,7 @@ class Imatrix:
         items = [_text(prefix + "file", self.file)]
         items += [_text(prefix + "dataset", name) for name in self.datasets[:1]]
         items.append(uint32(prefix + "entries_count", len(self.values)))
-        if self.chunks > 0:
+        if 0 < self.chunks < 1 << 31:  # which llama-quantize reads as a signed number
             items.append(uint32(prefix + "chunks_count", self.chunks))
         return tuple(items)
 
@@ -219,7 +219,7 @@ def coverage(
             idle = np.flatnonzero((data.reshape(_experts_and_width(shape)) == 1).all(axis=1))
             if idle.size:
                 unreached[name] = tuple(idle.tolist())
-        elif data is not None and category(name) != "token_embd":
+        elif data is not None and _counts(name, shape):
             mismatched.append(_disagreement(name, shape, data))
         elif uses[name] and not ends:
             missing.append(name)
@@ -273,6 +273,11 @@ def check_coverage(
 
 def _experts_and_width(shape: Sequence[int]) -> tuple[int, int]:
     return (shape[-3] if len(shape) > 2 else 1), shape[-1]
+
+
+def _counts(name: str, shape: Sequence[int]) -> bool:
+    """Whether data of another size says that a matrix is of another model."""
+    return category(name) != "token_embd" and is_quantized(name, shape)
 
 
 def _fits(shape: Sequence[int], data: Values) -> bool:

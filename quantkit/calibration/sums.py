@@ -156,17 +156,19 @@ def _from_gguf(path: Path, data: Bytes, counted_in: str = "F32") -> Sums:
 
 
 def _with_origin(path: Path, header: Header, entries: dict[str, Entry]) -> Sums:
-    """With the datasets and the number of chunks; llama-quantize insists on all three keys."""
+    """With the datasets and the number of chunks; llama-quantize insists on all three keys, and
+    takes datasets that are no array of texts for none."""
     origin: dict[str, Any] = {}
     for key in ("datasets", "chunk_count", "chunk_size"):
         item = next((i for i in header.kv if i.key == f"imatrix.{key}"), None)
-        wanted = "ARRAY" if key == "datasets" else "UINT32"
+        wanted = item.type if item is not None and key == "datasets" else "UINT32"
         if item is None or item.type != wanted:
             raise ImatrixError(
                 f"{path}: imatrix.{key} is missing, or not {wanted}; not a matrix "
                 "of llama-imatrix, or a damaged one"
             )
-        origin[key] = item.value
+        texts = item.type == "ARRAY" and item.element_type == "STRING"
+        origin[key] = item.value if texts or key != "datasets" else ()
     nextn = header.get("imatrix.n_layer_nextn", 0)
     return Sums(
         entries,
