@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 
 # control characters, what turns the direction of text, line separators, halves of characters, tags;
 # not the joiners of scripts and emoji
@@ -19,6 +20,11 @@ LONGEST = 4000  # characters of an error
 def is_utf8(text: str) -> bool:
     """Whether a text has no halves of characters, which UTF-8 cannot write."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first three of some names, and a sign that there are more."""
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def one_line(text: str, longest: int = 0) -> str:

@@ -229,6 +229,20 @@ def test_no_weights(broken: Broken, tmp_path: Path) -> None:
     source = broken()
     (source / "model.safetensors").unlink()
     fails(errors.SourceNotFound, "no model*.safetensors", source, tmp_path / "out")
+    (source / "consolidated.00.pth").write_bytes(b"PK")
+    fails(errors.SourceNotFound, "consolidated.00.pth is not read", source, tmp_path / "b")
+    (source / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    words = "model.safetensors is a link to a file that is not there"
+    fails(errors.SourceNotFound, words, source, tmp_path / "c")
+
+
+def test_shards_without_an_index(broken: Broken, tmp_path: Path) -> None:
+    """Where a tensor is missing, the names of the others say which file."""
+    source = broken()
+    edit_tensors(source, lambda t: t.pop("model.norm.weight"))
+    (source / "model.safetensors").rename(source / "model-00001-of-00003.safetensors")
+    words = "model.norm.weight is not & ; not there: model-00002-of-00003.safetensors, model-00003"
+    fails(errors.TensorMissing, words, source, tmp_path / "out")
 
 
 def test_a_dtype_that_is_not_read(broken: Broken, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from quantkit.errors import TensorMissing
 from quantkit.gguf.tensor_names import in_block, parse
 from quantkit.loading.asked import does_without_head
 from quantkit.model.names import NUMBER
+from quantkit.plain_text import first_of
+from quantkit.source.checkpoint import absent_shards
 from quantkit.source.tensors import SourceTensor
 
 if TYPE_CHECKING:
@@ -38,9 +40,11 @@ def check_nothing_missing(
                 n_experts = layout.dims[bid or 0].get("experts", 0)
                 experts = f" and {n_experts} experts" if n_experts else ""
                 hint = " (it is of one that predicts; --no-mtp leaves those out)" * predicts
+                lost = absent_shards(t.path.name for t in sources.values())
+                also = f"; not there: {first_of(lost)}" if lost else ""
                 raise TensorMissing(
                     f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
-                    f"{target}); {config.where} says {config.layers} layers{experts}{hint}"
+                    f"{target}); {config.where} says {config.layers} layers{experts}{hint}{also}"
                 )
 
 

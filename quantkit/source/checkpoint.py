@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
 from quantkit.gguf.types import type_by_name
+from quantkit.plain_text import first_of
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.mistaken import no_model
 from quantkit.source.safetensors import read_entries
@@ -15,6 +18,8 @@ from quantkit.source.torch_zip import read_torch_entries
 from quantkit.storage.inputs import File, map_files
 
 INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
+
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 # safetensors dtype -> the ggml type that is read, for weights and for what they are made of
 _WEIGHTS = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -42,7 +47,7 @@ def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTe
             return _read_all([files.weights[name] for name in names])
     what = no_model(files)
     why = f"; {what}" if what else ""
-    raise SourceNotFound(f"{files.where}: no model*.safetensors and no {INDEX} in it{why}")
+    raise SourceNotFound(f"{files.where}: no model*.safetensors or pytorch_model*.bin in it{why}")
 
 
 def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:
@@ -66,7 +71,7 @@ def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:
             cure = f"if {others[0]} is the model, {index} is left from before: delete it"
         raise ShardMissing(
             f"{files.where}: {len(missing)} of {len(shards)} weight files are not there: "
-            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; {cure}"
+            f"{first_of(missing)}; {cure}"
         )
     whole = "model.safetensors" if index == INDEX else "pytorch_model.bin"
     if whole in files.weights and whole not in shards:  # transformers and llama.cpp read it
@@ -87,6 +92,14 @@ def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:
             f"({len(unlisted)} such tensors); the shards and the index are of different models"
         )
     return tensors
+
+
+def absent_shards(names: Iterable[str]) -> list[str]:
+    """The files of a set, `model-00002-of-00003.safetensors`, that are not among those of it."""
+    there = {*names}
+    sets = {m.group(1, 3, 4) for m in map(_SHARD.fullmatch, there) if m}
+    every = (f"{a}-{i + 1:05d}-of-{n}{end}" for a, n, end in sets for i in range(int(n)))
+    return sorted({*every} - there)
 
 
 def _read_all(shards: list[File]) -> list[SourceTensor]:

@@ -15,6 +15,7 @@ from quantkit.gguf.container import Header, read_header
 from quantkit.gguf.schema import check
 from quantkit.gguf.splits import is_gguf, split_siblings, unsplit_name
 from quantkit.gguf.types import type_by_id
+from quantkit.plain_text import first_of
 from quantkit.source.checkpoint import _unique
 from quantkit.source.mistaken import no_gguf
 from quantkit.source.tensors import SourceTensor
@@ -78,7 +79,8 @@ def open_gguf_set(
         files = {f.name: f for f in map(path.with_name, names) if f.is_file()}
     if missing := [name for name in names if name not in files]:
         raise ShardMissing(
-            f"{path.parent}: {len(missing)} of {len(names)} splits are not there: {missing[0]}"
+            f"{path.parent}: {len(missing)} of {len(names)} splits are not there: "
+            f"{first_of(missing)}; all of them are one model"
         )
     opened = map_files(open_gguf, [files[name] for name in names])
     found = [(h.get("split.no"), h.get("split.count")) for h, _ in opened]

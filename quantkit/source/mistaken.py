@@ -16,6 +16,11 @@ _OTHERS = {
         ".msgpack",
         ".ckpt.index",
     ): "load it in transformers (from_tf or from_flax) and save it",
+    (
+        ".pt",
+        ".pth",
+        ".ckpt",
+    ): "load it in PyTorch and save it as model.safetensors, or get the release in safetensors",
     (".onnx", ".npz", ".tflite"): "get the release of the model in safetensors",
 }
 
@@ -40,6 +45,9 @@ def no_model(files: CheckpointFiles) -> str | None:
         one = "one of them, for instance " if len(inner) > 1 else ""
         models = f"{len(inner)} model{'s' * (len(inner) > 1)}"
         return f"it is a directory of {models}; name {one}{inner[0]}"
+    links = sorted(p for p in files.directory.iterdir() if p.is_symlink() and not p.exists())
+    if links:
+        return f"{links[0].name} is a link to a file that is not there; download it again"
     if what := next(filter(None, map(piece, names)), None):
         return f"it has {what}"
     for endings, what in _OTHERS.items():

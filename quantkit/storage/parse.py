@@ -16,6 +16,8 @@ MAX_NODES = 100_000  # of a YAML document, those that aliases repeat counted aga
 def parse_json(data: bytes, label: str, once: Callable[[Any], Any] | None = None) -> Any:
     """The value in a JSON file that messages call `label`; `once` is json's `object_pairs_hook`.
     Raises CorruptFile."""
+    if not data:
+        raise CorruptFile(f"{label}: not JSON (empty); download it again")
     if len(data) > MAX_JSON:
         raise CorruptFile(f"{label}: {len(data)} bytes of JSON; {MAX_JSON} are read")
     try:

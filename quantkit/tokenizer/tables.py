@@ -78,7 +78,7 @@ def read_tokens(
         tekken = (
             " (tekken.json alone is Mistral's own form: the release with tokenizer.json has both)"
             if files.has("tekken.json")
-            else ""
+            else "; copy it from the model that this one was made from"
         )
         raise TokenizerError(
             f"{files.where}: neither tokenizer.model nor tokenizer.json is there{tekken}"
