@@ -111,7 +111,6 @@ DEEPSEEK_V4 = Architecture(
         SILU,
         Expect("scoring_func", ("sqrtsoftplus",), required=True),
         Expect("swiglu_limit", required=True),
-        Expect("tie_word_embeddings", (False,)),
     ),
     dims={
         **DIMS, **expert_dims(), **INDEXER_DIMS, **HYPER_DIMS,

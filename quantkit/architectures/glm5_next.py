@@ -175,7 +175,7 @@ GLM5_NEXT = Architecture(
         *LATENT_MAPS,
         *DELTA_MAPS,
         *GATE_MAPS,
-        decay("d_heads"),
+        decay("d_heads", wide=True),
         *_indexer("indexer"),
         *_indexer("maybe an indexer", optional=True),
         *gated_mlp(layers="dense MLP"),

@@ -85,7 +85,6 @@ KIMI_K3 = replace(
         Expect("moe_layer_freq", (1,)),
         Expect("num_expert_group", (1,)),
         Expect("linear_attn_config", required=True),
-        Expect("tie_word_embeddings", (False,)),
     ),
     dims={**KIMI_LINEAR.dims, "latent": lambda c: _latent(c) or c.get("hidden_size")},
     maps=(
@@ -99,7 +98,7 @@ KIMI_K3 = replace(
                 bias=False),
         *DELTA_MAPS,
         *delta("g_proj", "ssm_g", ("delta", "hidden")),
-        decay("d_heads"),
+        decay("d_heads", wide=True),
         *gated_mlp(layers="dense MLP"),
         router(f"{MOE}.gate", "experts"),
         router_bias(f"{MOE}.gate.e_score_correction_bias", "experts"),
@@ -111,10 +110,13 @@ KIMI_K3 = replace(
                optional=True),
         *linear(f"{MOE}.routed_expert_up_proj", ("hidden", "latent"), "ffn_routed_up",
                 layers=NARROW, bias=False),
-        *gated_mlp(f"{MOE}.shared_experts", "_shexp", "shared_ffn", "experts"),
+        *gated_mlp(f"{MOE}.shared_experts", "_shexp", "shared_ffn", "shared experts"),
     ),
     layers={
         **KIMI_LINEAR.layers,
+        "shared experts": lambda c, bid: (
+            DENSE_FIRST["experts"](c, bid) and c.get("num_shared_experts") > 0
+        ),
         NARROW: _narrow,
         NARROW_NORM: lambda c, bid: _narrow(c, bid) and c.find("latent_moe_use_norm") is True,
         MAYBE_NORM: lambda c, bid: _narrow(c, bid) and c.find("latent_moe_use_norm") is None,

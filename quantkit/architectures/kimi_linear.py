@@ -68,9 +68,11 @@ def delta(source: str, role: str, shape: tuple[str, str]) -> tuple[Map, ...]:
     return linear(f"{ATTN}.{source}", shape, role, layers=DELTA, bias=False)
 
 
-def decay(*shape: str) -> Map:
-    """How fast each head forgets: llama.cpp wants `-exp` of what is stored."""
-    return Map(f"{ATTN}.A_log", shape, edited(whole("ssm_a"), ("minus_exp",)), DELTA)
+def decay(*shape: str, wide: bool = False) -> Map:
+    """How fast each head forgets: llama.cpp wants `-exp` of what is stored. `wide`: its converter
+    computes it in float32, also where that is float16."""
+    edits = (("float32",), ("minus_exp",)) if wide else (("minus_exp",),)
+    return Map(f"{ATTN}.A_log", shape, edited(whole("ssm_a"), *edits), DELTA)
 
 
 # delta attention, but for its output gate and the decay
@@ -145,7 +147,6 @@ KIMI_LINEAR = Architecture(
         Expect("moe_layer_freq", (1,)),
         Expect("num_expert_group", (1,)),
         Expect("moe_renormalize", (True,)),
-        Expect("tie_word_embeddings", (False,)),
     ),
     dims={
         **DEEPSEEK_V2.dims,

@@ -141,7 +141,6 @@ MINIMAX_M3 = replace(
         Expect("qk_norm_type", ("per_head",)),
         Expect("use_gemma_norm", (True,)),
         Expect("use_routing_bias", (True,)),
-        Expect("tie_word_embeddings", (False,)),
         Expect("sparse_init_block", (0,)),
         Expect("sparse_score_type", ("max",)),
     ),

@@ -77,6 +77,11 @@ def _times(rows: Rows, x: float) -> Rows:
     return out
 
 
+def _float32(rows: Rows) -> Rows:
+    """In float32, whatever the source's dtype: what follows is not rounded to float16."""
+    return rows.astype(np.float32)
+
+
 def _exp(rows: Rows) -> Rows:
     return torch_exp(rows.astype(np.float32)).astype(_computable(rows[:0]).dtype)
 
@@ -165,6 +170,7 @@ EDITS: dict[str, Callable[..., Rows]] = {
     "add": _add,
     "scale": _scale,
     "times": _times,
+    "float32": _float32,
     "exp": _exp,
     "minus_exp": _minus_exp,
     "softplus": _softplus,

@@ -83,6 +83,8 @@ def _is_known(settings: Settings, tensors: Iterable[SourceTensor]) -> bool:
     if settings.method in METHODS:
         return True
     if not settings.method:
+        if any(t.raw == "F8_E8M0" for t in tensors):  # powers of two, which only scales are kept in
+            return True
         if part := next((t for t in tensors if t.name.endswith(_PARTS)), None):
             raise ConfigError(
                 f"{settings.where}: no quantization_config, and tensor {part.name} of {part.path} "
