@@ -5,10 +5,11 @@ llama.cpp: `conversion/llama.py`, `conversion/qwen.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from quantkit.architectures.rules import (
+    Architecture,
     Config,
     Dims,
     Key,
@@ -76,3 +77,24 @@ def ids_of_target(config: Config) -> dict[str, Any]:
     if len(ids) and not 0 <= ids.min() <= ids.max() < n:
         raise ConfigError(f"{config.where}: d2t has tokens past the model's {n}")
     return {IDS: ids}
+
+
+def misfit(arch: Architecture, config: Config, names: Iterable[str]) -> str | None:
+    """A line where llama.cpp ends as it runs a draft of these source tensors beside the model that
+    `config` has as its target (`common/speculative.cpp`)."""
+    width, layers = (config.find(f"target.{n}") for n in ("hidden_size", "num_hidden_layers"))
+    own = config.one("hidden_size")
+    takes_rows = arch.gguf_arch == "dflash" or not any("embed_tokens" in name for name in names)
+    if takes_rows and width and width != own:
+        return (
+            f"the draft is {own} channels wide and its model {width}: llama.cpp does not run them "
+            "together"
+        )
+    keys = (k for k in (*arch.first_keys, *arch.late_keys) if k.name == "{arch}.target_layers")
+    read = next((k.read(config) for k in keys), None)
+    if layers and read and max(read) > layers:
+        return (
+            f"the draft reads layer {max(read)} of its model, which has {layers}: llama.cpp does "
+            "not run them together"
+        )
+    return None

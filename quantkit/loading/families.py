@@ -262,6 +262,12 @@ def _drafting(values: Values, _: Sequence[Info]) -> Iterator[str]:
         yield "attention.sliding_window is 0, without which llama.cpp does not load such layers"
 
 
+def _assisting(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """Its states are brought to another width, that of its model (gemma4-assistant.cpp)."""
+    if number(values, "embedding_length_out") == (n := number(values, "embedding_length")):
+        yield f"embedding_length_out is {n} as embedding_length is, which llama.cpp does not load"
+
+
 CHECKS: dict[str, tuple[Check, ...]] = {
     "cohere2moe": (_normed,),
     "deci": (_ends,),
@@ -270,6 +276,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "dflash": (_drafting,),
     "exaone-moe": (_predicting,),
     "gemma4": (_shared,),
+    "gemma4-assistant": (_assisting,),
     "glm5-next": (_pooled,),
     "graniteswitch": (_switched,),
     "hrm_text": (_cycled,),

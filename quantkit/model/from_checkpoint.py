@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from quantkit.architectures.drafts import misfit
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError
 from quantkit.gguf import tensor_names
@@ -144,6 +145,7 @@ def _converted(
     said = (
         predicting_note(arch, config, by_name),
         _head_note(arch, config, by_name, sources),
+        misfit(arch, config, sources) if arch.drafts else None,
         settings_note(stored, settings),
         _dequantized_note(arch, outtype, sources),
         *(e.differs(config) for e in arch.assumes),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from quantkit import architectures as package
 from quantkit import errors
 from quantkit.architectures import FAMILIES, family
 from quantkit.architectures.rules import ConversionOptions
-from quantkit.gguf.container import read_header
+from quantkit.gguf.container import read_header, uint32
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.planning.build import plan_conversion
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -223,6 +224,44 @@ def test_what_the_loader_of_drafts_ends_at_is_refused(
     model = from_checkpoint(files, "bf16", "deepseek-v3", _target(source))
     with pytest.raises(errors.NotLoadable, match=words):
         plan_conversion(model, "bf16", tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "words"),
+    [
+        ("dflash", {}, "256 channels wide and its model 384"),
+        ("dflash", {"hidden_size": 256}, None),
+        (
+            "dflash",
+            {"hidden_size": 256, "num_hidden_layers": 5},
+            "layer 6 of its model, which has 5",
+        ),
+        ("eagle3", {}, "256 channels wide and its model 384"),
+        ("eagle3-speculator", {}, None),  # it has an embedding of its own
+        ("eagle3-speculator", {"num_hidden_layers": 5}, "layer 6 of its model, which has 5"),
+        ("deepseek-v4-dspark-own", {}, None),
+    ],
+)
+def test_a_draft_that_its_model_does_not_run_with_is_told(
+    case: str, change: dict[str, Any], words: str | None, broken: Broken
+) -> None:
+    source = broken(case)
+    edit_config(source / "target", **change)
+    pre = architectures()[case]["golden"]["pre"]
+    model = from_checkpoint(CheckpointFiles.local(source), "bf16", pre, _target(source))
+    told = [note for note in model.notes if note.endswith("together")]
+    assert [words in note for note in told] == [True] if words else not told
+
+
+def test_an_assistant_as_wide_as_its_model_is_refused(broken: Broken, tmp_path: Path) -> None:
+    source = broken("gemma4-assistant")
+    model = from_checkpoint(CheckpointFiles.local(source), "bf16")
+    kv = [
+        uint32(item.key, 256) if item.key.endswith("embedding_length_out") else item
+        for item in model.kv
+    ]
+    with pytest.raises(errors.NotLoadable, match="as embedding_length is"):
+        plan_conversion(replace(model, kv=tuple(kv)), "bf16", tmp_path / "out.gguf")
 
 
 def test_only_a_checkpoint_with_a_draft_has_one(broken: Broken) -> None:
