@@ -205,9 +205,15 @@ def eps(names: Sequence[str], default: float = 1e-6, part: str = "vision") -> Ke
     return Key(name, tuple(names), "FLOAT32", default=default)
 
 
-def pixel_count(end: str) -> Key:
-    """The fewest or the most pixels of an image, `end` is min or max."""
-    return Key(f"clip.vision.image_{end}_pixels", f"preprocessor.{end}_pixels")
+def pixel_count(end: str, cut: bool = False) -> Key:
+    """The fewest or the most pixels of an image, `end` is min or max; `cut`: a float counts too, as
+    its whole part."""
+
+    def read(config: Config) -> Any:
+        value = config.get(f"preprocessor.{end}_pixels", kind="NUMBER" if cut else "UINT32")
+        return int(value)
+
+    return Key(f"clip.vision.image_{end}_pixels", read)
 
 
 def scale_factor() -> Key:

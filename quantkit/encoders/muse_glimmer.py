@@ -40,6 +40,7 @@ MUSE_GLIMMER = Encoder(
         "pixels": lambda c: c.one(*vision("patch_temporal"))
         * 3
         * c.one(*vision("patch_size")) ** 2,
+        "places": lambda c: c.one(*vision("pos_emb_height")) * c.one(*vision("pos_emb_width")),
         "merged": told(f"{_A}.fc1.weight", 1),
         "adapted": told(f"{_A}.fc1.weight"),
         "out": told(f"{_A}.fc2.weight"),
@@ -48,6 +49,8 @@ MUSE_GLIMMER = Encoder(
     maps=(
         Map(f"{T}.patch_embedder.patch_embedding.weight", ("v", "pixels"), patch_convolution,
             summed="moments"),
+        Map(f"{T}.patch_embedder.position_embedding_table.weight", ("places", "v"),
+            whole("v.position_embd.weight")),
         *lin(f"{T}.ln_pre", ("v",), "v.pre_ln", "", None),
         *lin(f"{T}.ln_post", ("v",), "v.post_ln", "", None),
         *lin(f"{L}.norm1", ("v",), f"{V}.ln1", "vision", None),

@@ -123,6 +123,10 @@ _SEEN = {"norm": "ln_q", "linear_fc1": "mlp.0", "linear_fc2": "mlp.2"}
 QWEN3_OMNI = replace(
     QWEN3_VL,
     hf_names=("Qwen3OmniMoeForConditionalGeneration",),
+    note=(
+        "llama.cpp b11549 loads no mmproj of Qwen3-Omni whose pictures are of several layers "
+        "(deepstack_visual_indexes): what is seen is wider than what is heard"
+    ),
     tables=_TABLES,
     keys=(
         *QWEN3_VL.keys[:10],
@@ -156,6 +160,7 @@ QWEN3_OMNI = replace(
 QWEN3_ASR = replace(
     QWEN3_OMNI,
     hf_names=("Qwen3ASRForConditionalGeneration",),
+    note="",
     keys=(*AUDIO_KEYS, *BINS, projector("qwen3a", "audio")),
     dims=_SPECTRUM_DIMS,
     layers={name: kind for name, kind in QWEN3_VL.layers.items() if name != "deepstack"},

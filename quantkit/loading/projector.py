@@ -235,7 +235,9 @@ NEEDS = {
     "step3vl": Needs(
         (_PATCH, "mm.0.weight", "mm.1.weight", "mm.model.fc.weight"), ("attn_qkv.weight",)
     ),
-    "muse-glimmer": Needs((_PATCH, *(f"mm.{at}.weight" for at in range(3))), _QKV),
+    "muse-glimmer": Needs(
+        (_PATCH, "v.position_embd.weight", *(f"mm.{at}.weight" for at in range(3))), _QKV
+    ),
     "dots_ocr": Needs(
         (_PATCH, *_both("mm.0", "mm.2", "mm.input_norm"), "mm.post_norm.weight"),
         ("attn_qkv.weight",),

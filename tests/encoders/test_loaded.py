@@ -17,8 +17,8 @@ from quantkit.jobs import convert
 from quantkit.model.open import Reading
 from tests.checkpoints import read_safetensors, values, write_safetensors
 
-WIDTH, VOCABULARY = 32, 520
-WIDE = "clip.vision.projection_dim"
+VOCABULARY = 520
+WIDE, WIDE_SOUND = "clip.vision.projection_dim", "clip.audio.projection_dim"
 MMPROJ = Reading(options=ConversionOptions(mmproj=True))
 # tokens that llama.cpp makes of a picture of 64 pixels
 TOKENS = {
@@ -33,6 +33,12 @@ TOKENS = {
     "youtuvl-mmproj": 64,
     "cogvlm-mmproj": 18,
     "deepseekv4v-mmproj": 13,
+    "gemma4-unified-mmproj": 81,
+    "museglimmer-mmproj": 9,
+    "mimov2-mmproj": 9,
+    "d1omni-mmproj": 64,
+    "granite4vision-mmproj": 172,
+    "qwen3omni-mmproj": 64,
 }
 # and of half a minute: two seconds of sound, then silence (Qwen3-ASR takes three seconds).
 # Voxtral is not among them: mtmd counts 187 tokens, makes 188, and ends, whatever the file
@@ -43,11 +49,16 @@ HEARD = {
     "glmasr-mmproj": 377,
     "meralion2-mmproj": 100,
     "qwen3asr-mmproj": 39,
+    "mimov2-mmproj": 9,
+    "dots3note-mmproj": 25,
+    "granitespeech-mmproj": 21,
+    "qwen3omni-mmproj": 39,
 }
+LAYERED = {"granite4vision-mmproj": 4}  # pictures of so many layers stand side by side
 MOMENTS = 1500  # of half a minute, after a convolution of stride two
 
 
-def _text(source: Path, path: Path, width: int = WIDTH) -> None:
+def _text(source: Path, path: Path, width: int) -> None:
     """A text of one layer, of the width that an encoder's checkpoint has."""
     config = json.loads((source / "config.json").read_text())
     config |= {
@@ -77,16 +88,49 @@ def _text(source: Path, path: Path, width: int = WIDTH) -> None:
     convert(source, path, "f32", reading=Reading(pre="llama-bpe"))
 
 
+def _fitting(source: Path) -> Path:
+    """The small checkpoint with sizes that fit each other in llama.cpp. Its Granite Speech looks
+    up distances as far as the context; of Qwen3-Omni, mtmd takes no file with both encoders where
+    pictures of several layers stand side by side, which makes what it sees wider than what it
+    hears; Granite 4 Vision's windows are of eight patches a side."""
+    path = source / "config.json"
+    config = json.loads(path.read_text())
+    if "encoder_config" in config and "max_pos_emb" in config["encoder_config"]:
+        config["encoder_config"]["context_size"] = config["encoder_config"]["max_pos_emb"]
+    if "vision_config" in config.get("thinker_config", {}):
+        config["thinker_config"]["vision_config"]["deepstack_visual_indexes"] = []
+        for file in source.glob("*.safetensors"):
+            tensors = read_safetensors(file)
+            write_safetensors(file, {n: t for n, t in tensors.items() if "merger_list" not in n})
+    if "spatial_target_layers" in config:
+        config["vision_config"]["image_size"] = 128
+        _lengthen(source, "position_embedding.weight", 64)
+    path.write_text(json.dumps(config))
+    return source
+
+
+def _lengthen(source: Path, table: str, rows: int) -> None:
+    """A table of positions of so many rows in place of the small one."""
+    for file in source.glob("*.safetensors"):
+        tensors = read_safetensors(file)
+        for name, (dtype, shape, _) in tensors.items():
+            if name.endswith(table):
+                long, how = [rows, shape[1]], {"mean": 0.0, "std": 0.05}
+                tensors[name] = (dtype, long, values(name, dtype, long, how).tobytes())
+        write_safetensors(file, tensors)
+
+
 @pytest.mark.parametrize("case", TOKENS)
-def test_llama_cpp_sees_a_picture(
-    case: str, checkpoint: Callable[[str], Path], broken: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_llama_cpp_sees_a_picture(case: str, broken: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     from tests.real_mtmd import seen
 
     text, projector = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
-    convert(checkpoint(case), projector, "f32", reading=MMPROJ)
+    source = _fitting(broken(case))
+    convert(source, projector, "f32", reading=MMPROJ)
+    shutil.rmtree(source)  # both may be called ckpt
     width = {item.key: item.value for item in read_header(projector).kv}[WIDE]
+    width *= LAYERED.get(case, 1)
     _text(broken("llama-plain"), text, width)
     picture = np.random.default_rng(7).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     rows = seen(text, projector, picture, tmp_path)
@@ -101,13 +145,7 @@ def _for_half_a_minute(source: Path) -> None:
         if table in config:
             config[table]["max_source_positions"] = MOMENTS
     (source / "config.json").write_text(json.dumps(config))
-    for file in source.glob("*.safetensors"):
-        tensors = read_safetensors(file)
-        for name, (dtype, shape, _) in tensors.items():
-            if name.endswith("embed_positions.weight"):
-                long, how = [MOMENTS, shape[1]], {"mean": 0.0, "std": 0.05}
-                tensors[name] = (dtype, long, values(name, dtype, long, how).tobytes())
-        write_safetensors(file, tensors)
+    _lengthen(source, "embed_positions.weight", MOMENTS)
 
 
 @pytest.mark.parametrize("case", HEARD)
@@ -116,16 +154,16 @@ def test_llama_cpp_hears_a_sound(case: str, broken: Callable[..., Path], tmp_pat
     from tests.real_mtmd import seen
 
     text, projector = tmp_path / "text.gguf", tmp_path / "mmproj.gguf"
-    plain = broken("llama-plain")
-    _text(plain, text)
-    shutil.rmtree(plain)  # both may be called ckpt
-    source = broken(case)
+    source = _fitting(broken(case))
     _for_half_a_minute(source)
     convert(source, projector, "f32", reading=MMPROJ)
+    shutil.rmtree(source)  # both may be called ckpt
+    width = {item.key: item.value for item in read_header(projector).kv}[WIDE_SOUND]
+    _text(broken("llama-plain"), text, width)
     t = np.arange(32000) / 16000
     noise = np.random.default_rng(7).standard_normal(len(t))
     sound = (0.3 * np.sin(2 * np.pi * 440 * t) + 0.05 * noise).astype(np.float32)
     rows = seen(text, projector, sound, tmp_path)
-    assert rows.shape == (HEARD[case], WIDTH)
+    assert rows.shape == (HEARD[case], width)
     assert np.isfinite(rows).all()
     assert rows.std(axis=0).max() > 0  # not the same at every moment
