@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from quantkit.plain_text import is_utf8
@@ -84,8 +85,11 @@ def take_apart(render: Render) -> Turns | None:
 def read_turns(template: str, tokens: Mapping[str, str]) -> Turns | None:
     """The turns that a template of a stranger's writes; None if it writes something else, fails, or
     takes too long or too much memory. It is rendered in a process of its own."""
-    if len(template) > LONGEST:
-        return None
+    return None if len(template) > LONGEST else _read_turns(template, tuple(tokens.items()))
+
+
+@lru_cache(maxsize=4)  # card, Modelfile and matrix ask for the same
+def _read_turns(template: str, tokens: tuple[tuple[str, str], ...]) -> Turns | None:
     question = {"template": template, "tokens": dict(tokens)}
     try:
         found = child.ask(__name__, question, SECONDS, MEMORY)
