@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from quantkit.architectures.rules import Architecture
+from quantkit.architectures.rules import Architecture, Config
 from quantkit.errors import ConfigError, SourceError, SourceNotFound, UsageError
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
@@ -28,6 +28,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.location import Source, SourceLike
 from quantkit.tokenizer.vocabulary import malformed
 
+_TEMPLATE = "tokenizer.chat_template"
 _BASE = "config.json"  # all that is wanted of the base
 
 
@@ -115,6 +116,9 @@ def _metadata(
     from quantkit.gguf.key_values import KeyValueWriter
 
     writer = KeyValueWriter(arch.gguf_arch)
+    for key in arch.first_keys:  # what its converter writes before it asks what it converts
+        if key.name == _TEMPLATE:
+            writer.add_string(_TEMPLATE, key.read(Config({})))
     add_general(writer, files, tensors, "adapter")
     writer.add_float32("adapter.lora.alpha", alpha)
     if tokens:

@@ -11,7 +11,7 @@ from typing import Any
 from quantkit.architectures.class_defaults import class_defaults
 from quantkit.architectures.config import MOST_LAYERS
 from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
-from quantkit.encoders import find_encoder
+from quantkit.encoders import find_encoder, supported_encoders
 from quantkit.encoders.common import AUDIO, VISION, count
 from quantkit.encoders.rules import Encoder
 from quantkit.errors import ConfigError, CorruptFile, SourceNotFound, TensorMissing
@@ -39,13 +39,28 @@ _POSITIONS = ("v.position_embd.weight", "a.position_embd.weight")
 
 
 def names_encoder(files: CheckpointFiles) -> bool:
-    """Whether the config of a checkpoint has the table of an encoder."""
-    config = files.optional("config.json") or {}
-    thinker = config.get("thinker_config")
-    tables = [config, *([thinker] if isinstance(thinker, dict) else [])]
-    return bool(config.get("vision_n_layers")) or any(
+    """Whether the config of a checkpoint has the table of an encoder: by the name that most give
+    it, or by that of its family."""
+    name = "config.json" if files.has("config.json") else FORMAT
+    raw = files.optional(name) or {}
+    thinker = raw.get("thinker_config")
+    tables = [raw, *([thinker] if isinstance(thinker, dict) else [])]
+    if raw.get("vision_n_layers") or any(
         isinstance(table.get(part), dict) for table in tables for part in (VISION, AUDIO)
-    )
+    ):
+        return True
+    known = FORMAT if name == FORMAT else _name(raw)
+    if known not in supported_encoders():
+        return False
+    arch = find_encoder(known)
+    return any(_table(arch, part, raw, name) is not None for part in (VISION, AUDIO))
+
+
+def _table(arch: Encoder, part: str, raw: Mapping[str, Any], label: str) -> dict[str, Any] | None:
+    """What a config says of an encoder, under the name that its family gives it."""
+    place = arch.tables.get(part, part)
+    found = place(Config(raw, label)) if callable(place) else Config(raw).find(place)
+    return found if isinstance(found, dict) else None
 
 
 def encoder_from_checkpoint(
@@ -79,9 +94,8 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     arch = find_encoder(known)
     values = raw = {**raw, **{name: _beside(files, file) for name, file in arch.files.items()}}
     for part in (VISION, AUDIO):
-        place = arch.tables.get(part, part)
-        table = place(Config(raw, label)) if callable(place) else Config(raw).find(place)
-        values[part] = {**arch.defaults.get(part, {}), **table} if isinstance(table, dict) else None
+        table = _table(arch, part, raw, label)
+        values[part] = None if table is None else {**arch.defaults.get(part, {}), **table}
     if values[VISION] is None and values[AUDIO] is None:
         raise ConfigError(
             f"{label}: neither a vision_config nor an audio_config is in it: the model has no "

@@ -44,7 +44,7 @@ _REFUSED = {
     "arrow_config": "Arrow, which chooses among adapters",
 }
 # how the pair began, where the base stayed what it is; the others take their beginning from it
-_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
+_BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 _PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<table>embedding_)?(?P<half>[AB])(?P<rest>(\..*)?)")
 # parts of the names of other tensors -> what they are; the first that is found counts
@@ -52,6 +52,7 @@ _OTHERS = (
     (r"lora_magnitude_vector", "of DoRA"),
     (r"\.lora_(embedding_)?[AB]\b", "named as a training run keeps it; save the adapter with "
      "save_pretrained of peft"),
+    (r"lora_(velora|monteclora)_", "of VeLoRA or MonteCLoRA, which keep more than the pairs"),
     (r"trainable_tokens|token_adapter", "a table of single tokens that were trained"),
     (r"\.(lora_[EN]|ranknum|vera_|hada_|lokr_|ia3_|oft_|boft_)", "of a method other than LoRA"),
     (r"\.bias$", "a bias that was trained beside the pairs (bias of adapter_config.json)"),

@@ -36,7 +36,7 @@ def projector_job(
 ) -> tuple[Job | None, str]:
     """What makes `mmproj-NAME-F16.gguf` and `-Q8_0.gguf` in a directory, where the source is a
     checkpoint with encoders; or a line on why there is none of a model that should have one."""
-    if not source.is_checkpoint or reading.options.mistral_format:
+    if not source.is_checkpoint:
         return None, ""
     try:
         models = read_encoders(source, list(TYPES), reading)

@@ -18,7 +18,9 @@ from quantkit.errors import NotLoadable
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.loading import projector
+from quantkit.model.encoder import names_encoder
 from quantkit.model.open import Reading, open_checkpoint
+from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.torch_functions import sinusoids, torch_softplus
 from quantkit.verification.verify import verify
 from tests import golden
@@ -233,3 +235,13 @@ def test_supported_encoders_are_listed() -> None:
         assert names.split() == [name for row in family(file) for name in row.hf_names], file
     assert len(supported_encoders()) == len({*supported_encoders()})
     assert "Gemma3ForConditionalGeneration" in supported_encoders()
+
+
+def test_a_release_finds_every_encoder(tmp_path: Path) -> None:
+    """Under whatever name a config has its table."""
+    for case, data in encoders().items():
+        (directory := tmp_path / case).mkdir()
+        for name, text in data["recipe"]["files"].items():
+            if name in ("config.json", OWN):
+                (directory / name).write_text(text)
+        assert names_encoder(CheckpointFiles.local(directory)), case

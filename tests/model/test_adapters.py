@@ -268,6 +268,24 @@ def test_tables_of_tokens_by_other_names(
     assert found == {f"{name}.weight.lora_a", f"{name}.weight.lora_b"}
 
 
+def test_the_template_of_deepseek_ocr(checkpoint: Get, tmp_path: Path) -> None:
+    """Which llama.cpp's converter writes as soon as it knows the model."""
+    made = recipe(base_recipe("deepseekocr-text"), "", r"self_attn\.o_proj\.weight$")
+    adapter = recipes.write(made, GOLDEN / "tokenizers", tmp_path)
+    convert(adapter, tmp_path / "lora.gguf", reading=based_on(checkpoint("deepseekocr-text")))
+    keys = [item.key for item in read_header(tmp_path / "lora.gguf").kv]
+    assert keys[:3] == ["general.architecture", "tokenizer.chat_template", "general.type"]
+
+
+def test_an_adapter_that_began_as_mica_does(checkpoint: Get, tmp_path: Path) -> None:
+    """Its base is what it was."""
+    source = from_recipe("lora-llama", tmp_path)
+    change_settings(source, init_lora_weights="mica", velora_config=None, monteclora_config=None)
+    convert(source, tmp_path / "out.gguf", reading=based_on(source / "base"))
+    expected = adapters()["lora-llama"]["golden"]["outtypes"]["f32"]["file_sha256"]
+    assert sha256(tmp_path / "out.gguf") == expected
+
+
 def _values(path: Path) -> dict[str, np.ndarray]:
     from gguf import GGUFReader
 

@@ -85,6 +85,7 @@ BESIDE = [
     (f"{Q}.lora_A.default.weight", "save the adapter with save_pretrained"),
     (f"{Q}.bias", "a bias that was trained"),
     (f"{Q}.lora_E", "other than LoRA"),
+    (f"{Q}.lora_velora_embed", "of VeLoRA or MonteCLoRA"),
     ("base_model.model.model.norm.weight", "a norm, which llama.cpp leaves out"),
     ("base_model.model.lm_head.weight", "a whole table of tokens"),
     ("base_model.model.score.weight", "modules_to_save"),
