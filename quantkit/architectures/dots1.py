@@ -26,6 +26,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
+from quantkit.architectures.qwen import SHARED_FFN_IF_SAID
 from quantkit.architectures.rules import (
     Architecture,
     Expect,
@@ -38,7 +39,9 @@ DOTS1 = Architecture(
     # config.json on the hub says scoring_func "noaux_tc", which names no function, and llama.cpp
     # aborts without one
     keys=reading(TEXT_KEYS, ".expert_gating_func", config=lambda c: GATING["sigmoid"]),
-    late_keys=(EXPERT_FFN, LEADING_DENSE, SHARED_COUNT, WEIGHTS_SCALE, WEIGHTS_NORM),
+    late_keys=(
+        EXPERT_FFN, SHARED_FFN_IF_SAID, LEADING_DENSE, SHARED_COUNT, WEIGHTS_SCALE, WEIGHTS_NORM,
+    ),
     expects=(RMS_NORM, SILU, Expect("scoring_func", ("noaux_tc", "sigmoid"))),
     dims={
         **DIMS,

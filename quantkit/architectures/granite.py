@@ -168,6 +168,7 @@ GRANITE_HYBRID = replace(
     late_keys=(
         *GRANITE_MOE_SHARED.late_keys,
         *ssm_keys(*_SIZES),
+        Key("{arch}.rope.dimension_count", lambda c: c.find("attn_rotary_emb") or None),
         per_layer("attention.head_count_kv", "num_key_value_heads",
                   lambda c, bid: not _is_mamba(c, bid)),
         Key("{arch}.rope.scaling.finetuned", lambda c: not _has_mamba(c), "BOOL"),
@@ -206,7 +207,6 @@ BAMBA = replace(
             for key in GRANITE_HYBRID.late_keys
             if not key.name.endswith((".finetuned", ".context_length", ".head_count_kv"))
         ),
-        optional_key("rope.dimension_count", "attn_rotary_emb"),
         *(key for key in GRANITE_HYBRID.late_keys if key.name.endswith(".head_count_kv")),
         Key("{arch}.rope.scaling.finetuned", lambda c: True, "BOOL"),
     ),

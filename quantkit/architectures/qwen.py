@@ -53,6 +53,8 @@ SHARED_EXPERT = (
         whole("ffn_gate_inp_shexp.weight")),
 )  # fmt: skip
 SHARED_FFN = Key("{arch}.expert_shared_feed_forward_length", "shared_expert_intermediate_size")
+# Qwen3-Coder says 0, though its layers have no shared experts
+SHARED_FFN_IF_SAID = replace(SHARED_FFN, default=None)
 
 QWEN2 = Architecture(
     # the text parts of dots.ocr and Audio Flamingo 3, too
@@ -133,7 +135,7 @@ QWEN3_MOE = replace(
     QWEN2_MOE,
     hf_names=("Qwen3MoeForCausalLM",),
     gguf_arch="qwen3moe",
-    late_keys=(EXPERT_FFN,),
+    late_keys=(EXPERT_FFN, SHARED_FFN_IF_SAID),
     assumes=(NORMALIZED,),
     dims={**DIMS, **expert_dims()},
     maps=(
@@ -186,7 +188,7 @@ QWEN3_VL_MOE = replace(
     QWEN3_MOE,
     hf_names=("Qwen3VLMoeForConditionalGeneration",),
     gguf_arch="qwen3vlmoe",
-    late_keys=(EXPERT_FFN, DEEPSTACK),
+    late_keys=(EXPERT_FFN, SHARED_FFN_IF_SAID, DEEPSTACK),
     maps=(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
     ),
@@ -198,7 +200,7 @@ QWEN3_VL_MOE = replace(
 QWEN3_OMNI = replace(
     QWEN3_VL_MOE,
     hf_names=("Qwen3OmniMoeForConditionalGeneration",),
-    late_keys=(EXPERT_FFN, Key("{arch}.n_deepstack_layers", lambda c: 0)),
+    late_keys=(*QWEN3_MOE.late_keys, Key("{arch}.n_deepstack_layers", lambda c: 0)),
     maps=QWEN3_MOE.maps,
     renames=((r"^thinker\.", ""),),
 )
@@ -208,7 +210,7 @@ RND1 = replace(
     hf_names=("RND1",),
     gguf_arch="rnd1",
     late_keys=(
-        EXPERT_FFN,
+        *QWEN3_MOE.late_keys,
         Key("{arch}.attention.causal", lambda c: False, "BOOL"),
         Key("tokenizer.ggml.mask_token_id", "mask_token_id", default=None),
     ),
