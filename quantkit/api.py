@@ -239,7 +239,7 @@ def imatrix(
     output: StrPath,
     *,
     options: Options | None = None,
-    with_type: str = "Q8_0",
+    with_type: str | None = None,
     reading: Reading = AS_IT_IS,
     threads: int | None = None,
     memory: Size | None = None,
@@ -247,8 +247,8 @@ def imatrix(
     progress: Progress = SILENT,
 ) -> Measured:
     """Make the importance matrix of a GGUF file, or of a checkpoint by way of a file of
-    `with_type`, in llama.cpp (needs the `llama` extra): from texts in UTF-8, or, with none, from
-    text that the model writes itself.
+    `with_type` (Q8_0), in llama.cpp (needs the `llama` extra): from texts in UTF-8, or, with none
+    or "self", from text that the model writes itself.
 
     `options` are `quantkit.calibration.measure.Options`, by default what llama-imatrix does.
     `memory`: what there is, for a model that may be larger. A run that was stopped goes on.

@@ -37,8 +37,9 @@ def imatrix(
         typer.Option(
             "-f",
             "--file",
+            "--calibration",
             metavar="TEXT",
-            help="A text in UTF-8 (none: the model writes it). Repeatable.",
+            help="A text in UTF-8 (none, or self: the model writes it). Repeatable.",
         ),
     ] = [],  # noqa: B006
     output: Annotated[
@@ -91,11 +92,11 @@ def imatrix(
         ),
     ] = 0,
     with_type: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--with", metavar="TYPE", help="The type that a checkpoint is made to for this."
+            "--with", metavar="TYPE", help="The type that a checkpoint is made to for this (Q8_0)."
         ),
-    ] = "Q8_0",
+    ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +153,8 @@ def imatrix(
         nextn=nextn,
     )
     with progress:
+        if output.suffix == ".dat" and output_format is Format.gguf:
+            progress.note(f"{output.name} will be a GGUF file; --format dat makes the older one")
         made = api.imatrix(
             sources[0],
             text,

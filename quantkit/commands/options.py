@@ -159,7 +159,7 @@ Calibration = Annotated[
     typer.Option(
         metavar="TEXT",
         rich_help_panel=TYPES,
-        help="A text for --imatrix auto (none: the model writes it). May be repeated.",
+        help="A text for --imatrix auto (none, or self: the model writes it). May be repeated.",
     ),
 ]
 Recipe = Annotated[

@@ -39,6 +39,7 @@ from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 
+SELF = "self"  # the word for no text
 OWN = "text of its own"  # what the matrix says that it was made with, where that is so
 MOST = 256  # chunks, which are sequences to llama.cpp (LLAMA_MAX_SEQ)
 OURS = 200_000_000  # bytes of both processes, and of sums
@@ -51,15 +52,16 @@ def make(
     output: Path,
     options: Options | None = None,
     *,
-    with_type: str = TYPE,
+    with_type: str | None = None,
     reading: Reading = AS_IT_IS,
     run: Run,
 ) -> Measured:
-    """Make the matrix of a GGUF file, or of a checkpoint by way of a file of `with_type`, from
-    texts, or (none given) from text that the model writes itself.
+    """Make the matrix of a GGUF file, or of a checkpoint by way of a file of `with_type` (TYPE),
+    from texts, or (none given) from text that the model writes itself.
 
     That file lies in a hidden directory beside the output until the matrix is there. Raises as
-    `measure` does, and for a checkpoint what quantizing it raises.
+    `measure` does, for a checkpoint what quantizing it raises, and UsageError: a GGUF file, which
+    is read as it is, was to be read otherwise.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     if (
@@ -68,14 +70,34 @@ def make(
         and not output.with_name(f"{output.name}.partial").exists()
     ):
         raise OutputExists(f"{output} exists; give --force to overwrite it")
-    source, options = Source.parse(source), options or Options()
+    source, options, texts = Source.parse(source), options or Options(), _given(texts)
+    if not source.is_checkpoint:
+        _check_file(source, with_type, reading)
     if options.nextn:  # before a file is made
         ahead.wanted(_ahead(open_source(source, reading)), source)
-    with as_file(source, with_type, output, reading, run) as model:
+    with as_file(source, with_type or TYPE, output, reading, run) as model:
         if run.memory:
             at_once = chunks_at_once(model, options.context, run.memory, options.nextn)
             options = replace(options, at_once=at_once)
         return _measured(model, texts, output, options, run)
+
+
+def _given(texts: Sequence[Path]) -> Sequence[Path]:
+    """The texts, of which the word `self` is none, unless there is a file of that name."""
+    return () if list(texts) == [Path(SELF)] and not Path(SELF).exists() else texts
+
+
+def _check_file(source: Source, with_type: str | None, reading: Reading) -> None:
+    """Refuse what a GGUF file cannot be asked for, and one that is no model."""
+    if with_type is not None:
+        raise UsageError(f"{source}: a GGUF file is read as it is; --with goes with a checkpoint")
+    if reading != AS_IT_IS:
+        raise UsageError(
+            f"{source}: a GGUF file is read as it is; make the model otherwise first (quantkit "
+            "quantize), or give the checkpoint"
+        )
+    if not source.address and read_header(source.local()).get("general.type") == "imatrix":
+        raise UnsupportedSource(f"{source} is an importance matrix already; give a model")
 
 
 def _ahead(model: Model) -> ahead.Found:
@@ -192,7 +214,7 @@ def auto(
     further tokens where llama.cpp runs them. Raises as `make` does; UsageError: a dry run would
     need it.
     """
-    source = Source.parse(source)
+    source, calibration = Source.parse(source), _given(calibration)
     reading = replace(reading, keep_experts=())
     model = open_source(source, reading)
     output = directory / f"{stem(model)}{MATRIX}"

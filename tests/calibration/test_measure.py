@@ -31,11 +31,13 @@ from quantkit.errors import (
     OutputExists,
     OutputInUse,
     SourceNotFound,
+    UnsupportedSource,
     UsageError,
 )
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.llama import llama_cpp
+from quantkit.model.open import Reading
 from quantkit.progress import Progress
 from quantkit.releases import importance
 from quantkit.source.gguf_set import open_gguf_set
@@ -287,6 +289,16 @@ def test_what_a_model_writes_itself(model: Path, tmp_path: Path) -> None:
     assert read_sums(made.path).chunks > 2
 
 
+def test_a_gguf_file_is_read_as_it_is(model: Path, whole: Measured, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    for asked in ({"with_type": "Q4_0"}, {"reading": Reading(keep_experts=(0, 1))}):
+        with pytest.raises(UsageError, match=r"qwen3moe\.gguf: a GGUF file is read as it is; "):
+            api.imatrix(model, TEXT, out, options=SHORT, **asked)
+    with pytest.raises(UnsupportedSource, match="is an importance matrix already; give a model"):
+        api.imatrix(whole.path, TEXT, out)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_text_the_model_writes_one(model: Path, tmp_path: Path) -> None:
     made = api.imatrix(model, [], tmp_path / "m.gguf", options=Options(context=32), threads=1)
     sums = read_sums(made.path)
@@ -295,6 +307,9 @@ def test_without_a_text_the_model_writes_one(model: Path, tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
     with pytest.raises(OutputExists, match=r"m\.gguf exists"):
         api.imatrix(model, [], made.path, threads=1)
+    options = Options(context=32)
+    same = api.imatrix(model, ["self"], tmp_path / "n.gguf", options=options, threads=1)
+    assert sha256(same.path) == sha256(made.path)
 
 
 @pytest.mark.parametrize(
