@@ -18,6 +18,7 @@ from quantkit.architectures.common import (
     gated_mlp,
     optional_key,
     qk_norms,
+    rope_of,
     shifted,
     text_keys,
 )
@@ -65,6 +66,10 @@ GEMMA = replace(
 )
 
 
+# of the layers with full attention, also where their rotary settings leave it out
+FULL_BASE = Key("{arch}.rope.freq_base", lambda c: rope_of(c).get("rope_theta", 1e6), "FLOAT32")
+
+
 def _window(config: Config) -> int | None:
     if config.values.get("sliding_window_pattern") == 1:
         return None
@@ -78,6 +83,7 @@ GEMMA3 = replace(
     gguf_arch="gemma3",
     keys=TEXT_KEYS,
     late_keys=(
+        FULL_BASE,
         Key("{arch}.final_logit_softcapping", "final_logit_softcapping", "FLOAT32", default=None),
         Key("{arch}.attention.sliding_window", _window),
     ),
@@ -99,7 +105,7 @@ GEMMA_EMBEDDING = replace(
     hf_names=("Gemma3TextModel",),
     gguf_arch="gemma-embedding",
     late_keys=(
-        GEMMA3.late_keys[0],
+        *GEMMA3.late_keys[:2],
         Key("{arch}.attention.sliding_window", "sliding_window"),
         *(optional_key(f"dense_{n}_feat_{way}", f"dense_{n}_feat_{way}")
           for n in (2, 3) for way in ("in", "out")),

@@ -22,6 +22,7 @@ from quantkit.architectures.common import (
     optional_key,
     router,
 )
+from quantkit.architectures.gemma import FULL_BASE
 from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import (
     Architecture,
@@ -113,7 +114,10 @@ def _rope_factors(config: Config) -> Any:
 
 
 def _with_inputs(config: Config) -> Architecture | None:
-    return GEMMA4_INPUTS if config.get("hidden_size_per_layer_input") else None
+    if not config.get("hidden_size_per_layer_input"):
+        return None
+    unified = config.find("architectures") == [*GEMMA4_UNIFIED.hf_names]
+    return replace(GEMMA4_INPUTS, late_keys=GEMMA4_UNIFIED.late_keys) if unified else GEMMA4_INPUTS
 
 
 def _norm(source: str, role: str, layers: str = "") -> Map:
@@ -147,6 +151,7 @@ GEMMA4 = Architecture(
     # "proportional" is told by the frequency factors, not by a key
     keys=tuple(key for key in TEXT_KEYS if ".rope.scaling." not in key.name),
     late_keys=(
+        FULL_BASE,
         optional_key("final_logit_softcapping", "final_logit_softcapping", kind="FLOAT32"),
         Key("{arch}.attention.sliding_window", "sliding_window"),
         Key("{arch}.attention.shared_kv_layers", "num_kv_shared_layers"),

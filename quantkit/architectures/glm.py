@@ -220,11 +220,14 @@ GLM4_MOE = Architecture(
         router(layers="experts"),
         router_bias(layers="experts"),
         *experts(layers="experts"),
-        *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "experts"),
+        *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "shared experts"),
         *NEXTN_MAPS,
     ),
     layers={
         **DENSE_FIRST,
+        "shared experts": lambda c, bid: (
+            c.get("n_shared_experts") > 0 and DENSE_FIRST["experts"](c, bid)
+        ),
         **MTP_LAYERS,
         "query and key norms": lambda c, bid: c.get("use_qk_norm", kind="BOOL", default=False),
     },

@@ -90,7 +90,7 @@ HY_V3 = Architecture(
         router(f"{L}.mlp.router.gate", "experts"),
         Map(f"{L}.mlp.expert_bias", ("experts",), whole("exp_probs_b"), "experts"),
         *experts(layers="experts"),
-        *gated_mlp(f"{L}.mlp.shared_mlp", "_shexp", "shared_ffn", "experts"),
+        *gated_mlp(f"{L}.mlp.shared_mlp", "_shexp", "shared_ffn", "shared experts"),
         *NEXTN_MAPS[:3],
         vector(f"{L}.final_layernorm", "nextn.shared_head_norm", layers="mtp"),
         *NEXTN_MAPS[4:],
@@ -98,6 +98,7 @@ HY_V3 = Architecture(
     layers={
         **MTP_LAYERS,
         "experts": lambda c, bid: bid >= leading_dense(c),
+        "shared experts": lambda c, bid: _shared_ffn(c) > 0 and bid >= leading_dense(c),
         "dense MLP": lambda c, bid: bid < leading_dense(c),
     },
     expert_order=DOWN_GATE_UP,

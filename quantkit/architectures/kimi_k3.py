@@ -114,9 +114,6 @@ KIMI_K3 = replace(
     ),
     layers={
         **KIMI_LINEAR.layers,
-        "shared experts": lambda c, bid: (
-            DENSE_FIRST["experts"](c, bid) and c.get("num_shared_experts") > 0
-        ),
         NARROW: _narrow,
         NARROW_NORM: lambda c, bid: _narrow(c, bid) and c.find("latent_moe_use_norm") is True,
         MAYBE_NORM: lambda c, bid: _narrow(c, bid) and c.find("latent_moe_use_norm") is None,

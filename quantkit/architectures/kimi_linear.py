@@ -165,11 +165,14 @@ KIMI_LINEAR = Architecture(
         router(f"{MOE}.gate", "experts"),
         router_bias(f"{MOE}.gate.e_score_correction_bias", "experts"),
         *experts(f"{MOE}.experts", W123, "experts"),
-        *gated_mlp(f"{MOE}.shared_experts", "_shexp", "shared_ffn", "experts"),
+        *gated_mlp(f"{MOE}.shared_experts", "_shexp", "shared_ffn", "shared experts"),
     ),
     layers={
         **DENSE_FIRST,
         **latent_layers(_is_full),
+        "shared experts": lambda c, bid: (
+            c.get("num_shared_experts") > 0 and DENSE_FIRST["experts"](c, bid)
+        ),
     },
     expert_order=GATE_DOWN_UP,
     defaults={"rms_norm_eps": 1e-5},

@@ -13,7 +13,6 @@ from quantkit.architectures.common import (
     DIMS,
     EXPERT_FFN,
     MTP_LAYERS,
-    NEXTN_KEY_IF_ANY,
     SHARED_COUNT,
     TEXT_KEYS,
     VOCAB_SIZE,
@@ -170,6 +169,16 @@ def _sparse(base: str, layers: str = "experts", latent: str = "latent experts") 
     )
 
 
+def _ahead(config: Config) -> int | None:
+    """Layers that predict further tokens, of which llama.cpp runs one. Raises ConfigError."""
+    if config.mtp > 1:
+        raise ConfigError(
+            f"{config.where}: 'num_nextn_predict_layers' is {config.mtp}; this architecture needs "
+            "0 or 1 (--no-mtp leaves them out)"
+        )
+    return config.mtp or None
+
+
 _HEAD = Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight"))
 
 NEMOTRON_H = Architecture(
@@ -233,9 +242,8 @@ NEMOTRON_H_MOE = replace(
         WEIGHTS_SCALE,
         Key("{arch}.expert_group_count", "n_group"),
         optional_key("moe_latent_size", "moe_latent_size"),
-        NEXTN_KEY_IF_ANY,
+        Key("{arch}.nextn_predict_layers", _ahead),
     ),
-    expects=(*NEMOTRON_H.expects, Expect("num_nextn_predict_layers", (0, 1))),
     dims={
         **NEMOTRON_H.dims,
         **expert_dims(),

@@ -203,6 +203,7 @@ QWEN3_OMNI = replace(
     late_keys=(*QWEN3_MOE.late_keys, Key("{arch}.n_deepstack_layers", lambda c: 0)),
     maps=QWEN3_MOE.maps,
     renames=((r"^thinker\.", ""),),
+    respelled=QWEN3_MOE.respelled,
 )
 
 RND1 = replace(

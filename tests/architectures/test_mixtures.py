@@ -20,7 +20,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.test_architectures import convert
 from tests.architectures.test_wrapped import read, rewrite
 from tests.checkpoints import architectures
-from tests.test_errors import edit_tensors
+from tests.test_errors import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 EXPERT = re.compile(r"(.*)\.(mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")
@@ -49,7 +49,13 @@ def fuse(tensors: dict[str, Any]) -> None:
             tensors[f"{block}.mlp.experts.{name}"] = ("BF16", list(x.shape), x.tobytes())
 
 
-@pytest.mark.parametrize("case", ["glm5", "glm53-flash", "deepseek-v32", "minimax-m3"])
+FUSED = (
+    "glm5 glm53-flash deepseek-v32 minimax-m3 omni ling3-flash laguna mellum maple hy3 dots3-note "
+    "mimo-v25 glm45v sarvam k2-horizon-mova"
+)
+
+
+@pytest.mark.parametrize("case", FUSED.split())
 def test_fused_experts(case: str, broken: Broken, checkpoint: Broken, tmp_path: Path) -> None:
     """The same file from either spelling, with and without `language_model.` in the names."""
     source, pre = broken(case), architectures()[case]["golden"]["pre"]
@@ -178,3 +184,14 @@ def test_tokens_that_were_never_trained_are_never_written(broken: Broken, tmp_pa
     convert(source, tmp_path / "m.gguf", "bf16", "minimax-m2", ConversionOptions())
     found = read_header(tmp_path / "m.gguf").get("tokenizer.ggml.suppress_tokens")
     assert list(found) == [plain + 1, 519]
+
+
+def test_a_row_that_the_config_chooses_keeps_the_keys_of_its_name(broken: Broken) -> None:
+    """Gemma 4 unified has suppressed tokens, with inputs of each layer and without."""
+    source = broken("gemma4-e2b")
+    edit_config(source, architectures=["Gemma4UnifiedForConditionalGeneration"])
+    (source / "generation_config.json").write_text('{"suppress_tokens": [5, 9, 77]}')
+    model = from_checkpoint(CheckpointFiles.local(source), "bf16")
+    assert "per_layer_model_proj.weight" in {t.name for t in model.tensors}
+    (found,) = (item for item in model.kv if item.key == "tokenizer.ggml.suppress_tokens")
+    assert [*found.value] == [5, 9, 77]
