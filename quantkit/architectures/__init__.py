@@ -36,7 +36,7 @@ FAMILIES: Mapping[str, str] = {
     "cohere": "CohereForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM",
     "dbrx": "DbrxForCausalLM",
     "deci": "DeciLMForCausalLM",
-    "decisions": "OpenJevModel D1Model",
+    "decisions": "OpenJevModel D1Model PplxDeciderModel",
     "deepseek": (
         "DeepseekForCausalLM DeepseekOCRForCausalLM UnlimitedOCRForCausalLM "
         "DeepseekOCR2ForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM "

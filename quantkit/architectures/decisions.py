@@ -1,6 +1,6 @@
 """Models that decide: of a question with options llama.cpp reads how likely the label of each is.
 They are models of other families, with a prompt of their own. llama.cpp: `conversion/qwen.py`
-(OpenJevModel), `conversion/lfm2.py` (D1Model).
+(OpenJevModel), `conversion/lfm2.py` (D1Model), `conversion/pplx_decider.py`.
 
 The prompts that they are trained with are in `systemone/`, as llama.cpp's converter writes them
 (MIT): its server fills them in.
@@ -8,12 +8,25 @@ The prompts that they are trained with are in `systemone/`, as llama.cpp's conve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
+from typing import Any
 
 from quantkit.architectures.lfm2 import LFM2
 from quantkit.architectures.qwen_next import QWEN35
-from quantkit.architectures.rules import Config, Key
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Dims,
+    Key,
+    Map,
+    Piece,
+    RowMap,
+    Shape,
+    piece,
+)
+from quantkit.errors import ConfigError
 
 
 def _prompt(name: str) -> str:
@@ -63,4 +76,75 @@ D1 = replace(
     last_keys=asks("lfm2-d1"),
 )
 
-FAMILY = (OPENJEV, D1)
+READOUT, ZEROS = "weight", "~zeros"  # as the readout is called in its file
+
+
+def _labels(config: Config) -> list[int]:
+    """The token of each row of the readout. Raises ConfigError."""
+    found, n = config.find("decision.token_ids"), config.one("vocab_size")
+    known = isinstance(found, list) and all(type(i) is int and 0 <= i < n for i in found)
+    if not found or not known or len({*found}) != len(found):
+        raise ConfigError(
+            f"{config.where}: 'token_ids' of decision_config.json must be different ones of {n} "
+            "tokens"
+        )
+    return list(found)
+
+
+def _rows_at(ids: Sequence[int]) -> RowMap:
+    """Rows that become those of such tokens."""
+    runs = [n for n, i in enumerate(ids) if not n or i != ids[n - 1] + 1]
+
+    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+        shape = (dims["vocab"], dims["hidden"])
+        return [
+            piece("output.weight", shape, end - at, ids[at], at)
+            for at, end in zip(runs, [*runs[1:], len(ids)], strict=True)
+        ]
+
+    return pieces
+
+
+def _zeros(rows: int, width: int) -> Any:
+    """float32 `[rows, width]` that takes no memory."""
+    import numpy as np
+
+    return np.broadcast_to(np.float32(0), (rows, width))
+
+
+def _with_labels(config: Config) -> Architecture:
+    """A head of zeros, but for the rows of the labels."""
+    labels, n = _labels(config), config.one("vocab_size")
+    others = [i for i in range(n) if i not in {*labels}]
+    rows = [Map(READOUT, ("labels", "hidden"), _rows_at(labels), early=True)]
+    if others:
+        rows.append(Map(ZEROS, ("others", "hidden"), _rows_at(others), early=True))
+    return replace(
+        PPLX_DECIDER,
+        dims={
+            **PPLX_DECIDER.dims, "labels": lambda c: len(labels), "others": lambda c: len(others),
+        },
+        maps=(*PPLX_DECIDER.maps, *rows),
+        added=lambda c: {ZEROS: _zeros(len(others), c.one("hidden_size"))} if others else {},
+    )  # fmt: skip
+
+
+PPLX_DECIDER = replace(
+    QWEN35,
+    hf_names=("PplxDeciderModel",),
+    late_keys=(
+        *QWEN35.late_keys, *decides("pplx-decider"),
+        *(Key(f"{{arch}}.decision.temperature.{kind}", "decision.temperature", "FLOAT32")
+          for kind in ("choice", "score", "noul")),
+    ),
+    last_keys=asks("pplx-decider"),
+    maps=tuple(m for m in QWEN35.maps if m.source != "lm_head.weight"),
+    renames=(*QWEN35.renames, (r"^(?=(layers|embed_tokens|norm)\.)", "model.")),
+    files={"decision": "decision_config.json"},
+    weights=("readout.safetensors",),
+    variant=_with_labels,
+    mtp=lambda config: 0,
+    keeps_mtp=False,
+)  # fmt: skip
+
+FAMILY = (OPENJEV, D1, PPLX_DECIDER)

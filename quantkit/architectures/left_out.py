@@ -14,7 +14,5 @@ REASONS: dict[str, str] = {
         _SOUND,
     ),
     **dict.fromkeys(("KevModel", "LevModel", "NimbleModel"), _ADDS),
-    **dict.fromkeys(
-        ("ClefModel", "D1OmniModel", "ModernBertDecisionModel", "PplxDeciderModel"), _HEAD
-    ),
+    **dict.fromkeys(("ClefModel", "D1OmniModel", "ModernBertDecisionModel"), _HEAD),
 }  # fmt: skip

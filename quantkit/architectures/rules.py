@@ -313,6 +313,10 @@ class Architecture:
     drafts: bool = False
     # keys after the vocabulary
     last_keys: tuple[Key, ...] = ()
+    # tables of other files, under the names that they have here: {"sound": "sound/config.json"}
+    files: Mapping[str, str] = field(default_factory=dict)
+    # weights in other files, which llama.cpp's converter takes before all else
+    weights: tuple[str, ...] = ()
     # whether the chat template stands before all other keys but the architecture's
     template_first: bool = False
     # whether general.file_type is written; llama.cpp's converter forgets it in a few

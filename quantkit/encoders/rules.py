@@ -23,10 +23,6 @@ class Encoder(Architecture):
     forced: tuple[tuple[str, str], ...] = ()
     # keys before general.file_type, which comes before all others
     early_keys: tuple[Key, ...] = ()
-    # tables of other files, under the names that they have here: {"sound": "sound/config.json"}
-    files: Mapping[str, str] = field(default_factory=dict)
-    # weights in other files, which llama.cpp's converter takes before all else
-    weights: tuple[str, ...] = ()
     # codebooks that become one tensor: a regular expression whose only number counts them, its name
     codebooks: tuple[str, str] | tuple[()] = ()
     # where the table of an encoder is kept, where it is not under its own name, or what it is

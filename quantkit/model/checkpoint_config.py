@@ -12,6 +12,7 @@ from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.model.decisions import decision_model
 from quantkit.model.pooling import pooled
+from quantkit.model.prepared import beside
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.mistaken import no_model
 from quantkit.tokenizer.mistral import FORMAT
@@ -75,7 +76,8 @@ def read_config(
         whole = used = arch.draft
         arch = find(used)
     assumed = {**arch.defaults, **class_defaults(raw.values, *text)}
-    values = {**assumed, **raw.values, **dict(*text), "architectures": [used]}
+    tables = {name: beside(files, file) for name, file in arch.files.items()}
+    values = {**assumed, **raw.values, **dict(*text), **tables, "architectures": [used]}
     if (generation := files.optional("generation_config.json")) is not None:
         values["generation_config"] = generation
     for ours, theirs in arch.aliases.items():

@@ -14,7 +14,7 @@ from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
 from quantkit.encoders import find_encoder, supported_encoders
 from quantkit.encoders.common import AUDIO, VISION, count
 from quantkit.encoders.rules import Encoder
-from quantkit.errors import ConfigError, CorruptFile, SourceNotFound, TensorMissing
+from quantkit.errors import ConfigError, TensorMissing
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.kinds import PREFIX
@@ -25,8 +25,8 @@ from quantkit.model.metadata import add_general, add_keys
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.names import known_names
 from quantkit.model.placement import place
-from quantkit.model.prepared import computed
-from quantkit.source.checkpoint import read_tensors, read_weights
+from quantkit.model.prepared import beside, computed, further
+from quantkit.source.checkpoint import read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import decoded
 from quantkit.source.codings.codebooks import codebooks
@@ -92,7 +92,7 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     if (decides := decision_model(files, Config(raw, label))) in OWN_ENCODERS:
         known = decides
     arch = find_encoder(known)
-    values = raw = {**raw, **{name: _beside(files, file) for name, file in arch.files.items()}}
+    values = raw = {**raw, **{name: beside(files, file) for name, file in arch.files.items()}}
     for part in (VISION, AUDIO):
         table = _table(arch, part, raw, label)
         values[part] = None if table is None else {**arch.defaults.get(part, {}), **table}
@@ -126,16 +126,6 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
     for expect in arch.expects:
         expect.check(config)
     return arch, config
-
-
-def _beside(files: CheckpointFiles, name: str) -> dict[str, Any]:
-    """Another file that the encoder needs. Raises SourceNotFound, CorruptFile."""
-    if not files.has(name):
-        raise SourceNotFound(
-            f"{files.label(name)} is not there, and the encoder needs it: download the checkpoint "
-            "whole"
-        )
-    return files.json(name)
 
 
 def _preprocessor(files: CheckpointFiles) -> dict[str, Any]:
@@ -183,7 +173,7 @@ def _converted(
 ) -> Model:
     own_format = config.find("architectures") == [FORMAT]
     stored = read_tensors(files, "consolidated" if own_format else "model")
-    stored += _further(files, arch, {t.name for t in stored})
+    stored += further(files, arch, {t.name for t in stored})
     own, lent = _mine(arch, stored)
     arch = replace(arch, drops=(*arch.drops, *arch.unseen))
     settings = coding_settings(files, config)
@@ -224,23 +214,6 @@ def _mine(
         elif names[t.name] in known:
             lent.append(t)
     return own, lent
-
-
-def _further(files: CheckpointFiles, arch: Encoder, there: set[str]) -> list[SourceTensor]:
-    """The tensors of other files than the model's. Raises SourceNotFound, CorruptFile."""
-    found = []
-    for name in arch.weights:
-        if not files.has(name):
-            raise SourceNotFound(
-                f"{files.label(name)} is not there, and the encoder needs it: download the "
-                "checkpoint whole"
-            )
-        found += read_weights(files.path(name))
-    if twice := sorted(there & {t.name for t in found}):
-        raise CorruptFile(
-            f"{files.where}: tensor {twice[0]} is in the model's files and in {arch.weights[0]}"
-        )
-    return found
 
 
 def _gathered(arch: Encoder, by_name: dict[str, SourceTensor]) -> dict[str, SourceTensor]:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from quantkit.architectures.rules import Architecture, Config
-from quantkit.errors import TensorMissing, TensorShape
+from quantkit.errors import CorruptFile, SourceNotFound, TensorMissing, TensorShape
 from quantkit.gguf.types import type_by_name
+from quantkit.source.checkpoint import read_weights
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import read
 from quantkit.source.tensors import Files, SourceTensor
@@ -97,3 +98,30 @@ def with_scalars(arch: Architecture, config: Config, sources: dict[str, SourceTe
         for key, names in wanted.items():
             values[key] = [float(read(opened, tensors[name], 0, 1)[0, 0]) for name in names]
     return replace(config, values=values)
+
+
+def beside(files: CheckpointFiles, name: str) -> dict[str, Any]:
+    """Another file that the model needs. Raises SourceNotFound, CorruptFile."""
+    if not files.has(name):
+        raise SourceNotFound(
+            f"{files.label(name)} is not there, and the model needs it: download the checkpoint "
+            "whole"
+        )
+    return files.json(name)
+
+
+def further(files: CheckpointFiles, arch: Architecture, there: set[str]) -> list[SourceTensor]:
+    """The tensors of other files than the model's. Raises SourceNotFound, CorruptFile."""
+    found = []
+    for name in arch.weights:
+        if (file := files.weight(name)) is None:
+            raise SourceNotFound(
+                f"{files.label(name)} is not there, and the model needs it: download the "
+                "checkpoint whole"
+            )
+        found += read_weights(file)
+    if twice := sorted(there & {t.name for t in found}):
+        raise CorruptFile(
+            f"{files.where}: tensor {twice[0]} is in the model's files and in {arch.weights[0]}"
+        )
+    return found

@@ -57,6 +57,10 @@ class CheckpointFiles:
         """Whether there is a small file of that name."""
         return self.path(name).is_file()
 
+    def weight(self, name: str) -> File | None:
+        """A file of weights, here or on the Hub; None if there is none."""
+        return self.weights.get(name) or (self.path(name) if self.has(name) else None)
+
     def data(self, name: str) -> bytes:
         """A small file's bytes. Raises SourceNotFound, SourceError, UnsupportedSource."""
         if name not in self._contents:

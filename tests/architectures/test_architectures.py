@@ -38,7 +38,9 @@ from tests.test_errors import edit_config, edit_tensors
 ARCHITECTURES = [row for file in FAMILIES for row in family(file)]
 
 Get = Callable[[str], Path]
-DECIDING = {"openjev": "OpenJevModel", "lfm2-d1": "D1Model"}
+DECIDING = {
+    "openjev": "OpenJevModel", "lfm2-d1": "D1Model", "pplx-decider": "PplxDeciderModel",
+}  # fmt: skip
 
 
 def options(args: list[str], source: Path | None = None) -> ConversionOptions:

@@ -3,15 +3,20 @@ hold whole files to llama.cpp's)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from quantkit.errors import UnsupportedArchitecture
-from quantkit.model.encoder import encoder_from_checkpoint
+from quantkit.architectures.rules import ConversionOptions
+from quantkit.errors import ModelError, UnsupportedArchitecture
+from quantkit.gguf.container import read_header
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
+from tests.architectures.test_architectures import convert
 from tests.test_errors import edit_config
 
 Broken = Callable[..., Path]
@@ -21,7 +26,6 @@ Broken = Callable[..., Path]
     ("names", "words"),
     [
         (["joint_head_config.json"], "ClefModel.*a head of its own"),
-        (["decision_config.json", "readout.safetensors"], "PplxDeciderModel.*a head of its own"),
         (["rl_agent_config.json", "encoder/config.json"], "ModernBertDecisionModel"),
         (["julia_config.json", "encoder/config.json"], "ModernBertDecisionModel"),
     ],
@@ -36,9 +40,38 @@ def test_heads_that_are_not_converted_are_told(
         (source / name).write_text("{}")
     with pytest.raises(UnsupportedArchitecture, match=words):
         from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen35")
-    if "decision_config.json" in names:
-        with pytest.raises(UnsupportedArchitecture, match="PplxDeciderModel"):
-            encoder_from_checkpoint(CheckpointFiles.local(source))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"token_ids": [1, 1, 2, 3, 4]}, "must be different ones of 520 tokens"),
+        ({"token_ids": [1, 2, 3, 4, 520]}, "must be different ones of 520 tokens"),
+        ({"token_ids": []}, "must be different ones"),
+        ({"token_ids": None}, "must be different ones"),
+        ({"token_ids": [1, 2]}, "shape .* found, .2, 256. expected"),
+        ({"temperature": "hot"}, "must be float32"),
+        ({"temperature": None}, "'decision.temperature' is missing"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    values: dict[str, Any], words: str, broken: Broken
+) -> None:
+    source = broken("pplx-decider")
+    path = source / "decision_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(ModelError, match=words):
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen35")
+
+
+def test_rows_of_labels_are_among_zeros(checkpoint: Broken, tmp_path: Path) -> None:
+    source, path = checkpoint("pplx-decider"), tmp_path / "out.gguf"
+    convert(source, path, "f32", "qwen35", ConversionOptions())
+    labels = json.loads((source / "decision_config.json").read_text())["token_ids"]
+    header, data = read_header(path), path.read_bytes()
+    t = next(t for t in header.tensors if t.name == "output.weight")
+    head = np.frombuffer(data, np.float32, 520 * 256, header.data_offset + t.offset)
+    assert [*np.flatnonzero(head.reshape(520, 256).any(axis=1))] == sorted(labels)
 
 
 def test_an_omni_model_that_decides_is_told(broken: Broken) -> None:
