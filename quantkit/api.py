@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,19 +117,17 @@ def quantize(
     run = _run(dry_run, threads, memory, force, progress, cluster)
     place = Path(output or ".")
     place = place.parent if place.suffix == ".gguf" else place
-    plan = jobs.quantize(
-        source,
-        with_mixture(_types(types), recipe),
-        _path(output),
-        request=request,
-        imatrix=_matrix(source, imatrix, calibration, place, reading, run),
-        imatrix_strict=imatrix_strict,
-        prune=prune_layers,
-        override_kv=override_kv,
-        reading=reading,
-        run=run,
+    wanted = with_mixture(_types(types), recipe)
+    asked: dict[str, Any] = {"request": request, "prune": prune_layers, "reading": reading}
+    asked["override_kv"] = override_kv
+    ask = partial(jobs.prepare, source, wanted, **asked)
+    matrix = _matrix(source, imatrix, calibration, place, reading, run, ask)
+    strict = imatrix_strict
+    return Written(
+        jobs.quantize(
+            source, wanted, _path(output), imatrix=matrix, imatrix_strict=strict, run=run, **asked
+        )
     )
-    return Written(plan)
 
 
 def split(
@@ -328,9 +327,11 @@ def release(
     directory, run = Path(output), _run(dry_run, threads, memory, force, progress)
     texts = list(map(Path, kl))
     test = release_test(source, texts, reading, directory, threads, progress) if kl else None
+    request = Request(overrides, splits=splits, allow_requantize=allow_requantize)
+    ask = partial(jobs.prepare, source, wanted, request=request, reading=reading)
     options: dict[str, Any] = {
-        "request": Request(overrides, splits=splits, allow_requantize=allow_requantize),
-        "imatrix": _matrix(source, imatrix, calibration, directory, reading, run),
+        "request": request,
+        "imatrix": _matrix(source, imatrix, calibration, directory, reading, run, ask),
         "reading": reading,
         "context": context,
         "base_model": base_model,

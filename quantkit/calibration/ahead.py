@@ -49,6 +49,21 @@ def found(arch: str, kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Found:
     return Found(count, outputs=arch in _CROPPED or tensor_names.in_block(_HEAD, first) in names)
 
 
+def unseen(arch: str, kv: Sequence[KeyValue], tensors: Sequence[Info]) -> set[str]:
+    """Tensors of such layers that no calibration has data for: all of them, where they are not run;
+    or the table of tokens that one has for itself, which nothing is multiplied with."""
+    values = of_architecture(arch, kv)
+    count = number(values, COUNT)
+    if not count:
+        return set()
+    first = number(values, "block_count") - count
+    parts = {t.name: tensor_names.parse(t.name) for t in tensors}
+    ahead = {name for name, p in parts.items() if p.bid is not None and p.bid >= first}
+    if found(arch, kv, tensors).why:
+        return ahead
+    return {name for name in ahead if parts[name].role == "nextn.embed_tokens"}
+
+
 def of_file(path: Path) -> Found:
     """What the model of a GGUF file, or of a set of which it is the first, has of them."""
     header, tensors = open_gguf_set(path)

@@ -6,11 +6,13 @@ import hashlib
 import shutil
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from quantkit import jobs
 from quantkit.calibration import ahead, own_text
@@ -39,6 +41,7 @@ from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 
+Ask = Callable[..., object]
 SELF = "self"  # the word for no text
 OWN = "text of its own"  # what the matrix says that it was made with, where that is so
 MOST = 256  # chunks, which are sequences to llama.cpp (LLAMA_MAX_SEQ)
@@ -205,14 +208,20 @@ def as_file(
 
 
 def auto(
-    source: SourceLike, calibration: Sequence[Path], directory: Path, reading: Reading, run: Run
+    source: SourceLike,
+    calibration: Sequence[Path],
+    directory: Path,
+    reading: Reading,
+    run: Run,
+    ask: Ask | None = None,
 ) -> Imatrix:
     """A matrix for a set of files in `directory`, from texts, or (none given) from text that the
     model writes itself. One that an earlier run made so is used again.
 
     It is of the whole model, whatever experts are to be kept, and of the layers that predict
-    further tokens where llama.cpp runs them. Raises as `make` does; UsageError: a dry run would
-    need it.
+    further tokens where llama.cpp runs them. `ask` is given, before the work, a matrix with data
+    for all that calibration can see, and raises what else would be found out after it. Raises as
+    `make` does; UsageError: a dry run would need it.
     """
     source, calibration = Source.parse(source), _given(calibration)
     reading = replace(reading, keep_experts=())
@@ -231,10 +240,25 @@ def auto(
             "--imatrix auto makes the matrix first: run without --dry-run, or make it with "
             "`quantkit imatrix`"
         )
+    if ask is not None:
+        ask(imatrix=_foreseen(model, output))
     directory.mkdir(parents=True, exist_ok=True)
     with as_file(source, TYPE, output, reading, run) as file:
         _measured(file, calibration, output, options, replace(run, force=True), made_from)
     return read_imatrix(output)
+
+
+def _foreseen(model: Model, output: Path) -> Imatrix:
+    """A matrix that has something for each tensor that calibration can see."""
+    tensors = [Info(t.name, t.shape, t.stored) for t in model.tensors]
+    unseen = ahead.unseen(model.arch, model.kv, tensors)
+    some = np.float32(2)
+    values = {
+        t.name: np.broadcast_to(some, ((t.shape[-3] if len(t.shape) > 2 else 1) * t.shape[-1],))
+        for t in tensors
+        if t.name not in unseen
+    }
+    return Imatrix(f"{output.name}, before it is made", values, (), 0)
 
 
 def _made_from(source: Source, calibration: Sequence[Path], reading: Reading, nextn: bool) -> str:

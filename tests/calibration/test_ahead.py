@@ -190,8 +190,15 @@ def test_a_release_with_such_layers(checkpoint: Get, tmp_path: Path) -> None:
     )
     assert made.manifest.imatrix is not None
     assert read_sums(out / made.manifest.imatrix.name).nextn == 1
-    with pytest.raises(ImatrixError, match=r"nextn\.embed_tokens.*--tensor-type.*--no-mtp"):
+    # before calibration, not after it
+    with pytest.raises(
+        ImatrixError,
+        match=r"^\S+, before it is made: .*nextn\.embed_tokens.*--tensor-type.*--no-mtp",
+    ):
         api.release(
             checkpoint("glm4moe"), tmp_path / "b", ["IQ2_XXS"], imatrix="auto",
             calibration=[text], threads=1,
         )  # fmt: skip
+    with pytest.raises(ImatrixError, match=r"before it is made: no importances for blk\.3\."):
+        api.quantize(checkpoint("mimo-v25"), "IQ2_XXS", tmp_path / "b", imatrix="auto")
+    assert not (tmp_path / "b").exists()
