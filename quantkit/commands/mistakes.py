@@ -16,7 +16,7 @@ from quantkit.recipes.file_types import RECIPES, SETS, find_recipe
 # options of llama.cpp's tools -> what does the same here
 ELSEWHERE: Mapping[str, str] = {
     "--remote": "write hf://ORG/MODEL as the source",
-    "--model-name": "the name is that of the directory, or general.name of --override-kv",
+    "--model-name": "it is one of convert; quantize has --override-kv general.name=str:NAME",
     "--print-supported-models": "quantkit inspect --architectures lists what is converted",
     "--ftype": "the type is --type of quantize, --outtype of convert",
     "--quant": "the type is --type",

@@ -173,6 +173,9 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("convert --print-supported-models", 2,
      "no option --print-supported-models; quantkit inspect --architectures lists what is "
      "converted; see quantkit convert --help"),
+    ("quantize ckpt -t Q8_0 --model-name x", 2,
+     "no option --model-name; it is one of convert; quantize has --override-kv "
+     "general.name=str:NAME; see quantkit quantize --help"),
     ("convert ckpt --mtp --no-nextn", 2, "--mtp and --no-mtp exclude each other"),
     ("convert --remote org/model", 2,
      "no option --remote; write hf://ORG/MODEL as the source; see quantkit convert --help"),
