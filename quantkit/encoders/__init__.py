@@ -74,6 +74,9 @@ FAMILIES: Mapping[str, str] = {
     ),
 }
 
+_SPEAKS = "its file is what speaks after the text, which is not converted either"
+# those that llama.cpp's converter knows and quantkit does not take, and why
+LEFT_OUT = {"Qwen3TTSForConditionalGeneration": _SPEAKS, "PocketTTSModel": _SPEAKS}
 _FILE_OF = {name: file for file, names in FAMILIES.items() for name in names.split()}
 
 
@@ -93,6 +96,8 @@ def find_encoder(name: str) -> Encoder:
     """The encoder for a name from config.json. Raises UnsupportedArchitecture."""
     if name in _FILE_OF:
         return next(row for row in family(_FILE_OF[name]) if name in row.hf_names)
+    if name in LEFT_OUT:
+        raise UnsupportedArchitecture(f"the encoder of {name!r} is not converted: {LEFT_OUT[name]}")
     raise UnsupportedArchitecture(
         f"the encoder of {name!r} is not supported; those of {', '.join(supported_encoders())} are"
     )

@@ -25,9 +25,13 @@ REFUSED = {
         lambda s: edit_config(s, vision_config=None),
         errors.ConfigError, "neither a vision_config nor an audio_config",
     ),
-    "an encoder that is not known": (
+    "an encoder that is left out": (
         lambda s: edit_config(s, architectures=["PocketTTSModel"]),
-        errors.UnsupportedArchitecture, "the encoder of 'PocketTTSModel'",
+        errors.UnsupportedArchitecture, "what speaks after the text, which is not converted",
+    ),
+    "an encoder of nobody": (
+        lambda s: edit_config(s, architectures=["NobodysModel"]),
+        errors.UnsupportedArchitecture, "the encoder of 'NobodysModel' is not supported; those of",
     ),
     "no preprocessor": (
         lambda s: (s / "preprocessor_config.json").unlink(),
