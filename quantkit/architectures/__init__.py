@@ -104,7 +104,8 @@ FAMILIES: Mapping[str, str] = {
     "laguna": "LagunaForCausalLM",
     "lfm2": (
         "Lfm2ForCausalLM LFM2ForCausalLM Lfm2VlForConditionalGeneration Lfm2Model "
-        "Lfm2BidirectionalModel Lfm2BidirectionalForMaskedLM Lfm2MoeForCausalLM"
+        "Lfm2BidirectionalModel Lfm2BidirectionalForMaskedLM Lfm2MoeForCausalLM "
+        "Lfm25AudioTokenizer"
     ),
     "llama": (
         "LlamaForCausalLM LLaMAForCausalLM MistralForCausalLM IQuestCoderForCausalLM "

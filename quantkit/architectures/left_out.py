@@ -9,7 +9,7 @@ _HEAD = "it decides by a head of its own, which is not converted"
 REASONS: dict[str, str] = {
     "PLMForCausalLM": "llama.cpp b11549 ends where it keeps its values (in two axes, not three)",
     **dict.fromkeys(
-        ("Lfm25AudioTokenizer", "PocketTTSModel", "Qwen3TTSForConditionalGeneration",
+        ("PocketTTSModel", "Qwen3TTSForConditionalGeneration",
          "WavTokenizerDec"),
         _SOUND,
     ),

@@ -178,4 +178,22 @@ LFM2_EMBED = replace(
     renames=((r"^lfm2\.", "model."),),
 )  # fmt: skip
 
-FAMILY = (LFM2, LFM2_EMBED, LFM2_MOE)
+# LFM2.5-Audio's way from codes back to sound: vectors go in, and a spectrum comes out
+LFM25_AUDIO_TOKENIZER = replace(
+    LFM2,
+    hf_names=("Lfm25AudioTokenizer",),
+    late_keys=(
+        *LFM2.late_keys,
+        Key("{arch}.attention.sliding_window", "sliding_window"),
+        Key("{arch}.embedding_length_out", "output_size"),
+    ),
+    dims={**LFM2.dims, "spectrum": lambda c: c.get("output_size")},
+    maps=(
+        *(m for m in LFM2.maps if m is not OPTIONAL_HEAD),
+        *linear("lin", ("spectrum", "hidden"), "dense_2", bias=None),
+    ),
+    drops=(*DROPS, r"istft\.window", r"emb\.emb.*"),
+    no_vocabulary=True,
+)
+
+FAMILY = (LFM2, LFM2_EMBED, LFM25_AUDIO_TOKENIZER, LFM2_MOE)

@@ -319,6 +319,8 @@ class Architecture:
     weights: tuple[str, ...] = ()
     # whether the chat template stands before all other keys but the architecture's
     template_first: bool = False
+    # whether vectors go in, and there are no tokens
+    no_vocabulary: bool = False
     # whether general.file_type is written; llama.cpp's converter forgets it in a few
     says_file_type: bool = True
     # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)

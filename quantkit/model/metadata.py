@@ -58,6 +58,9 @@ def checkpoint_metadata(
     add_keys(writer, arch.late_keys, config)
     reranks = add_reranker(writer, files, arch, config)
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
+    if arch.no_vocabulary:
+        writer.add_tokenizer_model("none")
+        return writer.entries, tuple(reranks)
     (name,) = config.values["architectures"]
     if arch.drafts and options.target:  # with the vocabulary of the model that it drafts for
         files, name = CheckpointFiles.local(options.target), config.find("target.architecture")

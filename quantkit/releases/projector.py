@@ -9,8 +9,10 @@ from pathlib import Path
 
 from quantkit.errors import ModelError, UnsupportedSource
 from quantkit.execution.journal import Identity, identities
+from quantkit.gguf.container import KeyValue
 from quantkit.jobs import Job
 from quantkit.loading.kinds import MODEL, PREFIX, kind_of
+from quantkit.loading.vocabulary import NONE
 from quantkit.model.open import Reading, open_gguf, read_encoders
 from quantkit.planning.build import plan_conversion
 from quantkit.source.location import Source
@@ -28,6 +30,16 @@ def check_is_model(source: Source) -> None:
         raise UnsupportedSource(
             f"{source} is {kind.words}, of which no release is made: {kind.use}. Release the model "
             "that it is for"
+        )
+
+
+def check_has_words(source: Source, kv: Sequence[KeyValue]) -> None:
+    """A card says how a model is asked, and one without a vocabulary is not. Raises
+    UnsupportedSource."""
+    if any(item.key == "tokenizer.ggml.model" and item.value in NONE for item in kv):
+        raise UnsupportedSource(
+            f"{source} has no vocabulary: vectors go in, and no card could say how it is run; make "
+            "its file with `quantkit convert` or `quantkit quantize`"
         )
 
 

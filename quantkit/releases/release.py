@@ -29,7 +29,7 @@ from quantkit.releases import beside, checksums, importance, manifest, previous
 from quantkit.releases.by_type import errors_of, in_order, rows_of
 from quantkit.releases.manifest import BegunFile, FileRecord, MadeFrom, Manifest
 from quantkit.releases.names import stem as stem
-from quantkit.releases.projector import check_is_model, identified, projector_job
+from quantkit.releases.projector import check_has_words, check_is_model, identified, projector_job
 from quantkit.releases.quality import Test, scores
 from quantkit.reporting import inspection
 from quantkit.reporting.inspection import Description
@@ -109,6 +109,7 @@ def release(
 
     drop = [find_recipe(kind).name for kind in drop]
     job, kinds = plan_types(plan, types, drop, earlier)
+    check_has_words(source, job.model.kv)
     encoders, lacking = projector_job(source, directory, job.model.name, reading)
     if lacking:
         job = replace(job, model=replace(job.model, notes=(*job.model.notes, lacking)))

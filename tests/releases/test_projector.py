@@ -160,3 +160,9 @@ def test_the_command_says_what_it_made(checkpoint: Get, tmp_path: Path) -> None:
     assert json.loads(done.stdout)
     wrong = CliRunner().invoke(app, ["convert", source, "--mmproj", "--no-mtp"])
     assert wrong.exit_code != 0
+
+
+def test_no_release_of_a_model_without_words(checkpoint: Get, tmp_path: Path) -> None:
+    with pytest.raises(errors.UnsupportedSource, match="has no vocabulary"):
+        release(checkpoint("lfm25-audio-tokenizer"), tmp_path / "out", ["Q8_0"])
+    assert not (tmp_path / "out").exists()
