@@ -4,6 +4,7 @@ what it sees of a picture, or hears of a sound, is finite."""
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +53,11 @@ HEARD = {
     "mimov2-mmproj": 9,
     "dots3note-mmproj": 25,
     "granitespeech-mmproj": 21,
+    "lfm2audio-mmproj": 26,
     "qwen3omni-mmproj": 39,
 }
 LAYERED = {"granite4vision-mmproj": 4}  # pictures of so many layers stand side by side
+CHANNELS = 512  # of LFM2-Audio's table of distances in llama.cpp, whatever the width
 MOMENTS = 1500  # of half a minute, after a convolution of stride two
 
 
@@ -92,7 +95,8 @@ def _fitting(source: Path) -> Path:
     """The small checkpoint with sizes that fit each other in llama.cpp. Its Granite Speech looks
     up distances as far as the context; of Qwen3-Omni, mtmd takes no file with both encoders where
     pictures of several layers stand side by side, which makes what it sees wider than what it
-    hears; Granite 4 Vision's windows are of eight patches a side."""
+    hears; Granite 4 Vision's windows are of eight patches a side, and LFM2-Audio's
+    channels are 512."""
     path = source / "config.json"
     config = json.loads(path.read_text())
     if "encoder_config" in config and "max_pos_emb" in config["encoder_config"]:
@@ -105,8 +109,29 @@ def _fitting(source: Path) -> Path:
     if "spatial_target_layers" in config:
         config["vision_config"]["image_size"] = 128
         _lengthen(source, "position_embedding.weight", 64)
+    if "encoder" in config:
+        config["encoder"] |= {"d_model": CHANNELS, "n_layers": 1}
+        _widen(source, 64)
     path.write_text(json.dumps(config))
     return source
+
+
+def _widen(source: Path, width: int) -> None:
+    """The first layer of a conformer of so many channels, with as many as llama.cpp counts on."""
+    by = CHANNELS // width
+    for file in source.glob("*.safetensors"):
+        tensors = {}
+        for name, (dtype, shape, data) in read_safetensors(file).items():
+            if re.search(r"layers\.[1-9]", name):
+                continue
+            wide = [n * by if n == width else n for n in shape]
+            if "pointwise_conv1" in name or "pos_bias" in name:
+                wide = [n * by if n in (2 * width, width // 4) else n for n in wide]
+            if wide != shape:
+                how = {"mean": float("norm" in name), "std": 0.05}
+                data = values(name, dtype, wide, how).tobytes()
+            tensors[name] = (dtype, wide, data)
+        write_safetensors(file, tensors)
 
 
 def _lengthen(source: Path, table: str, rows: int) -> None:
