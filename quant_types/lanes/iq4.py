@@ -17,13 +17,13 @@ from quant_types.lanes.compile import (
     take_zeros,
 )
 from quant_types.lanes.groups import GROUPS, WEIGHTS, halves, pack_nibbles
-from quant_types.lanes.iq4_search import SCALE, SIZE, W, X, index, search
+from quant_types.lanes.iq4_search import SIDE, SIZE, W, X, index, search
 from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load
 from quant_types.lanes.vectors import make_columns
 
 _32 = np.float32(32.0)
-_columns = make_columns(32, LANES)
+_columns = make_columns(32, SIDE)
 
 
 class Tile(NamedTuple):
@@ -32,6 +32,7 @@ class Tile(NamedTuple):
     x: np.ndarray  # float32 [WEIGHTS]
     w: np.ndarray  # float32 [WEIGHTS]: importance, then the weight of each error
     ws: np.ndarray  # workspace of the search
+    scales: np.ndarray  # float32 [LANES]: of the sub-blocks
     d: np.ndarray  # float32 [LANES]: scale of a block
     d_bits: np.ndarray  # uint16 [LANES]: as float16
     inverse: np.ndarray  # float32 [GROUPS]: of the scale of the group's sub-block
@@ -45,12 +46,13 @@ def new_tile(memory):
     x, memory = take_zeros(memory, WEIGHTS)
     w, memory = take_zeros(memory, WEIGHTS)
     ws, memory = take_floats(memory, SIZE)
+    scales, memory = take_floats(memory, LANES)
     d, memory = take_zeros(memory, LANES)
     d_bits, memory = take_halfs(memory, LANES)
     inverse, memory = take_floats(memory, GROUPS)
     codes, memory = take_ints(memory, LANES)
     q, memory = take_bytes(memory, WEIGHTS)
-    return Tile(x, w, ws, d, d_bits, inverse, codes, q)
+    return Tile(x, w, ws, scales, d, d_bits, inverse, codes, q)
 
 
 @inner
@@ -97,9 +99,10 @@ _weights_32, _weights_256 = _make_weights(32), _make_weights(256)
 
 @inner
 def _search(tile):
-    _columns(tile.x, tile.ws[X:])
-    _columns(tile.w, tile.ws[W:])
-    search(tile.ws)
+    for first in range(0, LANES, SIDE):
+        _columns(tile.x[32 * first :], tile.ws[X:])
+        _columns(tile.w[32 * first :], tile.ws[W:])
+        search(tile.ws, tile.scales[first:])
 
 
 @inner
@@ -108,14 +111,14 @@ def _quants(tile):
     for g in range(GROUPS):
         inverse = tile.inverse[g]
         for i in range(8):
-            tile.q[8 * g + i] = index(tile.x[8 * g + i] * inverse)
+            tile.q[8 * g + i] = np.uint8(index(tile.x[8 * g + i] * inverse))
 
 
 @inner
 def _store_nl(tile, first, count, records):
     """Blocks of IQ4_NL from a tile that has been searched; records uint16 [blocks, 9]."""
     for b in range(LANES):
-        d = tile.ws[SCALE + b]
+        d = tile.scales[b]
         tile.d[b] = d
         inverse = ONE / d if d != ZERO else ZERO
         for g in range(4):
@@ -135,13 +138,13 @@ def _store_xs(tile, first, count, records):
     for b in range(LANES // 8):
         largest = ZERO
         for j in range(8):
-            v = tile.ws[SCALE + 8 * b + j]
+            v = tile.scales[8 * b + j]
             largest = v if abs(v) > abs(largest) else largest
         d = -largest / _32
         tile.d[b] = d
         inverse = ONE / d if d != ZERO else ZERO
         for j in range(8):
-            code = clamped(inverse * tile.ws[SCALE + 8 * b + j], np.int32(-32), np.int32(31))
+            code = clamped(inverse * tile.scales[8 * b + j], np.int32(-32), np.int32(31))
             tile.codes[8 * b + j] = code + 32
             scale = d * np.float32(code)
             sub_inverse = ONE / scale if scale != ZERO else ZERO
