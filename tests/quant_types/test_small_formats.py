@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 import quant_types
+from quant_types.iq4 import BORDERS, TRIES, VALUES
 from tests import oracle
 
 SMALL = (
@@ -92,3 +95,14 @@ def test_importance_of_rows(name: str, engine: str, blocks: int) -> None:
     for expert in range(2):
         wanted = oracle.quantize(x[expert], name, importance[expert, 0])
         np.testing.assert_array_equal(found[expert], wanted)
+
+
+def test_a_weight_of_iq4_passes_one_border_at_most_from_try_to_try():
+    """What the search of the kernels rests on: the next border, away from 0, is farther than the
+    tries reach."""
+    reach = (TRIES - VALUES[0]) / (-TRIES - VALUES[0])
+    positive = [b for b in BORDERS if b > 0]
+    negative = [-b for b in reversed(BORDERS) if b < 0]
+    for borders in (positive, negative):
+        for near, far in pairwise(borders):
+            assert far / near > reach * (1 + 2**-20)  # products are rounded
