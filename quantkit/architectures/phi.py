@@ -85,7 +85,7 @@ PHI2 = Architecture(
     expects=(
         Expect("hidden_act", ("gelu_new",)), Expect("qk_layernorm", (False,)),
     ),
-    dims=DIMS,
+    dims={**DIMS, "ffn": lambda c: 4 * c.get("hidden_size")},
     maps=(
         EMBEDDINGS[0],
         *layer_norm("model.final_layernorm", "output_norm"),

@@ -182,9 +182,13 @@ def _encoded(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
 
 
 def _decoded(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
-    """The same of the decoder, of as many layers unless it is said (t5.cpp)."""
-    count = number(values, "decoder_block_count", number(values, "block_count"))
+    """The same of the decoder, of as many layers unless it is said (t5.cpp), and of no more: the
+    cache has room for as many as the encoder has (llama-kv-cache.cpp)."""
+    layers = number(values, "block_count")
+    count = number(values, "decoder_block_count", layers)
     yield from _half("dec", count, (*_BLOCK, *_CROSS), tensors)
+    if count > layers:
+        yield f"decoder_block_count is {count}, of {layers} layers that llama.cpp keeps a cache for"
 
 
 def _roomy(values: Values, _: Sequence[Info]) -> Iterator[str]:

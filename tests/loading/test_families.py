@@ -53,6 +53,7 @@ BAD: list[tuple[str, KeyValue, str]] = [
     ("bert-bge", uint32("tokenizer.ggml.token_type_count", 3), "3, not the 2 of token_types.weigh"),
     ("flan-t5", uint32("t5.block_count", 3), "enc.blk.2.attn_norm.weight is not there"),
     ("flan-t5", uint32("t5.decoder_block_count", 3), "dec.blk.2.attn_norm.weight is not there"),
+    ("flan-t5", uint32("t5.block_count", 1), "decoder_block_count is 2, of 1 layers"),
     ("flan-t5", uint32("t5.context_length", 1 << 20), "context_length is 1048576"),
     ("flan-t5", uint32("t5.decoder_start_token_id", 1 << 20), "decoder_start_token_id is 1048576"),
     ("t5-encoder", uint32("t5encoder.block_count", 3), "enc.blk.2.attn_norm.weight is not there"),
