@@ -100,7 +100,7 @@ def _converted(
     from quantkit.model.metadata import checkpoint_metadata
 
     stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
-    stored += further(files, arch, {t.name for t in stored})
+    stored = [*stored, *further(files, arch, {t.name for t in stored})]
     settings = coding_settings(files, config)
     config = replace(config, values={**config.values, "quantization_config": settings.values})
     by_name = {t.name: t for t in decoded(stored, settings)}
