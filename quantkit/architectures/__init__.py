@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, str] = {
     "codeshell": "CodeShellForCausalLM",
     "cogvlm": "CogVLMForCausalLM",
     "cohere": "CohereForCausalLM Cohere2ForCausalLM Cohere2MoeForCausalLM",
+    "d1_omni": "D1OmniModel",
     "dbrx": "DbrxForCausalLM",
     "deci": "DeciLMForCausalLM",
     "decisions": "OpenJevModel D1Model PplxDeciderModel",

@@ -14,5 +14,5 @@ REASONS: dict[str, str] = {
         _SOUND,
     ),
     **dict.fromkeys(("KevModel", "LevModel", "NimbleModel"), _ADDS),
-    **dict.fromkeys(("ClefModel", "D1OmniModel", "ModernBertDecisionModel"), _HEAD),
+    **dict.fromkeys(("ClefModel", "ModernBertDecisionModel"), _HEAD),
 }  # fmt: skip

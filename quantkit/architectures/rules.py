@@ -311,8 +311,9 @@ class Architecture:
     draft: str = ""
     # whether it drafts for another model, whose vocabulary and sizes it takes
     drafts: bool = False
-    # keys after the vocabulary
+    # keys after the vocabulary, and which of them stand there though the vocabulary has them
     last_keys: tuple[Key, ...] = ()
+    moved: tuple[str, ...] = ()
     # tables of other files, under the names that they have here: {"sound": "sound/config.json"}
     files: Mapping[str, str] = field(default_factory=dict)
     # weights in other files, which llama.cpp's converter takes before all else

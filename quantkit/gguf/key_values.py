@@ -25,6 +25,10 @@ class KeyValueWriter(GGUFWriter):
         """What was added so far, in order."""
         return tuple(self._entries.values())
 
+    def remove_key(self, key: str) -> None:
+        """Take a key out, if it is there."""
+        self._entries.pop(key, None)
+
     def add_key_value(
         self, key: str, val: Any, vtype: GGUFValueType, sub_type: GGUFValueType | None = None
     ) -> None:

@@ -66,6 +66,8 @@ def checkpoint_metadata(
         files, name = CheckpointFiles.local(options.target), config.find("target.architecture")
     kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
     if arch.last_keys:
+        for key in arch.moved:
+            writer.remove_key(key)
         add_keys(writer, arch.last_keys, config)
         kv = writer.entries
     if arch.template_first:

@@ -240,7 +240,7 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"), pre="exaone-moe"),
     VocabRules(names=("Lfm2ForCausalLM", "LFM2ForCausalLM", "Lfm2VlForConditionalGeneration",
                       "Lfm2Model", "Lfm2BidirectionalModel", "Lfm2BidirectionalForMaskedLM",
-                      "Lfm2MoeForCausalLM", "D1Model"), pre="lfm2"),
+                      "Lfm2MoeForCausalLM", "D1Model", "D1OmniModel"), pre="lfm2"),
     VocabRules(names=("Cohere2MoeForCausalLM",), pre="cohere2moe"),
     VocabRules(names=("FalconH1ForCausalLM",), pre="falcon-h1"),
     VocabRules(names=("BertModel", "BertForMaskedLM", "BertForSequenceClassification",

@@ -74,12 +74,23 @@ def test_rows_of_labels_are_among_zeros(checkpoint: Broken, tmp_path: Path) -> N
     assert [*np.flatnonzero(head.reshape(520, 256).any(axis=1))] == sorted(labels)
 
 
-def test_an_omni_model_that_decides_is_told(broken: Broken) -> None:
-    source = broken("lfm2vl")
-    edit_config(source, model_type="d1_omni")
-    files = CheckpointFiles.local(source)
-    with pytest.raises(UnsupportedArchitecture, match="D1OmniModel"):
-        from_checkpoint(files, "bf16", "lfm2")
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"max_length": 4096}, "'max_length' is 4096; this architecture needs 16384"),
+        ({"head_layers": 0}, "'head_layers' is 0"),
+        ({"head_layers": 3}, "head.layers.2.*is not in the checkpoint"),
+        ({"temperatures": {"a b": 1.0}}, "no table of kinds of questions"),
+        ({"temperatures": {"choice": "hot"}}, "must be float32"),
+    ],
+)
+def test_heads_of_d1_omni_that_do_not_fit_are_refused(
+    values: dict[str, Any], words: str, broken: Broken
+) -> None:
+    source = broken("lfm2-d1-omni")
+    edit_config(source, **values)
+    with pytest.raises(ModelError, match=words):
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "lfm2")
 
 
 def test_half_of_the_files_makes_no_other_model(broken: Broken) -> None:
