@@ -66,7 +66,8 @@ def _layer(at: int, bid: int) -> tuple[Map, ...]:
         "norm1": (("hidden",), "attn_norm"), "norm2": (("hidden",), "ffn_norm"),
         "self_attn.in_proj": (("3hidden", "hidden"), "attn_qkv"),
         "self_attn.out_proj": (("hidden", "hidden"), "attn_output"),
-        "linear1": (("4hidden", "hidden"), "ffn_up"), "linear2": (("hidden", "4hidden"), "ffn_down"),
+        "linear1": (("4hidden", "hidden"), "ffn_up"),
+        "linear2": (("hidden", "4hidden"), "ffn_down"),
     }  # fmt: skip
     return tuple(
         m for name, (shape, role) in shapes.items()
