@@ -183,12 +183,15 @@ class Coverage:
         if self.unreached:
             count = sum(map(len, self.unreached.values()))
             first = [
-                f"{name} expert {'/'.join(map(str, experts[:4]))}"
+                name + (f" expert {'/'.join(map(str, experts[:4]))}" if "_exps" in name else "")
                 for name, experts in self.unreached.items()
             ]
+            what = (
+                "matrices of experts" if all("_exps" in n for n in self.unreached) else "matrices"
+            )
             out.append(
-                f"matrices of experts that calibration never reached: {count}, which get a "
-                f"neutral importance of 1: {_some(first)}"
+                f"{what} that calibration never reached: {count}, which get a neutral importance "
+                f"of 1: {_some(first)}"
             )
         if self.unknown:
             out.append(f"importances for what the model does not have: {_some(self.unknown)}")

@@ -264,6 +264,15 @@ def test_experts_that_calibration_never_reached_are_named() -> None:
         check_coverage(matrix, found, strict=True)
 
 
+def test_a_matrix_that_is_no_expert_is_not_called_one() -> None:
+    matrix = covering(attn_q=np.ones(4, np.float32))
+    (line,) = coverage(matrix, MODEL).lines()
+    assert line == (
+        "matrices that calibration never reached: 1, which get a neutral importance of 1: "
+        "blk.0.attn_q.weight"
+    )
+
+
 def test_tensors_without_data_are_named_if_their_format_would_use_it() -> None:
     matrix = covering()
     more = [
