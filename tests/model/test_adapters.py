@@ -277,6 +277,35 @@ def test_the_template_of_deepseek_ocr(checkpoint: Get, tmp_path: Path) -> None:
     assert keys[:3] == ["general.architecture", "tokenizer.chat_template", "general.type"]
 
 
+# what PEFT 0.21 writes, and 0.5 does not
+NEWER = dict.fromkeys(
+    ("alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "exclude_modules",
+     "kasa_config", "layer_replication", "lora_ga_config", "megatron_config", "monteclora_config",
+     "target_parameters", "trainable_token_indices", "use_bdlora", "velora_config")
+) | {
+    "alpha_pattern": {}, "ensure_weight_tying": False, "loftq_config": {}, "lora_bias": False,
+    "peft_version": "0.21.2", "qalora_group_size": 16, "use_dora": False, "use_qalora": False,
+    "use_rslora": False, "init_lora_weights": True,
+}  # fmt: skip
+SAME: dict[str, dict[str, Any]] = {
+    "of PEFT 0.21": NEWER,
+    "modules by an expression": {"target_modules": r".*\.(q|v)_proj"},
+    "every linear module": {"target_modules": "all-linear"},
+    "some layers": {"layers_to_transform": [0, 1], "layers_pattern": "layers"},
+    "ranks by name": {"rank_pattern": {r"layers.\d+.self_attn.q_proj": 4}},
+    "turned matrices": {"fan_in_fan_out": True},
+}
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_what_says_how_it_was_trained(what: str, tmp_path: Path) -> None:
+    source = from_recipe("lora-llama", tmp_path)
+    change_settings(source, **SAME[what])
+    convert(source, tmp_path / "out.gguf", reading=based_on(source / "base"))
+    expected = adapters()["lora-llama"]["golden"]["outtypes"]["f32"]["file_sha256"]
+    assert sha256(tmp_path / "out.gguf") == expected
+
+
 def test_an_adapter_that_began_as_mica_does(checkpoint: Get, tmp_path: Path) -> None:
     """Its base is what it was."""
     source = from_recipe("lora-llama", tmp_path)
