@@ -54,6 +54,7 @@ FAMILIES: Mapping[str, str] = {
         "Qwen3DSparkModel DSparkDraftModel DSparkSpeculator Lfm2DSparkDraftModel LingDSparkModel"
     ),
     "eagle3": "LlamaForCausalLMEagle3 Eagle3LlamaForCausalLM Eagle3Speculator Eagle3DraftModel",
+    "embedding_gemma2": "EmbeddingGemma2Model",
     "ernie": (
         "Ernie4_5_ForCausalLM Ernie4_5ForCausalLM PaddleOCRVLForConditionalGeneration "
         "Ernie4_5_MoeForCausalLM"
@@ -71,9 +72,9 @@ FAMILIES: Mapping[str, str] = {
     ),
     "gemma3n": "Gemma3nForCausalLM Gemma3nForConditionalGeneration",
     "gemma4": (
-        "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration "
-        "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM EmbeddingGemma2Model"
+        "Gemma4ForCausalLM Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration"
     ),
+    "gemma4_assistant": "Gemma4AssistantForCausalLM Gemma4UnifiedAssistantForCausalLM",
     "gemma4_dspark": "Gemma4DSparkModel",
     "glm": (
         "ChatGLMModel ChatGLMForConditionalGeneration GlmForCausalLM Glm4ForCausalLM "

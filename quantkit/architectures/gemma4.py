@@ -23,7 +23,6 @@ from quantkit.architectures.common import (
     router,
 )
 from quantkit.architectures.gemma import FULL_BASE
-from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -257,66 +256,4 @@ GEMMA4_UNIFIED = replace(
     late_keys=(*GEMMA4.late_keys, SUPPRESSED),
 )
 
-# what drafts for Gemma 4: it takes the keys and values of that model, and has none
-GEMMA4_ASSISTANT = replace(
-    GEMMA4,
-    hf_names=("Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM"),
-    gguf_arch="gemma4-assistant",
-    late_keys=(
-        *GEMMA4.late_keys,
-        Key("{arch}.embedding_length_out", "backbone_hidden_size"),
-        Key("{arch}.nextn_predict_layers", lambda c: c.layers),
-    ),
-    expects=(*GEMMA4.expects, Expect("enable_moe_block", (False,)),
-             Expect("use_double_wide_mlp", (False,)), Expect("hidden_size_per_layer_input", (0,))),
-    aliases={"num_kv_shared_layers": lambda c: c.layers},
-    dims={**GEMMA4.dims, "target": lambda c: c.get("backbone_hidden_size"),
-          "2target": lambda c: 2 * c.get("backbone_hidden_size")},
-    maps=(
-        *(m for m in GEMMA4.maps if m is not OPTIONAL_HEAD),
-        *linear("pre_projection", ("hidden", "2target"), "nextn.pre_projection", bias=False),
-        *linear("post_projection", ("target", "hidden"), "nextn.post_projection", bias=False),
-    ),
-    drops=(*GEMMA4.drops, r"lm_head\.weight", r".*masked_embedding.*"),
-    variant=lambda config: None,
-)  # fmt: skip
-
-
-def _unless_listed(config: Config, name: str, default: int) -> int | None:
-    """What its class makes the sizes of layers with full attention of."""
-    if config.find("per_layer_config") is not None:
-        return None
-    n: int = config.get(name, default=default)
-    return n
-
-
-# vectors of texts, images and sounds; what the encoders see is not read
-EMBEDDING_GEMMA2 = replace(
-    GEMMA4_INPUTS,
-    hf_names=("EmbeddingGemma2Model",),
-    gguf_arch="gemma-embedding2",
-    late_keys=(
-        *GEMMA4.late_keys,
-        # from one side of a window to the other
-        Key("{arch}.attention.sliding_window", lambda c: 2 * c.one("sliding_window")),
-        Key("{arch}.embedding_length_out", "embedding_dim"),
-        Key("{arch}.attention.causal", lambda c: False, "BOOL"),
-        *POOLING_KEYS,
-    ),
-    dims={**GEMMA4_INPUTS.dims, "out": lambda c: c.get("embedding_dim")},
-    maps=(
-        *(m for m in GEMMA4_INPUTS.maps
-          if m is not OPTIONAL_HEAD and "embed_tokens_per_layer" not in m.source),
-        Map("model.embedding_projection.weight", ("out", "hidden"), whole("output.weight")),
-    ),
-    renames=((r"^(model\.)?(?=(layers|norm|embed_tokens|embedding_projection|ple)\.)", "model."),
-             (r"\.(ple|ple_block)\.", ".")),
-    aliases={
-        "num_kv_shared_layers": lambda c: 0,
-        "num_global_key_value_heads": lambda c: _unless_listed(c, "num_global_key_value_heads", 1),
-        "global_head_dim": lambda c: _unless_listed(c, "global_head_dim", 512),
-    },
-    computed={},
-)  # fmt: skip
-
-FAMILY = (GEMMA4, GEMMA4_UNIFIED, GEMMA4_ASSISTANT, EMBEDDING_GEMMA2)
+FAMILY = (GEMMA4, GEMMA4_UNIFIED)
