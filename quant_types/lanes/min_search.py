@@ -2,7 +2,7 @@
 
 Everything is in one flat float32 workspace: `[sub_block, LANES]` arrays and `[LANES]` arrays at
 constant offsets, so that LLVM sees that they do not overlap and turns the loops over lanes into
-SIMD. 16 lanes go through all steps before the next 16. All weights of a lane are added in a row to
+SIMD. 32 lanes go through all steps before the next 32. All weights of a lane are added in a row to
 a local: ggml's order, and no sum is loaded or stored on the way.
 
 What counts is instructions (`docs/formats.md` has them): the weights are there twice, so that a
@@ -19,7 +19,7 @@ from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ZERO, clamped
 from quant_types.search import MinSteps
 
-WIDTH = 16  # lanes that go through the steps together: a vector of AVX-512, two of AVX2
+WIDTH = 32  # lanes that go through the steps together: with fewer, sums wait for one another
 _STEP = 8  # weights of a lane in one loop that LLVM unrolls
 INFINITE = np.float32(np.inf)
 _HALF = np.float32(0.5)
