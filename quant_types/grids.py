@@ -16,6 +16,7 @@ import numpy as np
 from quant_types.kernels import LINE
 
 LIST = 16  # candidates in a chunk of a list; the last of a list is repeated to fill its last chunk
+SIZE_BITS = 8  # of a list's first chunk and its size in one number, those of the size
 _ROWS = 256  # codes whose distances are in memory at once
 
 
@@ -32,8 +33,9 @@ class Grid(NamedTuple):
     dim: int  # weights of a group
     place: np.ndarray  # int32 [codes]: the point, or -1 - the first chunk of the list
     sizes: np.ndarray  # int32 [codes]: candidates in the list, 0 on the grid
-    short: np.ndarray  # int32 [codes]: the first chunk of the short list
-    short_sizes: np.ndarray  # int32 [codes]
+    cells: (
+        np.ndarray
+    )  # int32 [codes]: the point's `packed`, or -1 - (chunk << 8 | size), the short list
     packed: np.ndarray  # int32 [points]: the point, and from bit 15 on its levels, 3 or 2 bits each
     odd: np.ndarray  # uint8 [points, dim]: a point as 2 * level + 1
     points: np.ndarray  # uint16 [all chunks, LIST]: candidates; the short lists behind the others
@@ -86,24 +88,25 @@ def _make(name: str) -> Grid:
     for start in range(0, len(off_grid), _ROWS):
         part = off_grid[start : start + _ROWS]
         lists += _near(part[:, None] // digits % base, levels, distances)
-    short, short_sizes = np.zeros_like(sizes), np.zeros_like(sizes)
     sizes[off_grid], starts = _chunks(lists)
     place[off_grid] = -1 - starts
+    shifts = 15 + level_bits(base) * np.arange(dim)
+    packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.int32)
+    cells = packed[np.maximum(place, 0)]
     if name != "IQ1_S":
         shorter = [
             _short(levels[one] - code // digits % base, one)
             for code, one in zip(off_grid, lists, strict=True)
         ]
-        short_sizes[off_grid], more = _chunks(shorter)
-        short[off_grid] = more + (starts[-1] - (-sizes[off_grid[-1]] // LIST))
+        short_sizes, more = _chunks(shorter)
+        more += starts[-1] - (-sizes[off_grid[-1]] // LIST)
+        cells[off_grid] = -1 - (more << SIZE_BITS | short_sizes)
         lists += shorter
     points = np.concatenate([np.pad(one, (0, -len(one) % LIST), mode="edge") for one in lists])
     points = points.astype(np.uint16).reshape(-1, LIST)
     odd = (2 * levels + 1).astype(np.uint8)
     near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
-    shifts = 15 + level_bits(base) * np.arange(dim)
-    packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.int32)
-    arrays = (place, sizes, short, short_sizes, packed, odd, points, near)
+    arrays = (place, sizes, cells, packed, odd, points, near)
     spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
     memory = np.zeros(sum(spans) + LINE, np.uint8)
     table = memory[-memory.ctypes.data % LINE :][: sum(spans)]
@@ -115,8 +118,8 @@ def _make(name: str) -> Grid:
         views.append(view)
         at += span
     table.flags.writeable = False
-    place, sizes, short, short_sizes, packed, odd, points, near = views
-    return Grid(base, dim, place, sizes, short, short_sizes, packed, odd, points, near, table)
+    place, sizes, cells, packed, odd, points, near = views
+    return Grid(base, dim, place, sizes, cells, packed, odd, points, near, table)
 
 
 def _chunks(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

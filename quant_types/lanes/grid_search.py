@@ -13,19 +13,20 @@ from __future__ import annotations
 import numpy as np
 
 from quant_types import grids
-from quant_types.grids import LIST
+from quant_types.grids import LIST, SIZE_BITS
 from quant_types.iq_search import Search
-from quant_types.lanes.compile import behind, inner, peek, poke, start_of
+from quant_types.lanes.compile import behind, either, inner, peek, poke, start_of
 from quant_types.lanes.grid_work import KEPT, LANES, TRIES
 from quant_types.lanes.leads import MOST, OPEN, SEVERAL, SUMS, below, make_lead
 from quant_types.lanes.nearest import make_nearest, trailing_zeros
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
-from quant_types.lanes.vectors import make_add_codes, make_add_two
+from quant_types.lanes.vectors import make_add_codes, make_add_two, make_columns, make_divide
 
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _OFF = np.int32(1 << 14)  # set in a cell whose point was not rounded to
 _POINT = np.int32(_OFF - 1)
+_SIZE = (1 << SIZE_BITS) - 1
 # Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `lead`'s sums.
 _TOLERANCE = np.float32(64 * 2.0**-24)
 # A weight is between two levels where rounding decides which it is nearer to.
@@ -47,10 +48,15 @@ def make_search(name: str, how: Search):
     top_level = np.float32(base - 1)
     base_float, base_int = np.float32(base), np.int32(base)
     epsilon, every = np.float32(how.epsilon), np.int32((1 << tries) - 1)
+    beyond = np.int32(-(1 << tries))
+    shift = (groups * LANES).bit_length() - 1
     least_squares = how.least_squares
     redo_all, redo_off = how.again == "all", how.again == "off"
     nearest = make_nearest(dim, LANES)
-    lead, share = make_lead(dim, LANES, 2 * dim)
+    cells = grids.grid(name).cells
+    longest = int(((-1 - cells[cells < 0]) & _SIZE).max())
+    lead, share = make_lead(dim, LANES, 2 * dim, longest)
+    by_lane, divide = make_columns(LANES, TRIES), make_divide(LANES)
     add_two = make_add_two(groups, dim, LANES, grids.level_bits(base))
     codes = make_add_codes(base, groups, dim, LANES)
 
@@ -97,18 +103,17 @@ def make_search(name: str, how: Search):
     def add_codes(ws, exact):
         """Scales and codes of all tries, and where runs of equal codes begin; of weights far out of
         range, codes are ggml's only if they are `exact`."""
-        for j in range(LANES):
-            for t in range(tries, TRIES):  # denormal numbers would take their time
-                ws.trials[j * TRIES + t] = ONE
+        for t in range(tries * LANES, TRIES * LANES):  # denormal numbers would take their time
+            ws.trials[t] = ONE
         for g in range(groups * LANES):
             ws.starts[g] = 0
             ws.border[g] = 0
             ws.last[g] = -1
         for t in range(tries):
-            for j in range(LANES):
-                inverse = numerators[t] / ws.divisor[j]
-                ws.scratch[j] = inverse
-                ws.trials[j * TRIES + t] = ONE / inverse
+            divide(
+                numerators[t], start_of(ws.divisor), start_of(ws.scratch),
+                behind(ws.trials, t * LANES),
+            )  # fmt: skip
             bit = np.int32(1 << t)
             if exact:
                 for g in range(groups * LANES):
@@ -122,6 +127,9 @@ def make_search(name: str, how: Search):
                     start_of(ws.x), start_of(ws.scratch), bit, behind(ws.cells, t * groups * LANES),
                     start_of(ws.starts), start_of(ws.border), start_of(ws.last),
                 )  # fmt: skip
+        by_lane(ws.trials, ws.halves)
+        for i in range(LANES * TRIES):
+            ws.halves[i] = _HALF * ws.halves[i]
         for g in range(groups * LANES):  # a try at a border is a run of its own
             border = ws.border[g]
             alone = np.int32(border | np.int32(np.int32(border << 1) & every))
@@ -138,16 +146,16 @@ def make_search(name: str, how: Search):
                 x, farthest = abs(ws.x[i * LANES + j]), ws.scratch[j]
                 ws.scratch[j] = x if x > farthest else farthest
         for j in range(LANES):
-            fine = ws.scratch[j] < ws.trials[j * TRIES + tries - 1] * _WIDE
+            fine = ws.scratch[j] < ws.trials[(tries - 1) * LANES + j] * _WIDE
             wild |= (not fine) & (ws.empty[j] == 0)
         return wild
 
     @inner
     def bound(ws):
-        """Tolerances: more than twice what rounding does to a difference between errors."""
+        """Tolerances, of half the errors: more than twice what rounding does to a difference."""
         for k in range(groups):
             for j in range(LANES):
-                widest, narrowest = ws.trials[j * TRIES], ws.trials[j * TRIES + tries - 1]
+                widest, narrowest = ws.trials[j], ws.trials[(tries - 1) * LANES + j]
                 squares, weights, magnitudes, farthest = ZERO, ZERO, ZERO, ZERO
                 for i in range(dim):
                     at = (k * dim + i) * LANES + j
@@ -162,24 +170,24 @@ def make_search(name: str, how: Search):
                 fine = fine & (farthest < narrowest * _WIDE) & (farthest < _GREAT)
                 fine = fine & (widest * top_float < _GREAT)
                 fine = fine & (weights * narrowest < _LARGEST) & (weights * widest < _LARGEST)
-                ws.tolerance[k * LANES + j] = tolerance if fine else _NOTHING
+                ws.tolerance[k * LANES + j] = _HALF * tolerance if fine else _NOTHING
 
     @inner
     def cell_of(points, chunk, place):
         """The cell of a candidate, its place in the low 6 bits."""
-        at = np.int64(chunk) * LIST + np.int64(np.int32(place & np.int32(MOST - 1)))
-        point = np.int64(peek(points.points, at))
+        point = np.int64(peek(points.points, chunk * LIST + (place & (MOST - 1))))
         return np.int32(peek(points.packed, point) | _OFF)
 
     @inner
     def look_up(ws, points, k, j, code, scale, short):
         """The cell of a group under a scale, by its short list or the whole one; negative if errors
         overflow."""
-        found = np.int64(peek(points.place, code))
-        if found >= 0:
-            return peek(points.packed, found)
-        first = np.int64(peek(points.short, code)) if short else -1 - found
-        size = peek(points.short_sizes, code) if short else peek(points.sizes, code)
+        cell = peek(points.cells, code)
+        if cell >= 0:
+            return cell
+        listed = -1 - np.int64(cell)
+        first = listed >> SIZE_BITS if short else -1 - np.int64(peek(points.place, code))
+        size = np.int32(listed & _SIZE) if short else peek(points.sizes, code)
         at = k * dim * LANES + j
         place = nearest(
             behind(ws.x, at), behind(ws.root, at), scale,
@@ -194,98 +202,99 @@ def make_search(name: str, how: Search):
     def line_up(ws, points, k):
         """Fill the queue with a group's runs; those on the grid get their cells. Its length."""
         queue, n, j = ws.queue, 0, 0
-        rest = peek(ws.starts, k * LANES)
+        # The next lane's starts are at hand before it is known whether they are wanted.
+        rest, following = peek(ws.starts, k * LANES), peek(ws.starts, k * LANES + 1)
         while j < LANES:
-            t = np.int32(trailing_zeros(rest))
+            t = np.int64(trailing_zeros(rest))
             rest = np.int32(rest & np.int32(rest - 1))
             done = rest == 0
-            end = np.int32(min(trailing_zeros(rest), np.int32(tries)))
-            at = np.int64(t) * (groups * LANES) + k * LANES + j
+            at = t * (groups * LANES) + k * LANES + j
             code = peek(ws.cells, at)
-            found = peek(points.place, np.int64(code))
-            off = found < 0
-            cell = peek(points.packed, np.int64(np.int32(0) if off else found))
+            cell = peek(points.cells, np.int64(code))
             poke(ws.cells, at, cell)
-            poke(queue.lane, n, np.int32(j))
-            poke(queue.first, n, t)
-            poke(queue.last, n, np.int32(end - 1))
+            poke(queue.at, n, np.int32(at))
+            last = np.int32(trailing_zeros(np.int32(rest | beyond)) - np.int32(1))
+            poke(queue.last, n, last)
             poke(queue.code, n, code)
-            n += 1 if off & (peek(ws.empty, j) == 0) else 0
+            n += 1 if (cell < 0) & (peek(ws.empty, j) == 0) else 0
             j += 1 if done else 0
-            following = peek(ws.starts, k * LANES + j)
-            rest = following if done else rest
+            rest = either(done, following, rest)
+            following = peek(ws.starts, k * LANES + j + 1)
         return n
 
     @inner
     def lead_all(ws, points, k, begin, n):
-        """Cells of the queue's entries from `begin` on; where it stopped, and how many of them are
+        """Cells of the queue's runs from `begin` on; where it stopped, and how many of them are
         not settled by that."""
         queue, m, used = ws.queue, 0, 0
         while (begin < n) & (used < KEPT):
-            e = begin
-            j, code = np.int64(peek(queue.lane, e)), np.int64(peek(queue.code, e))
-            first, last = np.int64(peek(queue.first, e)), np.int64(peek(queue.last, e))
-            at, g = k * dim * LANES + j, k * LANES + j
-            chunk, size = peek(points.short, code), peek(points.short_sizes, code)
+            at, last = np.int64(peek(queue.at, begin)), np.int64(peek(queue.last, begin))
+            j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
+            listed = -1 - np.int64(peek(ws.cells, at))
+            chunk, size = listed >> SIZE_BITS, listed & _SIZE
             leads = lead(
-                start_of(points.near), behind(ws.x, at), behind(ws.root, at),
-                peek(ws.trials, j * TRIES + first), peek(ws.trials, j * TRIES + last),
-                peek(ws.tolerance, g), chunk, size, behind(queue.sums, used),
+                start_of(points.near), behind(ws.x, k * dim * LANES + j),
+                behind(ws.root, k * dim * LANES + j), peek(ws.halves, j * TRIES + first),
+                peek(ws.halves, j * TRIES + last), peek(ws.tolerance, g), np.int32(chunk),
+                np.int32(size), behind(queue.sums, used),
             )  # fmt: skip
-            poke(ws.cells, first * (groups * LANES) + g, cell_of(points, chunk, leads))
-            window = np.int32((2 << last) - (1 << first))
-            border = np.int32(peek(ws.border, g) & window) != 0
-            leads = np.int32(leads | np.int32(OPEN)) if border else leads
-            poke(queue.several, m, np.int32(e))
-            poke(queue.leads, m, leads)
-            poke(queue.at, m, np.int32(used))
+            poke(ws.cells, at, cell_of(points, chunk, np.int64(leads)))
+            # one at a border has one try
+            border = np.int32(np.int32(peek(ws.border, g) >> np.int32(first)) & np.int32(1))
+            leads = np.int32(leads | np.int32(border * np.int32(OPEN)))
+            poke(queue.several, m, np.int32(begin))
+            poke(queue.leads, m, np.int32(leads | np.int32(used << 14)))
             m += 1 if leads >= np.int32(SEVERAL) else 0
             # apart, so that none waits for those before it
-            used += np.int64(np.int32(size + np.int32(LIST - 1)) >> 4) * SUMS
+            used += (size + LIST - 1) // LIST * SUMS
             begin += 1
         return begin, m
 
     @inner
     def settle(ws, points, k, m, n):
-        """Cells of `m` entries that are led by several candidates: where two share a range the
+        """Cells of `m` runs that are led by several candidates: where two share a range the
         second's, else the range is cut, where these meet or in half, and its parts are appended to
         the queue. The queue's length; negative if errors overflow."""
         queue = ws.queue
         for i in range(m):
-            e, leads = np.int64(peek(queue.several, i)), peek(queue.leads, i)
-            j, code = np.int64(peek(queue.lane, e)), np.int64(peek(queue.code, e))
-            first, last = np.int64(peek(queue.first, e)), np.int64(peek(queue.last, e))
-            g, middle = k * LANES + j, (first + last + 1) >> 1
-            if leads < np.int32(OPEN):
+            e, leads = np.int64(peek(queue.several, i)), np.int64(peek(queue.leads, i))
+            at, last = np.int64(peek(queue.at, e)), np.int64(peek(queue.last, e))
+            code = peek(queue.code, e)
+            j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
+            middle = (first + last + 1) >> 1
+            cell = peek(points.cells, np.int64(code))
+            listed = -1 - np.int64(cell)
+            if leads & OPEN == 0:
                 alone = share(
-                    behind(queue.sums, np.int64(peek(queue.at, i))), peek(points.short_sizes, code),
-                    peek(ws.tolerance, g), leads, start_of(queue.met),
+                    behind(queue.sums, leads >> 14), np.int32(listed & _SIZE),
+                    peek(ws.tolerance, g), np.int32(leads), start_of(queue.met),
                 )  # fmt: skip
                 window = np.int32((2 << last) - (1 << first))
                 meet, unsure = peek(queue.met, 0), peek(queue.met, 1)
-                trials = behind(ws.trials, j * TRIES)
-                later = np.int32(below(trials, meet - unsure) & window)
-                between = np.int32(below(trials, meet + unsure) & window)
+                halves = behind(ws.halves, j * TRIES)
+                later = np.int32(below(halves, meet - unsure) & window)
+                between = np.int32(below(halves, meet + unsure) & window)
                 t = np.int64(trailing_zeros(np.int32(later | np.int32(1 << last))))
                 middle = max(t, first + 1)
                 if alone & (later == between) & (later != 0):
-                    cell = cell_of(points, peek(points.short, code), np.int32(leads >> 6))
-                    poke(ws.cells, t * (groups * LANES) + g, cell)
+                    cell = cell_of(points, listed >> SIZE_BITS, leads >> 6)
+                    poke(ws.cells, (t << shift) + g, cell)
                     poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << t)))
                     continue
             elif first == last:
-                cell = look_up(ws, points, k, j, code, peek(ws.trials, j * TRIES + first), False)
+                scale = peek(ws.trials, first * LANES + j)
+                cell = look_up(ws, points, k, j, np.int64(code), scale, False)
                 if cell < 0:
                     return -1
-                poke(ws.cells, first * (groups * LANES) + g, cell)
+                poke(ws.cells, at, cell)
                 continue
+            second = (middle << shift) + g
             for half in range(2):
-                poke(queue.lane, n + half, np.int32(j))
-                poke(queue.code, n + half, np.int32(code))
-            poke(queue.first, n, np.int32(first))
-            poke(queue.last, n, np.int32(middle - 1))
-            poke(queue.first, n + 1, np.int32(middle))
-            poke(queue.last, n + 1, np.int32(last))
+                poke(queue.at, n + half, np.int32(second if half else at))
+                poke(queue.last, n + half, np.int32(last if half else middle - 1))
+                poke(queue.code, n + half, code)
+            poke(ws.cells, at, cell)
+            poke(ws.cells, second, cell)
             poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << middle)))
             n += 2
         return n
@@ -301,18 +310,18 @@ def make_search(name: str, how: Search):
             for k in range(2):
                 for j in range(LANES):
                     sum_qx, sum_q2 = ws.sums[2 * k * LANES + j], ws.sums[(2 * k + 1) * LANES + j]
-                    best = ws.best[j]
+                    best, old = ws.best[j], ws.scale[j]
                     scale = sum_qx / sum_q2
                     better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best * sum_q2)
                     better = better & (t + k < tries)
-                    ws.scale[j] = scale if better else ws.scale[j]
-                    ws.best[j] = scale * sum_qx if better else best
+                    ws.scale[j] = either(better, scale, old)
+                    ws.best[j] = either(better, scale * sum_qx, best)
                     ws.refit[j] = np.int32(1) if better else np.int32(0)
                 for g in range(groups):
                     for j in range(LANES):
                         cell = ws.last[(k * groups + g) * LANES + j]
                         best_cell = ws.best_cell[g * LANES + j]
-                        ws.best_cell[g * LANES + j] = cell if ws.refit[j] != 0 else best_cell
+                        ws.best_cell[g * LANES + j] = either(ws.refit[j] != 0, cell, best_cell)
 
     @inner
     def again(ws, points):

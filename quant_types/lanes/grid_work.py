@@ -21,13 +21,13 @@ class Queue(NamedTuple):
     """Ranges of tries of a group that is off the grid, under which its code is the same; and those
     of them under which more than one candidate leads."""
 
-    lane: np.ndarray  # int32 [2 * LANES * tries]
-    first: np.ndarray  # int32 [2 * LANES * tries]: try
+    at: np.ndarray  # int32 [2 * LANES * tries]: where in `cells` its first try is
     last: np.ndarray  # int32 [2 * LANES * tries]: try
     code: np.ndarray  # int32 [2 * LANES * tries]
     several: np.ndarray  # int32 [LANES * tries + 1]: places in this queue
-    leads: np.ndarray  # int32 [LANES * tries + 1]: what `lead` returned
-    at: np.ndarray  # int32 [LANES * tries + 1]: where in `sums` it wrote
+    leads: (
+        np.ndarray
+    )  # int32 [LANES * tries + 1]: what `lead` returned; from bit 14 on, where in `sums`
     sums: np.ndarray  # float32 [KEPT + 2 * MOST]
     met: np.ndarray  # float32 [2]: what `share` writes
 
@@ -47,13 +47,14 @@ class Work(NamedTuple):
     )  # int32 [tries and one more, groups, LANES]: codes, then the cells where runs begin
     starts: (
         np.ndarray
-    )  # int32 [groups, LANES] and one more: a bit for each try at which a run begins
+    )  # int32 [groups, LANES] and two more: a bit for each try at which a run begins
     last: np.ndarray  # int32 [2, groups, LANES]: codes, then cells of two tries
     best_cell: np.ndarray  # int32 [groups, LANES]
     tolerance: np.ndarray  # float32 [groups, LANES]: as for `lead`
     empty: np.ndarray  # int32 [LANES]: not zero for what counts as zero
     divisor: np.ndarray  # float32 [LANES]
-    trials: np.ndarray  # float32 [LANES, 32]: scales
+    trials: np.ndarray  # float32 [32, LANES]: scales
+    halves: np.ndarray  # float32 [LANES, 32]: half of each
     scale: np.ndarray  # float32 [LANES]: the result
     best: np.ndarray  # float32 [LANES]
     signs: np.ndarray  # int32 [length / 8, sub-blocks of a tile]: a byte of each eight
@@ -69,8 +70,7 @@ class Points(NamedTuple):
 
     place: np.ndarray
     sizes: np.ndarray
-    short: np.ndarray
-    short_sizes: np.ndarray
+    cells: np.ndarray
     packed: np.ndarray
     odd: np.ndarray
     points: np.ndarray
@@ -87,13 +87,12 @@ def make_points(name: str):
     def points(address):
         place, address = take_ints(address, codes)
         sizes, address = take_ints(address, codes)
-        short, address = take_ints(address, codes)
-        short_sizes, address = take_ints(address, codes)
+        cells, address = take_ints(address, codes)
         packed, address = take_ints(address, on_grid)
         odd_values, address = take_bytes(address, odd)
         candidates, address = take_halfs(address, listed)
         values, address = take_bytes(address, near)
-        return Points(place, sizes, short, short_sizes, packed, odd_values, candidates, values)
+        return Points(place, sizes, cells, packed, odd_values, candidates, values)
 
     return points
 
@@ -110,13 +109,14 @@ def make_work(name: str, how: Search):
         wx, memory = take_floats(memory, size)
         root, memory = take_floats(memory, size)
         cells, memory = take_ints(memory, (tries + 1) * groups)
-        starts, memory = take_ints(memory, groups + 1)
+        starts, memory = take_ints(memory, groups + 2)
         last, memory = take_ints(memory, 2 * groups)
         best_cell, memory = take_ints(memory, groups)
         tolerance, memory = take_floats(memory, groups)
         empty, memory = take_ints(memory, LANES)
         divisor, memory = take_floats(memory, LANES)
         trials, memory = take_floats(memory, TRIES * LANES)
+        halves, memory = take_floats(memory, TRIES * LANES)
         scale, memory = take_floats(memory, LANES)
         best, memory = take_floats(memory, LANES)
         signs, memory = take_ints(memory, 256 * BLOCKS // 8)
@@ -124,19 +124,17 @@ def make_work(name: str, how: Search):
         refit, memory = take_ints(memory, LANES)
         scratch, memory = take_floats(memory, LANES)
         border, memory = take_ints(memory, groups)
-        lane, memory = take_ints(memory, 2 * LANES * tries)
-        first, memory = take_ints(memory, 2 * LANES * tries)
+        at, memory = take_ints(memory, 2 * LANES * tries)
         end, memory = take_ints(memory, 2 * LANES * tries)
         code, memory = take_ints(memory, 2 * LANES * tries)
         several, memory = take_ints(memory, LANES * tries + 1)
         leads, memory = take_ints(memory, LANES * tries + 1)
-        at, memory = take_ints(memory, LANES * tries + 1)
         sums, memory = take_floats(memory, KEPT + 2 * MOST)
         met, memory = take_floats(memory, 2)
-        queue = Queue(lane, first, end, code, several, leads, at, sums, met)
+        queue = Queue(at, end, code, several, leads, sums, met)
         found = Work(
             x, w, wx, root, cells, starts, last, best_cell, tolerance, empty, divisor, trials,
-            scale, best, signs, two, refit, scratch, border, queue,
+            halves, scale, best, signs, two, refit, scratch, border, queue,
         )  # fmt: skip
         return found, memory
 

@@ -26,21 +26,26 @@ SUMS = 2 * LIST  # float32 that are kept of a chunk of candidates
 SEVERAL, OPEN = 1 << 12, 1 << 13  # two lead under scales of a range; it is not certain who leads
 
 
-def make_lead(dim: int, stride: int, width: int):
+def make_lead(dim: int, stride: int, width: int, longest: int):
     """`lead(near, x, w, far, close, tolerance, chunk, size, sums)`: the candidate that `nearest`
     finds under all scales of a range; `share(sums, size, tolerance, leads, met)`: the two.
 
-    Args:
+    Args of `make_lead`:
+        width: candidates in a vector.
+        longest: candidates of the longest list.
+
+    Args of `lead` and `share`:
         near: the grid's candidates (`quant_types.grids`).
         x, w: addresses, as for `nearest`.
-        far, close: float32, the range's ends, the first not below the second.
-        tolerance: float32; NaN makes nothing certain (a negative one would be lost beside sums).
+        far, close: float32, half the range's ends, the first not below the second.
+        tolerance: float32, of half an error; NaN makes nothing certain (a negative one would be
+            lost beside sums).
         chunk, size: int32, the list's first chunk and its candidates.
         sums: address of float32 `[2 * MOST]` at most, `SUMS` for each `LIST` of candidates, that
             `lead` writes to and `share` reads.
         leads: what `lead` returned.
-        met: address of float32 [2] that is written to: the scale where the two meet, and how far
-            from it on either side nothing is certain.
+        met: address of float32 [2] that is written to: half the scale where the two meet, and how
+            far from it on either side nothing is certain.
 
     `lead` returns the place of who leads at the first end in the low 6 bits of an int32, and of
     who leads at the second in the next 6; and `SEVERAL` if these are not the same, `OPEN` if one is
@@ -58,6 +63,10 @@ def make_lead(dim: int, stride: int, width: int):
         """a * b + c, rounded once or twice: the tolerance covers both."""
         kind = "" if a.type is _F32 else f"v{width}"
         return call(builder, f"llvm.fmuladd.{kind}f32", a.type, a, b, c)
+
+    def half_error(builder: Any, end: Any, a: Any, b: Any) -> Any:
+        """Half of what an error has that not all have in common."""
+        return fused(builder, end, a, builder.fneg(b))
 
     def lower(builder: Any, a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", a, b), a, b)
@@ -87,46 +96,71 @@ def make_lead(dim: int, stride: int, width: int):
         return builder.bitcast(builder.gep(floats, [at]), lanes.as_pointer())
 
     def parts_of(builder: Any, size: Any) -> Any:
-        most = builder.select(builder.icmp_unsigned("<=", size, _I32(MOST)), size, _I32(MOST))
-        parts = builder.udiv(builder.add(most, _I32(width - 1)), _I32(width))
+        parts = builder.udiv(builder.add(size, _I32(width - 1)), _I32(width))
         return builder.zext(parts, _I64)
 
-    def loop(
+    def compared(builder: Any, size: Any) -> Any:
+        """How many of a list are compared."""
+        if longest <= MOST:
+            return size
+        return builder.select(builder.icmp_unsigned("<=", size, _I32(MOST)), size, _I32(MOST))
+
+    def further(
         builder: Any, parts: Any, body: Callable[[Any, list[Any]], list[Any]], *start: Any
     ) -> list[Any]:
-        """What `body` makes of a start, part after part of the list."""
+        """What `body` makes of a start, part after part of the list behind the first."""
         before = builder.block
         inside, after = (builder.append_basic_block(name) for name in ("parts", "parts_end"))
-        builder.branch(inside)
+        builder.cbranch(builder.icmp_unsigned(">", parts, _I64(1)), inside, after)
         builder.position_at_end(inside)
         part = builder.phi(_I64)
         carried = [builder.phi(value.type) for value in start]
         results: list[Any] = body(part, carried)
         following = builder.add(part, _I64(1))
         builder.cbranch(builder.icmp_unsigned("<", following, parts), inside, after)
-        part.add_incoming(_I64(0), before)
+        part.add_incoming(_I64(1), before)
         part.add_incoming(following, inside)
         for phi, first, value in zip(carried, start, results, strict=True):
             phi.add_incoming(first, before)
             phi.add_incoming(value, inside)
         builder.position_at_end(after)
-        return results
+        found = []
+        for first, value in zip(start, results, strict=True):
+            phi = builder.phi(value.type)
+            phi.add_incoming(first, before)
+            phi.add_incoming(value, inside)
+            found.append(phi)
+        return found
 
-    def masks_of(builder: Any, sums: Any, parts: Any, *bounds: tuple[Any, Any]) -> list[Any]:
-        """Who is not above a bar under a scale, bits of an int64 each."""
+    def masks_of(
+        builder: Any, sums: Any, size: Any, first: list[Any], *bounds: tuple[Any, Any]
+    ) -> list[Any]:
+        """Who is not above a bar under a scale, bits of an int64 each. `first`: the first part's
+        a and b."""
+        parts = parts_of(builder, size)
+        beyond = builder.sub(_I64(MOST), builder.zext(size, _I64))
+        listed = builder.lshr(_I64(-1), beyond)  # the last of a list is repeated behind it
         wide = [(all_of(builder, end), all_of(builder, bar)) for end, bar in bounds]
 
-        def body(part: Any, masks: list[Any]) -> list[Any]:
-            a, b = (builder.load(at_part(builder, sums, k, part), align=4) for k in range(2))
-            results = []
-            for (end, bar), mask in zip(wide, masks, strict=True):
-                low = builder.fcmp_ordered("<=", fused(builder, end, a, b), bar)
-                low = builder.zext(builder.bitcast(low, ir.IntType(width)), _I64)
-                low = builder.shl(low, builder.mul(part, _I64(width)))
-                results.append(builder.or_(mask, low))
-            return results
+        def low(a: Any, b: Any) -> list[Any]:
+            return [
+                builder.bitcast(
+                    builder.fcmp_ordered("<=", half_error(builder, end, a, b), bar),
+                    ir.IntType(width),
+                )
+                for end, bar in wide
+            ]
 
-        return loop(builder, parts, body, *[_I64(0) for _ in bounds])
+        def body(part: Any, masks: list[Any]) -> list[Any]:
+            shift = builder.mul(part, _I64(width))
+            found = low(*(builder.load(at_part(builder, sums, k, part), align=4) for k in range(2)))
+            return [
+                builder.or_(mask, builder.shl(builder.zext(one, _I64), shift))
+                for mask, one in zip(masks, found, strict=True)
+            ]
+
+        masks = further(builder, parts, body, *[builder.zext(one, _I64) for one in low(*first)])
+        return [builder.and_(mask, listed) for mask in masks]
 
     def lead_code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         near, x, w, far, close, tolerance, chunk, size, sums = arguments
@@ -140,12 +174,11 @@ def make_lead(dim: int, stride: int, width: int):
 
         xs, ws = spread(x), spread(w)
         both_ends = [all_of(builder, end) for end in (far, close)]
-        parts = parts_of(builder, size)
+        most = compared(builder, size)
+        parts = parts_of(builder, most)
         start = builder.mul(builder.zext(chunk, _I64), _I64(dim * LIST))
-        places = ir.Constant(numbers, [*range(width)])
-        far_away = ir.Constant(lanes, [_F32(float("inf"))] * width)
 
-        def errors(part: Any, least: list[Any]) -> list[Any]:
+        def sums_of(part: Any) -> list[Any]:
             whole = builder.udiv(part, _I64(parts_of_chunk))
             rest = builder.urem(part, _I64(parts_of_chunk))
             at = builder.add(start, builder.mul(whole, _I64(dim * LIST)))
@@ -158,27 +191,30 @@ def make_lead(dim: int, stride: int, width: int):
                 wq = builder.fmul(ws[i], q)
                 a = builder.fmul(wq, q) if a is None else fused(builder, wq, q, a)
                 b = builder.fmul(wq, xs[i]) if b is None else fused(builder, wq, xs[i], b)
-            b = builder.fmul(b, ir.Constant(lanes, [-2.0] * width))
-            first = builder.trunc(builder.mul(part, _I64(width)), _I32)
-            place = builder.add(all_of(builder, first), places)
-            listed = builder.icmp_unsigned("<", place, all_of(builder, size))
-            b = builder.select(listed, b, far_away)
             for k, value in enumerate((a, b)):
                 builder.store(value, at_part(builder, sums, k, part), align=4)
+            return [a, b]
+
+        def errors(part: Any, least: list[Any]) -> list[Any]:
+            a, b = sums_of(part)
             return [
-                lower(builder, fused(builder, end, a, b), old)
+                lower(builder, half_error(builder, end, a, b), old)
                 for end, old in zip(both_ends, least, strict=True)
             ]
 
-        least = lowest_of_two(builder, *loop(builder, parts, errors, far_away, far_away))
-        bars = [builder.fadd(one, tolerance) for one in least]
-        masks = masks_of(builder, sums, parts, *zip((far, close), bars, strict=True))
-        sure = builder.icmp_unsigned("<=", size, _I32(MOST))
+        first = sums_of(_I64(0))
+        least = further(
+            builder, parts, errors, *[half_error(builder, end, *first) for end in both_ends]
+        )
+        bars = [builder.fadd(one, tolerance) for one in lowest_of_two(builder, *least)]
+        masks = masks_of(builder, sums, most, first, *zip((far, close), bars, strict=True))
+        # One each: the least is not above its bar, unless the tolerance is NaN, and both are empty.
+        bits = [call(builder, "llvm.ctpop.i64", _I64, mask) for mask in masks]
+        sure = builder.icmp_unsigned("==", builder.add(*bits), _I64(2))
+        if longest > MOST:
+            sure = builder.and_(sure, builder.icmp_unsigned("<=", size, _I32(MOST)))
         leads = []
         for mask in masks:
-            others = builder.and_(mask, builder.sub(mask, _I64(1)))
-            sure = builder.and_(sure, builder.icmp_unsigned("==", others, _I64(0)))
-            sure = builder.and_(sure, builder.icmp_unsigned("!=", mask, _I64(0)))
             place = call(builder, "llvm.cttz.i64", _I64, mask, _I1(0))
             leads.append(builder.and_(place, _I64(MOST - 1)))
         same = builder.icmp_unsigned("==", *leads)
@@ -202,9 +238,10 @@ def make_lead(dim: int, stride: int, width: int):
 
         a, b = ([value(k, place) for place in places] for k in range(2))
         apart = builder.fsub(a[0], a[1])
-        meet = builder.fdiv(builder.fsub(b[1], b[0]), apart)
-        bar = builder.fadd(fused(builder, meet, a[0], b[0]), tolerance)
-        (low,) = masks_of(builder, sums, parts_of(builder, size), (meet, bar))
+        meet = builder.fdiv(builder.fsub(b[0], b[1]), apart)
+        bar = builder.fadd(half_error(builder, meet, a[0], b[0]), tolerance)
+        first = [builder.load(at_part(builder, sums, k, _I64(0)), align=4) for k in range(2)]
+        (low,) = masks_of(builder, sums, compared(builder, size), first, (meet, bar))
         two = builder.or_(*(builder.shl(_I64(1), place) for place in places))
         unsure = builder.fdiv(tolerance, call(builder, "llvm.fabs.f32", _F32, apart))
         values = builder.bitcast(met, _F32.as_pointer())

@@ -76,6 +76,31 @@ def make_columns(length: int, lanes: int):
     return columns
 
 
+def make_divide(lanes: int):
+    """`divide(number, divisor, quotient, scale)`: addresses of float32 `[lanes]`; number / divisor,
+    and one over that. Of a loop LLVM makes divisions one by one."""
+    floats = ir.VectorType(_F32, lanes)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, *rest = arguments
+        divisor, quotient, scale = (builder.bitcast(a, floats.as_pointer()) for a in rest)
+        one = builder.insert_element(ir.Constant(floats, ir.Undefined), number, _I32(0))
+        zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+        wide = builder.shuffle_vector(one, one, zeros)
+        found = builder.fdiv(wide, builder.load(divisor, align=4))
+        builder.store(found, quotient, align=4)
+        builder.store(builder.fdiv(ir.Constant(floats, [1.0] * lanes), found), scale, align=4)
+        return context.get_dummy_value()
+
+    address = types.voidptr
+
+    @intrinsic
+    def divide(typing, number, divisor, quotient, scale):
+        return types.void(types.float32, address, address, address), code
+
+    return divide
+
+
 def make_add_two(groups: int, dim: int, lanes: int, bits: int):
     """`add_two(cells, starts, t, last, wx, w, sums)`: weighted sums of the values under two tries.
 

@@ -54,11 +54,12 @@ def test_short_lists(name: str) -> None:
     digits = grid.base ** np.arange(grid.dim)
     for code in rng.choice(np.flatnonzero(grid.sizes), 100):
         level = code // digits % grid.base
+        short = -1 - grid.cells[code]
         lists = [
             grid.points[first:].reshape(-1)[:size]
             for first, size in (
                 (-1 - grid.place[code], grid.sizes[code]),
-                (grid.short[code], grid.short_sizes[code]),
+                (short >> grids.SIZE_BITS, short & (1 << grids.SIZE_BITS) - 1),
             )
         ]
         assert set(lists[1]) <= set(lists[0])
