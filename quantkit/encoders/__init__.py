@@ -54,7 +54,9 @@ FAMILIES: Mapping[str, str] = {
         "Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration "
         "Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration OpenJevModel "
         "Qwen4ExpForConditionalGeneration ClefModel PplxDeciderModel "
-        "BailingMoeV3VLForConditionalGeneration "
+        "BailingMoeV3VLForConditionalGeneration"
+    ),
+    "qwen2_vl": (
         "Qwen2_5_VLForConditionalGeneration Qwen2VLForConditionalGeneration Qwen2VLModel "
         "Sarashina2VisionForCausalLM Exaone4_5_ForConditionalGeneration"
     ),

@@ -19,7 +19,8 @@ from quantkit.encoders.common import (
     lin,
     projector,
 )
-from quantkit.encoders.qwen_vl import QWEN2_5_VL, QWEN3_VL, B
+from quantkit.encoders.qwen2_vl import QWEN2_5_VL
+from quantkit.encoders.qwen_vl import QWEN3_VL, B
 from quantkit.encoders.whisper import BINS, BLOCKS, HALF, HEARING, MOMENTS, WAVES, T, whispers
 from quantkit.source.torch_functions import sinusoids
 
