@@ -61,6 +61,7 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         yield "tokenizer.ggml.model is not there: the file has no vocabulary"
         return
     if model in NONE:
+        yield from _without(by_key, tensors)
         return
     if model not in _MODELS:
         yield f"tokenizer.ggml.model is {model!r}, which llama.cpp does not know"
@@ -95,6 +96,16 @@ def faults(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[
         for k in ("general.name", "general.architecture")
     )
     yield from splitting.faults(kv, model, name, arch)
+
+
+def _without(by_key: Mapping[str, KeyValue], tensors: Sequence[Info]) -> Iterator[str]:
+    """Where there are no tokens, a key says how many rows their table has."""
+    arch = by_key["general.architecture"].value if "general.architecture" in by_key else ""
+    item = by_key.get(f"{arch}.vocab_size")
+    count = item.value if item is not None and item.type == "UINT32" else 0
+    table = next((t for t in tensors if t.name == "token_embd.weight"), None)
+    if table is not None and (rows := prod(table.shape[:-1])) != count:
+        yield f"{arch}.vocab_size is {count}, token_embd.weight has {rows} rows"
 
 
 def _types(
