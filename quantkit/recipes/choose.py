@@ -142,9 +142,10 @@ def choose(
             wanted = by_person or by_rule(recipe.rules, facts, t) or recipe.base
             out.append(_fitting(wanted, shape[-1], overridden=by_person is not None))
         if not facts.has_imatrix and needs_importance(name, out[-1].format, recipe.name):
+            near = "Q3_K_S" if "IQ3" in recipe.name else "Q2_K"
             raise RecipeError(
                 f"{recipe.name} gives {name} {out[-1].format}, which needs an importance matrix; "
-                f"give one with --imatrix, or choose {'Q3_K_S' if 'IQ3' in recipe.name else 'Q2_K'}"
+                f"give one with --imatrix (auto makes it), or choose {near}"
             )
     return out
 
