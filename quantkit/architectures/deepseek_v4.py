@@ -81,7 +81,15 @@ def _is_hashed(config: Config, bid: int) -> bool:
 
 
 def _alone(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
-    return DEEPSEEK_V4_AHEAD if config.find("only_mtp") else None
+    """The layers ahead alone, if those are wanted. Raises ConfigError."""
+    if config.find("only_mtp"):
+        return DEEPSEEK_V4_AHEAD
+    if not any(_ratios(config)[: config.layers]):
+        raise ConfigError(
+            f"{config.where}: 'compress_ratios' are all 0; llama.cpp divides by zero where no "
+            "layer compresses"
+        )
+    return None
 
 
 DEEPSEEK_V4 = Architecture(

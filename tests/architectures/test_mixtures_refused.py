@@ -41,6 +41,7 @@ def convert(case: str, source: Path) -> Any:
         ("dots3-note", {"swa_q_lora_rank": 64}, "'q_lora_rank' and 'swa_q_lora_rank' must be"),
         ("dots3-note", {"layer_types": ["full_attention"]}, "names fewer than 3 layers"),
         ("ling3-flash", {"no_kda_lora": False}, "'no_kda_lora' is False"),
+        ("deepseek-v4", {"compress_ratios": [0] * 4}, "llama.cpp divides by zero"),
         ("nemotron-h-mtp", {"num_nextn_predict_layers": 2}, "'num_nextn_predict_layers' is 2"),
         ("mimo-v25", {"swa_head_dim": 64}, "'swa_head_dim' and 'head_dim' must be the same"),
     ],
