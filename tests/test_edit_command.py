@@ -330,16 +330,27 @@ def test_one_edit_at_a_time(file: Path) -> None:
         quantkit.edit(file, set_kv=[f"{EOS}=5"], in_place=True)
 
 
-def test_sums_of_a_release_are_told_of(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_sums_of_a_release_follow(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """In place, and by a file of another layout written over the one that is listed; then the
+    release keeps what was edited."""
     told = Told()
-    source = checkpoint("mixtral-4x")
-    release = quantkit.release(source, tmp_path / "out", "Q8_0")
-    file = next(release.directory.glob("*.gguf"))
-    quantkit.edit(file, set_kv=[f"{EOS}=1"], in_place=True, progress=told)
-    assert any("their sums are no longer right" in note for note in told.notes)
-    assert not quantkit.verify(file).good
-    quantkit.release(source, tmp_path / "out", "Q8_0")
-    assert quantkit.verify(file).good
+    source, out = checkpoint("mixtral-4x"), tmp_path / "out"
+    quantkit.release(source, out, ["Q8_0", "Q4_0"])
+    q8, q4 = (next(out.glob(f"*-{kind}.gguf")) for kind in ("Q8_0", "Q4_0"))
+    quantkit.edit(q8, set_kv=[f"{EOS}=1"], in_place=True, progress=told)
+    quantkit.edit(q4, tmp_path, set_kv=["general.description=str:" + 99 * "long "])
+    quantkit.edit(tmp_path / q4.name, q4, set_kv=["general.name=Other"], force=True, progress=told)
+    assert [note.split(" have the new sums of ")[1].split(";")[0] for note in told.notes] == [
+        q8.name, q4.name,
+    ]  # fmt: skip
+    edited = {file: sha256(file) for file in (q8, q4)}
+    for file in edited:
+        assert quantkit.verify(file).good
+    sums = (out / "SHA256SUMS").read_text().split()
+    assert set(edited.values()) <= set(sums)
+    again = quantkit.release(source, out, ["Q8_0", "Q4_0"])
+    assert {file: sha256(file) for file in edited} == edited
+    assert set(again.states.values()) == {"kept"}
 
 
 def test_other_layouts_are_not_edited_in_place(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantkit.editing import in_place as header_in_place
 from quantkit.editing.keys import Changes, edited
+from quantkit.editing.released import follow
 from quantkit.errors import CorruptFile, OutputError, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.gguf.container import read_header
 from quantkit.gguf.splits import size_in_bytes, split_siblings, unsplit_name
@@ -18,7 +19,6 @@ from quantkit.model.open import open_gguf
 from quantkit.planning.build import only, plan_copy
 from quantkit.planning.plan import Plan
 from quantkit.progress import SILENT, Progress
-from quantkit.releases import manifest
 from quantkit.reporting.written import Written
 from quantkit.source.location import Source, SourceLike
 from quantkit.storage import os_files
@@ -91,9 +91,10 @@ def _copied(source: Source, changes: Changes, output: Path, run: Run) -> Plan:
     if not names_file(output):
         output = output / f"{unsplit_name(Path(str(source)).name)}.gguf"
     model, plan = _planned(source, changes, output)
-    for f in plan.files:
-        _tell_of_release(f.path, run)
-    return carry_out(Job(model, plan, {}), run)
+    carry_out(Job(model, plan, {}), run)
+    if not run.dry:
+        follow(plan.files, run)
+    return plan
 
 
 def _in_place(source: Source, changes: Changes, run: Run) -> Plan:
@@ -103,7 +104,6 @@ def _in_place(source: Source, changes: Changes, run: Run) -> Plan:
     seen = os_files.fingerprint(path)
     model, plan = _planned(source, changes, path.with_name(f"{unsplit_name(path.name)}.gguf"))
     _check_room(path, model, plan)
-    _tell_of_release(path, run)
     for note in model.notes:
         run.progress.tell(note)
     if not run.dry:
@@ -111,6 +111,7 @@ def _in_place(source: Source, changes: Changes, run: Run) -> Plan:
             if os_files.fingerprint(path) != seen:
                 raise OutputError(f"{path} was changed meanwhile; run it again")
             header_in_place.write_header(path, fd, plan.files[0].header)
+        follow(plan.files[:1], run)
     return only(plan, [1])  # the one file that is another now
 
 
@@ -163,17 +164,3 @@ def _undo_interrupted(path: Path, run: Run) -> None:
         raise OutputError(f"{path}: an edit of it was interrupted; without --dry-run it is undone")
     with header_in_place.opened(path):
         run.progress.note(f"{path}: an edit of it was interrupted; its header is the old one again")
-
-
-def _tell_of_release(path: Path, run: Run) -> None:
-    """A note on sums that are those of another file from now on."""
-    try:
-        found = manifest.read(path.with_name(manifest.NAME))
-    except (CorruptFile, OSError):  # of something else
-        return
-    if found is not None and any(record.name == path.name for record in found.records):
-        run.progress.note(
-            f"{manifest.NAME} and {manifest.CHECKSUMS} beside {path.name} are of the file as it "
-            "was: their sums are no longer right. quantkit release makes both right again, and "
-            "the file from its source, without this edit"
-        )

@@ -39,9 +39,7 @@ def write(
         previous.MODELFILE: modelfile.render(
             first, usual.context, values, usual.files > 1, names, [row.name for row in more[:1]]
         ),
-        manifest.CHECKSUMS: manifest.as_checksums(
-            [*this.files, *([this.imatrix] if this.imatrix else [])]
-        ),
+        manifest.CHECKSUMS: manifest.as_checksums(this),
         manifest.NAME: manifest.as_json(this),
     }
     for name in set(previous.PICTURES) - drawn.keys():

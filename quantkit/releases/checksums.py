@@ -38,12 +38,16 @@ def hash_file(
 
 def record_of(path: Path, begun: BegunFile, planned: PlannedFile, sums: FileSums) -> FileRecord:
     """The record of a file that was made."""
-    tensors = tuple(
+    size, tensors = path.stat().st_size, tensors_of(planned, sums)
+    return FileRecord(path.name, begun.type, size, sums.whole, tensors, begun.plan)
+
+
+def tensors_of(planned: PlannedFile, sums: FileSums) -> tuple[TensorRecord, ...]:
+    """The records of a file's tensors."""
+    return tuple(
         TensorRecord(t.name, t.format, t.shape, t.offset, t.nbytes, digest)
         for t, digest in zip(planned.tensors, sums.tensors, strict=True)
     )
-    size = path.stat().st_size
-    return FileRecord(path.name, begun.type, size, sums.whole, tensors, begun.plan)
 
 
 def hash_files(

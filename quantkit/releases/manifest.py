@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -336,6 +336,9 @@ def as_json(manifest: Manifest) -> str:
     return _INNERMOST.sub(lambda match: re.sub(r"\n +", " ", match[0]), text) + "\n"
 
 
-def as_checksums(files: Iterable[FileRecord | Calibration]) -> str:
-    """What `sha256sum -c` reads."""
-    return "".join(f"{f.sha256}  {f.name}\n" for f in files)
+def as_checksums(manifest: Manifest) -> str:
+    """What `sha256sum -c` reads: of the files, and of the matrix that lies beside them."""
+    sums = [(f.sha256, f.name) for f in manifest.files]
+    if manifest.imatrix:
+        sums.append((manifest.imatrix.sha256, manifest.imatrix.name))
+    return "".join(f"{digest}  {name}\n" for digest, name in sums)
