@@ -241,6 +241,11 @@ def cache_key(package: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def folder_name() -> str:
+    """The cache's directory for this source as it is now."""
+    return f"kernels-{cache_key(_PACKAGE)}"
+
+
 @functools.cache
 def cache_dir() -> Path:
     """Where this source's kernels are kept: `$QUANTKIT_CACHE_DIR`, else the user's cache.
@@ -252,7 +257,7 @@ def cache_dir() -> Path:
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         folder = (Path(given) if given else Path(user).expanduser() / "quantkit").absolute()
-        folder /= f"kernels-{cache_key(_PACKAGE)}"
+        folder /= folder_name()
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
         if (reason := _unsafe(folder)) is None:

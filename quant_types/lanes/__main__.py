@@ -11,7 +11,8 @@ from quant_types import kernels, proof
 
 
 def main(name: str, path: str) -> None:
-    """Compile, and keep the object code in a file if it does what the array engine does."""
+    """Compile, and keep the object code in a file if it does what the array engine does, and is of
+    the source that its directory is named by."""
     # read when Numba is imported
     os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = kernels.target()
     os.environ.update(kernels.NUMBA)
@@ -25,6 +26,9 @@ def main(name: str, path: str) -> None:
         raise SystemExit(
             f"{e}: numba {version('numba')} makes it wrong, install a newer one"
         ) from None
+    folder = Path(path).parent.name
+    if folder.startswith("kernels-") and folder != kernels.folder_name():
+        raise SystemExit("the source has changed meanwhile; run it again")
     kernels.keep(Path(path), code)
 
 

@@ -88,6 +88,15 @@ def test_a_changed_source_never_runs_a_stale_kernel(tmp_path: Path, changed: str
     assert run(tmp_path / "kernels", copy.parent) == before
 
 
+def test_what_another_source_is_named_by_is_not_kept(tmp_path: Path) -> None:
+    """As where an update comes between the digest and the compiler."""
+    other = tmp_path / "kernels-0123456789abcdef" / "q8_0.q8_0.kernel"
+    other.parent.mkdir()
+    with pytest.raises(kernels.KernelError, match="the source has changed meanwhile"):
+        kernels._compile("q8_0.q8_0", other)
+    assert not times(tmp_path)
+
+
 def test_kernels_of_several_processes_do_not_mix(tmp_path: Path) -> None:
     """Each is compiled and kept by a process of its own; a last one runs them all."""
     names = ("Q8_0", "F16")
