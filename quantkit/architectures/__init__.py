@@ -106,8 +106,8 @@ FAMILIES: Mapping[str, str] = {
     "laguna": "LagunaForCausalLM",
     "lfm2": (
         "Lfm2ForCausalLM LFM2ForCausalLM Lfm2VlForConditionalGeneration Lfm2Model "
-        "Lfm2BidirectionalModel Lfm2BidirectionalForMaskedLM Lfm2MoeForCausalLM "
-        "Lfm25AudioTokenizer"
+        "Lfm2BidirectionalModel Lfm2BidirectionalForMaskedLM Lfm25AudioTokenizer "
+        "Lfm2MoeForCausalLM"
     ),
     "llama": (
         "LlamaForCausalLM LLaMAForCausalLM MistralForCausalLM IQuestCoderForCausalLM "
