@@ -161,7 +161,7 @@ DEEPSEEK_V4 = Architecture(
         Map(f"{F}.gate.bias", ("experts",), whole("exp_probs_b.bias"), SCORED),
         Map(f"{F}.gate.bias_vl", ("experts",), whole("exp_probs_b_vl.bias"), optional=True),
         Map(f"{F}.gate.tid2eid", ("vocab", "used"), whole("ffn_gate_tid2eid.weight"), HASHED,
-            integers=True),
+            indices="experts"),
         *experts(f"{F}.experts", W123),
         *gated_mlp(f"{F}.shared_experts", "_shexp", "shared_ffn", names=W123),
     ),

@@ -154,9 +154,10 @@ class Map:
     meaning for the file. `shape` names the dimensions it must have. `layers` names the kind of
     layers that have it (`Architecture.layers`), all of them if empty. `like` is the older spelling
     of the same tensor: llama.cpp orders tensors by name, so a respelled checkpoint keeps the order
-    of the spelling that its converter knows. `flat`: its weights count as rows of one. `integers`:
-    a table of integers, kept as int32. `by_rank`: the dimensions of the matrices of which each
-    tensor-parallel rank has its rows, one rank after another, where the weights are FP8 in blocks.
+    of the spelling that its converter knows. `flat`: its weights count as rows of one. `indices`:
+    a table of places in this dimension, kept as int32. `by_rank`: the dimensions of the matrices
+    of which each tensor-parallel rank has its rows, one rank after another, where the weights are
+    FP8 in blocks.
     `seen`: the dimensions by which its weights are counted, the last of them a row, where they are
     not those of `shape`. `times`: another tensor of as many weights, whose product with this one is
     wanted. `beside`: another matrix, whose columns follow those of this. `batch_norm`: the norm
@@ -174,7 +175,7 @@ class Map:
     like: str = ""
     flat: bool = False
     experts: str = "experts"
-    integers: bool = False
+    indices: str = ""
     by_rank: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
     times: str = ""

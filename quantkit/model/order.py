@@ -35,7 +35,7 @@ def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
     place = (t.path.name, in_file)
     if t.coding == "nvfp4":
         return _NVFP4, 0, "", *place
-    if t.coding == "int32":  # block by block
+    if t.coding == "indices":  # block by block
         return _TABLES, bid, "", *place
     if t.coding == "mxfp4_pairs" and "xid" in m.fields:  # and kind by kind
         return _MXFP4, bid, t.name.partition(f".{xid}.")[2], *place

@@ -37,7 +37,7 @@ from quantkit.model.names import NUMBER, known_names, predicts
 from quantkit.model.order import Order, order_of
 from quantkit.model.products import multiplied
 from quantkit.source.codings import widened
-from quantkit.source.codings.plain import INTEGERS, int32
+from quantkit.source.codings.plain import INTEGERS, indices
 from quantkit.source.codings.scaled import by_rank, check_order
 from quantkit.source.mistaken import stranger
 from quantkit.source.segments import Segment
@@ -369,8 +369,8 @@ def _matches(layout: Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_M
                 f"{t.path}: tensor {t.name} has no place in {arch.hf_names[0]}{kind}; "
                 f"{stranger(t.name, sources)}"
             )
-        if m.integers and t.raw in INTEGERS:
-            t = int32(t)
+        if m.indices and t.raw in INTEGERS:
+            t = indices(t, layout.dims[bid or 0][m.indices])
         if m.by_rank and t.coding == "scaled":
             t = by_rank(t, [layout.dims[bid or 0][dim] for dim in m.by_rank])
         check_order(t)

@@ -81,6 +81,27 @@ def test_experts_that_a_table_names_stay(checkpoint: Broken) -> None:
             change()
 
 
+@pytest.mark.parametrize("expert", [-1, 4, 1 << 40])
+def test_a_table_that_names_an_expert_that_is_not_there(
+    broken: Broken, tmp_path: Path, expert: int
+) -> None:
+    """llama.cpp ends at it, with the first text that has the token."""
+    source, out = broken("deepseek-v4"), tmp_path / "out.gguf"
+    name = "layers.0.ffn.gate.tid2eid"
+
+    def edit(tensors: dict[str, Any]) -> None:
+        kind, shape, data = tensors[name]
+        assert kind == "I64"
+        table = np.frombuffer(data, np.int64).reshape(shape).copy()
+        table[7, 1] = expert
+        tensors[name] = kind, shape, table.tobytes()
+
+    edit_tensors(source, edit)
+    with pytest.raises(errors.CorruptFile, match=rf"{name}, row 7: {expert} is not one of 0 to 3;"):
+        convert(source, out, "bf16", "deepseek-v3", ConversionOptions())
+    assert not out.exists()
+
+
 def test_predicting_layers_that_are_not_converted(checkpoint: Broken) -> None:
     files = CheckpointFiles.local(checkpoint("deepseek-v3"))
     with pytest.raises(errors.ConfigError, match="further tokens are not converted"):

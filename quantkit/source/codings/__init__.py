@@ -262,7 +262,7 @@ _DECODERS: Mapping[str, Decoder] = {
     "bitsandbytes4": bitsandbytes.read_four_bits,
     "float64": plain.read_float64,
     "gptq": gptq.read,
-    "int32": plain.read_int32,
+    "indices": plain.read_indices,
     "mxfp4": mxfp4.read_blocks,
     "mxfp4_pairs": mxfp4.read_blocks,
     "mxfp4_floats": mxfp4.read_floats,

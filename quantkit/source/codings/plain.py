@@ -1,5 +1,5 @@
 """Numbers that stand by themselves in types that ggml does not compute with: float64 is read as the
-nearest float32, as llama.cpp's converter has it, tables of integers as int32."""
+nearest float32, as llama.cpp's converter has it, tables of indices as int32."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def float64(t: SourceTensor) -> SourceTensor:
     return joined(t.name, "F32", t.shape, "float64", t)
 
 
-def int32(t: SourceTensor) -> SourceTensor:
-    """A table of integers as one of int32."""
+def indices(t: SourceTensor, count: int) -> SourceTensor:
+    """A table of integers from 0 to `count` - 1 as one of int32."""
     rows = replace(t, shape=(t.n_rows, t.n_per_row))
-    return replace(joined(t.name, "I32", t.shape, "int32", rows), ggml=type_by_name("I32"))
+    made = joined(t.name, "I32", t.shape, "indices", rows, settings=(count,))
+    return replace(made, ggml=type_by_name("I32"))
 
 
 def read_float64(
@@ -43,15 +44,15 @@ def read_float64(
     return rows
 
 
-def read_int32(
+def read_indices(
     files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
 ) -> Rows:
-    """Rows of int32, as bytes. Raises CorruptFile for a number that is none."""
-    rows = files.read_rows(t.parts[0], first, count)
-    values = rows.astype(np.int32)
-    if (values != rows).any():
+    """Rows of int32, as bytes. Raises CorruptFile for a number that is no index."""
+    rows, (limit,) = files.read_rows(t.parts[0], first, count), t.settings
+    if (wrong := (rows < 0) | (rows >= limit)).any():
+        row, at = np.argwhere(wrong)[0]
         raise CorruptFile(
-            f"{t.path}: tensor {t.name} holds integers of more than 32 bits, which llama.cpp has "
-            "no table of"
+            f"{t.path}: tensor {t.name}, row {first + row}: {rows[row, at]} is not one of 0 to "
+            f"{limit - 1}; the checkpoint is damaged"
         )
-    return values.view(np.uint8)
+    return rows.astype(np.int32).view(np.uint8)
