@@ -139,7 +139,7 @@ def _converted(
     if options.vocab_only:
         kv, notes = checkpoint_metadata(files, arch, config, (), OUTTYPES[outtype][0], pre, options)
         return Model(files.name, arch.gguf_arch, (), {}, kv, notes=notes)
-    file_type = _file_type(outtype, tensors, sources)
+    file_type = _file_type(outtype, tensors, sources, settings)
     kv, notes = checkpoint_metadata(files, arch, config, tensors, file_type, pre, options)
     if precision:
         after = [item.key for item in kv].index("general.quantization_version") + 1
@@ -241,10 +241,16 @@ def _with_computed(
 
 
 def _file_type(
-    outtype: str, tensors: Iterable[ModelTensor], sources: Mapping[str, SourceTensor]
+    outtype: str,
+    tensors: Iterable[ModelTensor],
+    sources: Mapping[str, SourceTensor],
+    settings: Settings,
 ) -> int:
-    """`general.file_type`, as llama.cpp's converter labels files with weights in blocks."""
+    """`general.file_type`, as llama.cpp's converter labels files with weights in blocks: those of
+    `_blocks` only where they are all that is quantized."""
     stored = {t.stored for t in tensors}
+    if settings.method != "mxfp4":
+        stored.discard("MXFP4")
     if any(t.coding == "mxfp4_pairs" for t in sources.values()):
         return MXFP4_FILE
     if outtype in ("f32", "f16", "bf16") and stored & {"NVFP4", "MXFP4"}:

@@ -198,3 +198,13 @@ def test_float64(broken: Callable[..., Path], tmp_path: Path) -> None:
     edit_tensors(source, lambda t: edit(t, np.int64))
     with pytest.raises(errors.UnsupportedSource, match=r"mlp\.gate\.weight is I64"):
         model_of(source, "qwen2")
+
+
+def test_blocks_beside_another_coding(broken: Callable[..., Path]) -> None:
+    """llama.cpp's converter labels gpt-oss as MXFP4 only where `quant_method` says it."""
+    source = broken("gpt-oss")
+    for method, label in ("mxfp4", 38), ("fp8", 32):
+        edit_config(source, quantization_config={"quant_method": method})
+        model = model_of(source, "gpt-4o")
+        assert any(t.stored == "MXFP4" for t in model.tensors)
+        assert {item.key: item.value for item in model.kv}["general.file_type"] == label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,25 +61,45 @@ def _scales(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
     return rng.normal(0.01, 0.002, shape)
 
 
-def gptq(bits: int = 4) -> Callable[[np.random.Generator], Coded]:
+def words_of_three(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Codes of 3 bits along the last axis packed into int32, one bit after another."""
+    bits = (codes[..., None] >> np.arange(3) & 1).astype(np.uint8)
+    packed = np.packbits(bits.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+    return np.ascontiguousarray(packed).view(np.int32)
+
+
+def gptq(
+    bits: int = 4, order: bool = True, group: int = GROUP, plus: int = 1, **says: Any
+) -> Callable[[np.random.Generator], Coded]:
+    """GPTQ with `g_idx`, or (`order` False) groups of columns side by side and none."""
+
     def make(rng: np.random.Generator) -> Coded:
+        pack = words_of_three if bits == 3 else lambda codes: words(codes, bits)
         q = rng.integers(0, 1 << bits, (COLUMNS, ROWS))
-        zeros = rng.integers(0, 1 << bits, (COLUMNS // GROUP, ROWS))
+        zeros = rng.integers(0, 1 << bits, (-(-COLUMNS // group), ROWS))
         scales = _scales(rng, *zeros.shape).astype(np.float16)
-        groups = rng.integers(0, COLUMNS // GROUP, COLUMNS).astype(np.int32)
+        groups = rng.integers(0, COLUMNS // group, COLUMNS).astype(np.int32)
         arrays = {
-            "w.qweight": words(q.T, bits).T.copy(),
-            "w.qzeros": words(zeros, bits),
+            "w.qweight": pack(q.T).T.copy(),
+            "w.qzeros": pack(zeros),
             "w.scales": scales,
             "w.g_idx": groups,
         }
-        scale, zero = scales.astype(F32)[groups], zeros[groups] + 1
-        return arrays, {"quant_method": "gptq", "bits": bits}, (scale * (q - zero)).T
+        if not order:
+            del arrays["w.g_idx"]
+            groups = np.arange(COLUMNS) // group
+        scale, zero = scales.astype(F32)[groups], zeros[groups] + plus
+        settings = {
+            "quant_method": "gptq",
+            "bits": 4 if says.keys() & {"dynamic", "extra_config"} else bits,
+            **says,
+        }
+        return arrays, settings, (scale * (q - zero)).T
 
     return make
 
 
-def awq(rng: np.random.Generator) -> Coded:
+def awq(rng: np.random.Generator, **stated: Any) -> Coded:
     q = rng.integers(0, 16, (COLUMNS, ROWS))
     zeros = rng.integers(0, 16, (COLUMNS // GROUP, ROWS))
     scales = _scales(rng, *zeros.shape).astype(np.float16)
@@ -89,7 +110,7 @@ def awq(rng: np.random.Generator) -> Coded:
 
     arrays = {"w.qweight": packed(q), "w.qzeros": packed(zeros), "w.scales": scales}
     scale, zero = (np.repeat(x, GROUP, axis=0) for x in (scales.astype(F32), zeros))
-    settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP}
+    settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, **stated}
     return arrays, settings, (scale * (q - zero)).T
 
 
@@ -273,6 +294,8 @@ def float64(rng: np.random.Generator) -> Coded:
     return {"w.weight": values}, {}, values.astype(F32)
 
 
+_ROUND = {"quant_method": "auto-round", "group_size": GROUP, "sym": False}
+_BY_MODULE: dict[str, Any] = {"dynamic": {"+:w": {}}}
 _FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 _V4 = {"quant_method": "fp8", "scale_fmt": "ue8m0", "weight_block_size": [128, 128]}
 _CHANNEL = compressed("float-quantized", num_bits=8, type="float", strategy="channel")
@@ -287,6 +310,19 @@ _MX = compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="gro
 
 SCHEMES: dict[str, Callable[[np.random.Generator], Coded]] = {
     "gptq": gptq(), "gptq of 8 bits": gptq(8), "gptq of 2 bits": gptq(2), "awq": awq,
+    "gptq of 3 bits": gptq(3), "gptq, second layout": gptq(plus=0, checkpoint_format="gptq_v2"),
+    "gptq without g_idx": gptq(order=False, desc_act=False, group_size=GROUP),
+    "gptq of 3 bits without g_idx": gptq(3, order=False),
+    "gptq, last group partial": gptq(order=False, group=96, group_size=96),
+    "gptq of 8 bits, by module": gptq(8, **_BY_MODULE),
+    "gptq of 3 bits, by module": gptq(3, **_BY_MODULE),
+    "autoround, as gptq": gptq(order=False, **_ROUND, packing_format="auto_round:auto_gptq"),
+    "autoround, by module": gptq(8, order=False, **_ROUND, extra_config={"w": {"bits": 8}},
+                                 packing_format="auto_round:auto_gptq"),
+    "autoround, as awq": partial(awq, **_ROUND, packing_format="auto_round:auto_awq"),
+    "quark, fp8": scaled((), settings={"quant_method": "quark"}),
+    "quark, fp8 by row": scaled((ROWS,), settings={"quant_method": "quark"}, height=1),
+    "quark, mxfp4": mxfp4("w.weight", "w.weight_scale", {"quant_method": "quark"}),
     "packed": packed(), "packed, symmetric": packed(zeros=False), "packed in 8 bits": packed(8),
     "packed in 3 bits": packed(3), "packed by row": packed(strategy="channel"),
     "packed, columns in any order": packed(order=True),

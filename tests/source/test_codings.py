@@ -89,7 +89,15 @@ def test_a_part_that_is_missing_is_named(scheme: str, part: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("scheme", "changes", "words"),
     [
-        ("gptq", {"bits": 3}, "3 bits"),
+        ("gptq", {"bits": 5}, "5 bits"),
+        ("gptq", {"bits": 8}, "expected"),
+        ("gptq", {"checkpoint_format": "marlin"}, "layout 'marlin'; gptq, gptq_v2 are read"),
+        ("gptq of 3 bits", {"bits": 4}, "expected"),
+        ("gptq without g_idx", {"desc_act": True}, r"w\.g_idx is not in the checkpoint"),
+        ("gptq, last group partial", {"group_size": 200}, "3 groups for 256 columns"),
+        ("autoround, as gptq", {"packing_format": "auto_round:other"}, "'auto_round:other'"),
+        ("autoround, as gptq", {"packing_format": None}, "packing_format ''"),
+        ("awq", {"checkpoint_format": "gemv"}, "'gemm'"),
         ("awq", {"bits": 8}, "4 bits"),
         ("awq", {"version": "gemv"}, "'gemm'"),
         ("awq", {"group_size": 100}, "expected"),
@@ -100,7 +108,7 @@ def test_a_part_that_is_missing_is_named(scheme: str, part: str, tmp_path: Path)
         ("fp8 in blocks", {"weight_block_size": None}, "scales found for 96 rows"),
         ("fp8 in blocks", {"weight_block_size": ["a", 0]}, "blocks of"),
         ("fp8 in blocks", {"weight_block_size": [0, 128]}, "blocks of"),
-        ("fp8 in blocks", {"quant_method": "quark"}, "'quark', which is not read .*16-bit"),
+        ("fp8 in blocks", {"quant_method": "hqq"}, "'hqq', which is not read .*16-bit"),
         ("fp8 in blocks", {"quant_method": None}, r"config\.json: no quantization_config"),
     ],
 )  # fmt: skip
@@ -112,6 +120,31 @@ def test_settings_that_contradict(
     coded.write(arrays, path)
     with pytest.raises(errors.ModelError, match=words):
         coded.joined(path, {**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"transform_config": {"config_groups": {"R4": {"apply": [
+            {"location": "weight_input"}, {"location": "input"}]}}}}, "transform_config"),
+        ({"transform_config": {"config_groups": {"R1": {"apply": [
+            {"location": "weight_output"}, {"location": "weight_input"}]}}}}, ""),
+        ({"transform_config": {}, "algo_config": None}, ""),
+        ({"algo_config": [{"name": "gptq"}, {"name": "rotation", "r4": True}]}, "algo_config"),
+        ({"algo_config": {"name": "quarot"}}, "algo_config"),
+        ({"algo_config": [{"name": "autosmoothquant"}]}, ""),
+    ],
+)  # fmt: skip
+def test_activations_that_are_rotated(settings: dict[str, Any], key: str, tmp_path: Path) -> None:
+    """Weights that are right only with what is rotated as the model runs are refused."""
+    arrays, how, _ = SCHEMES["fp8 by row"](np.random.default_rng(7))
+    path = tmp_path / "model.safetensors"
+    coded.write(arrays, path)
+    if key:
+        with pytest.raises(errors.ConfigError, match=f"{key} of quantization_config rotates"):
+            coded.joined(path, {**how, **settings})
+    else:
+        assert len(coded.joined(path, {**how, **settings})) == 1
 
 
 def test_a_shape_that_its_codes_contradict_is_named(tmp_path: Path) -> None:
@@ -218,6 +251,21 @@ def test_a_stack_of_matrices(tmp_path: Path) -> None:
         with Files([path]) as files:
             assert (read(files, t, 0, 144) == expected).all()
             assert (read(files, t, 40, 60, 5, 30) == expected[40:100, 5:35]).all()
+
+
+@pytest.mark.parametrize("inputs", [48, 64])
+def test_experts_that_stand_inputs_by_outputs(inputs: int, tmp_path: Path) -> None:
+    """Llama 4's in fbgemm_fp8: `down_proj` has its scales one an output, which are columns."""
+    rng = np.random.default_rng(7)
+    codes = rng.normal(0, 40, (3, inputs, 64)).astype(FP8)
+    values = rng.normal(1, 0.2, (3, 64, 1)).astype(F32)
+    path = tmp_path / "model.safetensors"
+    coded.write({"x.down_proj": codes, "x.down_proj_scale": values}, path)
+    (t,) = coded.joined(path, {"quant_method": "fbgemm_fp8"})
+    expected = (codes.astype(F32) * values.transpose(0, 2, 1)).reshape(-1, 64)
+    with Files([path]) as files:
+        assert (read(files, t, 0, 3 * inputs) == expected).all()
+        assert (read(files, t, 40, 60, 5, 30) == expected[40:100, 5:35]).all()
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1,), ()])

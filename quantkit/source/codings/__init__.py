@@ -81,6 +81,13 @@ def _is_coded(t: SourceTensor) -> bool:
 def _is_known(settings: Settings, tensors: Iterable[SourceTensor]) -> bool:
     """Whether the settings say how weights are kept, or need not. Raises ConfigError."""
     if settings.method in METHODS:
+        _check_packing(settings)
+        if rotated := settings.rotated:
+            raise ConfigError(
+                f"{settings.where}: {rotated} of quantization_config rotates what goes into the "
+                "weights as the model runs, and GGUF has no place for that. Convert the 16-bit "
+                "release instead"
+            )
         return True
     if not settings.method:
         if any(t.raw == "F8_E8M0" for t in tensors):  # powers of two, which only scales are kept in
@@ -96,6 +103,15 @@ def _is_known(settings: Settings, tensors: Iterable[SourceTensor]) -> bool:
         f"({', '.join(sorted(METHODS))} are). Convert the 16-bit release, or write one first: in "
         "transformers, model.dequantize(), then model.save_pretrained(DIR)"
     )
+
+
+def _check_packing(settings: Settings) -> None:
+    """AutoRound packs weights as another method does, and names which. Raises ConfigError."""
+    if settings.method == "auto-round" and settings.packing not in PACKINGS:
+        raise ConfigError(
+            f"{settings.where}: AutoRound's weights in packing_format {settings.packing!r}; "
+            f"{' and '.join(PACKINGS)} are read. Convert the 16-bit release instead"
+        )
 
 
 def _joined(
@@ -155,7 +171,7 @@ def kept_as(t: SourceTensor) -> str:
 
 def _join_words(found: Found, name: str, settings: Settings) -> SourceTensor:
     """`.qweight`: GPTQ or AWQ, which the tensors do not tell."""
-    if settings.method == "awq":
+    if settings.method == "awq" or settings.packing.endswith("awq"):
         return awq.join(found, name, settings)
     return gptq.join(found, name, settings)
 
@@ -222,8 +238,9 @@ def _join_beside(ending: str) -> Join:
     return join
 
 
-METHODS = ("awq", "bitnet", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq",
-           "modelopt", "mxfp4")  # fmt: skip
+METHODS = ("auto-round", "awq", "bitnet", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8",
+           "gptq", "modelopt", "mxfp4", "quark")  # fmt: skip
+PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
 # the ending of a part that each weight of a coding has -> how the parts are put together
 _JOINS: Mapping[str, Join] = {
     "_blocks": mxfp4.join_blocks,

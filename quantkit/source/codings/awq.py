@@ -16,7 +16,8 @@ _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the weights of eight colum
 def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     """The parts of `name`. Raises ConfigError, TensorMissing, TensorShape."""
     values = settings.values
-    group, version = values.get("group_size"), values.get("version") or "gemm"
+    group = values.get("group_size")
+    version = values.get("version") or values.get("checkpoint_format") or "gemm"
     four = values.get("bits", values.get("w_bit")) == 4
     if not four or not isinstance(group, int) or str(version).lower() != "gemm":
         raise ConfigError(

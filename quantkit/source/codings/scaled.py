@@ -53,13 +53,23 @@ def join(found: Found, name: str, scale_name: str, settings: Settings) -> Source
             f"{weight.path}: tensor {name}: shape {list(weight.shape)} found, and scales beside "
             "it, which matrices have; download the checkpoint again"
         )
-    height, width, rows = _geometry(weight, scale, settings.block(name))
+    if settings.method == "fbgemm_fp8" and _by_output(weight, scale):
+        rows = weight.shape[1]
+        height, width = rows, 1
+    else:
+        height, width, rows = _geometry(weight, scale, settings.block(name))
     per_row = -(-weight.shape[-1] // width)
     parts = [weight, flat(scale, per_row)]
     zeros = f"{name}_zero_point"
     if zeros in found:
         parts.append(flat(part(found, zeros, ("I8", *FLOATS), *scale.shape), per_row))
     return joined(name, "F32", weight.shape, "scaled", *parts, settings=(height, width, rows))
+
+
+def _by_output(weight: SourceTensor, scale: SourceTensor) -> bool:
+    """Whether scales are `[experts, outputs, 1]`, of experts that are `[experts, inputs, outputs]`:
+    transformers' fbgemm_fp8 keeps the `down_proj` of Llama 4 so."""
+    return len(weight.shape) == 3 and scale.shape == (weight.shape[0], weight.shape[2], 1)
 
 
 def _geometry(

@@ -31,6 +31,29 @@ class Settings:
         return str(self.values.get("quant_algo") or "")
 
     @property
+    def packing(self) -> str:
+        """Whose way of packing AutoRound uses."""
+        return str(self.values.get("packing_format") or "")
+
+    @property
+    def rotated(self) -> str:
+        """The key that says that activations are rotated as the model runs, so that the weights are
+        not those of the model: compressed-tensors' transforms of anything but weights, Quark's
+        rotations. "" if there are none."""
+        stated = self.values.get("transform_config")
+        groups = stated.get("config_groups") if isinstance(stated, dict) else None
+        for group in groups.values() if isinstance(groups, dict) else ():
+            applied = group.get("apply") if isinstance(group, dict) else None
+            for step in applied if isinstance(applied, list) else ():
+                place = step.get("location") if isinstance(step, dict) else None
+                if not str(place).startswith("weight_"):
+                    return "transform_config"
+        steps = self.values.get("algo_config")
+        steps = steps if isinstance(steps, list) else [steps]
+        names = [step.get("name") for step in steps if isinstance(step, dict)]
+        return "algo_config" if any("rot" in str(name) for name in names) else ""
+
+    @property
     def layers(self) -> Mapping[str, str]:
         """ModelOpt's name of the coding of single modules."""
         found = self.values.get("quantized_layers")
