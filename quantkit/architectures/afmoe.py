@@ -39,8 +39,8 @@ AFMOE = Architecture(
         Key("{arch}.expert_shared_count", "num_shared_experts"),
         EXPERT_FFN,
         Key("{arch}.leading_dense_block_count", "num_dense_layers"),
-        Key("{arch}.expert_weights_norm", "route_norm", "BOOL"),
-        Key("{arch}.expert_weights_scale", "route_scale", "FLOAT32"),
+        optional_key("expert_weights_norm", "route_norm", kind="BOOL"),
+        optional_key("expert_weights_scale", "route_scale", kind="FLOAT32"),
         optional_key("attention.sliding_window", "sliding_window"),
     ),
     expects=(RMS_NORM, SILU),
@@ -66,7 +66,8 @@ AFMOE = Architecture(
     ),
     layers={"experts": _sparse, "dense MLP": lambda c, bid: not _sparse(c, bid)},
     expert_order=GATE_UP_DOWN,
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5},
+    # transformers' class has no `route_norm` and always normalizes; llama.cpp does where the key is
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "route_norm": True, "route_scale": 1.0},
     fuses=("qkv",),
 )
 

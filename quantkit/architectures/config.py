@@ -76,13 +76,16 @@ class Config:
     def get(self, *names: str, kind: str = "UINT32", default: Any = REQUIRED) -> Any:
         """The first of `names` that is there and not null; `default` if none is.
 
-        `a.b` is key b of table a. Raises ConfigError if none is there and no default is given, or
-        the value is not `kind`.
+        `a.b` is key b of table a. A flag without a default that is null is False, as llama.cpp and
+        transformers take it. Raises ConfigError if none is there and no default is given, or the
+        value is not `kind`.
         """
         for name in names:
             if (value := self.find(name)) is not None:
                 return self.typed(name, value, kind)
         if default is REQUIRED:
+            if kind == "BOOL" and any(name in self.values for name in names):
+                return False
             raise ConfigError(f"{self.where}: '{names[0]}' is missing")
         return default
 
@@ -106,6 +109,8 @@ class Config:
         if isinstance(value, list) and kind not in ("STRING", "STRINGS"):
             return [self.typed(name, item, kind) for item in value]
         allowed = _KINDS[kind]
+        if kind == "BOOL" and isinstance(value, int) and value in (0, 1):
+            return bool(value)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise ConfigError(f"{self.where}: '{name}' must be {kind.lower()}, not {brief(value)}")
         low, high = _RANGES.get(kind, (None, None))

@@ -30,7 +30,7 @@ def _gating(config: Config) -> int:
 
 def _window(config: Config) -> int | None:
     n: int | None = config.get("sliding_window_size", default=None)
-    return n if any(config.find("sliding_window_layout") or ()) else None
+    return n or None if any(config.find("sliding_window_layout") or ()) else None
 
 
 SMALLTHINKER = Architecture(

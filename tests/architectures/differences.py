@@ -18,6 +18,7 @@ EIGHT_OF_FOUR = {"glm4moe-tf5fused", "olmoe-tf5fused"}
 SILENT = {"deepseek-v3-tf5fused", "dots1-tf5fused", "glm4moelite"}
 # llama.cpp's converter writes it under another name, where its loader misses it, or forgets it
 MISSED: dict[str, tuple[str, Any]] = {
+    "afmoe-silent": (".expert_weights_norm", True),
     "exaone35": (".attention.layer_norm_rms_epsilon", np.float32(1e-5)),
     "falcon-11b": (".rope.freq_base", 500042.0),
     "gpt-neox-seq": (".rope.freq_base", 20000.0),
