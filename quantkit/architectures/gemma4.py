@@ -6,7 +6,7 @@ llama.cpp: `conversion/gemma.py`, Gemma4Model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from quantkit.architectures.rules import (
     Expect,
     Key,
     Map,
+    Shape,
     linear,
     vector,
     whole,
@@ -141,6 +142,19 @@ def _splits(config: Config) -> bool:
     return "nvfp4" in str(config.find("quantization_config")).lower()
 
 
+def _as_kept(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
+    """Quantizers take experts apart in other codings than NVFP4 too, and may leave them whole."""
+    ends = {name.rpartition(".experts.")[2] for name in shapes if ".experts." in name}
+    apart = any(end[0].isdigit() for end in ends)
+    if not ends or apart == _splits(config):
+        return None
+    unified = config.find("architectures") == [*GEMMA4_UNIFIED.hf_names]
+    arch = _with_inputs(config) or (GEMMA4_UNIFIED if unified else GEMMA4)
+    kind, other = ("split", "fused") if apart else ("fused", "split")
+    layers = {f"{kind} experts": _has_experts, f"{other} experts": lambda c, bid: False}
+    return replace(arch, layers={**arch.layers, **layers})
+
+
 SUPPRESSED = Key("tokenizer.ggml.suppress_tokens", "generation_config.suppress_tokens", "INT32",
                  default=None)  # fmt: skip
 
@@ -225,6 +239,7 @@ GEMMA4 = Architecture(
     },
     computed={"rope_freqs.weight": _rope_factors},
     variant=_with_inputs,
+    respelled=_as_kept,
 )  # fmt: skip
 
 GEMMA4_INPUTS = replace(

@@ -266,6 +266,7 @@ LLAMA4 = replace(
         *gated_mlp(FF, layers="dense MLP"),
         router(f"{FF}.router", "experts"),
         *transposed_experts(f"{FF}.experts", "experts"),
+        *experts(f"{FF}.experts", layers="experts")[:3],  # as quantizers take them apart
         *gated_mlp(f"{FF}.shared_expert", "_shexp", "expert_ffn", "experts"),
     ),
     layers={"experts": _sparse, "dense MLP": lambda c, bid: not _sparse(c, bid)},

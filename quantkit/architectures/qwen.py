@@ -191,6 +191,7 @@ QWEN3_VL_MOE = replace(
     late_keys=(EXPERT_FFN, SHARED_FFN_IF_SAID, DEEPSTACK),
     maps=(
         *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
+        *experts()[:3],  # as quantizers take them apart
     ),
     respelled=_turned,
     defaults=QWEN3_VL.defaults,

@@ -200,6 +200,50 @@ def test_float64(broken: Callable[..., Path], tmp_path: Path) -> None:
         model_of(source, "qwen2")
 
 
+def taken_apart(tensors: Tensors, turned: bool) -> None:
+    """Stacked experts as tensors of their own, as linear layers have them."""
+    for name in [name for name in tensors if ".experts." in name and name.endswith("_proj")]:
+        kind, shape, data = tensors.pop(name)
+        stem, _, part = name.rpartition(".")
+        values = np.frombuffer(data, np.uint16).reshape(shape)
+        for i, matrix in enumerate(values.transpose(0, 2, 1) if turned else values):
+            halves = {part: matrix}
+            if part == "gate_up_proj":
+                gate, up = np.split(matrix, 2)
+                halves = {"gate_proj": gate, "up_proj": up}
+            for half, rows in halves.items():
+                tensors[f"{stem}.{i}.{half}.weight"] = kind, [*rows.shape], rows.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("case", "pre", "turned"),
+    [("llama4", "llama4", True), ("qwen3vlmoe", "qwen2", True), ("gemma4-moe", "gemma4", False)],
+)
+def test_experts_that_quantizers_take_apart(
+    case: str, pre: str, turned: bool, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    """llm-compressor and AutoAWQ quantize linear layers: stacks of experts become such first."""
+    from gguf import GGUFReader
+
+    source = broken(case)
+    found = []
+    for path in tmp_path / "a.gguf", tmp_path / "b.gguf":
+        written(model_of(source, pre), path)
+        reader = GGUFReader(path)
+        found.append({t.name: (t.data.shape, t.data.copy()) for t in reader.tensors})
+        if not found[1:]:
+            edit_tensors(source, lambda t: taken_apart(t, turned))
+    stacked, apart = found
+    for name in [name for name in stacked if name.endswith("gate_up_exps.weight")]:
+        halves = [apart.pop(name.replace("gate_up", half))[1] for half in ("gate", "up")]
+        both = np.concatenate(halves, axis=1)
+        apart[name] = both.shape, both
+    assert stacked.keys() == apart.keys()
+    for name, (shape, data) in stacked.items():
+        assert apart[name][0] == shape
+        assert (apart[name][1] == data).all(), name
+
+
 def test_blocks_beside_another_coding(broken: Callable[..., Path]) -> None:
     """llama.cpp's converter labels gpt-oss as MXFP4 only where `quant_method` says it."""
     source = broken("gpt-oss")
