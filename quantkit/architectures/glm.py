@@ -36,7 +36,6 @@ from quantkit.architectures.common import (
     router,
     router_bias,
     text_keys,
-    with_head_dim,
 )
 from quantkit.architectures.llama import kv_heads_if_said
 from quantkit.architectures.rules import (
@@ -87,7 +86,7 @@ GLM4_ATTENTION = attention(bias=None)
 GLM4 = Architecture(
     hf_names=("Glm4ForCausalLM", "Glm4vForConditionalGeneration"),
     gguf_arch="glm4",
-    keys=with_head_dim(TEXT_KEYS),
+    keys=TEXT_KEYS,
     late_keys=(partial_rope(0.5),),
     expects=(SILU,),
     dims={
@@ -104,7 +103,7 @@ GLM4 = Architecture(
         Map(f"{L}.mlp.gate_up_proj.weight", ("2ffn", "hidden"), whole("ffn_up.weight")),
         Map(f"{L}.mlp.down_proj.weight", ("hidden", "ffn"), whole("ffn_down.weight")),
     ),
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1.5625e-07, "head_dim": 128},
+    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1.5625e-07},
     variant=_multi_axis,
     fuses=("qkv",),
 )

@@ -31,6 +31,7 @@ from quantkit.architectures.common import (
     qk_norms,
     router,
     transposed_experts,
+    with_head_dim,
 )
 from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rules import (
@@ -145,8 +146,10 @@ QWEN3_MOE = replace(
 
 
 def _deepstack(config: Config) -> int:
+    """What the encoder hands to the first layers: three, to transformers' class, if not said."""
     vision = config.values.get("vision_config") or {}
-    return len(vision.get("deepstack_visual_indexes", []))
+    known = str(config.values.get("model_type")).startswith("qwen3_vl")
+    return len(vision.get("deepstack_visual_indexes", (8, 16, 24) if known else ()))
 
 
 DEEPSTACK = Key("{arch}.n_deepstack_layers", _deepstack)
@@ -194,13 +197,15 @@ QWEN3_VL_MOE = replace(
         *experts()[:3],  # as quantizers take them apart
     ),
     respelled=_turned,
-    defaults=QWEN3_VL.defaults,
+    keys=with_head_dim(QWEN3_MOE.keys, "qwen3_vl_moe", "qwen3_vl_moe_text"),
+    defaults={**QWEN2.defaults, "rope_theta": 500000.0},
 )  # fmt: skip
 
 # the part of Qwen3-Omni that thinks; its names lie below `thinker.`
 QWEN3_OMNI = replace(
     QWEN3_VL_MOE,
     hf_names=("Qwen3OmniMoeForConditionalGeneration",),
+    keys=QWEN3_MOE.keys,
     late_keys=(*QWEN3_MOE.late_keys, Key("{arch}.n_deepstack_layers", lambda c: 0)),
     maps=QWEN3_MOE.maps,
     renames=((r"^thinker\.", ""),),
