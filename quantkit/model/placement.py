@@ -1,8 +1,7 @@
 """Match a checkpoint's tensors with the rows of its architecture: what lands where, in which order.
 
-llama.cpp's converter walks the files in order and the names in each in string order; the experts
-of a block come out together where the last of them arrives, in the order of their family. The
-order decides the bytes of the file, so it is kept here.
+llama.cpp's converter walks the files in order and the names in each in string order; the experts of
+a block come out where the last of them arrives, in their family's order. It decides the bytes.
 """
 
 from __future__ import annotations
@@ -99,7 +98,8 @@ def place(
                 kin[kinds] = dict.fromkeys(kin_of(names, m.bid, layout)) or names
             names = kin[kinds]
         _finish(names, waiting, placed)
-    _finish(late, waiting, placed)
+    for name in [*late, *waiting]:  # and those whose kin are in blocks, and were placed alone
+        _finish([name], waiting, placed)
     check_nothing_missing(layout, sources, placed)
     if waiting:
         raise TensorMissing(f"{config.where}: only part of {min(waiting)} is in the checkpoint")

@@ -244,6 +244,21 @@ def test_experts_that_quantizers_take_apart(
         assert (apart[name][1] == data).all(), name
 
 
+@pytest.mark.parametrize("words", ["down_proj", "gate_proj", "experts.3."])
+def test_some_of_the_experts_in_blocks(
+    words: str, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A stack of a layer in NVFP4, and the others not; one with experts of both is dequantized."""
+    source = broken("qwen3moe")
+    edit_tensors(source, lambda t: in_nvfp4(t, words))
+    edit_config(source, quantization_config=NVFP4)
+    found = types(written(model_of(source, "qwen2"), tmp_path / "a.gguf"))
+    for part in ("down", "gate", "up"):
+        kind = "NVFP4" if part in words else "BF16"
+        assert found[f"blk.1.ffn_{part}_exps.weight"] == kind
+    log_probabilities(tmp_path / "a.gguf")
+
+
 def test_blocks_beside_another_coding(broken: Callable[..., Path]) -> None:
     """llama.cpp's converter labels gpt-oss as MXFP4 only where `quant_method` says it."""
     source = broken("gpt-oss")
