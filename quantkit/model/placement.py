@@ -35,7 +35,7 @@ from quantkit.model.missing import check_nothing_missing
 from quantkit.model.names import NUMBER, known_names, predicts
 from quantkit.model.order import Order, order_of
 from quantkit.model.products import multiplied
-from quantkit.source.codings import widened
+from quantkit.source.codings import is_idle, widened
 from quantkit.source.codings.plain import INTEGERS, indices
 from quantkit.source.codings.scaled import by_rank, check_order
 from quantkit.source.mistaken import stranger
@@ -361,7 +361,7 @@ def _matches(layout: Layout, sources: Mapping[str, SourceTensor]) -> Iterator[_M
         if layout.options.mtp == "only" and bid is not None and bid < config.layers:
             continue
         if m is None or not layout.has(m, bid):
-            if layout.drops(t):
+            if layout.drops(t) or is_idle(t, sources):
                 continue
             _check_block(t, bid, layout)
             kind = f", which has no {m.layers} in layer {bid}" if m is not None else ""

@@ -200,6 +200,45 @@ def test_float64(broken: Callable[..., Path], tmp_path: Path) -> None:
         model_of(source, "qwen2")
 
 
+def in_gptq(tensors: Tensors, bias: float) -> None:
+    """Experts in GPTQ with a bias each, as AutoGPTQ adds them."""
+    rng = np.random.default_rng(7)
+    for name in [n for n in tensors if ".experts." in n]:
+        rows, columns = tensors.pop(name)[1]
+        stem = name.removesuffix("weight")
+        codes, zeros = (
+            rng.integers(-(2**31), 2**31, shape).astype(np.int32)
+            for shape in ((columns // 8, rows), (columns // 32, rows // 8))
+        )
+        scales = rng.uniform(0.001, 0.002, (columns // 32, rows)).astype(np.float16)
+        tensors[f"{stem}qweight"] = "I32", [*codes.shape], codes.tobytes()
+        tensors[f"{stem}qzeros"] = "I32", [*zeros.shape], zeros.tobytes()
+        tensors[f"{stem}scales"] = "F16", [*scales.shape], scales.tobytes()
+        tensors[f"{stem}bias"] = "F16", [rows], np.full(rows, bias, np.float16).tobytes()
+
+
+def test_biases_that_a_tool_adds(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """Zeros are left out, as if they were not there; others have no place."""
+    source = broken("qwen3moe")
+    edit_tensors(source, lambda t: in_gptq(t, 0.0))
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+    edit_config(source, quantization_config=settings)
+    a = written(model_of(source, "qwen2"), tmp_path / "a.gguf")
+    biases: Tensors = {}
+
+    def without(tensors: Tensors) -> None:
+        for name in [n for n in tensors if ".experts." in n and n.endswith(".bias")]:
+            biases[name] = tensors.pop(name)
+
+    edit_tensors(source, without)
+    assert sha256(written(model_of(source, "qwen2"), tmp_path / "b.gguf")) == sha256(a)
+    name, (kind, shape, _) = biases.popitem()
+    one = np.full(shape, 0.5, np.float16).tobytes()
+    edit_tensors(source, lambda t: t.update({name: (kind, shape, one)}))
+    with pytest.raises(errors.TensorUnknown, match=r"bias has no place"):
+        model_of(source, "qwen2")
+
+
 def taken_apart(tensors: Tensors, turned: bool) -> None:
     """Stacked experts as tensors of their own, as linear layers have them."""
     for name in [name for name in tensors if ".experts." in name and name.endswith("_proj")]:

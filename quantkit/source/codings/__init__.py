@@ -35,7 +35,7 @@ from quantkit.source.codings.parts import Decoder, Found, Join, Rows, cut
 from quantkit.source.codings.settings import Settings, read_settings
 from quantkit.source.tensors import Files, SourceTensor
 
-__all__ = ["Settings", "decoded", "read", "read_settings", "settings_note", "widened"]
+__all__ = ["Settings", "decoded", "is_idle", "read", "read_settings", "settings_note", "widened"]
 
 
 def decoded(tensors: Sequence[SourceTensor], settings: Settings) -> list[SourceTensor]:
@@ -148,6 +148,18 @@ def _read_beside(
     files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
 ) -> Rows:
     return beside.read(files, t, first, count, column, width, read)
+
+
+def is_idle(t: SourceTensor, found: Mapping[str, SourceTensor]) -> bool:
+    """Whether it is a bias of zeros beside a weight in GPTQ: AutoGPTQ gives every layer one.
+
+    Of files on the Hub it is not asked: a request for each would be far too many.
+    """
+    weight = found.get(f"{t.name.removesuffix('.bias')}.weight")
+    if weight is None or weight.coding != "gptq" or t.raw or t.is_remote:
+        return False
+    with Files([t.path]) as files:
+        return not files.read_rows(t, 0, t.n_rows).astype("float32").any()
 
 
 def widened(t: SourceTensor) -> SourceTensor:
