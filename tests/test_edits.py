@@ -18,7 +18,7 @@ from tests.real_loader import Judge
 # drafts run beside the model that they are for, and not by themselves
 DRAFTS = (
     "dflash", "dspark", "eagle3", "gemma4-dspark", "gemma4-assistant", "gemma4-unified-assistant",
-    "muse-glimmer-assistant",
+    "muse-glimmer-assistant", "deepseek-v4-dspark-own",
 )  # fmt: skip
 CASES = sorted(case for case in architectures() if not case.startswith(DRAFTS))
 # llama.cpp loads no file of these checkpoints: more experts used than there are, a bias or a rank
