@@ -82,7 +82,7 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "parts/m-00001-of-00004.gguf"),
     ("report empty", 1, "empty: no GGUF file in it"),
     ("verify empty", 1, "empty: no GGUF file in it"),
-    ("report ..", 1, "..: no GGUF file in it; ../place0 has some"),
+    ("report ..", 1, "..: no GGUF file in it; ../place has some"),
     # types
     ("quantize ckpt", 2, "no type given; for instance --type Q4_K_M"),
     ("quantize ckpt --type", 2, "--type takes a value, TYPE; see quantkit quantize --help"),
@@ -186,8 +186,9 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
 
 @pytest.fixture(scope="module")
 def place(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which there is one of everything."""
-    here = tmp_path_factory.mktemp("place")
+    """A directory in which there is one of everything, alone in another."""
+    here = tmp_path_factory.mktemp("around") / "place"
+    here.mkdir()
     ckpt = Path(shutil.copytree(checkpoint("mixtral-4x"), here / "ckpt"))
     convert(ckpt, here / "m.gguf")
     split(here / "m.gguf", here / "parts" / "m.gguf", Splits(max_tensors=6))
