@@ -86,10 +86,13 @@ GROK2 = Architecture(
     late_keys=(
         Key("{arch}.attn_logit_softcapping", "attn_logit_softcapping", "FLOAT32"),
         Key("{arch}.router_logit_softcapping", "router_logit_softcapping", "FLOAT32"),
-        optional_key("final_logit_softcapping", "final_logit_softcapping", kind="FLOAT32"),
+        Key("{arch}.final_logit_softcapping",  # 0 is none
+            lambda c: c.get("final_logit_softcapping", kind="FLOAT32", default=None) or None,
+            "FLOAT32"),
         optional_key("expert_feed_forward_length", "moe_intermediate_size"),
         *_YARN,
-        optional_key("attention.temperature_length", "attn_temperature_len"),
+        Key("{arch}.attention.temperature_length",
+            lambda c: c.get("attn_temperature_len", default=None) or None),
         Key("{arch}.attention.output_scale",
             lambda c: c.get("attn_output_multiplier", kind="FLOAT32", default=c.head_dim**-0.5),
             "FLOAT32"),
