@@ -294,6 +294,14 @@ def float64(rng: np.random.Generator) -> Coded:
     return {"w.weight": values}, {}, values.astype(F32)
 
 
+def _named(
+    make: Callable[[np.random.Generator], Coded], settings: dict[str, Any], rng: np.random.Generator
+) -> Coded:
+    """The same weights with other settings."""
+    arrays, _, expected = make(rng)
+    return arrays, dict(settings), expected
+
+
 _ROUND = {"quant_method": "auto-round", "group_size": GROUP, "sym": False}
 _BY_MODULE: dict[str, Any] = {"dynamic": {"+:w": {}}}
 _FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -339,6 +347,14 @@ SCHEMES: dict[str, Callable[[np.random.Generator], Coded]] = {
     "fp8 in blocks, modelopt": scaled((1, 1, 2, 1), height=128, width=128),
     "fp8 in blocks, powers of two": scaled((1, 2), scale=E8M0, name="w.scale", settings=_V4,
                                            height=128, width=128),
+    "mxfp8, minimax": scaled((ROWS, 8), scale=np.uint8, name="w.weight_scale_inv", height=1,
+                             width=32, settings={"quant_method": "mxfp8",
+                                                 "weight_block_size": [1, 32]}),
+    "mxfp8, without a size": scaled((ROWS, 8), scale=np.uint8, name="w.weight_scale_inv", height=1,
+                                    width=32, settings={"quant_method": "mxfp8"}),
+    "nvfp4, by its algorithm": partial(_named, nvfp4(True), {"quant_algo": "NVFP4"}),
+    "nvfp4, sglang": partial(_named, nvfp4(True), {"quant_method": "modelopt_fp4"}),
+    "fp8, sglang": scaled((), settings={"quant_method": "modelopt_fp8", "quant_algo": "FP8"}),
     "mxfp8": scaled((ROWS, 8), scale=np.uint8, height=1, width=32),
     "fp8 e5m2": scaled((), dtype=E5M2),
     "int8 by row": scaled((ROWS, 1), dtype=np.int8, settings=_CHANNEL, height=1),

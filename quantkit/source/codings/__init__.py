@@ -251,7 +251,7 @@ def _join_beside(ending: str) -> Join:
 
 
 METHODS = ("auto-round", "awq", "bitnet", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8",
-           "gptq", "modelopt", "mxfp4", "quark")  # fmt: skip
+           "gptq", "modelopt", "mxfp4", "mxfp8", "quark")  # fmt: skip
 PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
 # the ending of a part that each weight of a coding has -> how the parts are put together
 _JOINS: Mapping[str, Join] = {

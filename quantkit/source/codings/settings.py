@@ -122,10 +122,12 @@ def read_settings(
         for key in ("quant_algo", "quantized_layers", "config_groups", "format"):
             if isinstance(told, dict) and told.get(key):
                 values[key] = told[key]
-    method = values.get("quant_method") or (
-        "compressed-tensors" if "config_groups" in values else ""
-    )
-    return Settings(str(method).lower(), values, where)
+    signs = {"config_groups": "compressed-tensors", "quant_algo": "modelopt"}
+    found = (method for key, method in signs.items() if values.get(key) is not None)
+    name = str(values.get("quant_method") or next(found, "")).lower()
+    if name.startswith("modelopt_"):  # `modelopt_fp4` and others, which vLLM and SGLang write
+        name = "modelopt"
+    return Settings(name, values, where)
 
 
 def _targets(group: Mapping[str, Any]) -> Iterator[str]:
