@@ -26,7 +26,7 @@ FAMILIES: Mapping[str, str] = {
         "BertModel BertForMaskedLM BertForSequenceClassification DistilBertModel "
         "DistilBertForMaskedLM DistilBertForSequenceClassification RobertaModel "
         "RobertaForSequenceClassification XLMRobertaModel XLMRobertaForSequenceClassification "
-        "CamembertModel JinaBertModel JinaBertForMaskedLM"
+        "CamembertModel"
     ),
     "bitnet": "BitnetForCausalLM BitNetForCausalLM",
     "bloom": "BloomForCausalLM BloomModel",
@@ -39,10 +39,10 @@ FAMILIES: Mapping[str, str] = {
     "deci": "DeciLMForCausalLM",
     "decisions": "OpenJevModel D1Model PplxDeciderModel",
     "deepseek": (
-        "DeepseekForCausalLM DeepseekOCRForCausalLM UnlimitedOCRForCausalLM "
-        "DeepseekOCR2ForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM "
+        "DeepseekForCausalLM DeepseekV2ForCausalLM DeepseekV3ForCausalLM "
         "KimiVLForConditionalGeneration KimiK25ForConditionalGeneration Glm4MoeLiteForCausalLM"
     ),
+    "deepseek_ocr": "DeepseekOCRForCausalLM UnlimitedOCRForCausalLM DeepseekOCR2ForCausalLM",
     "deepseek_sparse": "DeepseekV32ForCausalLM GlmMoeDsaForCausalLM",
     "deepseek_v4": "DeepseekV4ForCausalLM",
     "deepseek_v4_dspark": "DeepseekV4DSparkModel",
@@ -100,6 +100,7 @@ FAMILIES: Mapping[str, str] = {
     "internlm": "InternLM2ForCausalLM InternLM3ForCausalLM",
     "jais": "JAISLMHeadModel Jais2ForCausalLM",
     "jamba": "JambaForCausalLM",
+    "jina_bert": "JinaBertModel JinaBertForMaskedLM",
     "k2_horizon": "K2HorizonForCausalLM",
     "kimi_k3": "KimiK3ForConditionalGeneration",
     "kimi_linear": "KimiLinearForCausalLM KimiLinearModel",
@@ -114,9 +115,10 @@ FAMILIES: Mapping[str, str] = {
         "VLlama3ForCausalLM SmolVLMForConditionalGeneration Idefics3ForConditionalGeneration "
         "LlavaForConditionalGeneration VoxtralForConditionalGeneration LlamaModel "
         "Sarashina2VisionForCausalLM JanusForConditionalGeneration LlamaBidirectionalModel "
-        "MixtralForCausalLM Llama4ForConditionalGeneration Llama4ForCausalLM ArceeForCausalLM "
-        "SmolLM3ForCausalLM NanbeigeForCausalLM ApertusForCausalLM"
+        "MixtralForCausalLM ArceeForCausalLM SmolLM3ForCausalLM NanbeigeForCausalLM "
+        "ApertusForCausalLM"
     ),
+    "llama4": "Llama4ForConditionalGeneration Llama4ForCausalLM",
     "mamba": "MambaForCausalLM MambaLMHeadModel FalconMambaForCausalLM Mamba2ForCausalLM",
     "mellum": "MellumForCausalLM MapleForCausalLM",
     "mimo": "MiMoV2FlashForCausalLM MiMoV2ForCausalLM",
@@ -129,7 +131,8 @@ FAMILIES: Mapping[str, str] = {
     "mpt": "MPTForCausalLM",
     "muse_glimmer": "MuseGlimmerForConditionalGeneration MuseGlimmerAssistantModel",
     "nemotron": "NemotronForCausalLM",
-    "nemotron_h": "NemotronHForCausalLM NemotronHPuzzleForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
+    "nemotron_h_puzzle": "NemotronHPuzzleForCausalLM",
     "neo_bert": "NeoBERT NeoBERTLMHead NeoBERTForSequenceClassification",
     "nomic_bert": "NomicBertModel",
     "olmo": "OlmoForCausalLM OLMoForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM SeedOssForCausalLM",
@@ -147,11 +150,14 @@ FAMILIES: Mapping[str, str] = {
         "Qwen2VLModel Qwen2_5_VLForConditionalGeneration Qwen2_5OmniModel "
         "Qwen2_5OmniForConditionalGeneration Qwen3ForCausalLM Qwen3Model "
         "StepVLForConditionalGeneration MaincoderForCausalLM Qwen2MoeForCausalLM "
-        "Qwen3MoeForCausalLM Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration "
-        "Qwen3ASRForConditionalGeneration Qwen3OmniMoeForConditionalGeneration RND1 "
-        "LLaDAMoEModelLM LLaDAMoEModel GroveMoeForCausalLM modeling_grove_moe.GroveMoeForCausalLM"
+        "Qwen3MoeForCausalLM RND1 LLaDAMoEModelLM LLaDAMoEModel GroveMoeForCausalLM "
+        "modeling_grove_moe.GroveMoeForCausalLM"
     ),
     "qwen1": "QWenLMHeadModel",
+    "qwen3_vl": (
+        "Qwen3VLForConditionalGeneration Qwen3VLMoeForConditionalGeneration "
+        "Qwen3ASRForConditionalGeneration Qwen3OmniMoeForConditionalGeneration"
+    ),
     "qwen4_exp": "Qwen4ExpForConditionalGeneration Qwen4ExpForCausalLM",
     "qwen_next": (
         "Qwen3NextForCausalLM Qwen3_5MoeForConditionalGeneration Qwen3_5MoeForCausalLM "

@@ -55,7 +55,7 @@ from quantkit.architectures.rules import (
 
 ATTN = f"{L}.self_attn"
 
-_SPARSE = (
+SPARSE = (
     router(layers="experts"),
     *experts(layers="experts"),
     *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "shared experts"),
@@ -96,7 +96,7 @@ DEEPSEEK = Architecture(
         **expert_dims(),
         "shared_ffn": lambda c: _shared(c) * c.get("moe_intermediate_size"),
     },
-    maps=(*EMBEDDINGS, *NORMS, *attention(rotated=True), *_SPARSE),
+    maps=(*EMBEDDINGS, *NORMS, *attention(rotated=True), *SPARSE),
     layers={
         **DENSE_FIRST,
         "shared experts": lambda c, bid: bool(_shared(c)) and DENSE_FIRST["experts"](c, bid),
@@ -138,7 +138,7 @@ def _two_query_matrices(config: Config, bid: int) -> bool:
     return bool(config.get("q_lora_rank", default=0))
 
 
-def _log_multiplier(config: Config) -> float | None:
+def log_multiplier(config: Config) -> float | None:
     scale = config.rope.get("mscale_all_dim")
     return None if scale is None else 0.1 * scale
 
@@ -162,20 +162,8 @@ def early(key: Key) -> Key:
     return replace(key, config=read)
 
 
-# the text parts of DeepSeek-OCR and Unlimited-OCR, which call themselves DeepSeek-V2
-_OCR = ("DeepseekOCRForCausalLM", "UnlimitedOCRForCausalLM", "DeepseekOCR2ForCausalLM")
-
-
-def _window(config: Config) -> int | None:
-    for name in ("sliding_window_size", "sliding_window"):
-        if found := config.get(name, default=0):
-            n: int = found
-            return n
-    return None
-
-
 # how much each expert counts, and the rotary part of a head
-_SHARES = (
+SHARES = (
     EXPERT_FFN,
     Key("{arch}.expert_shared_count", _shared),
     optional_key("expert_weights_scale", "routed_scaling_factor", kind="FLOAT32"),
@@ -200,8 +188,8 @@ DEEPSEEK_V2 = replace(
         Key("{arch}.attention.key_length_mla",
             lambda c: c.get("qk_nope_head_dim") + c.get("qk_rope_head_dim")),
         Key("{arch}.attention.value_length_mla", "v_head_dim"),
-        *_SHARES,
-        Key("{arch}.rope.scaling.yarn_log_multiplier", _log_multiplier, "FLOAT32"),
+        *SHARES,
+        Key("{arch}.rope.scaling.yarn_log_multiplier", log_multiplier, "FLOAT32"),
     ),
     dims={
         **DEEPSEEK.dims,
@@ -217,7 +205,7 @@ DEEPSEEK_V2 = replace(
         "values": lambda c: c.get("num_attention_heads") * c.get("v_head_dim"),
     },
     maps=(
-        *EMBEDDINGS, *NORMS, *LATENT, *_SPARSE, router_bias(layers="experts", optional=True),
+        *EMBEDDINGS, *NORMS, *LATENT, *SPARSE, router_bias(layers="experts", optional=True),
     ),
     layers={
         **DEEPSEEK.layers,
@@ -228,26 +216,6 @@ DEEPSEEK_V2 = replace(
     mtp=nextn_layers,
     fuses=(),
 )  # fmt: skip
-
-DEEPSEEK_OCR = tied_head_dropped(replace(
-    DEEPSEEK,
-    hf_names=_OCR,
-    gguf_arch="deepseek2-ocr",
-    first_keys=(Key("tokenizer.chat_template",
-                    lambda c: "{% for m in messages %}{{m['content']}}{% endfor %}", "STRING"),),
-    late_keys=(
-        LEADING_DENSE,
-        VOCAB_SIZE,
-        optional_key("attention.q_lora_rank", "q_lora_rank"),
-        *_SHARES,
-        Key("{arch}.attention.sliding_window", _window),
-        Key("{arch}.rope.scaling.yarn_log_multiplier", _log_multiplier, "FLOAT32"),
-    ),
-    assumes=(),
-    maps=(*EMBEDDINGS, *NORMS, *attention(), *_SPARSE),
-    drops=(*DEEPSEEK.drops, r".*(sam_model|qwen2_model).*"),
-    defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0},
-))  # fmt: skip
 
 DEEPSEEK_V3 = replace(
     DEEPSEEK_V2,
@@ -278,8 +246,4 @@ GLM4_MOE_LITE = replace(
     keeps_mtp=True,
 )
 
-FAMILY = (
-    DEEPSEEK,
-    DEEPSEEK_OCR,
-    *map(tied_head_dropped, (DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)),
-)
+FAMILY = (DEEPSEEK, *map(tied_head_dropped, (DEEPSEEK_V2, DEEPSEEK_V3, KIMI, GLM4_MOE_LITE)))

@@ -6,7 +6,7 @@ llama.cpp: `conversion/gemma.py`, Gemma4Model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,16 @@ from quantkit.architectures.common import (
     router,
 )
 from quantkit.architectures.gemma import FULL_BASE
+from quantkit.architectures.gemma4_layers import (
+    HEAD,
+    KV_HEADS,
+    ffn,
+    has_values,
+    head,
+    kv_heads,
+    shares,
+    slides,
+)
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -39,62 +49,6 @@ from quantkit.errors import ConfigError
 A, X = f"{L}.self_attn", f"{L}.experts"
 
 
-def _slides(config: Config) -> list[bool]:
-    types = config.find("layer_types")
-    if not isinstance(types, list) or len(types) != config.layers:
-        raise ConfigError(f"{config.where}: 'layer_types' must name each of {config.layers} layers")
-    return [kind == "sliding_attention" for kind in types]
-
-
-def _shares(config: Config, bid: int) -> bool:
-    """Whether a layer takes the keys and values of an earlier one."""
-    return bool(bid >= config.layers - config.get("num_kv_shared_layers"))
-
-
-def _has_values(config: Config, bid: int) -> bool:
-    """Whether a layer has values beside its keys."""
-    alike = config.get("attention_k_eq_v", kind="BOOL", default=False)
-    return not _shares(config, bid) and (_slides(config)[bid] or not alike)
-
-
-def _of_full_layers(config: Config, name: str, inner: str) -> int | None:
-    """A size of the layers with full attention, if it is one of their own: `name`, or, as
-    transformers 5.23 writes it, `inner` in its table of the layers that differ."""
-    full = (bid for bid, slides in enumerate(_slides(config)) if not slides)
-    names = (name, *(f"per_layer_config.{bid}.{inner}" for bid in full))
-    found: int | None = config.get(*names, default=None)
-    return found
-
-
-def _head(config: Config) -> int:
-    n: int = _of_full_layers(config, "global_head_dim", "head_dim") or config.head_dim
-    return n
-
-
-def _kv_heads(config: Config) -> int | None:
-    return _of_full_layers(config, "num_global_key_value_heads", "num_key_value_heads")
-
-
-def _by_kind(full: Callable[[Config], int | None], name: str) -> Callable[[Config], list[int]]:
-    """A size of every layer: `full`'s, or that which config.json calls `name`."""
-
-    def read(config: Config) -> list[int]:
-        values = full(config) or config.get(name), config.get(name)
-        return [values[slides] for slides in _slides(config)]
-
-    return read
-
-
-HEAD = _by_kind(_head, "head_dim")
-KV_HEADS = _by_kind(_kv_heads, "num_key_value_heads")
-
-
-def _ffn(config: Config) -> list[int]:
-    n = config.get("intermediate_size")
-    wide = config.get("use_double_wide_mlp", kind="BOOL", default=False)
-    return [2 * n if wide and _shares(config, bid) else n for bid in range(config.layers)]
-
-
 def rotating(rotated: int, of: int) -> Any:
     """One for the channels that are rotated, and 1e30, which stops the others, float32 `[of]`."""
     import numpy as np
@@ -109,8 +63,8 @@ def _rope_factors(config: Config) -> Any:
     share = rope.get("partial_rotary_factor")
     if rope.get("rope_type") != "proportional" or not isinstance(share, float | int):
         raise ConfigError(f"{config.where}: rope_type of full attention must be 'proportional'")
-    rotated = int(_head(config) * share / 2)
-    return rotating(rotated, _head(config) // 2)
+    rotated = int(head(config) * share / 2)
+    return rotating(rotated, head(config) // 2)
 
 
 def _with_inputs(config: Config) -> Architecture | None:
@@ -169,17 +123,17 @@ GEMMA4 = Architecture(
         Key("{arch}.attention.sliding_window", "sliding_window"),
         Key("{arch}.attention.shared_kv_layers", "num_kv_shared_layers"),
         Key("{arch}.embedding_length_per_layer_input", "hidden_size_per_layer_input"),
-        Key("{arch}.attention.sliding_window_pattern", _slides, "BOOL"),
-        Key("{arch}.attention.key_length", _head),
-        Key("{arch}.attention.value_length", _head),
+        Key("{arch}.attention.sliding_window_pattern", slides, "BOOL"),
+        Key("{arch}.attention.key_length", head),
+        Key("{arch}.attention.value_length", head),
         Key("{arch}.attention.key_length_swa", "head_dim"),
         Key("{arch}.attention.value_length_swa", "head_dim"),
         optional_key("expert_feed_forward_length", "expert_intermediate_size",
                      "moe_intermediate_size"),
         Key("{arch}.feed_forward_length",
-            lambda c: _ffn(c) if c.find("use_double_wide_mlp") else None),
-        Key("{arch}.attention.head_count_kv", lambda c: KV_HEADS(c) if _kv_heads(c) else None),
-        Key("{arch}.rope.dimension_count", _head),
+            lambda c: ffn(c) if c.find("use_double_wide_mlp") else None),
+        Key("{arch}.attention.head_count_kv", lambda c: KV_HEADS(c) if kv_heads(c) else None),
+        Key("{arch}.rope.dimension_count", head),
         Key("{arch}.rope.dimension_count_swa", "head_dim"),
     ),
     expects=(
@@ -189,7 +143,7 @@ GEMMA4 = Architecture(
     ),
     dims={
         **DIMS,
-        "ffn": _ffn,
+        "ffn": ffn,
         "experts": lambda c: c.get("num_experts", default=0),
         "used": lambda c: c.get("top_k_experts", default=0),
         "expert_ffn": lambda c: c.get("moe_intermediate_size", default=0),
@@ -226,9 +180,9 @@ GEMMA4 = Architecture(
         *experts(X, layers="split experts")[:3],
     ),
     layers={
-        "keys": lambda c, bid: not _shares(c, bid),
-        "values": _has_values,
-        "shared keys": _shares,
+        "keys": lambda c, bid: not shares(c, bid),
+        "values": has_values,
+        "shared keys": shares,
         "experts": _has_experts,
         "fused experts": lambda c, bid: _has_experts(c, bid) and not _splits(c),
         "split experts": lambda c, bid: _has_experts(c, bid) and _splits(c),

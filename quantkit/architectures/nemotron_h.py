@@ -119,54 +119,24 @@ def _sparse(base: str, layers: str = "experts", latent: str = "latent experts") 
     """Experts of two matrices; between two more, if they work in a narrower space."""
     x = f"{base}.experts"
     up, down = f"{x}.{{xid}}.up_proj.weight", f"{x}.{{xid}}.down_proj.weight"
+
+    def plain(name: str, shape: tuple[str, str], role: str, layers: str) -> tuple[Map, ...]:
+        return linear(f"{base}.{name}", shape, role, layers=layers, bias=False)
+
     return (
         router(f"{base}.gate", layers),
         router_bias(f"{base}.gate.e_score_correction_bias", layers),
-        *linear(
-            f"{base}.fc1_latent_proj",
-            ("latent", "hidden"),
-            "ffn_latent_down",
-            layers=latent,
-            bias=False,
-        ),
-        *linear(
-            f"{base}.fc2_latent_proj",
-            ("hidden", "latent"),
-            "ffn_latent_up",
-            layers=latent,
-            bias=False,
-        ),
+        *plain("fc1_latent_proj", ("latent", "hidden"), "ffn_latent_down", latent),
+        *plain("fc2_latent_proj", ("hidden", "latent"), "ffn_latent_up", latent),
         Map(up, ("expert_ffn", "latent"), stack("ffn_up_exps.weight"), layers),
         Map(down, ("latent", "expert_ffn"), stack("ffn_down_exps.weight"), layers),
-        Map(
-            f"{x}.up_proj",
-            ("experts", "expert_ffn", "latent"),
-            whole("ffn_up_exps.weight"),
-            layers,
-            like=up,
-        ),
-        Map(
-            f"{x}.down_proj",
-            ("experts", "latent", "expert_ffn"),
-            whole("ffn_down_exps.weight"),
-            layers,
-            like=down,
-        ),
-        *linear(
-            f"{base}.shared_experts.up_proj",
-            ("shared_ffn", "hidden"),
-            "ffn_up_shexp",
-            layers=layers,
-            bias=False,
-        ),
-        *linear(
-            f"{base}.shared_experts.down_proj",
-            ("hidden", "shared_ffn"),
-            "ffn_down_shexp",
-            layers=layers,
-            bias=False,
-        ),
-    )
+        Map(f"{x}.up_proj", ("experts", "expert_ffn", "latent"), whole("ffn_up_exps.weight"),
+            layers, like=up),
+        Map(f"{x}.down_proj", ("experts", "latent", "expert_ffn"), whole("ffn_down_exps.weight"),
+            layers, like=down),
+        *plain("shared_experts.up_proj", ("shared_ffn", "hidden"), "ffn_up_shexp", layers),
+        *plain("shared_experts.down_proj", ("hidden", "shared_ffn"), "ffn_down_shexp", layers),
+    )  # fmt: skip
 
 
 def _ahead(config: Config) -> int | None:
@@ -213,7 +183,7 @@ NEMOTRON_H = Architecture(
 
 # the head that predicts further tokens: attention and experts, two layers that become one block
 _P = "mtp.layers"
-_PREDICTING = (
+PREDICTING = (
     Map(f"{_P}.0.eh_proj.weight", ("hidden", "2hidden"), whole("nextn.eh_proj.weight"), "mtp"),
     vector(f"{_P}.0.enorm", "nextn.enorm", layers="mtp"),
     vector(f"{_P}.0.hnorm", "nextn.hnorm", layers="mtp"),
@@ -253,7 +223,7 @@ NEMOTRON_H_MOE = replace(
     maps=(
         _HEAD,
         *(m for t in TRUNKS for m in (*_trunk(t), *_sparse(f"{t}.layers.{{bid}}.mixer"))),
-        *_PREDICTING,
+        *PREDICTING,
     ),
     layers={
         **NEMOTRON_H.layers,
@@ -270,44 +240,4 @@ NEMOTRON_H_MOE = replace(
 )  # fmt: skip
 
 
-def _of_blocks(name: str) -> Callable[[Config], list[int]]:
-    """A value that Puzzle keeps for each layer, zero where there is none."""
-    return lambda c: [block.get(name) or 0 for block in c.find("block_configs")]
-
-
-def _puzzle_keys() -> tuple[Key, ...]:
-    read = {
-        "{arch}.feed_forward_length": _of_blocks("moe_intermediate_size"),
-        "{arch}.expert_feed_forward_length": _of_blocks("moe_intermediate_size"),
-        "{arch}.expert_used_count": _of_blocks("num_experts_per_tok"),
-    }
-    names = ("feed_forward_length", "expert_feed_forward_length", "expert_used_count")
-    first = tuple(Key("{arch}." + name, read["{arch}." + name]) for name in names)
-    rest = (k for k in NEMOTRON_H_MOE.late_keys[len(NEMOTRON_H_KEYS) :] if k.name not in read)
-    return (*NEMOTRON_H_KEYS, *first, *rest)
-
-
-# layers of different widths, and that use different numbers of experts
-NEMOTRON_H_PUZZLE = replace(
-    NEMOTRON_H_MOE,
-    hf_names=("NemotronHPuzzleForCausalLM",),
-    keys=no_key(NEMOTRON_H_MOE.keys, ".expert_used_count"),
-    late_keys=_puzzle_keys(),
-    expects=(*NEMOTRON_H.expects, Expect("block_configs", required=True)),
-    aliases={
-        **NEMOTRON_H.aliases,
-        "layers_block_type": lambda c: [b.get("block_type") for b in c.find("block_configs") or ()],
-        "num_hidden_layers": lambda c: len(c.find("block_configs") or ()),
-    },
-    dims={
-        **NEMOTRON_H_MOE.dims,
-        "used": lambda c: max(_of_blocks("num_experts_per_tok")(c)),
-        "expert_ffn": _of_blocks("moe_intermediate_size"),
-        "2expert_ffn": lambda c: [2 * n for n in _of_blocks("moe_intermediate_size")(c)],
-    },
-    maps=NEMOTRON_H_MOE.maps[: -len(_PREDICTING)],
-    drops=(*NEMOTRON_H.drops, r"mtp\..*"),  # llama.cpp does not run it
-    mtp=lambda c: 0,
-)
-
-FAMILY = (NEMOTRON_H, NEMOTRON_H_PUZZLE)
+FAMILY = (NEMOTRON_H,)

@@ -1,13 +1,11 @@
-"""Qwen2 and Qwen3, dense and with experts, and the text parts of their -VL and -Omni; RND1,
+"""Qwen2 and Qwen3, dense and with experts, and the text parts of Qwen2-VL and 2.5-Omni; RND1,
 LLaDA-MoE and GroveMoE, which are made of the same parts.
 
-llama.cpp: `conversion/qwen.py`, `conversion/qwenvl.py`, `conversion/qwen3vl.py`,
-`conversion/llada.py`.
+llama.cpp: `conversion/qwen.py`, `conversion/qwenvl.py`, `conversion/llada.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from quantkit.architectures.common import (
@@ -30,20 +28,9 @@ from quantkit.architectures.common import (
     optional_key,
     qk_norms,
     router,
-    transposed_experts,
-    with_head_dim,
 )
 from quantkit.architectures.pooled import POOLING_KEYS
-from quantkit.architectures.rules import (
-    Architecture,
-    Config,
-    Expect,
-    Key,
-    Map,
-    Shape,
-    stack,
-    whole,
-)
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, stack, whole
 
 # llama.cpp runs these with experts in every layer, or in none
 ALL_SPARSE = (Expect("mlp_only_layers", ([],)), Expect("decoder_sparse_step", (1,)))
@@ -145,73 +132,6 @@ QWEN3_MOE = replace(
 )  # fmt: skip
 
 
-def _deepstack(config: Config) -> int:
-    """What the encoder hands to the first layers: three, to transformers' class, if not said."""
-    vision = config.values.get("vision_config") or {}
-    known = str(config.values.get("model_type")).startswith("qwen3_vl")
-    return len(vision.get("deepstack_visual_indexes", (8, 16, 24) if known else ()))
-
-
-DEEPSTACK = Key("{arch}.n_deepstack_layers", _deepstack)
-
-QWEN3_VL = replace(
-    QWEN3,
-    hf_names=("Qwen3VLForConditionalGeneration",),
-    gguf_arch="qwen3vl",
-    late_keys=(*POOLING_KEYS, DEEPSTACK),
-    defaults={**QWEN3.defaults, "rope_theta": 500000.0},
-)
-
-# what writes down speech, without the encoder of sound
-QWEN3_ASR = replace(
-    QWEN3_VL,
-    hf_names=("Qwen3ASRForConditionalGeneration",),
-    late_keys=(*POOLING_KEYS, Key("{arch}.n_deepstack_layers", lambda c: 0)),
-    renames=((r"^thinker\.", ""),),
-)
-
-
-def _turned(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
-    """Newer releases of transformers keep the matrices of experts as `[out, in]`."""
-    hidden, ffn = config.get("hidden_size"), config.get("moe_intermediate_size")
-    as_linear = {"gate_up_proj": (2 * ffn, hidden), "down_proj": (hidden, ffn)}
-    found = {
-        part: shape[1:]
-        for name, shape in shapes.items()
-        if (part := name.rpartition(".")[2]) in as_linear and ".mlp.experts." in name
-    }
-    if not found or any(found[part] != as_linear[part] for part in found):
-        return None
-    base = f"{L}.mlp.experts"
-    maps = (m for m in QWEN3_VL_MOE.maps if not m.source.startswith(base))
-    return replace(QWEN3_VL_MOE, maps=(*maps, *experts(like=False)))
-
-
-QWEN3_VL_MOE = replace(
-    QWEN3_MOE,
-    hf_names=("Qwen3VLMoeForConditionalGeneration",),
-    gguf_arch="qwen3vlmoe",
-    late_keys=(EXPERT_FFN, SHARED_FFN_IF_SAID, DEEPSTACK),
-    maps=(
-        *EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), router(), *transposed_experts(),
-        *experts()[:3],  # as quantizers take them apart
-    ),
-    respelled=_turned,
-    keys=with_head_dim(QWEN3_MOE.keys, "qwen3_vl_moe", "qwen3_vl_moe_text"),
-    defaults={**QWEN2.defaults, "rope_theta": 500000.0},
-)  # fmt: skip
-
-# the part of Qwen3-Omni that thinks; its names lie below `thinker.`
-QWEN3_OMNI = replace(
-    QWEN3_VL_MOE,
-    hf_names=("Qwen3OmniMoeForConditionalGeneration",),
-    keys=QWEN3_MOE.keys,
-    late_keys=(*QWEN3_MOE.late_keys, Key("{arch}.n_deepstack_layers", lambda c: 0)),
-    maps=QWEN3_MOE.maps,
-    renames=((r"^thinker\.", ""),),
-    respelled=QWEN3_MOE.respelled,
-)
-
 RND1 = replace(
     QWEN3_MOE,
     hf_names=("RND1",),
@@ -273,6 +193,5 @@ GROVE_MOE = replace(
 )  # fmt: skip
 
 FAMILY = (
-    QWEN2, KORMO, QWEN2_VL, QWEN3, MAINCODER, QWEN2_MOE, QWEN3_MOE, QWEN3_VL, QWEN3_VL_MOE,
-    QWEN3_ASR, QWEN3_OMNI, RND1, LLADA_MOE, GROVE_MOE,
+    QWEN2, KORMO, QWEN2_VL, QWEN3, MAINCODER, QWEN2_MOE, QWEN3_MOE, RND1, LLADA_MOE, GROVE_MOE,
 )  # fmt: skip
