@@ -230,10 +230,7 @@ QWEN35 = replace(
     late_keys=(optional_key("expert_feed_forward_length", "moe_intermediate_size"),
                *_SSM_KEYS, _SECTIONS, *POOLING_KEYS),
     expects=(RMS_NORM, SILU),
-    dims={
-        **DIMS,
-        **_LINEAR_SIZES,
-    },
+    dims={**DIMS, **_LINEAR_SIZES},
     maps=(
         *_TRUNK, *TILED, *gated_mlp(), *_predicting(*_NORMS, *FULL_ATTENTION, *gated_mlp()),
     ),
