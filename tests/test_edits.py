@@ -23,12 +23,13 @@ DRAFTS = (
 CASES = sorted(case for case in architectures() if not case.startswith(DRAFTS))
 # llama.cpp loads no file of these checkpoints: more experts used than there are, a bias or a rank
 # that is missing, layers of another kind than it knows, no layer in chunks, no indexer to share,
-# factors of rotary positions beside a layer that predicts; and sizes that it does not know:
+# factors of rotary positions beside a layer that predicts, two layers that predict (converted
+# without them alone); and sizes that it does not know:
 # DeepSeek V2 without compressed queries has 26 or 27 layers, Command R+ 64
 UNLOADABLE = {
     "glm4moe-tf5fused", "minimax-m2-tf5fused", "olmoe-tf5fused", "qwen3moe-yarn-mixed",
     "phimoe-tf5fused", "llama4-full", "hy4-layer-types", "exaone-moe-llama3", "deepseek-v2-lite",
-    "command-r-plus",
+    "command-r-plus", "nemotron-h-two-without",
 }  # fmt: skip
 SAMPLED, TRIED = 30, 12  # one architecture in so many, and so many edits of it
 TOGETHER = 6  # combinations of several edits

@@ -138,6 +138,15 @@ def _predicting(values: Values, tensors: Sequence[Info]) -> Iterator[str]:
         )
 
 
+def _deciding(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """The last layers may be a head that decides, of an encoder with a type of tokens for each kind
+    of question (lfm2.cpp)."""
+    head, count = number(values, "decision.block_count"), number(values, "block_count")
+    causal = values.get("attention.causal")
+    if head and (head >= count or causal is None or causal.value):
+        yield f"a head of {head} layers decides; that is for an encoder of more layers"
+
+
 def _cycled(values: Values, _: Sequence[Info]) -> Iterator[str]:
     """Layers are counted as they are run, in cycles within cycles (hrm-text.cpp)."""
     count = number(values, "block_count")
@@ -285,6 +294,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "graniteswitch": (_switched,),
     "hrm_text": (_cycled,),
     "k2-horizon": (_values, _grouped),
+    "lfm2": (_deciding,),
     "llama4": (_chunked,),
     "mistral3": (_scaled,),
     "mistral4": (_ranked,),

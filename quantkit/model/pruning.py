@@ -16,7 +16,7 @@ from quantkit.model.model import Model, ModelTensor
 
 # counts of layers: of the first ones, and of the last
 _LEADING = ("leading_dense_block_count", "hash_layer_count")
-_TRAILING = ("nextn_predict_layers", "attention.shared_kv_layers", "decision.block_count")
+_TRAILING = ("nextn_predict_layers", "attention.shared_kv_layers")
 _BY_LAYER = {"per_layer_token_embd", "per_layer_model_proj"}  # hold a part for every layer
 _NORMED_LAYERS = 64  # llama.cpp `src/models/command-r.cpp`
 _BOOL = 7  # GGUF's value type
@@ -94,6 +94,8 @@ class _Metadata:
         reason = UNPRUNABLE.get(self.arch)
         if self.arch == "deepseek2" and "attention.q_lora_rank" not in self.values:
             reason = "without q_lora_rank llama.cpp knows it by its number of layers"
+        if "decision.block_count" in self.values:
+            reason = "a head that decides is trained on all of them"
         if reason:
             raise RecipeError(f"layers of {self.arch} cannot be pruned: {reason}")
         kept = [i for i in range(self.layers) if i not in gone]
