@@ -17,7 +17,7 @@ from quantkit.execution.sums import NoteSums
 from quantkit.gguf.splits import NO_SPLITS, Splits, is_gguf, unsplit_name
 from quantkit.hub.repository import RemoteFile
 from quantkit.loading.ahead import unrun
-from quantkit.loading.values import Info, of_architecture
+from quantkit.loading.values import of_architecture
 from quantkit.model import edits, pruning
 from quantkit.model.from_checkpoint import KEPT, OUTTYPES
 from quantkit.model.model import Model
@@ -282,10 +282,9 @@ def _told(job: Job, splits: Splits) -> Job:
     """The job with notes on layers that llama.cpp loads and does not run, and on tensors that are
     larger than a split may be: each is one."""
     model = job.model
-    infos = [Info(t.name, t.shape, t.stored) for t in model.tensors]
     notes = tuple(
         f"{why}; --no-mtp leaves such layers out, and the model runs without them"
-        for why in unrun(model.arch, of_architecture(model.arch, model.kv), infos)
+        for why in unrun(model.arch, of_architecture(model.arch, model.kv), model.infos)
     )
     job = replace(job, model=replace(model, notes=(*model.notes, *notes)))
     large = {

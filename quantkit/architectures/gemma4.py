@@ -67,11 +67,16 @@ def _rope_factors(config: Config) -> Any:
     return rotating(rotated, head(config) // 2)
 
 
+def _is_unified(config: Config) -> bool:
+    return bool(config.find("architectures") == [*GEMMA4_UNIFIED.hf_names])
+
+
 def _with_inputs(config: Config) -> Architecture | None:
     if not config.get("hidden_size_per_layer_input"):
         return None
-    unified = config.find("architectures") == [*GEMMA4_UNIFIED.hf_names]
-    return replace(GEMMA4_INPUTS, late_keys=GEMMA4_UNIFIED.late_keys) if unified else GEMMA4_INPUTS
+    if _is_unified(config):
+        return replace(GEMMA4_INPUTS, late_keys=GEMMA4_UNIFIED.late_keys)
+    return GEMMA4_INPUTS
 
 
 def _norm(source: str, role: str, layers: str = "") -> Map:
@@ -102,8 +107,7 @@ def _as_kept(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None
     apart = any(end[0].isdigit() for end in ends)
     if not ends or apart == _splits(config):
         return None
-    unified = config.find("architectures") == [*GEMMA4_UNIFIED.hf_names]
-    arch = _with_inputs(config) or (GEMMA4_UNIFIED if unified else GEMMA4)
+    arch = _with_inputs(config) or (GEMMA4_UNIFIED if _is_unified(config) else GEMMA4)
     kind, other = ("split", "fused") if apart else ("fused", "split")
     layers = {f"{kind} experts": _has_experts, f"{other} experts": lambda c, bid: False}
     return replace(arch, layers={**arch.layers, **layers})

@@ -10,7 +10,7 @@ from quantkit.errors import LlamaError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue
 from quantkit.loading.ahead import ALONE, unrun
-from quantkit.loading.values import Info, number, of_architecture
+from quantkit.loading.values import Info, number, of_architecture, trunk_of
 from quantkit.source.gguf_set import open_gguf_set
 
 COUNT = "nextn_predict_layers"
@@ -32,9 +32,8 @@ class Found:
 def found(arch: str, kv: Sequence[KeyValue], tensors: Sequence[Info]) -> Found:
     """What a model has of them."""
     values = of_architecture(arch, kv)
-    layers, count = number(values, "block_count"), number(values, COUNT)
+    first, count = trunk_of(values), number(values, COUNT)
     names = {t.name for t in tensors}
-    first = layers - count
     there = {i for name in names if (i := tensor_names.parse(name).bid) is not None}
     if not count or not any(i >= first for i in there):
         return Found(why="the model has no layers that predict further tokens")
@@ -53,10 +52,9 @@ def unseen(arch: str, kv: Sequence[KeyValue], tensors: Sequence[Info]) -> set[st
     """Tensors of such layers that no calibration has data for: all of them, where they are not run;
     or the table of tokens that one has for itself, which nothing is multiplied with."""
     values = of_architecture(arch, kv)
-    count = number(values, COUNT)
-    if not count:
+    if not number(values, COUNT):
         return set()
-    first = number(values, "block_count") - count
+    first = trunk_of(values)
     parts = {t.name: tensor_names.parse(t.name) for t in tensors}
     ahead = {name for name, p in parts.items() if p.bid is not None and p.bid >= first}
     if found(arch, kv, tensors).why:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from quantkit.gguf import tensor_names
-from quantkit.loading.values import Info, Values, number
+from quantkit.loading.values import Info, Values, number, trunk_of
 
 # those whose layers that predict further tokens may be a file of their own (`nextn_flags`)
 ALONE = {
@@ -24,7 +24,7 @@ _JOINED = ("mimo2", "attn_qkv.weight")  # whose queries, keys and values are one
 
 def are_alone(values: Values, names: Iterable[str]) -> bool:
     """Whether a file has layers that predict further tokens, and none of those before them."""
-    first = number(values, "block_count") - number(values, "nextn_predict_layers")
+    first = trunk_of(values)
     found = {tensor_names.parse(name).bid for name in names} - {None}
     return first > 0 and bool(found) and all(bid is not None and bid >= first for bid in found)
 

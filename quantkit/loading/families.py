@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from quantkit.loading.keys import MAX_LAYERS
-from quantkit.loading.values import Info, Values, is_lite, number, of_layers
+from quantkit.loading.values import Info, Values, is_lite, number, of_layers, trunk_of
 
 _TURN_ALL = {"llama", "deci", "falcon", "llama-embed"}
 _WITHOUT_ATTENTION = {
@@ -92,7 +92,7 @@ def _ranked(values: Values, _: Sequence[Info]) -> Iterator[str]:
     """Queries are compressed, but for models of so many layers that it takes them for a Lite
     (deepseek2.cpp)."""
     if "attention.q_lora_rank" not in values and not is_lite("deepseek2", values):
-        trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+        trunk = trunk_of(values)
         yield (
             "attention.q_lora_rank is not there, without which llama.cpp loads models of 26 and 27 "
             f"layers, not of {trunk}"

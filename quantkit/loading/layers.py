@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from quantkit.loading.needs import needs
 from quantkit.loading.patterns import ALWAYS_SLIDE, PATTERNS, RECURRENT_WITHOUT_KV, Pattern
-from quantkit.loading.values import Info, Values, number, of_layers
+from quantkit.loading.values import Info, Values, number, of_layers, trunk_of
 
 # encoders with two masks, one of a window
 _TWO_MASKS = {"gemma-embedding", "gemma-embedding2", "modern-bert"}
@@ -40,7 +40,7 @@ def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str
         if arch in ALWAYS_SLIDE:
             yield f"{arch}.attention.sliding_window is 0, which llama.cpp ends at"
         return
-    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+    trunk = trunk_of(values)
     item = values.get(key)
     if item is not None and item.type == "ARRAY":
         sliding = [bool(x) for x in item.value[:trunk]]
@@ -65,7 +65,7 @@ def _windows(arch: str, values: Values, tensors: Sequence[Info]) -> Iterator[str
 def recurrent(arch: str, values: Values) -> list[bool] | None:
     """Which layers have a recurrent state, of those that predict no further tokens; None where
     layers are of one kind, or are told apart by what is not known here."""
-    trunk = max(number(values, "block_count") - number(values, "nextn_predict_layers"), 0)
+    trunk = max(trunk_of(values), 0)
     pattern = PATTERNS.get(arch)
     if arch in RECURRENT_WITHOUT_KV:
         heads, widths = (
@@ -98,7 +98,7 @@ def _recurrent(arch: str, values: Values) -> Iterator[str]:
 def _indexers(arch: str, values: Values) -> Iterator[str]:
     """Sparse attention takes the tokens that an indexer chose: of its own layer, or of one before
     it. MiniMax M3 has one in each layer with experts, and wants one."""
-    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+    trunk = trunk_of(values)
     if arch == "minimax-m3" and number(values, "leading_dense_block_count") >= trunk:
         yield f"{arch}: all {trunk} layers are dense, and llama.cpp wants one of sparse attention"
     item = values.get("attention.indexer.types")

@@ -35,6 +35,11 @@ def number(values: Values, name: str, default: int = 0) -> int:
     return int(item.value) if item is not None and item.type == "UINT32" else default
 
 
+def trunk_of(values: Values) -> int:
+    """How many layers there are before those that predict further tokens."""
+    return number(values, "block_count") - number(values, "nextn_predict_layers")
+
+
 def of_layers(values: Values, name: str, count: int) -> list[int]:
     """One value a layer, whether they are given as one or as an array."""
     item = values.get(name)
@@ -55,7 +60,7 @@ def is_lite(arch: str, values: Values) -> bool:
     number of its layers (deepseek2.cpp)."""
     if arch not in ("deepseek2", "mistral4"):
         return False
-    trunk = number(values, "block_count") - number(values, "nextn_predict_layers")
+    trunk = trunk_of(values)
     return trunk in (26, 27) or (trunk == 48 and number(values, "vocab_size") == 128256)
 
 

@@ -17,7 +17,6 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.mistaken import no_model
 from quantkit.tokenizer.mistral import FORMAT
 
-MAX_LAYERS = 100_000
 # where a model of several modes keeps the config of its text part; the last that is there counts
 # (llama.cpp `load_hparams`)
 TEXT_CONFIGS = (
@@ -61,7 +60,7 @@ def read_config(
     of the draft that it holds beside its model. Raises ConfigError, UnsupportedArchitecture."""
     label = files.label(name)
     raw = Config(files.json(name), label)
-    text = [part for part in map(raw.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
+    text = _text_part(raw)
     used, whole = _names(raw.values, text)
     if name == FORMAT:
         whole = used = FORMAT
@@ -87,8 +86,7 @@ def read_config(
     if used in HEADLESS or files.has("modules.json"):
         values["tie_word_embeddings"] = True
     config = Config(values, label, wrapper="" if whole == used else whole)
-    if config.layers > MAX_LAYERS:  # before anything is asked of each
-        raise ConfigError(f"{label}: {config.layers} layers; {MAX_LAYERS} are read")
+    _ = config.layers  # raises before anything is asked of each
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
@@ -105,15 +103,20 @@ def with_target(config: Config, files: CheckpointFiles, options: ConversionOptio
     if files.has("mask_embedding.pt"):
         raise ConfigError(f"{files.where}: mask_embedding.pt is not read")
     label, values = str(options.target), CheckpointFiles.local(options.target).json("config.json")
-    parts = [part for name in TEXT_CONFIGS if isinstance(part := Config(values).find(name), dict)]
-    target = Config({**values, **dict(*parts[-1:])}, label)
-    used, _ = _names(values, parts[-1:])
+    text = _text_part(Config(values))
+    target = Config({**values, **dict(*text)}, label)
+    used, _ = _names(values, text)
     sizes = {
         name: target.one(name, default=0)
         for name in ("hidden_size", "num_hidden_layers", "vocab_size")
     }
     more = {"architecture": used, "mrope_section": target.rope.get("mrope_section")}
     return replace(config, values={**config.values, "target": {**sizes, **more}})
+
+
+def _text_part(config: Config) -> list[dict[str, Any]]:
+    """The config of the text part, if a model of several modes has one."""
+    return [part for part in map(config.find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
 
 
 def _names(values: Mapping[str, Any], text: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quantkit.gguf.container import KeyValue
+from quantkit.loading.values import Info
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import SourceTensor
 
@@ -38,3 +39,8 @@ class Model:
     kv: tuple[KeyValue, ...]
     partial: frozenset[str] = frozenset()  # sources of which not all rows are wanted
     notes: tuple[str, ...] = field(default=(), compare=False)  # for people: choices that were made
+
+    @property
+    def infos(self) -> list[Info]:
+        """What is known of each tensor as it is converted."""
+        return [Info(t.name, t.shape, t.stored) for t in self.tensors]

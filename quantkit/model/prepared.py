@@ -103,10 +103,7 @@ def with_scalars(arch: Architecture, config: Config, sources: dict[str, SourceTe
 def beside(files: CheckpointFiles, name: str) -> dict[str, Any]:
     """Another file that the model needs. Raises SourceNotFound, CorruptFile."""
     if not files.has(name):
-        raise SourceNotFound(
-            f"{files.label(name)} is not there, and the model needs it: download the checkpoint "
-            "whole"
-        )
+        raise _not_there(files, name)
     return files.json(name)
 
 
@@ -115,13 +112,16 @@ def further(files: CheckpointFiles, arch: Architecture, there: set[str]) -> list
     found = []
     for name in arch.weights:
         if (file := files.weight(name)) is None:
-            raise SourceNotFound(
-                f"{files.label(name)} is not there, and the model needs it: download the "
-                "checkpoint whole"
-            )
+            raise _not_there(files, name)
         found += read_weights(file)
     if twice := sorted(there & {t.name for t in found}):
         raise CorruptFile(
             f"{files.where}: tensor {twice[0]} is in the model's files and in {arch.weights[0]}"
         )
     return found
+
+
+def _not_there(files: CheckpointFiles, name: str) -> SourceNotFound:
+    return SourceNotFound(
+        f"{files.label(name)} is not there, and the model needs it: download the checkpoint whole"
+    )

@@ -28,7 +28,6 @@ from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import tensor_bytes
 from quantkit.hub.http import SCHEME
 from quantkit.jobs import Job, Run
-from quantkit.loading.values import Info
 from quantkit.model.model import Model
 from quantkit.model.open import AS_IT_IS, Reading, open_source
 from quantkit.recipes.facts import category
@@ -104,8 +103,7 @@ def _check_file(source: Source, with_type: str | None, reading: Reading) -> None
 
 
 def _ahead(model: Model) -> ahead.Found:
-    tensors = [Info(t.name, t.shape, t.stored) for t in model.tensors]
-    return ahead.found(model.arch, model.kv, tensors)
+    return ahead.found(model.arch, model.kv, model.infos)
 
 
 def chunks_at_once(model: Path, context: int, most: int, nextn: bool = False) -> int:
@@ -250,12 +248,11 @@ def auto(
 
 def _foreseen(model: Model, output: Path) -> Imatrix:
     """A matrix that has something for each tensor that calibration can see."""
-    tensors = [Info(t.name, t.shape, t.stored) for t in model.tensors]
-    unseen = ahead.unseen(model.arch, model.kv, tensors)
+    unseen = ahead.unseen(model.arch, model.kv, model.infos)
     some = np.float32(2)
     values = {
         t.name: np.broadcast_to(some, ((t.shape[-3] if len(t.shape) > 2 else 1) * t.shape[-1],))
-        for t in tensors
+        for t in model.tensors
         if t.name not in unseen
     }
     return Imatrix(f"{output.name}, before it is made", values, (), 0)

@@ -21,7 +21,6 @@ from quantkit.gguf.types import GGMLType
 from quantkit.loading.kinds import ADAPTER, MODEL, PROJECTOR, kind_of
 from quantkit.loading.model import faults
 from quantkit.loading.projector import projectors
-from quantkit.loading.values import Info
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.open import open_source
 from quantkit.model.provenance import Merge, read_merge
@@ -162,7 +161,7 @@ def inspect(source: SourceLike, weights: bool = True, progress: Progress = SILEN
         model = open_source(source)
     except ModelError as e:
         return Inspection(None, [str(e)])
-    problems = faults(model.kv, [Info(t.name, t.shape, t.stored) for t in model.tensors])
+    problems = faults(model.kv, model.infos)
     if weights:
         problems += _weight_problems(model, progress)
     found = template_findings.of_metadata({item.key: item.value for item in model.kv})

@@ -215,11 +215,7 @@ def _join_scaled(ending: str) -> Join:
             return None
         if settings.method == "bitnet":
             return ternary.join(found, name, settings)
-        if weight.raw == "U8" and scale.raw == "F8_E4M3":
-            return nvfp4.join(found, name, name, settings)
-        if weight.raw == "U8" and scale.raw in ("U8", "F8_E8M0"):
-            return mxfp4.join_pairs(found, name, name, scale.name)
-        return scaled.join(found, name, scale.name, settings)
+        return _join_by_types(found, name, scale, settings)
 
     return join
 
@@ -229,9 +225,17 @@ def _join_stacked(found: Found, name: str, settings: Settings) -> SourceTensor |
     weight, scale = found.get(name), found[f"{name}_weight_scale"]
     if weight is None or not weight.raw:
         return None
-    if weight.raw == "U8" and scale.raw == "F8_E4M3":
-        return nvfp4.join(found, name, name, settings, scale.name)
-    if weight.raw == "U8" and scale.raw in ("U8", "F8_E8M0"):
+    return _join_by_types(found, name, scale, settings, scale.name)
+
+
+def _join_by_types(
+    found: Found, name: str, scale: SourceTensor, settings: Settings, nvfp4_scale: str = ""
+) -> SourceTensor:
+    """A weight and its scales, as their types say; `nvfp4_scale`: what those of NVFP4 are called,
+    if not as usual."""
+    if found[name].raw == "U8" and scale.raw == "F8_E4M3":
+        return nvfp4.join(found, name, name, settings, nvfp4_scale)
+    if found[name].raw == "U8" and scale.raw in ("U8", "F8_E8M0"):
         return mxfp4.join_pairs(found, name, name, scale.name)
     return scaled.join(found, name, scale.name, settings)
 
