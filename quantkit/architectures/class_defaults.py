@@ -22,15 +22,20 @@ def _tables() -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, bool]]]:
     return found["classes"], {name: (kind, own) for name, (kind, own) in found["texts"].items()}
 
 
-def class_defaults(
-    whole: Mapping[str, Any], text: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The defaults of a config, by its `model_type`; `text` is its text part, if it has one."""
-    classes, texts = _tables()
+def class_of(whole: Mapping[str, Any], text: Mapping[str, Any] | None = None) -> str | None:
+    """The `model_type` of the class that reads a config; `text` is its text part, if it has one.
+    None for that of a stranger, which is read as it stands."""
+    _, texts = _tables()
     name, named = whole.get("model_type"), (text or {}).get("model_type")
     kind, fixed = texts.get(name, (None, False)) if isinstance(name, str) else (None, False)
     if kind is not None:  # the values of a text part may also stand outside it
         name = kind if fixed or text is None else named or kind
-    elif text is not None:  # a stranger's is read as it stands
-        return {}
-    return classes.get(name, {}) if isinstance(name, str) else {}
+    elif text is not None:
+        return None
+    return name if isinstance(name, str) else None
+
+
+def class_defaults(name: str | None) -> dict[str, Any]:
+    """The defaults of a class, by its `model_type`; none of one that is not known."""
+    classes, _ = _tables()
+    return classes.get(name or "", {})

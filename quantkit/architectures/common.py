@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from quantkit.architectures.config import CLASS
+from quantkit.architectures.rope import ROPE_KEYS
 from quantkit.architectures.rules import (
     Config,
     Dim,
@@ -28,58 +30,6 @@ from quantkit.errors import ConfigError
 
 L = "model.layers.{bid}"
 
-_SCALING = {"linear": "linear", "yarn": "yarn", "su": "longrope", "longrope": "longrope"}
-_UNSCALED = (None, "default", "llama3", "dynamic", "mrope", "xdrope")
-
-
-def rope_of(config: Config) -> dict[str, Any]:
-    """The rotary settings of the layers with full attention."""
-    found: dict[str, Any] = config.rope.get("full_attention", config.rope)
-    return found
-
-
-def _scaling_type(config: Config) -> str | None:
-    rope = rope_of(config)
-    kind = rope.get("rope_type")
-    if kind in _UNSCALED:
-        return None
-    if kind not in _SCALING:
-        raise ConfigError(f"{config.where}: rope_type {kind!r} is not one that llama.cpp runs")
-    return _SCALING[kind]
-
-
-def _scaled(name: str, *kinds: str) -> Callable[[Config], Any]:
-    """A value of the rotary settings, for the scaling types that write it."""
-
-    def read(config: Config) -> Any:
-        rope = rope_of(config)
-        if _scaling_type(config) not in kinds:
-            return None
-        if name in ("factor", "original_max_position_embeddings") and name not in rope:
-            raise ConfigError(f"{config.where}: rope scaling needs '{name}'")
-        return rope.get(name)
-
-    return read
-
-
-def rope_factors(config: Config, name: str, channels: int) -> Any:
-    """`short_factor` or `long_factor` of the rotary settings, float32 `[channels / 2]`."""
-    import numpy as np
-
-    values = rope_of(config).get(name)
-    if values is None:
-        return None
-    if not isinstance(values, list) or len(values) != channels // 2:
-        raise ConfigError(f"{config.where}: '{name}' must hold {channels // 2} numbers")
-    return np.array(values, np.float32)
-
-
-def _sections(config: Config) -> list[int] | None:
-    """Channels of multi-axis rotary embedding: time, height, width, and one more."""
-    found = config.rope.get("mrope_section")
-    return None if found is None else [*found, 0, 0, 0, 0][:4]
-
-
 GATING = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}  # llama.cpp `ExpertGatingFuncType`
 _GATING_NAMES = (
     "score_function", "scoring_func", "score_func", "moe_router_activation",
@@ -97,23 +47,6 @@ def _gating(config: Config) -> int | None:
 DENSE_FFN = ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size")
 EXPERT_COUNT = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERT_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
-
-ROPE_KEYS = (
-    Key("{arch}.rope.scaling.type", _scaling_type, "STRING"),
-    Key("{arch}.rope.scaling.factor", _scaled("factor", "linear", "yarn"), "FLOAT32"),
-    Key("{arch}.rope.scaling.original_context_length",
-        _scaled("original_max_position_embeddings", "yarn")),
-    Key("{arch}.rope.scaling.yarn_ext_factor", _scaled("extrapolation_factor", "yarn"), "FLOAT32"),
-    Key("{arch}.rope.scaling.yarn_attn_factor",
-        lambda c: next((v for n in ("attention_factor", "attn_factor")
-                        if (v := _scaled(n, "yarn")(c)) is not None), None), "FLOAT32"),
-    Key("{arch}.rope.scaling.yarn_beta_fast", _scaled("beta_fast", "yarn"), "FLOAT32"),
-    Key("{arch}.rope.scaling.yarn_beta_slow", _scaled("beta_slow", "yarn"), "FLOAT32"),
-    Key("{arch}.rope.dimension_sections", _sections, "INT32"),
-    Key("{arch}.rope.freq_base", lambda c: rope_of(c).get("rope_theta"), "FLOAT32"),
-    Key("{arch}.rope.freq_base_swa",
-        lambda c: c.rope.get("sliding_attention", {}).get("rope_theta"), "FLOAT32"),
-)  # fmt: skip
 
 TEXT_KEYS = (
     Key("{arch}.block_count", lambda c: c.blocks),
@@ -151,10 +84,11 @@ def no_key(keys: tuple[Key, ...], *names: str) -> tuple[Key, ...]:
 
 def with_head_dim(keys: tuple[Key, ...], *classes: str) -> tuple[Key, ...]:
     """`keys` with the length of a head also where config.json is silent: transformers' class
-    computes it, if the model_type is one of `classes` (any, if none are named)."""
+    computes it, if that is one of `classes` (any, if none are named)."""
 
     def read(config: Config) -> Any:
-        known = not classes or config.values.get("model_type") in classes
+        name = config.find(CLASS)
+        known = name in classes if classes else name is not None
         return config.head_dim if known else config.get("head_dim", default=None)
 
     return reading(keys, ".key_length", ".value_length", config=read)

@@ -10,6 +10,7 @@ from typing import Any
 from quantkit.errors import ConfigError
 
 MOST_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
+CLASS = "class of transformers"  # in a config's values: the model_type of what reads it there
 REQUIRED: Any = object()
 _RANGES: dict[str, tuple[Any, Any]] = {"UINT32": (0, (1 << 32) - 1), "FLOAT32": (-3e38, 3e38),
                                       "UINT64": (0, (1 << 64) - 1)}  # fmt: skip
@@ -18,6 +19,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,), "STRINGS": (list,),
     "NUMBER": (float, int),  # of an array that may hold infinity
 }  # fmt: skip
+
+_HEADS = ("num_attention_heads", "num_key_value_heads")
 
 # names of rotary settings outside their table, the first that is there counts
 _LOCAL_THETA = (
@@ -73,15 +76,21 @@ class Config:
     mtp: int = 0
     wrapper: str = ""
 
-    def get(self, *names: str, kind: str = "UINT32", default: Any = REQUIRED) -> Any:
+    def get(
+        self, *names: str, kind: str = "UINT32", default: Any = REQUIRED, lists: bool = False
+    ) -> Any:
         """The first of `names` that is there and not null; `default` if none is.
 
-        `a.b` is key b of table a. A flag without a default that is null is False, as llama.cpp and
-        transformers take it. Raises ConfigError if none is there and no default is given, or the
-        value is not `kind`.
+        `a.b` is key b of table a. Heads that are listed layer by layer, as many in each, are one
+        number, but for `lists`, which are wanted as they stand. A flag without a default that is
+        null is False, as llama.cpp and transformers take it. Raises ConfigError if none is there
+        and no default is given, or the value is not `kind`.
         """
         for name in names:
             if (value := self.find(name)) is not None:
+                alike = not lists and name in _HEADS and isinstance(value, list) and value
+                if alike and value == value[:1] * len(value):
+                    value = value[0]
                 return self.typed(name, value, kind)
         if default is REQUIRED:
             if kind == "BOOL" and any(name in self.values for name in names):

@@ -17,10 +17,10 @@ from quantkit.architectures.common import (
     attention,
     gated_mlp,
     optional_key,
-    rope_of,
     slides,
 )
 from quantkit.architectures.drafts import draft_vocab, mask_token
+from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import (
     Architecture,
     Config,

@@ -18,11 +18,11 @@ from quantkit.architectures.common import (
     gated_mlp,
     optional_key,
     qk_norms,
-    rope_of,
     shifted,
     text_keys,
 )
 from quantkit.architectures.pooled import POOLING_KEYS
+from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
 
 _NORMS = shifted(

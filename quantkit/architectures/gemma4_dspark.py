@@ -8,11 +8,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from quantkit.architectures.common import EMBEDDINGS, L, attention, gated_mlp, qk_norms, rope_of
+from quantkit.architectures.common import EMBEDDINGS, L, attention, gated_mlp, qk_norms
 from quantkit.architectures.dflash import DFLASH
 from quantkit.architectures.drafts import learned_of_draft
 from quantkit.architectures.dspark import DSPARK, MARKOV
 from quantkit.architectures.gemma4 import rotating
+from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import Config, Expect, Key, Map, vector, whole
 from quantkit.errors import ConfigError
 

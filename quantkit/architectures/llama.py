@@ -27,11 +27,11 @@ from quantkit.architectures.common import (
     gated_mlp,
     plain_mlp,
     qk_norms,
-    rope_of,
     router,
     with_head_dim,
 )
 from quantkit.architectures.pooled import POOLING_KEYS
+from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, reading, vector
 from quantkit.errors import ConfigError
 

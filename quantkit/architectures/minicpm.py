@@ -17,9 +17,9 @@ from quantkit.architectures.common import (
     attention,
     gated_mlp,
     optional_key,
-    rope_factors,
     text_keys,
 )
+from quantkit.architectures.rope import rope_factors
 from quantkit.architectures.rules import Architecture, Config, Key, linear, vector
 
 

@@ -14,11 +14,11 @@ from quantkit.architectures.common import (
     W123,
     gated_mlp,
     no_key,
-    rope_of,
     with_head_dim,
 )
 from quantkit.architectures.llama import LLAMA
 from quantkit.architectures.mistral4 import MISTRAL4
+from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import (
     Architecture,
     Config,

@@ -16,11 +16,11 @@ from quantkit.architectures.common import (
     attention,
     gated_mlp,
     qk_norms,
-    rope_of,
     shifted,
     slides,
 )
 from quantkit.architectures.dflash import DFLASH
+from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import (
     Architecture,
     Config,

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
@@ -21,20 +23,22 @@ from quantkit.architectures.common import (
     kv_heads,
     layer_norm,
     plain_mlp,
-    rope_factors,
-    rope_of,
     router,
     text_keys,
 )
+from quantkit.architectures.rope import rope_factors, rope_of
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, linear, whole
 from quantkit.errors import ConfigError
 
 OLD = f"{L}.block_sparse_moe"
 
 
+LENGTH = ("n_positions", "max_position_embeddings")
+
+
 def _original_length(config: Config) -> int:
     found = config.rope.get("original_max_position_embeddings")
-    n: int = config.get("max_position_embeddings") if found is None else found
+    n: int = config.get(*LENGTH) if found is None else found
     return n
 
 
@@ -50,10 +54,23 @@ def attn_factor(config: Config) -> float | None:
     if not rope.get("long_factor"):
         return None
     length = _original_length(config)
-    scale = config.get("max_position_embeddings") / length
+    scale = config.get(*LENGTH) / length
     if rope.get("rope_type") not in ("su", "longrope"):
         raise ConfigError(f"{config.where}: rope_type must be longrope, as there are factors")
     return math.sqrt(1 + math.log(scale) / math.log(length)) if scale > 1 else 1.0
+
+
+def _factors(name: str) -> Callable[[Config], Any]:
+    """One of the two lists of factors: both are there, or those of a longer context are not."""
+
+    def read(config: Config) -> Any:
+        if not config.rope.get("long_factor"):
+            return None
+        if not config.rope.get("short_factor"):
+            raise ConfigError(f"{config.where}: 'long_factor' stands without 'short_factor'")
+        return rope_factors(config, name, _rotated(config))
+
+    return read
 
 
 _AFTER_LENGTH = (
@@ -73,7 +90,8 @@ PHI2 = Architecture(
     hf_names=("PhiForCausalLM",),
     gguf_arch="phi2",
     keys=(
-        *text_keys("context_length", "embedding_length"),
+        Key("{arch}.context_length", LENGTH),
+        *text_keys("embedding_length"),
         Key("{arch}.feed_forward_length", lambda c: 4 * c.get("hidden_size")),
         *text_keys("block_count", "head_count"),
         Key("{arch}.attention.head_count_kv", "num_attention_heads"),
@@ -103,7 +121,7 @@ PHIMOE = Architecture(
     gguf_arch="phimoe",
     first_keys=(Key("{arch}.rope.scaling.attn_factor", attn_factor, "FLOAT32"),),
     keys=(
-        *text_keys("context_length"),
+        Key("{arch}.context_length", LENGTH),
         Key("{arch}.rope.scaling.original_context_length", _original_length),
         *_AFTER_LENGTH,
     ),
@@ -128,8 +146,8 @@ PHIMOE = Architecture(
     expert_order=GATE_DOWN_UP,
     defaults={"rope_theta": 1e6, "rms_norm_eps": 1e-5},
     computed={
-        "rope_factors_long.weight": lambda c: rope_factors(c, "long_factor", _rotated(c)),
-        "rope_factors_short.weight": lambda c: rope_factors(c, "short_factor", _rotated(c)),
+        "rope_factors_long.weight": _factors("long_factor"),
+        "rope_factors_short.weight": _factors("short_factor"),
     },
     fuses=("qkv",),
 )

@@ -101,7 +101,7 @@ class Key:
             value = self.config(config)
             return None if value is None else config.typed(self.name, value, self.kind)
         names = (self.config,) if isinstance(self.config, str) else self.config
-        return config.get(*names, kind=self.kind, default=self.default)
+        return config.get(*names, kind=self.kind, default=self.default, lists=True)
 
 
 def reading(keys: tuple[Key, ...], *names: str, **how: Any) -> tuple[Key, ...]:

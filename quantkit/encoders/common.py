@@ -190,7 +190,7 @@ def qkv(source: str, biased: bool = True) -> tuple[Map, Map]:
     )
 
 
-def activation(name: str, **default: str) -> Key:
+def activation(name: str, **default: Any) -> Key:
     """`clip.use_gelu` and the like, where the images' encoder has that activation."""
 
     def read(config: Config) -> bool | None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.architectures import find
-from quantkit.architectures.class_defaults import class_defaults
+from quantkit.architectures.class_defaults import class_defaults, class_of
+from quantkit.architectures.config import CLASS
 from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.model.decisions import decision_model
@@ -74,9 +75,11 @@ def read_config(
             raise ConfigError(f"{label}: {used} holds no DSpark draft (--dspark)")
         whole = used = arch.draft
         arch = find(used)
-    assumed = {**arch.defaults, **class_defaults(raw.values, *text)}
+    reader = class_of(raw.values, *text)
+    assumed = {**arch.defaults, **class_defaults(reader)}
     tables = {name: beside(files, file) for name, file in arch.files.items()}
     values = {**assumed, **raw.values, **dict(*text), **tables, "architectures": [used]}
+    values[CLASS] = reader
     if (generation := files.optional("generation_config.json")) is not None:
         values["generation_config"] = generation
     for ours, theirs in arch.aliases.items():

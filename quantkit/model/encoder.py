@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from quantkit.architectures.class_defaults import class_defaults
+from quantkit.architectures.class_defaults import class_defaults, class_of
 from quantkit.architectures.config import MOST_LAYERS
 from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
 from quantkit.encoders import find_encoder, supported_encoders
@@ -102,7 +102,7 @@ def _read_config(files: CheckpointFiles, name: str) -> tuple[Encoder, Config]:
             "encoder; leave out --mmproj"
         )
     texts = [part for part in map(Config(raw).find, TEXT_CONFIGS) if isinstance(part, dict)][-1:]
-    assumed = class_defaults(raw, *texts)
+    assumed = class_defaults(class_of(raw, *texts))
     values["text_config"] = {
         **arch.defaults.get("text_config", {}), **assumed, **raw, **dict(*texts)
     }  # fmt: skip

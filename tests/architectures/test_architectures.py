@@ -297,7 +297,7 @@ def test_fp8_as_q8_0(checkpoint: Get, tmp_path: Path) -> None:
         ("gpt-oss", {"quantization_config": {"quant_method": "hqq"}}, "'hqq' & mxfp4"),
         ("deepseek-v3-fp8", {"quantization_config": None}, "_scale_inv & no quantization_config"),
         ("nemotron-h-moe", {"hybrid_override_pattern": "ME"}, "names no kind for layer"),
-        ("phimoe", {"lm_head_bias": None, "rope_scaling": {"type": "longrope", "long_factor": [1]}},
+        ("phimoe", {"rope_scaling": {"type": "longrope", "long_factor": [1], "short_factor": [1]}},
          "'long_factor' must hold 32"),
     ],
 )  # fmt: skip

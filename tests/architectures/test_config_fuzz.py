@@ -45,7 +45,7 @@ def test_the_walk_is_whole(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"num_experts": [4, 3]}, "expert"),
-        ({"num_attention_heads": [4, 4, 4]}, "hidden x q"),
+        ({"num_attention_heads": [4, 4, 4]}, "is 3 values, one for each of 2"),
         ({"max_position_embeddings": [1, 2]}, "is one number"),
         ({"num_hidden_layers": 1 << 31}, "1 to 512"),
         ({"num_hidden_layers": 0}, "1 to 512"),

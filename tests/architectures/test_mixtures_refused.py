@@ -44,8 +44,12 @@ def convert(case: str, source: Path) -> Any:
         ("deepseek-v4", {"compress_ratios": [0] * 4}, "llama.cpp divides by zero"),
         ("nemotron-h-mtp", {"num_nextn_predict_layers": 2}, "'num_nextn_predict_layers' is 2"),
         ("mimo-v25", {"swa_head_dim": 64}, "'swa_head_dim' and 'head_dim' must be the same"),
+        ("phimoe", {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 32}},
+         "'long_factor' stands without 'short_factor'"),
+        ("qwen3moe", {"rope_scaling": {"type": "yarn", "original_max_position_embeddings": 64}},
+         "yarn and no 'factor'.* grew from 64 to"),
     ],
-)
+)  # fmt: skip
 def test_contradictions_are_refused(
     case: str, changes: dict[str, Any], words: str, broken: Broken
 ) -> None:

@@ -1,0 +1,97 @@
+"""Rotary settings as GGUF keys, in the order of llama.cpp's converter (`conversion/base.py`,
+TextModel.set_gguf_parameters)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from quantkit.architectures.rules import Config, Key
+from quantkit.errors import ConfigError
+
+_SCALING = {"linear": "linear", "yarn": "yarn", "su": "longrope", "longrope": "longrope"}
+_UNSCALED = (None, "default", "llama3", "dynamic", "mrope", "xdrope")
+
+
+def rope_of(config: Config) -> dict[str, Any]:
+    """The rotary settings of the layers with full attention."""
+    found: dict[str, Any] = config.rope.get("full_attention", config.rope)
+    return found
+
+
+def _scaling_type(config: Config) -> str | None:
+    rope = rope_of(config)
+    kind = rope.get("rope_type")
+    if kind in _UNSCALED:
+        return None
+    if kind not in _SCALING:
+        raise ConfigError(f"{config.where}: rope_type {kind!r} is not one that llama.cpp runs")
+    if kind in ("linear", "yarn") and rope.get("factor") is None:
+        _check_unscaled(config, rope)
+        return None
+    return _SCALING[kind]
+
+
+def _check_unscaled(config: Config, rope: Mapping[str, Any]) -> None:
+    """Scaling without a factor is none to llama.cpp's converter; to transformers YaRN's is what the
+    context grew by. Raises ConfigError where that is more than one."""
+    old, new = rope.get("original_max_position_embeddings"), config.find("max_position_embeddings")
+    if rope["rope_type"] == "yarn" and old and new and new > old:
+        raise ConfigError(
+            f"{config.where}: rope scaling says yarn and no 'factor': llama.cpp would not scale "
+            f"positions at all, and the context grew from {old} to {new}; write the factor there"
+        )
+
+
+def _scaled(name: str, *kinds: str) -> Callable[[Config], Any]:
+    """A value of the rotary settings, for the scaling types that write it."""
+
+    def read(config: Config) -> Any:
+        rope = rope_of(config)
+        if _scaling_type(config) not in kinds:
+            return None
+        if name == "original_max_position_embeddings" and name not in rope:
+            raise ConfigError(f"{config.where}: rope scaling needs '{name}'")
+        return rope.get(name)
+
+    return read
+
+
+def _sharpened(config: Config) -> Any:
+    """By how much YaRN sharpens attention; a null is there, and leaves the key out."""
+    given = "attention_factor" in rope_of(config)
+    return _scaled("attention_factor" if given else "attn_factor", "yarn")(config)
+
+
+def rope_factors(config: Config, name: str, channels: int) -> Any:
+    """`short_factor` or `long_factor` of the rotary settings, float32 `[channels / 2]`."""
+    import numpy as np
+
+    values = rope_of(config).get(name)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != channels // 2:
+        raise ConfigError(f"{config.where}: '{name}' must hold {channels // 2} numbers")
+    return np.array(values, np.float32)
+
+
+def _sections(config: Config) -> list[int] | None:
+    """Channels of multi-axis rotary embedding: time, height, width, and one more."""
+    found = config.rope.get("mrope_section")
+    return None if found is None else [*found, 0, 0, 0, 0][:4]
+
+
+ROPE_KEYS = (
+    Key("{arch}.rope.scaling.type", _scaling_type, "STRING"),
+    Key("{arch}.rope.scaling.factor", _scaled("factor", "linear", "yarn"), "FLOAT32"),
+    Key("{arch}.rope.scaling.original_context_length",
+        _scaled("original_max_position_embeddings", "yarn")),
+    Key("{arch}.rope.scaling.yarn_ext_factor", _scaled("extrapolation_factor", "yarn"), "FLOAT32"),
+    Key("{arch}.rope.scaling.yarn_attn_factor", _sharpened, "FLOAT32"),
+    Key("{arch}.rope.scaling.yarn_beta_fast", _scaled("beta_fast", "yarn"), "FLOAT32"),
+    Key("{arch}.rope.scaling.yarn_beta_slow", _scaled("beta_slow", "yarn"), "FLOAT32"),
+    Key("{arch}.rope.dimension_sections", _sections, "INT32"),
+    Key("{arch}.rope.freq_base", lambda c: rope_of(c).get("rope_theta"), "FLOAT32"),
+    Key("{arch}.rope.freq_base_swa",
+        lambda c: c.rope.get("sliding_attention", {}).get("rope_theta"), "FLOAT32"),
+)  # fmt: skip
