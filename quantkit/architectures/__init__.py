@@ -105,6 +105,7 @@ FAMILIES: Mapping[str, str] = {
     "kimi_k3": "KimiK3ForConditionalGeneration",
     "kimi_linear": "KimiLinearForCausalLM KimiLinearModel",
     "laguna": "LagunaForCausalLM",
+    "laya": "ModernBertDecisionModel",
     "lfm2": (
         "Lfm2ForCausalLM LFM2ForCausalLM Lfm2VlForConditionalGeneration Lfm2Model "
         "Lfm2BidirectionalModel Lfm2BidirectionalForMaskedLM Lfm25AudioTokenizer "

@@ -5,19 +5,23 @@ they are in an encoder, behind those of the model, and a score. llama.cpp: `conv
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from quantkit.architectures.common import DIMS, TEXT_KEYS, VOCAB_SIZE
-from quantkit.architectures.decisions import asks, decides
+from quantkit.architectures.decisions import (
+    KINDS,
+    SCORER,
+    asks,
+    decides,
+    layer_of_head,
+    temperatures,
+)
 from quantkit.architectures.lfm2 import LFM2
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, linear, whole
+from quantkit.architectures.rules import Architecture, Config, Expect, Key
 from quantkit.errors import ConfigError
 
 TRUNK = "layers of the model"
-KINDS = 3  # of questions: choice, score, noul
 
 
 def _trunk(config: Config) -> int:
@@ -59,45 +63,12 @@ def _kind(attends: bool) -> Callable[[Config, int], bool]:
     return lambda c, bid: bid < _trunk(c) and _attends(c)[bid] is attends
 
 
-def _layer(at: int, bid: int) -> tuple[Map, ...]:
-    """A layer of the head, and the block that it becomes."""
-    source, block = f"head.layers.{at}", f"blk.{bid}"
-    shapes = {
-        "norm1": (("hidden",), "attn_norm"), "norm2": (("hidden",), "ffn_norm"),
-        "self_attn.in_proj": (("3hidden", "hidden"), "attn_qkv"),
-        "self_attn.out_proj": (("hidden", "hidden"), "attn_output"),
-        "linear1": (("4hidden", "hidden"), "ffn_up"),
-        "linear2": (("hidden", "4hidden"), "ffn_down"),
-    }  # fmt: skip
-    return tuple(
-        m for name, (shape, role) in shapes.items()
-        for m in linear(f"{source}.{name}", shape, f"{block}.{role}", bias=True)
-    )  # fmt: skip
-
-
-def _temperatures(config: Config) -> tuple[Key, ...]:
-    """What logits are divided by, by the kind of question and how many options it has. Raises
-    ConfigError."""
-    found = config.find("temperatures")
-    if not isinstance(found, dict) or not all(re.fullmatch(r"[\w:+-]+", name) for name in found):
-        raise ConfigError(f"{config.where}: 'temperatures' is no table of kinds of questions")
-
-    def value(name: str) -> Callable[[Config], Any]:
-        return lambda c: c.find("temperatures")[name]
-
-    return tuple(
-        Key(f"{{arch}}.decision.temperature.{name.replace(':', '.').replace('-', '_').rstrip('+')}",
-            value(name), "FLOAT32")
-        for name in found
-    )  # fmt: skip
-
-
 def _whole(config: Config) -> Architecture:
     """With the layers of its head, and its temperatures."""
-    layers = (_layer(at, _trunk(config) + at) for at in range(_head(config)))
+    layers = (layer_of_head(at, _trunk(config) + at) for at in range(_head(config)))
     return replace(
         D1_OMNI,
-        late_keys=(*D1_OMNI.late_keys, *_temperatures(config)),
+        late_keys=(*D1_OMNI.late_keys, *temperatures(config, "temperatures")),
         maps=(*D1_OMNI.maps, *(m for layer in layers for m in layer)),
     )
 
@@ -145,10 +116,7 @@ D1_OMNI = replace(
     maps=(
         *(replace(m, layers=TRUNK if "{bid}" in m.source and not m.layers else m.layers)
           for m in LFM2.maps if m.source != "lm_head.weight"),
-        Map("type_emb.weight", ("kinds", "hidden"), whole("token_types.weight")),
-        *linear("scorer.0", ("hidden",), "cls.norm", bias=True),
-        *linear("scorer.1", ("hidden", "hidden"), "cls", bias=True),
-        *linear("scorer.3", ("one", "hidden"), "cls.output", bias=True),
+        *SCORER,
     ),
     layers={
         TRUNK: lambda c, bid: bid < _trunk(c),

@@ -8,7 +8,8 @@ The prompts that they are trained with are in `systemone/`, as llama.cpp's conve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -24,12 +25,14 @@ from quantkit.architectures.rules import (
     Piece,
     RowMap,
     Shape,
+    linear,
     piece,
+    whole,
 )
 from quantkit.errors import ConfigError
 
 
-def _prompt(name: str) -> str:
+def asks_of(name: str) -> str:
     """The prompt of a kind of decision. Jinja."""
     place = files("quantkit.architectures") / "systemone" / f"{name}.jinja"
     return place.read_text(encoding="utf-8")
@@ -43,7 +46,7 @@ def decides(kind: str) -> tuple[Key, ...]:
 def asks(kind: str) -> tuple[Key, ...]:
     """The prompt, after the vocabulary."""
     return (
-        Key("tokenizer.chat_template.systemone", lambda c: _prompt(kind), "STRING"),
+        Key("tokenizer.chat_template.systemone", lambda c: asks_of(kind), "STRING"),
         Key("tokenizer.chat_templates", lambda c: ["systemone"], "STRINGS"),
     )
 
@@ -55,6 +58,48 @@ def _cooled(name: str, value: float) -> Key:
         return value
 
     return Key(f"{{arch}}.decision.temperature.{name}", read, "FLOAT32")
+
+
+KINDS = 3  # of questions: choice, score, noul
+SCORER = (
+    Map("type_emb.weight", ("kinds", "hidden"), whole("token_types.weight")),
+    *linear("scorer.0", ("hidden",), "cls.norm", bias=True),
+    *linear("scorer.1", ("hidden", "hidden"), "cls", bias=True),
+    *linear("scorer.3", ("one", "hidden"), "cls.output", bias=True),
+)
+
+
+def layer_of_head(at: int, bid: int) -> tuple[Map, ...]:
+    """A layer of a head that decides, and the block that it becomes."""
+    source, block = f"head.layers.{at}", f"blk.{bid}"
+    shapes = {
+        "norm1": (("hidden",), "attn_norm"), "norm2": (("hidden",), "ffn_norm"),
+        "self_attn.in_proj": (("3hidden", "hidden"), "attn_qkv"),
+        "self_attn.out_proj": (("hidden", "hidden"), "attn_output"),
+        "linear1": (("4hidden", "hidden"), "ffn_up"),
+        "linear2": (("hidden", "4hidden"), "ffn_down"),
+    }  # fmt: skip
+    return tuple(
+        m for name, (shape, role) in shapes.items()
+        for m in linear(f"{source}.{name}", shape, f"{block}.{role}", bias=True)
+    )  # fmt: skip
+
+
+def temperatures(config: Config, table: str) -> tuple[Key, ...]:
+    """What logits are divided by, by the kind of question and how many options it has, as `table`
+    of the config says. Raises ConfigError."""
+    found = config.find(table)
+    if not isinstance(found, dict) or not all(re.fullmatch(r"[\w:+-]+", name) for name in found):
+        raise ConfigError(f"{config.where}: '{table}' is no table of kinds of questions")
+
+    def value(name: str) -> Callable[[Config], Any]:
+        return lambda c: c.find(table)[name]
+
+    return tuple(
+        Key(f"{{arch}}.decision.temperature.{name.replace(':', '.').replace('-', '_').rstrip('+')}",
+            value(name), "FLOAT32")
+        for name in found
+    )  # fmt: skip
 
 
 OPENJEV = replace(

@@ -14,5 +14,5 @@ REASONS: dict[str, str] = {
     **dict.fromkeys(("PocketTTSModel", "Qwen3TTSForConditionalGeneration"), _FOLDED),
     "WavTokenizerDec": "it makes sound of codes, and has neither a text nor a vocabulary",
     **dict.fromkeys(("KevModel", "LevModel", "NimbleModel"), _ADDS),
-    **dict.fromkeys(("ClefModel", "ModernBertDecisionModel"), _HEAD),
+    "ClefModel": _HEAD,
 }  # fmt: skip

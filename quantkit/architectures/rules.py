@@ -315,8 +315,11 @@ class Architecture:
     # keys after the vocabulary, and which of them stand there though the vocabulary has them
     last_keys: tuple[Key, ...] = ()
     moved: tuple[str, ...] = ()
-    # tables of other files, under the names that they have here: {"sound": "sound/config.json"}
-    files: Mapping[str, str] = field(default_factory=dict)
+    # tables of other files, under the names that they have here: {"sound": "sound/config.json"}; of
+    # several files the first that is there
+    files: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    # the directory in which the vocabulary lies, where that is not the checkpoint's own
+    vocabulary: str = ""
     # weights in other files, which llama.cpp's converter takes before all else
     weights: tuple[str, ...] = ()
     # whether the chat template stands before all other keys but the architecture's

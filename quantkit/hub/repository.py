@@ -37,8 +37,12 @@ SMALL = (
     "params.json", "tekken.json", "tokenizer.model.v*", "vocab.txt", "modules.json",
 )  # fmt: skip
 
-# what sentence-transformers runs on top; what tells OpenJev from the Qwen3.5 that it is made of
-_MODULE = re.compile(r"[0-9]+_[A-Za-z]+/config\.json|helper/shim\.py")
+# what sentence-transformers runs on top; what tells OpenJev from the Qwen3.5 that it is made of;
+# Laya's encoder and vocabulary
+_MODULE = re.compile(
+    r"([0-9]+_[A-Za-z]+|encoder)/config\.json|helper/shim\.py"
+    r"|tokenizer/(merges\.txt|(vocab|tokenizer(_config)?|special_tokens_map|added_tokens)\.json)"
+)
 
 MOST_SMALL = 256  # of them
 LARGEST_SMALL = 1 << 28  # bytes of one

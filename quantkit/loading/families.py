@@ -147,6 +147,13 @@ def _deciding(values: Values, _: Sequence[Info]) -> Iterator[str]:
         yield f"a head of {head} layers decides; that is for an encoder of more layers"
 
 
+def _head_behind(values: Values, _: Sequence[Info]) -> Iterator[str]:
+    """The last layers may be a head that decides (modern-bert.cpp)."""
+    head, count = number(values, "decision.block_count"), number(values, "block_count")
+    if head >= count > 0:
+        yield f"a head of {head} layers decides, and there are {count} in all"
+
+
 def _cycled(values: Values, _: Sequence[Info]) -> Iterator[str]:
     """Layers are counted as they are run, in cycles within cycles (hrm-text.cpp)."""
     count = number(values, "block_count")
@@ -298,6 +305,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "llama4": (_chunked,),
     "mistral3": (_scaled,),
     "mistral4": (_ranked,),
+    "modern-bert": (_head_behind,),
     "plm": (_unrun,),
     "qwen4exp": (_compressed,),
     "t5": (_encoded, _decoded, _roomy, _started),

@@ -11,7 +11,7 @@ from quantkit.architectures.class_defaults import class_defaults, class_of
 from quantkit.architectures.config import CLASS
 from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
-from quantkit.model.decisions import decision_model
+from quantkit.model.decisions import ENCODER, decision_model, has_head_apart
 from quantkit.model.pooling import pooled
 from quantkit.model.prepared import beside
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -45,7 +45,10 @@ OWN_NAMES = (
 
 
 def config_file(files: CheckpointFiles, options: ConversionOptions) -> str:
-    """config.json, or params.json where that is asked for or alone."""
+    """config.json, or params.json where that is asked for or alone; an encoder's own, where a head
+    beside it decides."""
+    if has_head_apart(files):
+        return ENCODER
     own = options.mistral_format or (files.has(FORMAT) and not files.has("config.json"))
     name = FORMAT if own else "config.json"
     if not files.has(name):

@@ -12,16 +12,17 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 
 # of these llama.cpp's converter makes other encoders than config.json names
 OWN_ENCODERS = ("PplxDeciderModel",)
+ENCODER = "encoder/config.json"  # of one whose head has a config of its own
 
 
 def _has(*names: str) -> Callable[[CheckpointFiles, Config], bool]:
     return lambda files, config: all(files.has(name) or name in files.weights for name in names)
 
 
-def _laya(files: CheckpointFiles, config: Config) -> bool:
-    """An encoder in a folder of its own."""
+def has_head_apart(files: CheckpointFiles) -> bool:
+    """Whether it is an encoder with its config in a folder of its own, and a head beside it."""
     agent = files.has("rl_agent_config.json") or files.has("julia_config.json")
-    return agent and files.has("encoder/config.json")
+    return agent and files.has(ENCODER)
 
 
 def _d1(files: CheckpointFiles, config: Config) -> bool:
@@ -30,7 +31,7 @@ def _d1(files: CheckpointFiles, config: Config) -> bool:
 
 
 _KINDS: tuple[tuple[str, Callable[[CheckpointFiles, Config], bool]], ...] = (
-    ("ModernBertDecisionModel", _laya),
+    ("ModernBertDecisionModel", lambda files, config: has_head_apart(files)),
     ("ClefModel", _has("joint_head_config.json")),
     ("D1Model", _d1),
     ("D1OmniModel", lambda files, config: config.find("model_type") == "d1_omni"),

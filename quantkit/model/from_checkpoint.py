@@ -35,6 +35,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read_settings, settings_note
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
+from quantkit.tokenizer.mistral import FORMAT
 from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
@@ -99,7 +100,7 @@ def _converted(
 ) -> Model:
     from quantkit.model.metadata import checkpoint_metadata
 
-    stored = read_tensors(files, "model" if name == "config.json" else "consolidated")
+    stored = read_tensors(files, "consolidated" if name == FORMAT else "model")
     stored = [*stored, *further(files, arch, {t.name for t in stored})]
     settings = coding_settings(files, config)
     config = replace(config, values={**config.values, "quantization_config": settings.values})

@@ -64,6 +64,8 @@ def checkpoint_metadata(
     (name,) = config.values["architectures"]
     if arch.drafts and options.target:  # with the vocabulary of the model that it drafts for
         files, name = CheckpointFiles.local(options.target), config.find("target.architecture")
+    if arch.vocabulary:
+        files = files.inside(arch.vocabulary)
     kv, notes = with_vocabulary(writer, files, name, config.get("vocab_size"), pre)
     if arch.last_keys:
         for key in arch.moved:

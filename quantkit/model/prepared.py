@@ -100,11 +100,14 @@ def with_scalars(arch: Architecture, config: Config, sources: dict[str, SourceTe
     return replace(config, values=values)
 
 
-def beside(files: CheckpointFiles, name: str) -> dict[str, Any]:
-    """Another file that the model needs. Raises SourceNotFound, CorruptFile."""
-    if not files.has(name):
-        raise _not_there(files, name)
-    return files.json(name)
+def beside(files: CheckpointFiles, names: str | tuple[str, ...]) -> dict[str, Any]:
+    """Another file that the model needs, the first of `names` that is there. Raises SourceNotFound,
+    CorruptFile."""
+    names = (names,) if isinstance(names, str) else names
+    for name in names:
+        if files.has(name):
+            return files.json(name)
+    raise _not_there(files, names[0])
 
 
 def further(files: CheckpointFiles, arch: Architecture, there: set[str]) -> list[SourceTensor]:

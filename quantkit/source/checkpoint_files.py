@@ -45,6 +45,10 @@ class CheckpointFiles:
         cached = cached_model(self.directory)
         return cached.rpartition("/")[2] if cached else self.directory.resolve().name
 
+    def inside(self, folder: str) -> CheckpointFiles:
+        """The small files of a folder of it, by themselves."""
+        return CheckpointFiles(self.directory / folder, self.label(folder), {})
+
     def path(self, name: str) -> Path:
         """Where a small file lies on this machine. Not for messages: see `label`."""
         return self.directory / name

@@ -254,7 +254,8 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("NomicBertModel",), token_types=1, unigram="fairseq, mask"),
     VocabRules(names=("JinaBertModel", "JinaBertForMaskedLM"), token_types=2, whitespace=True),
     VocabRules(
-        names=("ModernBertModel", "ModernBertForMaskedLM", "ModernBertForSequenceClassification"),
+        names=("ModernBertModel", "ModernBertForMaskedLM", "ModernBertForSequenceClassification",
+               "ModernBertDecisionModel"),
         pre="modern-bert", pieces_pre="mmbert",
         first_add=(("bos", True), ("eos", True), ("sep", True)),
     ),

@@ -40,7 +40,7 @@ ARCHITECTURES = [row for file in FAMILIES for row in family(file)]
 Get = Callable[[str], Path]
 DECIDING = {
     "openjev": "OpenJevModel", "lfm2-d1": "D1Model", "pplx-decider": "PplxDeciderModel",
-    "lfm2-d1-omni": "D1OmniModel",
+    "lfm2-d1-omni": "D1OmniModel", "laya": "ModernBertDecisionModel",
 }  # fmt: skip
 
 

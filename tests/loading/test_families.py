@@ -77,6 +77,7 @@ BAD: list[tuple[str, KeyValue, str]] = [
     ("hrm-text", uint32("hrm_text.hrm.h_cycles", 3), "block_count is "),
     ("lfm2-d1-omni", uint32("lfm2.decision.block_count", 6), "a head of 6 layers decides"),
     ("lfm2-d1-omni", scalar("lfm2.attention.causal", 7, True), "that is for an encoder"),
+    ("laya", uint32("modern-bert.decision.block_count", 6), "a head of 6 layers decides, and"),
     ("k2-dense", uint32("k2-horizon.attention.group_norm_groups", 3), "which does not divide"),
     ("deepseek-v4", uint32("deepseek4.attention.head_count_kv", 2), "works with 1 alone"),
     (

@@ -22,24 +22,41 @@ from tests.test_errors import edit_config
 Broken = Callable[..., Path]
 
 
+def test_a_head_that_is_not_converted_is_told(broken: Broken) -> None:
+    """And not taken for the model that it stands on."""
+    source = broken("qwen35-vl")
+    (source / "joint_head_config.json").write_text("{}")
+    with pytest.raises(UnsupportedArchitecture, match=r"ClefModel.*a head of its own"):
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen35")
+
+
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("name", "values", "words"),
     [
-        (["joint_head_config.json"], "ClefModel.*a head of its own"),
-        (["rl_agent_config.json", "encoder/config.json"], "ModernBertDecisionModel"),
-        (["julia_config.json", "encoder/config.json"], "ModernBertDecisionModel"),
+        ("rl_agent_config.json", {"head_layers": 0}, "'head_layers' of the head is 0"),
+        ("rl_agent_config.json", {"head_layers": 3}, r"head\.layers\.2.*is not in the checkpoint"),
+        ("rl_agent_config.json", {"head_layers": None}, "'decision.head_layers' is missing"),
+        ("rl_agent_config.json", {"temperature": 1.0}, "'temperature' of the head is not a list"),
+        ("rl_agent_config.json", {"temperature": ["hot"]}, "must be float32"),
+        ("rl_agent_config.json", {"temperature_by_options": [1]}, "no table of kinds of questions"),
+        ("tokenizer/tokenizer_config.json", {"mask_token": {}}, "'mask_token' of .* is not a text"),
     ],
 )
-def test_heads_that_are_not_converted_are_told(
-    names: list[str], words: str, broken: Broken
+def test_heads_of_laya_that_do_not_fit_are_refused(
+    name: str, values: dict[str, Any], words: str, broken: Broken
 ) -> None:
-    """And not taken for the model that they stand on."""
-    source = broken("qwen35-vl")
-    for name in names:
-        (source / name).parent.mkdir(exist_ok=True)
-        (source / name).write_text("{}")
-    with pytest.raises(UnsupportedArchitecture, match=words):
-        from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen35")
+    path = (source := broken("laya")) / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    with pytest.raises(ModelError, match=words):
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "modern-bert")
+
+
+def test_the_head_counts_before_a_config_of_the_whole(broken: Broken) -> None:
+    """As it does for llama.cpp's converter."""
+    source = broken("laya")
+    (source / "config.json").write_text('{"architectures": ["Another"]}')
+    model = from_checkpoint(CheckpointFiles.local(source), "bf16", "modern-bert")
+    assert [item.value for item in model.kv if item.key.endswith("decision.type")] == ["laya"]
 
 
 @pytest.mark.parametrize(
