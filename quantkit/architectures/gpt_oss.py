@@ -1,5 +1,5 @@
 """gpt-oss: attention sinks, biases everywhere, experts kept as `[in, out]` with gate and up rows
-taking turns, or in MXFP4. llama.cpp: `conversion/gpt_oss.py`."""
+taking turns, or in MXFP4, or one by one as linear layers. llama.cpp: `conversion/gpt_oss.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from quantkit.architectures.rules import (
     Key,
     Map,
     interleaved,
+    interleaved_stack,
     linear,
+    stack,
     transposed,
     vector,
     whole,
@@ -55,7 +57,19 @@ GPT_OSS = Architecture(
             interleaved("ffn_gate_exps.weight", "ffn_up_exps.weight")),
         Map(f"{X}.down_proj.mxfp4", ("experts", "hidden", "expert_ffn"),
             whole("ffn_down_exps.weight")),
+        # one by one, as transformers' and Unsloth's bitsandbytes have them
+        Map(f"{X}.gate_up_projs.{{xid}}.weight", ("2expert_ffn", "hidden"),
+            interleaved_stack("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+            like=f"{X}.gate_up_proj"),
+        Map(f"{X}.gate_up_projs.{{xid}}.bias", ("2expert_ffn",),
+            interleaved_stack("ffn_gate_exps.bias", "ffn_up_exps.bias"),
+            like=f"{X}.gate_up_proj_bias"),
+        Map(f"{X}.down_projs.{{xid}}.weight", ("hidden", "expert_ffn"),
+            stack("ffn_down_exps.weight"), like=f"{X}.down_proj"),
+        Map(f"{X}.down_projs.{{xid}}.bias", ("hidden",), stack("ffn_down_exps.bias"),
+            like=f"{X}.down_proj_bias"),
     ),
+    renames=((r"\.mlp\.router\.linear\.", ".mlp.router."),),
     defaults={"rope_theta": 150000.0, "rms_norm_eps": 1e-5, "head_dim": 64},
     fuses=("qkv",),
 )  # fmt: skip

@@ -97,6 +97,17 @@ def interleaved(first: str, second: str) -> RowMap:
     return pieces
 
 
+def interleaved_stack(first: str, second: str, experts: str = "experts") -> RowMap:
+    """One expert's rows take turns, and become their places in the stacked tensors."""
+
+    def pieces(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+        n = source[0] // 2
+        shape = (dims[experts], n, *source[1:])
+        return [piece(r, shape, n, xid * n, at, step=2) for at, r in enumerate((first, second))]
+
+    return pieces
+
+
 def halved(shape: Shape) -> Shape:
     """The shape with half the rows in each matrix."""
     return (*shape[:-2], shape[-2] // 2, shape[-1])

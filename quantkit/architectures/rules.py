@@ -27,6 +27,7 @@ from quantkit.architectures.row_maps import (
     halved,
     halves,
     interleaved,
+    interleaved_stack,
     padded,
     parts,
     piece,
@@ -45,8 +46,8 @@ from quantkit.source.tensors import SourceTensor
 __all__ = [
     "DEFAULTS", "Architecture", "Config", "ConversionOptions", "Dim", "Dims", "Expect", "Key",
     "Map", "Piece", "RowMap", "Shape", "edited", "grouped", "halved", "halves", "interleaved",
-    "linear", "padded", "parts", "piece", "rotary", "rotary_order", "stack", "tied_head_dropped",
-    "transposed", "vector", "whole",
+    "interleaved_stack", "linear", "padded", "parts", "piece", "rotary", "rotary_order", "stack",
+    "tied_head_dropped", "transposed", "vector", "whole",
 ]  # fmt: skip
 
 # what torch.compile, DataParallel, FSDP and checkpointed activations put into names

@@ -103,6 +103,12 @@ def _converted(
     stored = read_tensors(files, "consolidated" if name == FORMAT else "model")
     stored = [*stored, *further(files, arch, {t.name for t in stored})]
     settings = coding_settings(files, config)
+    if settings.as_it_runs and arch.gguf_arch != "bitnet":  # whose rows round what they read
+        raise ConfigError(
+            f"{config.where}: quantization_config says that weights are rounded to three values "
+            "as the model runs (quantization_mode 'online'), which GGUF has no place for here; "
+            "delete it if it is left over"
+        )
     config = replace(config, values={**config.values, "quantization_config": settings.values})
     by_name = {t.name: t for t in decoded(stored, settings)}
     _check_layers(config, by_name)
@@ -263,7 +269,7 @@ def _dequantized_note(
     arch: Architecture, outtype: str, sources: Mapping[str, SourceTensor]
 ) -> str | None:
     """A line for people where NVFP4 is not kept."""
-    n = sum(t.coding == "nvfp4_floats" for t in sources.values())
+    n = sum(t.coding in ("nvfp4_floats", "nvfp4_columns") for t in sources.values())
     if not n:
         return None
     return (

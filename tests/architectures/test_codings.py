@@ -283,6 +283,39 @@ def test_experts_that_quantizers_take_apart(
         assert (apart[name][1] == data).all(), name
 
 
+def as_linear_layers(tensors: Tensors) -> None:
+    """gpt-oss's experts one by one, `[out, in]`, as bitsandbytes finds them; a router in a module
+    of its own."""
+    for name in [name for name in tensors if ".mlp." in name]:
+        kind, shape, data = tensors.pop(name)
+        values = np.frombuffer(data, np.uint16).reshape(shape)
+        stem, _, part = name.rpartition(".")
+        if stem.endswith("router"):
+            tensors[f"{stem}.linear.{part}"] = kind, shape, data
+            continue
+        kept, end = part.removesuffix("_bias"), "bias" if part.endswith("_bias") else "weight"
+        for i, rows in enumerate(values):
+            one = rows.T if end == "weight" else rows
+            tensors[f"{stem}.{kept}s.{i}.{end}"] = kind, [*one.shape], one.tobytes()
+
+
+def test_experts_of_gpt_oss_one_by_one(broken: Callable[..., Path], tmp_path: Path) -> None:
+    source = broken("gpt-oss-bf16")
+    a = written(model_of(source, "gpt-4o"), tmp_path / "a.gguf")
+    edit_tensors(source, as_linear_layers)
+    b = written(model_of(source, "gpt-4o"), tmp_path / "b.gguf")
+    assert sha256(a) == sha256(b)
+
+
+def test_weights_that_are_rounded_as_the_model_runs(broken: Callable[..., Path]) -> None:
+    """BitNet's layers in another family, before they are packed: not the weights that compute."""
+    source = broken()
+    online = {"quant_method": "bitnet", "quantization_mode": "online"}
+    edit_config(source, quantization_config=online)
+    with pytest.raises(errors.ConfigError, match="three values as the model runs"):
+        model_of(source, "gpt-2")
+
+
 @pytest.mark.parametrize("words", ["down_proj", "gate_proj", "experts.3."])
 def test_some_of_the_experts_in_blocks(
     words: str, broken: Callable[..., Path], tmp_path: Path

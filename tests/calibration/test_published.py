@@ -23,7 +23,8 @@ from quantkit.errors import ImatrixError
 from quantkit.gguf.container import uint32
 from quantkit.jobs import convert, quantize
 from tests import checkpoints
-from tests.calibration.test_imatrix import DATA, KEYS, gguf, legacy, string, strings
+from tests.calibration.imatrix_bytes import KEYS, gguf, legacy, string, strings
+from tests.checkpoints import DATA
 from tests.conftest import sha256
 
 CASE = "mixtral-4x"

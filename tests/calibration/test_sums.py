@@ -31,7 +31,7 @@ from quantkit.calibration.sums import (
 )  # fmt: skip
 from quantkit.cli import app
 from quantkit.errors import ImatrixError, SourceNotFound
-from tests.calibration.test_imatrix import KEYS, entry, gguf
+from tests.calibration.imatrix_bytes import KEYS, entry, gguf
 from tests.checkpoints import DATA
 from tests.fake_hub import Hub
 

@@ -23,8 +23,8 @@ Coded = tuple[Arrays, dict[str, Any], np.ndarray[Any, Any]]  # tensors, settings
 FP8, E5M2, E8M0 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.float8_e8m0fnu
 _DTYPES = {
     "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8", "float16": "F16",
-    "float32": "F32", "float64": "F64", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "int16": "I16", "uint32": "U32", "float32": "F32", "float64": "F64", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
 }  # fmt: skip
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
 F32 = np.float32
@@ -254,7 +254,7 @@ def bitsandbytes8(rng: np.random.Generator) -> Coded:
     return arrays, {"quant_method": "bitsandbytes", "load_in_8bit": True}, expected
 
 
-def bitsandbytes4(nested: bool) -> Callable[[np.random.Generator], Coded]:
+def bitsandbytes4(nested: bool, storage: Any = np.uint8) -> Callable[[np.random.Generator], Coded]:
     def make(rng: np.random.Generator) -> Coded:
         codes = rng.integers(0, 16, ROWS * COLUMNS)
         table = np.sort(rng.normal(0, 1, 16)).astype(F32)
@@ -266,7 +266,7 @@ def bitsandbytes4(nested: bool) -> Callable[[np.random.Generator], Coded]:
             "shape": [ROWS, COLUMNS],
         }
         arrays: Arrays = {
-            "w.weight": (codes[::2] << 4 | codes[1::2]).astype(np.uint8)[:, None],
+            "w.weight": (codes[::2] << 4 | codes[1::2]).astype(np.uint8).view(storage)[:, None],
             "w.weight.quant_map": table,
         }
         if nested:
@@ -367,5 +367,7 @@ SCHEMES: dict[str, Callable[[np.random.Generator], Coded]] = {
     "nvfp4 in short rows": nvfp4(True, 80),
     "bitsandbytes int8": bitsandbytes8, "bitsandbytes nf4": bitsandbytes4(False),
     "bitsandbytes nf4, nested": bitsandbytes4(True),
+    "bitsandbytes nf4, stored in bfloat16": bitsandbytes4(True, ml_dtypes.bfloat16),
+    "bitsandbytes nf4, stored in float32": bitsandbytes4(False, F32),
     "float64": float64,
 }  # fmt: skip

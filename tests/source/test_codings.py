@@ -4,8 +4,7 @@ test_architectures.py.)"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from quantkit.source.codings.scaled import by_rank, check_order
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.storage import os_files
 from tests.source import coded
-from tests.source.coded import FP8, ROWS, SCHEMES, Arrays
+from tests.source.coded import FP8, ROWS, SCHEMES
 
 F32 = np.float32
 
@@ -70,104 +69,6 @@ def test_parts_are_asked_for_in_shares(
 
 
 @pytest.mark.parametrize(
-    ("scheme", "part"),
-    [
-        ("gptq", "w.scales"), ("awq", "w.scales"), ("packed", "w.weight_scale"),
-        ("fp8 in blocks", "w.weight"), ("nvfp4, compressed-tensors", "w.weight_scale"),
-        ("bitsandbytes nf4", "w.weight.quant_map"),
-    ],
-)  # fmt: skip
-def test_a_part_that_is_missing_is_named(scheme: str, part: str, tmp_path: Path) -> None:
-    arrays, settings, _ = SCHEMES[scheme](np.random.default_rng(7))
-    del arrays[part]
-    path = tmp_path / "model.safetensors"
-    coded.write(arrays, path)
-    with pytest.raises(errors.TensorMissing, match=part):
-        coded.joined(path, settings)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "changes", "words"),
-    [
-        ("gptq", {"bits": 5}, "5 bits"),
-        ("gptq", {"bits": 8}, "expected"),
-        ("gptq", {"checkpoint_format": "marlin"}, "layout 'marlin'; gptq, gptq_v2 are read"),
-        ("gptq of 3 bits", {"bits": 4}, "expected"),
-        ("gptq without g_idx", {"desc_act": True}, r"w\.g_idx is not in the checkpoint"),
-        ("gptq, last group partial", {"group_size": 200}, "3 groups for 256 columns"),
-        ("autoround, as gptq", {"packing_format": "auto_round:other"}, "'auto_round:other'"),
-        ("autoround, as gptq", {"packing_format": None}, "packing_format ''"),
-        ("awq", {"checkpoint_format": "gemv"}, "'gemm'"),
-        ("awq", {"bits": 8}, "4 bits"),
-        ("awq", {"version": "gemv"}, "'gemm'"),
-        ("awq", {"group_size": 100}, "expected"),
-        ("packed", {"config_groups": {}}, "do not say how w.weight_packed is read"),
-        ("packed", coded.compressed("", num_bits=4, strategy="group", group_size=99), "scales for"),
-        ("packed", coded.compressed("", num_bits=4, strategy="group"), "does not fit the parts"),
-        ("fp8 in blocks", {"weight_block_size": [128, 128]}, "expected"),
-        ("fp8 in blocks", {"weight_block_size": None}, "scales found for 96 rows"),
-        ("fp8 in blocks", {"weight_block_size": ["a", 0]}, "blocks of"),
-        ("fp8 in blocks", {"weight_block_size": [0, 128]}, "blocks of"),
-        ("fp8 in blocks", {"quant_method": "hqq"}, "'hqq', which is not read .*16-bit"),
-        ("fp8 in blocks", {"quant_method": None}, r"config\.json: no quantization_config"),
-    ],
-)  # fmt: skip
-def test_settings_that_contradict(
-    scheme: str, changes: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    arrays, settings, _ = SCHEMES[scheme](np.random.default_rng(7))
-    path = tmp_path / "model.safetensors"
-    coded.write(arrays, path)
-    with pytest.raises(errors.ModelError, match=words):
-        coded.joined(path, {**settings, **changes})
-
-
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"transform_config": {"config_groups": {"R4": {"apply": [
-            {"location": "weight_input"}, {"location": "input"}]}}}}, "transform_config"),
-        ({"transform_config": {"config_groups": {"R1": {"apply": [
-            {"location": "weight_output"}, {"location": "weight_input"}]}}}}, ""),
-        ({"transform_config": {}, "algo_config": None}, ""),
-        ({"algo_config": [{"name": "gptq"}, {"name": "rotation", "r4": True}]}, "algo_config"),
-        ({"algo_config": {"name": "quarot"}}, "algo_config"),
-        ({"algo_config": [{"name": "autosmoothquant"}]}, ""),
-    ],
-)  # fmt: skip
-def test_activations_that_are_rotated(settings: dict[str, Any], key: str, tmp_path: Path) -> None:
-    """Weights that are right only with what is rotated as the model runs are refused."""
-    arrays, how, _ = SCHEMES["fp8 by row"](np.random.default_rng(7))
-    path = tmp_path / "model.safetensors"
-    coded.write(arrays, path)
-    if key:
-        with pytest.raises(errors.ConfigError, match=f"{key} of quantization_config rotates"):
-            coded.joined(path, {**how, **settings})
-    else:
-        assert len(coded.joined(path, {**how, **settings})) == 1
-
-
-def test_a_shape_that_its_codes_contradict_is_named(tmp_path: Path) -> None:
-    arrays, settings, _ = SCHEMES["packed"](np.random.default_rng(7))
-    arrays["w.weight_shape"] = np.array([ROWS, 64])
-    path = tmp_path / "model.safetensors"
-    coded.write(arrays, path)
-    with pytest.raises(errors.TensorShape, match=rf"w\.weight_shape says \[{ROWS}, "):
-        coded.joined(path, settings)
-
-
-def test_a_group_that_is_not_there(tmp_path: Path) -> None:
-    for scheme, name in ("gptq", "w.g_idx"), ("packed, columns in any order", "w.weight_g_idx"):
-        arrays, settings, _ = SCHEMES[scheme](np.random.default_rng(7))
-        arrays[name][5] = 9
-        path = tmp_path / "model.safetensors"
-        coded.write(arrays, path)
-        (t,) = coded.joined(path, settings)
-        with Files([path]) as files, pytest.raises(errors.CorruptFile, match="g_idx names a group"):
-            read(files, t, 0, 8)
-
-
-@pytest.mark.parametrize(
     "scheme", [name for name in SCHEMES if name.startswith(("mxfp4", "nvfp4"))]
 )
 def test_blocks_are_ggmls(scheme: str, tmp_path: Path) -> None:
@@ -192,22 +93,6 @@ def test_blocks_are_ggmls(scheme: str, tmp_path: Path) -> None:
             assert read(files, given, 1, 1)[0, 0] == F32(0.02)
             values = values * factors[0]
     np.testing.assert_allclose(values, expected, rtol=3e-7)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "part", "code"),
-    [("mxfp4, mimo", "w.weight_scale", 0xFF), ("nvfp4, modelopt", "w.weight_scale", 0x7F)],
-)
-def test_blocks_with_nan(scheme: str, part: str, code: int, tmp_path: Path) -> None:
-    arrays, settings, _ = SCHEMES[scheme](np.random.default_rng(7))
-    arrays[part].view(np.uint8)[5, 3] = code
-    path = tmp_path / "model.safetensors"
-    coded.write(arrays, path)
-    (t,) = decoded(read_weights(path), read_settings({"quantization_config": settings}, None, ""))
-    with Files([path]) as files:
-        read(files, t, 6, 8)
-        with pytest.raises(errors.NonFiniteWeight, match=r"w\.weight has NaN as a scale in row 5"):
-            read(files, t, 2, 8)
 
 
 def test_scales_of_one(tmp_path: Path) -> None:
@@ -299,6 +184,34 @@ def test_a_stack_as_modelopt_names_its_parts(
             assert (read(files, t, 0, 144) == expected.reshape(-1, 64)).all()
             got = read(files, t, 40, 60, 5, 30)
             assert (got == expected.reshape(-1, 64)[40:100, 5:35]).all()
+
+
+@pytest.mark.parametrize("shape", [(3,), ()])
+def test_a_stack_that_stands_inputs_by_outputs(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """ModelOpt turns Llama 4's and gpt-oss's experts, packs their rows, and turns them back."""
+    rng = np.random.default_rng(7)
+    codes = rng.integers(0, 16, (3, 48, 64))  # [experts, outputs, inputs]
+    groups = np.abs(rng.normal(0, 100, (3, 48, 4))).astype(FP8)
+    whole = rng.normal(1, 0.2, shape).astype(F32)
+    each = np.broadcast_to(whole.reshape(-1, 1, 1), (3, 1, 1))
+    expected = np.array(coded.E2M1, F32)[codes] * np.repeat(groups.astype(F32) * each, 16, -1)
+    expected = expected.transpose(0, 2, 1).reshape(-1, 48)
+    arrays = {
+        "x.down_proj": coded.pairs(codes).transpose(0, 2, 1),
+        "x.down_proj_weight_scale": groups.transpose(0, 2, 1),
+        "x.down_proj_weight_scale_2": whole,
+    }
+    path = tmp_path / "model.safetensors"
+    coded.write({name: np.ascontiguousarray(a) for name, a in arrays.items()}, path)
+    (t,) = coded.joined(path, {"quant_method": "modelopt"})
+    assert (t.name, t.shape, t.ggml.name) == ("x.down_proj", (3, 64, 48), "F32")
+    with Files([path]) as files:
+        assert (read(files, t, 0, 192) == expected).all()
+        for _ in range(60):
+            first, column = int(rng.integers(0, 192)), int(rng.integers(0, 48))
+            count, width = int(rng.integers(1, 193 - first)), int(rng.integers(1, 49 - column))
+            got = read(files, t, first, count, column, width)
+            assert (got == expected[first : first + count, column : column + width]).all()
 
 
 @pytest.mark.parametrize("ranks", [4, 8])
@@ -394,68 +307,3 @@ def test_settings_that_are_left_over(method: str, tmp_path: Path) -> None:
     assert decoded(tensors, how) == tensors
     assert f"config.json says '{method}'" in (settings_note(tensors, how) or "")
     assert settings_note(tensors, read_settings({}, None, "config.json")) is None
-
-
-def test_scales_beside_floats(tmp_path: Path) -> None:
-    """Weights of 16 bits whose scales are still there: what is meant is not told."""
-    path = tmp_path / "model.safetensors"
-    coded.write({"w.weight": np.ones((4, 32), np.float16), "w.weight_scale": np.ones(1, F32)}, path)
-    with pytest.raises(
-        errors.UnsupportedSource, match=r"w\.weight is F16 and has scales .* delete"
-    ):
-        coded.joined(path, {"quant_method": "fp8"})
-
-
-JUNK: list[Any] = [None, 0, -1, 7, 1 << 40, "", "x", [], [1, 2], {}, 1e400, True, [0, 0], "0x0"]
-
-
-def _keys(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    for key, value in table.items():
-        yield table, key
-        if isinstance(value, dict):
-            yield from _keys(value)
-
-
-def _bend(arrays: Arrays, settings: dict[str, Any], rng: np.random.Generator) -> None:
-    """One thing that does not fit: in a part's shape, type or bytes, or in the settings."""
-    name = str(rng.choice(list(arrays)))
-    a = arrays[name]
-    match int(rng.integers(0, 7)):
-        case 0:
-            del arrays[name]
-        case 1:
-            arrays[name] = a.reshape(-1)[: int(rng.integers(0, a.size + 1))]
-        case 2:
-            arrays[name] = a.reshape(a.size, 1) if rng.integers(0, 2) else a.reshape(1, 1, a.size)
-        case 3:
-            kinds: list[Any] = [np.int8, F32, np.int32, np.uint8, np.int64, np.float16, FP8]
-            arrays[name] = np.zeros(a.shape, kinds[int(rng.integers(0, len(kinds)))])
-        case 4:
-            data = rng.integers(0, 256, a.nbytes, dtype=np.uint8)
-            arrays[name] = data.view(a.dtype).reshape(a.shape)
-        case _:
-            if places := list(_keys(settings)):
-                table, key = places[int(rng.integers(0, len(places)))]
-                table[key] = JUNK[int(rng.integers(0, len(JUNK)))]
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_parts_that_are_malformed(scheme: str, tmp_path: Path) -> None:
-    """Whatever is wrong with the parts or the settings: an error with a name, or weights."""
-    make: Callable[..., Any] = SCHEMES[scheme]
-    rng = np.random.default_rng(11)
-    whole, settings, _ = make(rng)
-    path = tmp_path / "model.safetensors"
-    refused = 0
-    for _ in range(60):
-        arrays, bent = dict(whole), copy.deepcopy(settings)
-        _bend(arrays, bent, rng)
-        coded.write(arrays, path)
-        try:
-            tensors = coded.joined(path, bent)
-            with Files([path]) as files, np.errstate(all="ignore"):
-                for t in tensors:
-                    assert len(read(files, t, 0, t.n_rows)) == t.n_rows
-        except errors.QuantkitError:
-            refused += 1
-    assert refused >= (0 if scheme == "float64" else 10)

@@ -31,6 +31,7 @@ from quantkit.source.codings import (
     slabs,
     ternary,
 )
+from quantkit.source.codings.known import are_known, check_activations, is_coded
 from quantkit.source.codings.parts import Decoder, Found, Join, Rows, cut
 from quantkit.source.codings.settings import Settings, read_settings
 from quantkit.source.tensors import Files, SourceTensor
@@ -47,15 +48,14 @@ def decoded(tensors: Sequence[SourceTensor], settings: Settings) -> list[SourceT
     """
     found = {t.name: t for t in tensors}
     out: Found = {}
-    if any(map(_is_coded, tensors)) and _is_known(settings, tensors):
+    check_activations(settings)
+    if any(map(is_coded, tensors)) and are_known(settings, tensors):
         for ending, join in _JOINS.items():
             for name in [name for name in found if name.endswith(ending)]:
                 if name in found and (made := _joined(join, found, name, ending, settings)):
                     for part in made.parts:
                         found.pop(part.name, None)
                     out[made.parts[0].name] = made
-        for name in [name for name in found if name.endswith(_UNUSED)]:
-            del found[name]
         packed.check_shapes(out.values())
     for name in [name for name in found if name.endswith(_LEFT_OVER)]:
         del found[name]
@@ -65,53 +65,12 @@ def decoded(tensors: Sequence[SourceTensor], settings: Settings) -> list[SourceT
 
 def settings_note(tensors: Iterable[SourceTensor], settings: Settings) -> str | None:
     """A line for people where the settings are left over: no tensor is quantized."""
-    if not settings.method or any(map(_is_coded, tensors)):
+    if not settings.method or any(map(is_coded, tensors)):
         return None
     return (
         f"quantization_config of {settings.where} says {settings.method!r}, and "
         "every tensor is of 16 bits or more: it is left over, and ignored"
     )
-
-
-def _is_coded(t: SourceTensor) -> bool:
-    """Whether a tensor is, or may be, a part of a quantized weight."""
-    return t.name.endswith(_PARTS) or t.raw not in ("", "F64", "I64", "BOOL")
-
-
-def _is_known(settings: Settings, tensors: Iterable[SourceTensor]) -> bool:
-    """Whether the settings say how weights are kept, or need not. Raises ConfigError."""
-    if settings.method in METHODS:
-        _check_packing(settings)
-        if rotated := settings.rotated:
-            raise ConfigError(
-                f"{settings.where}: {rotated} of quantization_config rotates what goes into the "
-                "weights as the model runs, and GGUF has no place for that. Convert the 16-bit "
-                "release instead"
-            )
-        return True
-    if not settings.method:
-        if any(t.raw == "F8_E8M0" for t in tensors):  # powers of two, which only scales are kept in
-            return True
-        if part := next((t for t in tensors if t.name.endswith(_PARTS)), None):
-            raise ConfigError(
-                f"{settings.where}: no quantization_config, and tensor {part.name} of {part.path} "
-                "is a part of quantized weights; get the config.json of the release again"
-            )
-        return False
-    raise ConfigError(
-        f"{settings.where}: weights are quantized by {settings.method!r}, which is not read "
-        f"({', '.join(sorted(METHODS))} are). Convert the 16-bit release, or write one first: in "
-        "transformers, model.dequantize(), then model.save_pretrained(DIR)"
-    )
-
-
-def _check_packing(settings: Settings) -> None:
-    """AutoRound packs weights as another method does, and names which. Raises ConfigError."""
-    if settings.method == "auto-round" and settings.packing not in PACKINGS:
-        raise ConfigError(
-            f"{settings.where}: AutoRound's weights in packing_format {settings.packing!r}; "
-            f"{' and '.join(PACKINGS)} are read. Convert the 16-bit release instead"
-        )
 
 
 def _joined(
@@ -254,9 +213,6 @@ def _join_beside(ending: str) -> Join:
     return join
 
 
-METHODS = ("auto-round", "awq", "bitnet", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8",
-           "gptq", "modelopt", "mxfp4", "mxfp8", "quark")  # fmt: skip
-PACKINGS = ("auto_round:auto_gptq", "auto_round:auto_awq")
 # the ending of a part that each weight of a coding has -> how the parts are put together
 _JOINS: Mapping[str, Join] = {
     "_blocks": mxfp4.join_blocks,
@@ -270,8 +226,6 @@ _JOINS: Mapping[str, Join] = {
     ".SCB": bitsandbytes.join_int8,
     ".absmax": bitsandbytes.join_four_bits,
 }
-# endings that only parts of quantized weights have
-_PARTS = ("_scale_inv", ".weight_scale", ".weight_packed", ".qweight", "_blocks", ".absmax", ".SCB")
 # what quantized activations and caches leave in a checkpoint; weights do not need it
 _LEFT_OVER = (
     ".input_scale", ".output_scale", "activation_scale", ".input_global_scale", ".input_scale_ub",
@@ -279,13 +233,12 @@ _LEFT_OVER = (
     ".input_zero_point", ".output_zero_point", ".k_zero_point", ".v_zero_point",
     "_proj_input_scale", "_proj_input_global_scale",  # of stacked experts
 )  # fmt: skip
-# parts of weights that say nothing their shapes do not
-_UNUSED = (".weight_format",)
 # what a coding is called where people read of it
 _KEPT_AS: Mapping[str, str] = {
     "awq": "AWQ", "bitsandbytes8": "bitsandbytes' 8 bits", "bitsandbytes4": "bitsandbytes' 4 bits",
     "gptq": "GPTQ", "mxfp4": "MXFP4", "mxfp4_pairs": "MXFP4", "mxfp4_floats": "MXFP4",
-    "nvfp4": "NVFP4", "nvfp4_floats": "NVFP4", "packed": "packed integers",
+    "nvfp4": "NVFP4", "nvfp4_floats": "NVFP4", "nvfp4_columns": "NVFP4",
+    "packed": "packed integers",
     "ternary": "BitNet's two bits",
 }  # fmt: skip
 _RAW: Mapping[str, str] = {"F8_E4M3": "FP8", "F8_E5M2": "FP8", "I8": "INT8"}
@@ -301,6 +254,7 @@ _DECODERS: Mapping[str, Decoder] = {
     "mxfp4_floats": mxfp4.read_floats,
     "nvfp4": nvfp4.read_blocks,
     "nvfp4_floats": nvfp4.read_floats,
+    "nvfp4_columns": nvfp4.read_columns,
     "packed": packed.read,
     "batch_norm": batch_norm.read,
     "beside": _read_beside,

@@ -19,6 +19,8 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     group = values.get("group_size")
     version = values.get("version") or values.get("checkpoint_format") or "gemm"
     four = values.get("bits", values.get("w_bit")) == 4
+    if values.get("backend") == "llm-awq":  # matrices `[out, in / 8]`, of the same shapes if square
+        version = "gemv"
     if not four or not isinstance(group, int) or str(version).lower() != "gemm":
         raise ConfigError(
             f"{settings.where}: AWQ weights of 4 bits in groups, in the layout 'gemm', are read, "

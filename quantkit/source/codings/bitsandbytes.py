@@ -6,12 +6,14 @@ The numbers are those of bitsandbytes' `int8_vectorwise_dequant` and `dequantize
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from quantkit.errors import ConfigError, TensorShape
+from quantkit.errors import ConfigError, TensorShape, UnsupportedSource
+from quantkit.gguf.types import type_by_name
 from quantkit.source.codings.parts import (
     BYTES,
     FLOATS,
@@ -39,6 +41,14 @@ def join_int8(found: Found, name: str, settings: Settings) -> SourceTensor:
             f"{weight.path}: tensor {weight.name}: {list(weight.shape)} found, a matrix expected"
         )
     largest = part(found, f"{name}.SCB", FLOATS, weight.shape[0])
+    if (layout := found.pop(f"{name}.weight_format", None)) and not layout.is_remote:
+        with Files([layout.path]) as files:
+            if files.read_rows(layout, 0, 1).any():
+                raise UnsupportedSource(
+                    f"{layout.path}: tensor {layout.name} says that the rows of {weight.name} are "
+                    "in tiles of a GPU of old (col32, col_turing, col_ampere), which bitsandbytes "
+                    "itself no longer reads. Convert the 16-bit release instead"
+                )
     return joined(weight.name, "F32", weight.shape, "bitsandbytes8", weight, largest)
 
 
@@ -64,7 +74,11 @@ def join_four_bits(found: Found, name: str, settings: Settings) -> SourceTensor 
     size = state["blocksize"]
     if columns % 2 or size < 1:
         raise TensorShape(f"{stated.path}: tensor {stated.name}: {columns} weights a row")
-    codes = part(found, name, BYTES)
+    codes = found[name]
+    if not codes.raw:  # bytes in numbers of more of them (bnb_4bit_quant_storage)
+        n = codes.n_rows * codes.row_bytes
+        codes = replace(codes, ggml=type_by_name("I8"), raw="U8", shape=(n, 1))
+    codes = part({name: codes}, name, BYTES)
     absmax = part(found, f"{name}.absmax", ("U8", *FLOATS))
     if prod(codes.shape) != rows * columns // 2:
         raise wrong_shape(codes, (rows * columns // 2, 1))

@@ -30,6 +30,8 @@ from quantkit.source.tensors import Files, SourceTensor
 _RUNS = {2: (16, 1), 3: (32, 3), 4: (8, 1), 8: (4, 1)}
 # what is taken off the zeros that are kept, by the layout's name
 _KEPT_LESS = {"gptq": 1, "gptq_v2": 0}
+# keys that name the layout: GPTQModel writes the first and takes either
+_LAYOUT = ("checkpoint_format", "format")
 # settings that give modules bits of their own
 _BY_MODULE = ("dynamic", "extra_config")
 
@@ -37,7 +39,13 @@ _BY_MODULE = ("dynamic", "extra_config")
 def join(found: Found, name: str, settings: Settings) -> SourceTensor:
     """The parts of `name`. Raises ConfigError, TensorMissing, TensorShape."""
     values = settings.values
-    layout = values.get("checkpoint_format") or "gptq"
+    said = [values.get(key) for key in _LAYOUT if values.get(key)]
+    layout = "marlin" if values.get("is_marlin_format") else said[0] if said else "gptq"
+    if len({*map(str, said)}) > 1:
+        raise ConfigError(
+            f"{settings.where}: GPTQ weights in two layouts at once, {said[0]!r} and {said[1]!r}: "
+            f"{' and '.join(_LAYOUT)} of quantization_config contradict each other"
+        )
     if layout not in _KEPT_LESS:
         raise ConfigError(
             f"{settings.where}: GPTQ weights in the layout {layout!r}; {', '.join(_KEPT_LESS)} are "

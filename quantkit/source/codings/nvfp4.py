@@ -17,6 +17,7 @@ from quantkit.errors import TensorShape
 from quantkit.gguf.types import type_by_name
 from quantkit.source.codings.parts import (
     BYTES,
+    FLOAT4,
     FLOATS,
     Found,
     Rows,
@@ -43,7 +44,9 @@ def join(
 ) -> SourceTensor:
     """U8 `[rows, columns / 2]`, E4M3 `[rows, columns / 16]`, and the scales of the tensor and of
     its input, each of one value, if they are there. A stack of matrices, which has one more axis
-    and may have a scale a matrix, is not kept in blocks."""
+    and may have a scale a matrix, is not kept in blocks; it may stand as `[inputs, outputs]`, with
+    groups of inputs: U8 `[experts, inputs / 2, outputs]`, E4M3 `[experts, inputs / 16, outputs]`.
+    """
     codes = part(found, codes_name, BYTES)
     if len(codes.shape) not in (2, 3) or codes.shape[-1] % 8:
         raise TensorShape(
@@ -52,8 +55,11 @@ def join(
         )
     *lead, half = codes.shape
     scale = scale_name or f"{name}_scale"
-    groups = part(found, scale, ("F8_E4M3",), *lead, half // 8)
-    parts = [flat(codes, half), flat(groups, half // 8)]
+    groups = part(found, scale, ("F8_E4M3",))
+    by_input = len(lead) == 2 and groups.shape == (lead[0], lead[1] // 8, half)
+    if not by_input:
+        groups = part(found, scale, ("F8_E4M3",), *lead, half // 8)
+    parts = [flat(codes, half), flat(groups, groups.shape[-1])]
     divides = codes_name != name  # compressed-tensors
     stem = name.removesuffix("weight") if name.endswith(".weight") else f"{name}_"
     names = (
@@ -66,9 +72,12 @@ def join(
         places.append(len(parts) if scalar in found else 0)
         if scalar in found:
             parts.append(_one(part(found, scalar, FLOATS), prod(lead[:-1])))
+    how = (*places, int(divides))
+    if by_input:
+        turned = (lead[0], 2 * lead[1], half)
+        return joined(name, "F32", turned, "nvfp4_columns", *parts, settings=how)
     kept = 2 * half % _BLOCK == 0 and len(lead) == 1
-    shape = (*lead, 2 * half)
-    t = joined(name, "NVFP4", shape, "nvfp4", *parts, settings=(*places, int(divides)))
+    t = joined(name, "NVFP4", (*lead, 2 * half), "nvfp4", *parts, settings=how)
     return t if kept else widened(t)
 
 
@@ -108,12 +117,35 @@ def read_floats(
     left, right = column // 2, -(-(column + width) // 2)
     values = float4(cut(files, t.parts[0], first, count, left, right - left), column, width)
     scales = float8("F8_E4M3")[files.read_rows(t.parts[1], first, count)]
+    scales = _with_second(files, t, first, count, scales)
+    out: Rows = values * scales[:, np.arange(column, column + width) // 16]
+    return out
+
+
+def _with_second(files: Files, t: SourceTensor, first: int, count: int, scales: Rows) -> Rows:
+    """The scales of groups of rows `first` to `first + count` and those of their matrices in
+    one."""
     if place := t.settings[_SECOND]:
         second = scale_values(files, t.parts[place], 0, t.parts[place].n_rows)
         if len(second) > 1:  # of the matrix that a row is of
             second = second[np.arange(first, first + count) // t.shape[-2]]
         scales = scales / second if t.settings[_DIVIDES] else scales * second
-    out: Rows = values * scales[:, np.arange(column, column + width) // 16]
+    return scales
+
+
+def read_columns(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
+) -> Rows:
+    """A rectangle of matrices whose groups go down their columns, in float32."""
+    codes, groups = t.parts[:2]
+    top, end = first // 2, -(-(first + count) // 2)
+    held = cut(files, codes, top, end - top, column, width)
+    pairs = np.stack((held & 15, held >> 4), 1).reshape(-1, width)
+    group = np.arange(first, first + count) // 16
+    low = int(group[0])
+    scales = cut(files, groups, low, int(group[-1]) - low + 1, column, width)
+    scales = float8("F8_E4M3")[scales][group - low]
+    out: Rows = FLOAT4[pairs[first % 2 :][:count]] * _with_second(files, t, first, count, scales)
     return out
 
 

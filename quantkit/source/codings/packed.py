@@ -17,6 +17,7 @@ from quantkit.source.codings.settings import Settings
 from quantkit.source.tensors import Files, SourceTensor
 
 _STRATEGIES = ("group", "channel", "tensor")
+_IN_ORDER = ("group", "dynamic", True)  # groups are of columns in the order of their activations
 
 
 def join(found: Found, name: str, settings: Settings) -> SourceTensor:
@@ -38,19 +39,22 @@ def join(found: Found, name: str, settings: Settings) -> SourceTensor:
             f"{list(scales.shape)} found, matrices expected"
         )
     rows, n_groups = codes.shape[0], scales.shape[1] if len(scales.shape) == 2 else 1
-    held = codes.shape[1] * (32 // bits)  # weights of a row, with those that fill its last word
+    per = 32 // bits
+    held = codes.shape[1] * per  # weights of a row, with those that fill its last word
     group = weights["group_size"] if strategy == "group" else held
     columns = n_groups * group
-    if not 0 < columns <= held or scales.shape[0] not in (1, rows):
+    if not held - per < columns <= held or scales.shape[0] not in (1, rows):
         raise TensorShape(
             f"{scales.path}: tensor {scales.name}: {list(scales.shape)} scales for {group} weights "
             f"each, which {codes.name} with {rows} rows of at most {held} weights does not have"
         )
     zero_at = group_at = 0
-    if f"{name}_zero_point" in found:
+    if f"{name}_zero_point" in found or weights.get("symmetric") is False:
         zero_at = len(parts)
-        parts.append(part(found, f"{name}_zero_point", WORDS, -(-rows // (32 // bits)), n_groups))
-    if f"{name}_g_idx" in found:  # columns of a group are not side by side
+        parts.append(part(found, f"{name}_zero_point", WORDS, -(-rows // per), n_groups))
+    if (
+        f"{name}_g_idx" in found or weights.get("actorder") in _IN_ORDER
+    ):  # columns of a group are not side by side
         group_at = len(parts)
         parts.append(part(found, f"{name}_g_idx", INTEGERS, columns))
     return joined(

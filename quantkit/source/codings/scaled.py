@@ -43,10 +43,12 @@ def join(found: Found, name: str, scale_name: str, settings: Settings) -> Source
     """
     weight, scale = found[name], part(found, scale_name, _SCALES)
     if weight.raw not in (*CODES, "I8"):
+        cure = "delete the scales if they are left over"
+        if weight.raw:  # Quark's and ModelOpt's integers of 4 bits
+            cure = "integers packed so are not read: convert the 16-bit release instead"
         raise UnsupportedSource(
             f"{weight.path}: tensor {name} is {weight.raw or weight.ggml.name} and has scales "
-            f"({scale_name}), which only F8_E4M3, F8_E5M2 and I8 are read with; delete the scales "
-            "if they are left over"
+            f"({scale_name}), which only F8_E4M3, F8_E5M2 and I8 are read with; {cure}"
         )
     if len(weight.shape) < 2 or 0 in weight.shape:
         raise TensorShape(
@@ -61,7 +63,8 @@ def join(found: Found, name: str, scale_name: str, settings: Settings) -> Source
     per_row = -(-weight.shape[-1] // width)
     parts = [weight, flat(scale, per_row)]
     zeros = f"{name}_zero_point"
-    if zeros in found:
+    asked = weight.raw == "I8" and settings.weights(name).get("symmetric") is False
+    if zeros in found or asked:
         parts.append(flat(part(found, zeros, ("I8", *FLOATS), *scale.shape), per_row))
     return joined(name, "F32", weight.shape, "scaled", *parts, settings=(height, width, rows))
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from quantkit.errors import ConfigError
 
+# keys under which tools say that they rotate (GPTQModel's `rotation`, AutoRound's)
+_ROTATION = re.compile(r"hadamard|rotat|quarot|spinquant")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -36,10 +39,15 @@ class Settings:
         return str(self.values.get("packing_format") or "")
 
     @property
+    def as_it_runs(self) -> bool:
+        """Whether weights are BitNet's before they are rounded to its three values."""
+        return self.method == "bitnet" and self.values.get("quantization_mode") == "online"
+
+    @property
     def rotated(self) -> str:
         """The key that says that activations are rotated as the model runs, so that the weights are
         not those of the model: compressed-tensors' transforms of anything but weights, Quark's
-        rotations. "" if there are none."""
+        rotations, what others call so. "" if there are none."""
         stated = self.values.get("transform_config")
         groups = stated.get("config_groups") if isinstance(stated, dict) else None
         for group in groups.values() if isinstance(groups, dict) else ():
@@ -51,7 +59,9 @@ class Settings:
         steps = self.values.get("algo_config")
         steps = steps if isinstance(steps, list) else [steps]
         names = [step.get("name") for step in steps if isinstance(step, dict)]
-        return "algo_config" if any("rot" in str(name) for name in names) else ""
+        if any("rot" in str(name) for name in names):
+            return "algo_config"
+        return next((k for k, v in self.values.items() if v and _ROTATION.search(str(k))), "")
 
     @property
     def layers(self) -> Mapping[str, str]:
