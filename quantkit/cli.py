@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -198,6 +199,10 @@ def main() -> None:
         sys.exit(1)
     except OSError as e:
         text = f"{one_line(str(e.filename or 'input or output'))}: {e.strerror}"
+        if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            import tempfile
+
+            text += f"; make room there and in {tempfile.gettempdir()}, and run it again"
         _say_error(text, kind="OSError", code=1)
         sys.exit(1)
     except ValueError as e:

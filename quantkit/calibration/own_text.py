@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.calibration.sums import replace_file
 from quantkit.errors import LlamaError
 from quantkit.llama import apart
 from quantkit.llama.llama_cpp import Llama
 from quantkit.progress import SILENT, Progress
+from quantkit.storage.whole import replace_file
 
 TOGETHER = 16  # sequences that are written at once
 CHUNKS = 128  # of calibration, as many as most of what is published were made with

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.calibration.collector import Collector, few, lacking
-from quantkit.calibration.sums import Entry, Sums, as_gguf, counted, read_exact, replace_file, write
+from quantkit.calibration.sums import Entry, Sums, as_gguf, counted, read_exact, write
 from quantkit.errors import ImatrixError, JournalMismatch, LlamaError, OutputInUse, QuantkitError
 from quantkit.gguf.container import KeyValue, array, read_header, scalar, string, uint32
 from quantkit.llama import apart
 from quantkit.llama.ahead import Ahead
 from quantkit.llama.llama_cpp import Llama, library
 from quantkit.storage import os_files
+from quantkit.storage.whole import replace_file
 
 Ids = NDArray[np.int32]
 BATCH = 2048  # tokens that are decoded at once (llama-imatrix's default)

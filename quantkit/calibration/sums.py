@@ -39,7 +39,7 @@ from quantkit.gguf.container import (
 from quantkit.gguf.types import type_by_name
 from quantkit.hub.http import SCHEME
 from quantkit.hub.repository import Address, Reader
-from quantkit.storage import os_files
+from quantkit.storage.whole import replace_file
 
 Floats = NDArray[np.float32]
 Counts = NDArray[np.int64]
@@ -278,29 +278,9 @@ def counted(sums: Sums) -> Sums:
 def write(path: Path, sums: Sums, dat: bool = False) -> None:
     """Write a matrix as llama-imatrix does, GGUF or `.dat`; the file is there whole or not at all.
 
-    Raises OSError, and ImatrixError: nothing was counted.
+    Raises DiskFull, OutputError, ImatrixError: nothing was counted.
     """
     replace_file(path, as_dat(sums) if dat else as_gguf(sums))
-
-
-def replace_file(path: Path, parts: Iterable[bytes]) -> None:
-    """A file of these bytes in place of one that may be there; synced before this returns."""
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        fd = os_files.open_new(beside)
-        try:
-            at = 0
-            for part in parts:
-                os_files.pwrite(fd, memoryview(part), at)
-                at += len(part)
-            os_files.sync(fd)
-        finally:
-            os.close(fd)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    os_files.sync_directories([path.parent])
 
 
 def as_gguf(sums: Sums, exact: bool = False) -> list[bytes]:

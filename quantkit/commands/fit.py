@@ -72,6 +72,7 @@ def fit(
     from quantkit.fitting.fit import make
     from quantkit.fitting.fit import picture as drawn
     from quantkit.jobs import Run
+    from quantkit.storage.whole import write_text
 
     matrix = values.read_imatrix(imatrix)
     with progress:
@@ -100,7 +101,7 @@ def fit(
             made = make(source, fit, output, imatrix=matrix, reading=reading, run=run)
         files = [f.path for f in made.files]
     for path, text in texts.items():
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     if as_json:
         print_json(_json(fit, recipe_file, files, seconds))
     else:

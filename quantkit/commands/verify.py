@@ -80,6 +80,7 @@ def verify(
     from quantkit import api
     from quantkit.errors import UsageError
     from quantkit.source.gguf_set import model_files
+    from quantkit.storage.whole import write_text
     from quantkit.verification.divergence import mean
     from quantkit.verification.verdict import picture as drawn
     from quantkit.verification.verify import missing_files
@@ -110,7 +111,7 @@ def verify(
     if file.is_dir() and (lost := missing_files(file)):
         verdicts.append(lost)
     if picture:
-        picture.write_text(drawn(verdicts[0]), encoding="utf-8")
+        write_text(picture, drawn(verdicts[0]))
     if as_json:
         found = [verdict.as_data() for verdict in verdicts]
         print_json({"files": found} if file.is_dir() else found[0])

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from quantkit.errors import OutputError, OutputInUse
-from quantkit.execution.outputs import output_error
 from quantkit.gguf.container import MAX_HEADER
 from quantkit.storage import os_files
+from quantkit.storage.whole import output_error
 
 _MARK = b"quantkit: two headers of a GGUF file\n"
 _SUM = 32  # bytes of a SHA-256

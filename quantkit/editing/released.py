@@ -14,6 +14,7 @@ from quantkit.planning.plan import PlannedFile
 from quantkit.releases import manifest
 from quantkit.releases.checksums import hash_files, tensors_of
 from quantkit.releases.manifest import FileRecord, Manifest
+from quantkit.storage.whole import write_text
 
 
 def follow(files: Sequence[PlannedFile], run: Run) -> None:
@@ -39,8 +40,8 @@ def follow(files: Sequence[PlannedFile], run: Run) -> None:
     there = replace(
         there, files=tuple(map(updated, there.files)), left=tuple(map(updated, there.left))
     )
-    manifest.write(directory / manifest.NAME, manifest.as_json(there))
-    manifest.write(directory / manifest.CHECKSUMS, manifest.as_checksums(there))
+    write_text(directory / manifest.NAME, manifest.as_json(there))
+    write_text(directory / manifest.CHECKSUMS, manifest.as_checksums(there))
     edited = ", ".join(sorted(path.name for path in listed))
     run.progress.note(
         f"{manifest.NAME} and {manifest.CHECKSUMS} have the new sums of {edited}; the card and the "

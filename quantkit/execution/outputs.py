@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import threading
@@ -23,6 +22,7 @@ from quantkit.errors import (
 from quantkit.execution.journal import Identity, Journal, RowRange, identities, source_digest
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.storage import direct_io, os_files
+from quantkit.storage.whole import output_error
 
 SYNC_SECONDS = 5.0  # how much work a power cut may cost
 HELD_BYTES = 1 << 24  # of a file, before the disk is set to work on it
@@ -142,17 +142,6 @@ class OutputFile:
                 self._held = 0
         if full:
             os_files.start_writing(self._fd)
-
-
-def output_error(e: OSError, path: Path) -> OutputError:
-    """What the system says of a write, as an error with a name."""
-    if e.errno == errno.ELOOP:
-        return OutputError(f"{e.filename or path} is a link to another file; remove it")
-    if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return DiskFull(f"{path}: the disk is full ({e.strerror}); make room and run it again")
-    if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return OutputError(f"{path}: cannot be written ({e.strerror}); name another place with -o")
-    return OutputError(f"{path}: cannot be written ({e.strerror}); mend that and run it again")
 
 
 def check_outputs(plan: Plan, force: bool) -> None:

@@ -13,6 +13,7 @@ from quantkit.releases import card, manifest, modelfile, page, previous
 from quantkit.releases.manifest import Manifest
 from quantkit.reporting.inspection import Description
 from quantkit.reporting.table import Row
+from quantkit.storage.whole import remove, write_text
 
 
 def write(
@@ -45,6 +46,6 @@ def write(
     for name in set(previous.PICTURES) - drawn.keys():
         (directory / name).unlink(missing_ok=True)  # of an earlier run, with more types
     for name, text in texts.items():
-        manifest.write(directory / name, plain_text.lines(text))
-    manifest.remove(manifest.partial_path(directory))
+        write_text(directory / name, plain_text.lines(text))
+    remove(manifest.partial_path(directory))
     return list(previous.beside(len(rows)))

@@ -20,7 +20,7 @@ from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.calibration.measure import Measured, Options, measure, sampled
 from quantkit.calibration.run import PREFIX, usual
 from quantkit.calibration.statistics import routing
-from quantkit.calibration.sums import hub_file, read_sums, replace_file
+from quantkit.calibration.sums import hub_file, read_sums
 from quantkit.errors import OutputExists, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.execution.journal import identities
 from quantkit.gguf.container import read_header
@@ -39,6 +39,7 @@ from quantkit.reporting.llama_memory import UBATCH
 from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
+from quantkit.storage.whole import replace_file, write_text
 
 Ask = Callable[..., object]
 SELF = "self"  # the word for no text
@@ -198,7 +199,7 @@ def as_file(
         if note.exists() and note.read_text() != made_from:
             shutil.rmtree(directory)
         directory.mkdir(exist_ok=True)
-        note.write_text(made_from)
+        write_text(note, made_from)
         if not path.exists():
             jobs.carry_out(job, replace(run, force=True, dry=False, cluster=None))
     yield path

@@ -21,7 +21,6 @@ from quantkit.loading.kinds import PREFIX
 from quantkit.recipes.sensitivity import made_from, use_case
 from quantkit.releases.quality import Calibration, Scores
 from quantkit.reporting.inspection import Experts, Parameters
-from quantkit.storage import os_files
 from quantkit.storage.parse import parse_json
 
 NAME, CHECKSUMS = "manifest.json", "SHA256SUMS"
@@ -306,28 +305,6 @@ def use_of(file: Path) -> str | None:
     if found is None or not kinds or not found.made_from.quantized:
         return None
     return found.use_case(kinds[0])
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; one that holds the same already is left alone."""
-    data, making = text.encode(), path.with_name(f".{path.name}.new")
-    try:
-        if not path.exists() or path.read_bytes() != data:
-            making.unlink(missing_ok=True)  # what a killed run left, or a link of somebody's
-            with open(os_files.open_new(making), "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(making, path)
-            os_files.sync_directories([path.parent])
-    finally:
-        making.unlink(missing_ok=True)  # also one that a killed run left
-
-
-def remove(path: Path) -> None:
-    """Remove what `write` wrote, or was writing."""
-    for each in (path, path.with_name(f".{path.name}.new")):
-        each.unlink(missing_ok=True)
 
 
 def as_json(manifest: Manifest) -> str:

@@ -30,6 +30,7 @@ from quantkit.releases import checksums, manifest
 from quantkit.releases.manifest import BegunFile, FileRecord, Manifest
 from quantkit.source.location import Source
 from quantkit.storage.os_files import fingerprint
+from quantkit.storage.whole import remove
 
 CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
 PICTURES = ("size.svg", "bytes.svg", "error.svg")
@@ -259,7 +260,7 @@ def forget_unbegun(record: Path, plans: Iterable[Plan]) -> None:
     """Remove the record of a release of which no file is there that a run could go on with."""
     files = [f.path for plan in plans for f in plan.files]
     if not any(path.exists() or journal_path(path).exists() for path in files):
-        manifest.remove(record)
+        remove(record)
 
 
 def check_files(

@@ -36,6 +36,7 @@ from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import gigabytes
 from quantkit.reporting.table import Row, html_table
 from quantkit.source.location import Source, SourceLike
+from quantkit.storage.whole import write_text
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
@@ -150,7 +151,7 @@ def release(
     directory.mkdir(parents=True, exist_ok=True)
     if share:
         record = manifest.as_json(replace(this, begun=tuple(plans)))
-        manifest.write(manifest.partial_path(directory), record)
+        write_text(manifest.partial_path(directory), record)
     else:
         this = replace(this, errors=errors_of(this.texts, jobs[0], plan, earlier, run))
         first = {kind: directory / this.first_file(kind) for kind in this.texts}
@@ -245,7 +246,7 @@ def _make_files(
         nonlocal making
         records[path] = checksums.record_of(path, begun[path], planned[path], sums)
         making = replace(making, files=(*making.files, previous.stat_record(path, records[path])))
-        manifest.write(manifest.partial_path(directory), manifest.as_json(making))
+        write_text(manifest.partial_path(directory), manifest.as_json(making))
 
     parts = [replace(job, plan=_part(job.plan, check.make - away.keys())) for job in jobs]
     _make(parts, check.damaged - others.keys(), directory, making, run, note)
@@ -375,7 +376,7 @@ def _make(
             path.unlink()
         for job in jobs:
             check_outputs(job.plan, run.force)
-        manifest.write(record, manifest.as_json(making))
+        write_text(record, manifest.as_json(making))
         for job in jobs:
             carry_out(job, run, note)
     except BaseException as e:

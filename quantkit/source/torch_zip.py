@@ -104,7 +104,9 @@ def _entries(path: File, source: Input, archive: zipfile.ZipFile) -> list[Entry]
 def _small(path: File, archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes:
     """A record of at most so many bytes. Raises CorruptFile."""
     if info.file_size > most or info.compress_size > most:
-        raise CorruptFile(f"{path}: {info.file_size} bytes in {info.filename[-40:]!r}")
+        raise CorruptFile(
+            f"{path}: {info.file_size} bytes in {info.filename[-40:]!r}, more than any model has"
+        )
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CorruptFile(f"{path}: {info.filename[-40:]!r} is compressed as torch never does")
     return archive.read(info)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from quantkit.errors import DiskFull
 from quantkit.execution import outputs, pipeline
 from quantkit.gguf.splits import Splits
 from quantkit.jobs import Run
@@ -14,6 +18,7 @@ from quantkit.releases import checksums
 from quantkit.releases.manifest import FileRecord
 from quantkit.releases.previous import BESIDE
 from quantkit.releases.release import Release, release
+from quantkit.storage import os_files
 from tests.releases.sets import NAME, assert_same, stop_after
 
 
@@ -88,6 +93,29 @@ def test_killed_while_checksums_are_taken(
     release(source, out, run=Run(threads=1))
     assert quantized == []
     assert len(hashed) == 8 - 3
+    assert_same(out, whole)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what a descriptor is of")
+@pytest.mark.parametrize("name", ["README.md", "manifest.json"])
+def test_a_disk_that_is_full_when_the_files_are_made(
+    name: str, whole: Release, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What could not be written is named, and the next run writes no more than that."""
+    out, real = tmp_path / "out", os_files.pwrite
+
+    def full(fd: int, data: memoryview, offset: int) -> None:
+        if os.path.realpath(f"/proc/self/fd/{fd}").endswith(f"/.{name}.new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, data, offset)
+
+    monkeypatch.setattr(os_files, "pwrite", full)
+    with pytest.raises(DiskFull, match=f"{name}: the disk is full"):
+        release(source, out)
+    monkeypatch.undo()
+    quantized = stop_after(0, monkeypatch, pipeline, "_make")
+    release(source, out)
+    assert quantized == []
     assert_same(out, whole)
 
 

@@ -1,0 +1,68 @@
+"""Small files, written whole or not at all; and what the system says of a write, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from quantkit.errors import DiskFull, OutputError
+from quantkit.storage import os_files
+
+
+def output_error(e: OSError, path: Path) -> OutputError:
+    """What the system says of a write, as an error with a name."""
+    if e.errno == errno.ELOOP:
+        return OutputError(f"{e.filename or path} is a link to another file; remove it")
+    if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return DiskFull(f"{path}: the disk is full ({e.strerror}); make room and run it again")
+    if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return OutputError(f"{path}: cannot be written ({e.strerror}); name another place with -o")
+    return OutputError(f"{path}: cannot be written ({e.strerror}); mend that and run it again")
+
+
+def making(path: Path) -> Path:
+    """Where a small file is until it is whole."""
+    return path.with_name(f".{path.name}.new")
+
+
+def replace_file(path: Path, parts: Iterable[bytes]) -> None:
+    """A file of these bytes in place of one that may be there; synced before this returns. Raises
+    DiskFull, OutputError; what was there is there still."""
+    beside = making(path)
+    try:
+        beside.unlink(missing_ok=True)  # what a killed run left, or a link of somebody's
+        fd = os_files.open_new(beside)
+        try:
+            at = 0
+            for part in parts:
+                os_files.pwrite(fd, memoryview(part), at)
+                at += len(part)
+            os_files.sync(fd)
+        finally:
+            os.close(fd)
+        os.replace(beside, path)
+        os_files.sync_directories([path.parent])
+    except OSError as e:
+        raise output_error(e, path) from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file in place of one that may be there; one that holds the same is left alone. Raises
+    DiskFull, OutputError."""
+    data = text.encode()
+    if not path.is_file() or path.read_bytes() != data:
+        replace_file(path, [data])
+    else:
+        making(path).unlink(missing_ok=True)  # what a killed run left
+
+
+def remove(path: Path) -> None:
+    """Remove what was written so, or was being written."""
+    for each in (path, making(path)):
+        each.unlink(missing_ok=True)

@@ -1,0 +1,48 @@
+"""Small files: whole or not at all, and what could not be written is named."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from quantkit import errors
+from quantkit.storage import os_files
+from quantkit.storage.whole import making, replace_file, write_text
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "card.md"
+    write_text(path, "old")
+    real, left = os_files.pwrite, iter([1])
+
+    def full(fd: int, data: memoryview, offset: int) -> None:
+        if next(left, 0):
+            real(fd, data, offset)
+        else:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os_files, "pwrite", full)
+    with pytest.raises(errors.DiskFull, match=r"card\.md: the disk is full .* run it again"):
+        replace_file(path, [b"new", b"er"])
+    assert [*tmp_path.iterdir()] == [path]
+    assert path.read_text() == "old"
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(errors.OutputError, match=r"no/x: cannot be written"):
+        write_text(tmp_path / "no" / "x", "text")
+
+
+def test_what_a_killed_run_left_and_links(tmp_path: Path) -> None:
+    path, victim = tmp_path / "x", tmp_path / "victim"
+    victim.write_text("precious")
+    making(path).symlink_to(victim)
+    write_text(path, "text")
+    stamp = path.stat().st_mtime_ns
+    making(path).write_text("half")
+    write_text(path, "text")  # the same: left alone
+    assert path.stat().st_mtime_ns == stamp
+    assert victim.read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["victim", "x"]
