@@ -21,6 +21,7 @@ from quantkit.llama import apart
 from quantkit.llama.llama_cpp import library
 from quantkit.progress import SILENT, Progress
 from quantkit.storage import os_files
+from quantkit.storage.whole import make_directory
 
 EVERY = 10  # chunks, after which what is done is on the disk (llama-imatrix's default)
 _PLACES, _SAMPLE = 64, 1 << 16  # of a model's file that tell it from another, and their bytes
@@ -89,7 +90,7 @@ def measure(
     state = output.with_name(output.name + ".partial")
     if output.exists() and not force and not state.exists():
         raise OutputExists(f"{output} exists; give --force to overwrite it")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(output.parent)
     there = ahead.wanted(ahead.of_file(model), model) if options.nextn else ahead.Found()
     identity = _identity(model, texts, options)
     task = Task(

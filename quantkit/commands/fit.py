@@ -68,7 +68,7 @@ def fit(
 ) -> None:
     """Choose the format of every tensor: the least error in a file of a size."""
     from quantkit import api
-    from quantkit.errors import OutputExists
+    from quantkit.errors import OutputError, OutputExists
     from quantkit.fitting.fit import make
     from quantkit.fitting.fit import picture as drawn
     from quantkit.jobs import Run
@@ -100,8 +100,14 @@ def fit(
             run = Run(force=force, threads=threads, progress=progress)
             made = make(source, fit, output, imatrix=matrix, reading=reading, run=run)
         files = [f.path for f in made.files]
-    for path, text in texts.items():
-        write_text(path, text)
+    new = [path for path in texts if not path.exists()]
+    try:
+        for path, text in texts.items():
+            write_text(path, text)
+    except OutputError:
+        for path in new:  # neither of them is in the way of another run
+            path.unlink(missing_ok=True)
+        raise
     if as_json:
         print_json(_json(fit, recipe_file, files, seconds))
     else:

@@ -30,7 +30,7 @@ from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.progress import SILENT, Progress
 from quantkit.source.tensors import Files, SourceTensor, numpy_dtype
 from quantkit.storage import direct_io
-from quantkit.storage.os_files import made_directories
+from quantkit.storage.whole import made_directories
 
 Destination = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
 # no block holds a weight past it: float16 is the scale of most, E4M3 that of NVFP4

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import (
     c_bool,
@@ -212,7 +213,7 @@ class Llama:
             place.key, place.value = key.encode(), value
         params.kv_overrides = ctypes.addressof(changed) if overrides else None
         self._at_once, self._watch = at_once, watch  # which is called as long as this lives
-        self.model = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        self.model = self._lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.model:
             raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
         self._vocab = self._lib.llama_model_get_vocab(self.model)
@@ -396,7 +397,7 @@ def check_loads(path: Path, text: str, run: bool) -> None:
     lib.llama_log_set(_LISTENER, None)
     params = lib.llama_model_default_params()
     params.load_mode, params.no_alloc, params.n_gpu_layers = _READ, True, 0
-    model = lib.llama_model_load_from_file(str(path).encode(), params)
+    model = lib.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise LlamaError(f"{path}: llama.cpp does not load it: {_reason()}")
     if text:

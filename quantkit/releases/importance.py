@@ -39,7 +39,7 @@ from quantkit.reporting.llama_memory import UBATCH
 from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
-from quantkit.storage.whole import replace_file, write_text
+from quantkit.storage.whole import make_directory, replace_file, write_text
 
 Ask = Callable[..., object]
 SELF = "self"  # the word for no text
@@ -66,7 +66,7 @@ def make(
     `measure` does, for a checkpoint what quantizing it raises, and UsageError: a GGUF file, which
     is read as it is, was to be read otherwise.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(output.parent)
     if (
         output.exists()
         and not run.force
@@ -151,7 +151,7 @@ def _measured(
     place = output.with_name(f".{output.name}.text")
     names = [p.name if made_from else str(p) for p in texts]  # what is published has no paths
     if not texts:
-        place.mkdir(exist_ok=True)
+        make_directory(place)
         values = {item.key: item.value for item in read_header(model).kv}
         texts = own_text.write(
             model,
@@ -198,7 +198,7 @@ def as_file(
     if not (path.exists() and note.exists() and note.read_text() == made_from):
         if note.exists() and note.read_text() != made_from:
             shutil.rmtree(directory)
-        directory.mkdir(exist_ok=True)
+        make_directory(directory)
         write_text(note, made_from)
         if not path.exists():
             jobs.carry_out(job, replace(run, force=True, dry=False, cluster=None))
@@ -241,7 +241,7 @@ def auto(
         )
     if ask is not None:
         ask(imatrix=_foreseen(model, output))
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with as_file(source, TYPE, output, reading, run) as file:
         _measured(file, calibration, output, options, replace(run, force=True), made_from)
     return read_imatrix(output)

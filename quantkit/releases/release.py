@@ -36,7 +36,7 @@ from quantkit.reporting.inspection import Description
 from quantkit.reporting.numbers import gigabytes
 from quantkit.reporting.table import Row, html_table
 from quantkit.source.location import Source, SourceLike
-from quantkit.storage.whole import write_text
+from quantkit.storage.whole import make_directory, write_text
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
@@ -148,7 +148,7 @@ def release(
         raise UsageError(NOTHING_LEFT)
     rows = rows_of(this, jobs, context)
     uploads = [push.Upload(directory / f.name, f.sha256) for f in this.files]
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if share:
         record = manifest.as_json(replace(this, begun=tuple(plans)))
         write_text(manifest.partial_path(directory), record)
@@ -371,7 +371,7 @@ def _make(
         return
     is_new, goes_on = not directory.exists(), (record := manifest.partial_path(directory)).exists()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         for path in damaged:
             path.unlink()
         for job in jobs:

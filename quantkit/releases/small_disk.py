@@ -18,6 +18,7 @@ from quantkit.releases.projector import projector_job
 from quantkit.releases.release import Release, release, shared, stem
 from quantkit.source.location import Source, SourceLike
 from quantkit.storage import os_files
+from quantkit.storage.whole import make_directory
 
 RECORDS = "parts"  # where the records of parts are kept until the release is whole
 
@@ -56,7 +57,7 @@ def release_in_parts(
         count = _begun(records) or _count(plans, directory)
         for i in range(1, count + 1):
             place = records / f"{i}-of-{count}"
-            place.mkdir(parents=True, exist_ok=True)
+            make_directory(place)
             made = call(place, share=(i, count))
             sent += made.pushed
             for f in made.manifest.files:

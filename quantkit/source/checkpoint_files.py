@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +42,10 @@ class CheckpointFiles:
     @property
     def name(self) -> str:
         """What the model is called: the name of its directory, or of the model in the Hub's cache
-        that it is a snapshot of."""
+        that it is a snapshot of. "_" stands for bytes that are no UTF-8."""
         cached = cached_model(self.directory)
-        return cached.rpartition("/")[2] if cached else self.directory.resolve().name
+        name = cached.rpartition("/")[2] if cached else self.directory.resolve().name
+        return re.sub("[\ud800-\udfff]", "_", name)
 
     def inside(self, folder: str) -> CheckpointFiles:
         """The small files of a folder of it, by themselves."""

@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from quantkit.storage import windows
@@ -210,22 +210,6 @@ def allocated(path: Path) -> int:
 def nearest(path: Path) -> Path:
     """The path, or the nearest above it that is there."""
     return next(p for p in (path, *path.parents) if p.exists())
-
-
-@contextlib.contextmanager
-def made_directories(directories: Iterable[Path]) -> Iterator[None]:
-    """Make directories that are not there, and those above them; those that are still empty are
-    removed if the body fails. Raises OSError."""
-    new = {p for d in directories for p in (d, *d.parents) if not p.exists()}
-    for path in sorted(new):
-        path.mkdir(exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in sorted(new, reverse=True):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
 
 
 def free_bytes(directory: Path) -> int:

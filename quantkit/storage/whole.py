@@ -1,11 +1,12 @@
-"""Small files, written whole or not at all; and what the system says of a write, by name."""
+"""Small files, written whole or not at all, and directories; what the system says of a write, by
+name."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from quantkit.errors import DiskFull, OutputError
@@ -53,9 +54,10 @@ def replace_file(path: Path, parts: Iterable[bytes]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file in place of one that may be there; one that holds the same is left alone. Raises
-    DiskFull, OutputError."""
-    data = text.encode()
+    """A text file in place of one that may be there; one that holds the same is left alone.
+    Bytes of names that are no UTF-8 are written as JSON escapes them. Raises DiskFull,
+    OutputError."""
+    data = text.encode(errors="backslashreplace")
     if not path.is_file() or path.read_bytes() != data:
         replace_file(path, [data])
     else:
@@ -66,3 +68,27 @@ def remove(path: Path) -> None:
     """Remove what was written so, or was being written."""
     for each in (path, making(path)):
         each.unlink(missing_ok=True)
+
+
+def make_directory(path: Path) -> None:
+    """A directory and those above it, if they are not there. Raises DiskFull, OutputError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise output_error(e, path) from None
+
+
+@contextlib.contextmanager
+def made_directories(directories: Iterable[Path]) -> Iterator[None]:
+    """Make directories that are not there, and those above them; those that are still empty are
+    removed if the body fails. Raises DiskFull, OutputError."""
+    new = {p for d in directories for p in (d, *d.parents) if not p.exists()}
+    try:
+        for path in sorted(new):
+            make_directory(path)
+        yield
+    except BaseException:
+        for path in sorted(new, reverse=True):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,6 +79,28 @@ def test_names_of_files(command: str, name: bytes, tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert "\x1b]" not in said
     assert "\u202e" not in said
+
+
+@posix
+def test_names_that_are_no_utf8(checkpoint: Make, tmp_path: Path) -> None:
+    """Of a directory, and of a GGUF file that is released and run: the bytes are a name all the
+    same, and what is written is UTF-8."""
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff"))
+    shutil.copytree(checkpoint("mixtral-4x"), place)
+    file = place / os.fsdecode(b"b\xff.gguf")
+    for command in (
+        ["convert", place, "-o", file],
+        ["verify", file],
+        ["release", place, "-o", place / "out", "--types", "Q8_0"],
+        ["release", file, "-o", place / "other", "--types", "Q8_0"],
+        ["release", file, "-o", place / "other", "--types", "Q8_0"],  # reads what it wrote
+    ):
+        code, said = cli(*map(os.fsencode, command), cwd=tmp_path)
+        assert code == 0, said
+    for path in (*(place / "out").iterdir(), *(place / "other").iterdir()):
+        path.name.encode()
+        if path.suffix != ".gguf":
+            path.read_bytes().decode()
 
 
 @posix

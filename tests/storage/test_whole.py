@@ -9,7 +9,13 @@ import pytest
 
 from quantkit import errors
 from quantkit.storage import os_files
-from quantkit.storage.whole import making, replace_file, write_text
+from quantkit.storage.whole import (
+    made_directories,
+    make_directory,
+    making,
+    replace_file,
+    write_text,
+)
 
 
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +39,19 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_place_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(errors.OutputError, match=r"no/x: cannot be written"):
         write_text(tmp_path / "no" / "x", "text")
+
+
+def test_directories_where_there_can_be_none(tmp_path: Path) -> None:
+    file, inside = tmp_path / "file", tmp_path / "a" / "b"
+    file.touch()
+    with pytest.raises(errors.OutputError, match=r"file/x: cannot be written"):
+        make_directory(file / "x")
+    with (
+        pytest.raises(errors.OutputError, match=r"x: cannot be written"),
+        made_directories([inside, file / "x"]),
+    ):
+        pytest.fail("nothing was made")
+    assert [*tmp_path.iterdir()] == [file]
 
 
 def test_what_a_killed_run_left_and_links(tmp_path: Path) -> None:
