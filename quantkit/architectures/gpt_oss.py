@@ -11,6 +11,7 @@ from quantkit.architectures.common import (
     L,
     attention,
     expert_dims,
+    with_head_dim,
 )
 from quantkit.architectures.rules import (
     Architecture,
@@ -31,7 +32,7 @@ X = f"{L}.mlp.experts"
 GPT_OSS = Architecture(
     hf_names=("GptOssForCausalLM",),
     gguf_arch="gpt-oss",
-    keys=TEXT_KEYS,
+    keys=with_head_dim(TEXT_KEYS),
     late_keys=(
         Key("{arch}.attention.sliding_window", "sliding_window"),
         Key("{arch}.expert_feed_forward_length", "intermediate_size"),

@@ -39,6 +39,48 @@ SCALES = (
     optional_key("logit_scale", "logits_scaling", kind="FLOAT32"),
 )
 
+# of Granite 4 Vision: the layer that it sees, the layer of the text that it feeds, its kind, its
+# number among those
+Projector = tuple[int, int, str, int]
+
+
+def projectors(config: Config, seen: int, fed: int) -> list[Projector]:
+    """The Q-Formers in the order of the layers of the text that they feed; `seen`, `fed`: how many
+    layers there are on either side. Raises ConfigError."""
+    deep = config.find("deepstack_layer_map") or []
+    spatial = config.find("spatial_target_layers") or []
+    if not isinstance(deep, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
+        for pair in deep
+    ):
+        raise ConfigError(f"{config.where}: 'deepstack_layer_map' is not a list of pairs of layers")
+    if not isinstance(spatial, list) or not all(type(n) is int for n in spatial):
+        raise ConfigError(f"{config.where}: 'spatial_target_layers' is not a list of layers")
+    out = [
+        (a + seen * (a < 0), b + fed * (b < 0), "layerwise", i)
+        for i, (a, b) in enumerate(sorted(deep))
+    ]
+    if spatial:
+        layer: int = config.get("spatial_vision_layer", kind="INT32", default=-1)
+        layer += seen * (layer < 0)
+        out += [(layer, fed_layer, "spatial", i) for i, fed_layer in enumerate(spatial)]
+    return sorted(out, key=lambda entry: entry[1])
+
+
+def _fed(config: Config) -> list[int] | None:
+    """Which of what an encoder gives each layer of the text takes, beside that which is embedded;
+    -1: nothing. Raises ConfigError."""
+    found = [layer for _, layer, _, _ in projectors(config, 0, config.layers)]
+    if not found:
+        return None
+    out = [-1] * config.layers
+    for number, layer in enumerate(found[1:], 1):
+        if not 0 <= layer < config.layers:
+            raise ConfigError(f"{config.where}: no layer {layer} is there for images to go to")
+        out[layer] = number
+    return out
+
+
 GRANITE = Architecture(
     hf_names=("GraniteForCausalLM",),
     gguf_arch="granite",
@@ -48,6 +90,7 @@ GRANITE = Architecture(
         Key("{arch}.rope.dimension_count",
             lambda c: c.get("hidden_size") // c.get("num_attention_heads")),
         *SCALES,
+        Key("{arch}.deepstack_mapping", _fed, "INT32"),
     ),
     expects=(RMS_NORM, SILU),
     dims={**DIMS, "head": lambda c: c.get("hidden_size") // c.get("num_attention_heads")},

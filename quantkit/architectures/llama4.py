@@ -21,6 +21,7 @@ from quantkit.architectures.common import (
     gated_mlp,
     router,
     transposed_experts,
+    with_head_dim,
 )
 from quantkit.architectures.llama import LLAMA
 from quantkit.architectures.rules import Config, Key, reading
@@ -44,7 +45,7 @@ LLAMA4 = replace(
     LLAMA,
     hf_names=("Llama4ForConditionalGeneration", "Llama4ForCausalLM"),
     gguf_arch="llama4",
-    keys=reading(TEXT_KEYS, ".feed_forward_length", config="intermediate_size_mlp"),
+    keys=reading(with_head_dim(TEXT_KEYS), ".feed_forward_length", config="intermediate_size_mlp"),
     late_keys=(
         VOCAB_SIZE,
         ROPE_DIMENSION,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quantkit.architectures.common import TEXT_KEYS, L, no_key
-from quantkit.architectures.deepseek import DEEPSEEK_V2, LENGTHS
+from quantkit.architectures.deepseek import DEEPSEEK_V2, LENGTHS, early
 from quantkit.architectures.rules import Map, tied_head_dropped, whole
 
 X = f"{L}.mlp.experts"
@@ -18,7 +18,7 @@ MISTRAL4 = tied_head_dropped(replace(
     DEEPSEEK_V2,
     hf_names=("Mistral4ForCausalLM",),
     gguf_arch="mistral4",
-    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *LENGTHS),
+    keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(early, LENGTHS)),
     maps=(
         *(m for m in DEEPSEEK_V2.maps if not m.source.startswith(X)),
         Map(f"{X}.gate_up_proj", ("experts", "2expert_ffn", "hidden"),

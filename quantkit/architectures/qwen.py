@@ -89,7 +89,6 @@ QWEN3 = replace(
     hf_names=("Qwen3ForCausalLM", "Qwen3Model", "StepVLForConditionalGeneration"),
     gguf_arch="qwen3",
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *qk_norms(), *gated_mlp()),
-    defaults={**QWEN2.defaults, "head_dim": 128},
 )
 
 MAINCODER = replace(

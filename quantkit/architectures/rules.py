@@ -205,6 +205,12 @@ class Map:
         """What the stars stand for, in order: a number that is written out stands for itself."""
         return [field.strip("{}") for field in re.findall(_NUMBER, self.source)]
 
+    def fits(self, found: Shape, expected: Shape) -> bool:
+        """Whether a tensor has the shape that it must have; axes of one before the last may be left
+        out."""
+        short = (n for n, dim in zip(expected, self.shape, strict=True) if dim != "one")
+        return found == expected or (self.shape[-1:] != ("one",) and found == tuple(short))
+
     def counted(self, t: SourceTensor, dims: Dims) -> SourceTensor:
         """The tensor with its weights in such rows as `rows` wants."""
         if self.summed:

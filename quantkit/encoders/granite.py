@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from quantkit.architectures.granite import Projector, projectors
 from quantkit.architectures.rules import Architecture, Config, Dim, Key, Map, parts, whole
 from quantkit.encoders.common import (
     AUDIO,
@@ -185,28 +186,8 @@ GRANITE_SPEECH_PLUS = replace(
 T = "model.vision_tower.vision_model"
 
 
-def _projectors(config: Config) -> list[tuple[int, int, str, int]]:
-    """The Q-Formers in the order of the layers of the text that they feed: the layer that each
-    sees, the layer that it feeds, its kind, its number among them. Raises ConfigError."""
-    seen, fed = count(config, VISION), config.one("text_config.num_hidden_layers")
-    deep = config.find("deepstack_layer_map") or []
-    spatial = config.find("spatial_target_layers") or []
-    if not isinstance(deep, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)
-        for pair in deep
-    ):
-        raise ConfigError(f"{config.where}: 'deepstack_layer_map' is not a list of pairs of layers")
-    if not isinstance(spatial, list) or not all(type(n) is int for n in spatial):
-        raise ConfigError(f"{config.where}: 'spatial_target_layers' is not a list of layers")
-    out = [
-        (a + seen * (a < 0), b + fed * (b < 0), "layerwise", i)
-        for i, (a, b) in enumerate(sorted(deep))
-    ]
-    if spatial:
-        layer: int = config.get("spatial_vision_layer", kind="INT32", default=-1)
-        layer += seen * (layer < 0)
-        out += [(layer, fed_layer, "spatial", i) for i, fed_layer in enumerate(spatial)]
-    return sorted(out, key=lambda entry: entry[1])
+def _projectors(config: Config) -> list[Projector]:
+    return projectors(config, count(config, VISION), config.one("text_config.num_hidden_layers"))
 
 
 def _sides(config: Config) -> list[int]:

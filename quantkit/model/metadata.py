@@ -233,7 +233,8 @@ _PER_LAYER = (
     "attention.head_count", "attention.head_count_kv",
     "attention.indexer.types", "attention.recurrent_layers", "attention.rope_pattern",
     "attention.sliding_window_pattern",
-    "activation_sparsity_scale", "expert_feed_forward_length", "expert_used_count",
+    "activation_sparsity_scale", "deepstack_mapping",
+    "expert_feed_forward_length", "expert_used_count",
     "feed_forward_length", "swiglu_clamp_exp", "swiglu_clamp_shexp", "xielu.alpha_n",
     "xielu.alpha_p", "xielu.beta", "xielu.eps",
 )  # fmt: skip

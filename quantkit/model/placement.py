@@ -413,7 +413,7 @@ def _check(m: _Match, layout: Layout) -> None:
             "16-bit release"
         )
     expected = layout.shape(m.map, m.bid)
-    if m.tensor.shape != expected:
+    if not m.map.fits(m.tensor.shape, expected):
         raise TensorShape(
             f"tensor {m.tensor.name}: shape {list(m.tensor.shape)} found, {list(expected)} "
             f"expected ({' x '.join(m.map.shape)} of {config.where})"

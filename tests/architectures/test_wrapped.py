@@ -88,3 +88,26 @@ def test_an_image_tower_taller_than_the_model_predicts_nothing(broken: Broken) -
     keys = {item.key: item.value for item in model.kv}
     assert keys["glm5-next.nextn_predict_layers"] == 1  # as config.json promises
     assert not any(t.name.startswith("blk.3.") for t in model.tensors)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([[-2, 7]], None),  # the first is embedded as text is
+        ([[-4, 0], [-2, 7]], "no layer 7 is there for images to go to"),
+        ([[-4, 0], 1], "'deepstack_layer_map' is not a list of pairs of layers"),
+    ],
+)
+def test_layers_that_images_reach(layers: list[Any], words: str | None, broken: Broken) -> None:
+    def move(config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "deepstack_layer_map": layers, "spatial_target_layers": []}
+
+    source = rewrite(broken("granite-vision-text"), move)
+    if words is None:
+        (found,) = (
+            i.value for i in read(source, "qwen2").kv if i.key.endswith("deepstack_mapping")
+        )
+        assert found == [-1, -1]
+        return
+    with pytest.raises(errors.ConfigError, match=words):
+        read(source, "qwen2")
