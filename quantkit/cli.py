@@ -178,6 +178,17 @@ def _write_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _short_of(e: Exception) -> str | None:
+    """What the machine lacks where no call of the system says it; None if it is something else."""
+    if isinstance(e, MemoryError):
+        return "there is not enough memory; close other programs, or give --threads 1"
+    if "start new thread" in str(e):
+        return "no more threads can be started; give --threads 1, or allow more (`ulimit -u`)"
+    if isinstance(e, ImportError):
+        return f"{one_line(str(e))}; there is too little memory, or it is to be installed again"
+    return None
+
+
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
     from quantkit.errors import PlanError, QuantkitError
@@ -198,12 +209,19 @@ def main() -> None:
         _say_error(str(e), kind=type(e).__name__, code=1)
         sys.exit(1)
     except OSError as e:
-        text = f"{one_line(str(e.filename or 'input or output'))}: {e.strerror}"
+        text = f"{one_line(str(e.filename or 'input or output'))}: {e.strerror or one_line(str(e))}"
         if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             import tempfile
 
             text += f"; make room there and in {tempfile.gettempdir()}, and run it again"
+        elif e.errno in (errno.EMFILE, errno.ENFILE):
+            text += "; allow more (`ulimit -n 4096`) and run it again"
         _say_error(text, kind="OSError", code=1)
+        sys.exit(1)
+    except (MemoryError, RuntimeError, ImportError) as e:
+        if (lack := _short_of(e)) is None:
+            raise
+        _say_error(lack, kind=type(e).__name__, code=1)
         sys.exit(1)
     except ValueError as e:
         from quant_types import KernelError

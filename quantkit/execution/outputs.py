@@ -229,6 +229,7 @@ def _open_all(
     plan: Plan, names: Mapping[Path, Identity], force: bool, ready: Callable[[], None]
 ) -> list[OutputFile]:
     begun: list[OutputFile] = []
+    os_files.allow_open(3 * len(plan.files))  # the file itself, past the page cache, its journal
     try:
         for f in plan.files:
             if (output := _open(f, names[f.path], force)) is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantkit import __version__
-from quantkit.errors import QuantkitError, UsageError
+from quantkit.errors import UsageError
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.execution.sums import FileSums, NoteSums
@@ -380,7 +380,7 @@ def _make(
         for job in jobs:
             carry_out(job, run, note)
     except BaseException as e:
-        if isinstance(e, QuantkitError) and not goes_on:
+        if isinstance(e, Exception) and not goes_on:
             previous.forget_unbegun(record, [job.plan for job in jobs])
         if is_new:
             with contextlib.suppress(OSError):

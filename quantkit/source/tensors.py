@@ -87,7 +87,9 @@ class Files:
     def __init__(self, paths: Iterable[File]) -> None:
         self._stop = threading.Event()
         self._inputs: dict[File, Input] = {}
-        for path in dict.fromkeys(paths):
+        unique = dict.fromkeys(paths)
+        os_files.allow_open(len(unique))
+        for path in unique:
             self._inputs[path] = open_input(path, self._stop)
         self._bands: dict[Key, Future[np.ndarray[Any, Any]]] = {}
         self._lock = threading.Lock()

@@ -162,6 +162,25 @@ def copy_range(source: int, target: int, source_offset: int, offset: int, size: 
         size, source_offset, offset = size - done, source_offset + done, offset + done
 
 
+def allow_open(more: int) -> None:
+    """Have so many `more` files allowed to be open, where the system has a limit that may be raised
+    (256 at first on macOS; models have hundreds of shards and splits)."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        wanted = len(os.listdir("/dev/fd")) + more + 64
+    except OSError:
+        wanted = more + 256
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft not in (resource.RLIM_INFINITY, -1) and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # what is refused is named where it fails
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def default_threads() -> int:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -19,6 +19,8 @@ def output_error(e: OSError, path: Path) -> OutputError:
         return OutputError(f"{e.filename or path} is a link to another file; remove it")
     if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return DiskFull(f"{path}: the disk is full ({e.strerror}); make room and run it again")
+    if e.errno in (errno.EMFILE, errno.ENFILE):
+        return OutputError(f"{path}: {e.strerror}; allow more (`ulimit -n 4096`) and run it again")
     if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return OutputError(f"{path}: cannot be written ({e.strerror}); name another place with -o")
     return OutputError(f"{path}: cannot be written ({e.strerror}); mend that and run it again")

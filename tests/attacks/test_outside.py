@@ -18,6 +18,7 @@ from quantkit.hub.http import Answer
 from tests.attacks.small import ARCH, gguf
 
 ROOT = Path(__file__).parents[2]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 Make = Callable[[str], Path]
 posix = pytest.mark.skipif(
     not hasattr(os, "geteuid"), reason="modes and bytes of names are POSIX's"
@@ -30,7 +31,7 @@ def cli(*arguments: str | bytes, cwd: Path, shell: str = 'exec "$@"') -> tuple[i
     done = subprocess.run(
         ["sh", "-c", shell, "sh", sys.executable, "-c", program, *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=ENV,
         capture_output=True,
     )
     return done.returncode, (done.stdout + done.stderr).decode("utf-8", "replace")
@@ -79,6 +80,42 @@ def test_names_of_files(command: str, name: bytes, tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert "\x1b]" not in said
     assert "\u202e" not in said
+
+
+@posix
+def test_more_files_than_may_be_open_at_first(checkpoint: Make, tmp_path: Path) -> None:
+    """256 on macOS, where a set has hundreds of splits: the limit is raised, or named."""
+    source, few = checkpoint("mixtral-4x"), 'ulimit -Sn 16; exec "$@"'
+    parts = tmp_path / "parts"
+    split = ("convert", source, "-o", parts / "m.gguf", "--split-max-tensors", "1")
+    code, said = cli(*map(os.fsencode, split), cwd=tmp_path, shell=few)
+    assert code == 0, said
+    names = sorted(p.name for p in parts.iterdir())
+    assert len(names) > 16
+    code, said = cli("merge", f"parts/{names[0]}", "-o", "m.gguf", cwd=tmp_path, shell=few)
+    assert code == 0, said
+    hard = 'ulimit -n 16; exec "$@"'
+    code, said = cli("merge", f"parts/{names[0]}", "-o", "n.gguf", cwd=tmp_path, shell=hard)
+    assert code == 1
+    assert "Too many open files; allow more (`ulimit -n 4096`) and run it again" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "n.gguf").exists()
+
+
+@posix
+def test_a_machine_that_starts_no_threads(checkpoint: Make, tmp_path: Path) -> None:
+    """As in a container with few processes: no traceback, and the same command goes on."""
+    program = (
+        "import threading; from quantkit import cli, jobs\n"
+        'def none(self): raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = none; cli.main()"
+    )
+    asked = [sys.executable, "-c", program, "convert", checkpoint("mixtral-4x"), "-o", "m.gguf"]
+    done = subprocess.run(asked, cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no more threads can be started; give --threads 1" in done.stderr
+    code, said = cli("convert", os.fsencode(checkpoint("mixtral-4x")), "-o", "m.gguf", cwd=tmp_path)
+    assert code == 0, said
 
 
 @posix

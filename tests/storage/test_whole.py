@@ -13,6 +13,7 @@ from quantkit.storage.whole import (
     made_directories,
     make_directory,
     making,
+    output_error,
     replace_file,
     write_text,
 )
@@ -52,6 +53,11 @@ def test_directories_where_there_can_be_none(tmp_path: Path) -> None:
     ):
         pytest.fail("nothing was made")
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_files_that_are_too_many(tmp_path: Path) -> None:
+    said = str(output_error(OSError(errno.EMFILE, "Too many open files"), tmp_path / "x"))
+    assert said.endswith("x: Too many open files; allow more (`ulimit -n 4096`) and run it again")
 
 
 def test_what_a_killed_run_left_and_links(tmp_path: Path) -> None:
