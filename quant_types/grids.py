@@ -17,6 +17,7 @@ from quant_types.kernels import LINE
 
 LIST = 16  # candidates in a chunk of a list; the last of a list is repeated to fill its last chunk
 SIZE_BITS = 8  # of a list's first chunk and its size in one number, those of the size
+LEVELS_BIT = 15  # of `Grid.packed`, where a point's levels begin
 _ROWS = 256  # codes whose distances are in memory at once
 
 
@@ -24,9 +25,9 @@ class Grid(NamedTuple):
     """A grid; all arrays are views of `table`, one behind another in this order, on cache lines.
 
     A code is a group's levels as digits, the first the lowest, in base `base`. Its short list is
-    without those that another candidate lies between, in every coordinate: where no weight is
-    halfway between two levels, the other's error is not greater whatever the weights, and it comes
-    first in the list. IQ1 has none, since it does not round to levels.
+    without those that another candidate lies between, in every coordinate: where a weight's error
+    does not fall from the code's level outwards, the other's error is not greater whatever the
+    weights, and it comes first in the list.
     """
 
     base: int  # levels of a weight
@@ -40,6 +41,7 @@ class Grid(NamedTuple):
     odd: np.ndarray  # uint8 [points, dim]: a point as 2 * level + 1
     points: np.ndarray  # uint16 [all chunks, LIST]: candidates; the short lists behind the others
     near: np.ndarray  # uint8 [all chunks, dim, LIST]: candidates as 2 * level + 1
+    listed: np.ndarray  # int32 [all chunks, LIST]: candidates as in `packed`; IQ1's, else [0, LIST]
     table: np.ndarray  # uint8
 
 
@@ -90,23 +92,24 @@ def _make(name: str) -> Grid:
         lists += _near(part[:, None] // digits % base, levels, distances)
     sizes[off_grid], starts = _chunks(lists)
     place[off_grid] = -1 - starts
-    shifts = 15 + level_bits(base) * np.arange(dim)
+    shifts = LEVELS_BIT + level_bits(base) * np.arange(dim)
     packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.int32)
     cells = packed[np.maximum(place, 0)]
-    if name != "IQ1_S":
-        shorter = [
-            _short(levels[one] - code // digits % base, one)
-            for code, one in zip(off_grid, lists, strict=True)
-        ]
-        short_sizes, more = _chunks(shorter)
-        more += starts[-1] - (-sizes[off_grid[-1]] // LIST)
-        cells[off_grid] = -1 - (more << SIZE_BITS | short_sizes)
-        lists += shorter
+    ways = _ways(base, dim)
+    shorter = [
+        _short(ways[code // digits % base, np.arange(dim), levels[one]], one)
+        for code, one in zip(off_grid, lists, strict=True)
+    ]
+    short_sizes, more = _chunks(shorter)
+    more += starts[-1] - (-sizes[off_grid[-1]] // LIST)
+    cells[off_grid] = -1 - (more << SIZE_BITS | short_sizes)
+    lists += shorter
     points = np.concatenate([np.pad(one, (0, -len(one) % LIST), mode="edge") for one in lists])
     points = points.astype(np.uint16).reshape(-1, LIST)
     odd = (2 * levels + 1).astype(np.uint8)
     near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
-    arrays = (place, sizes, cells, packed, odd, points, near)
+    listed = packed[points] if name == "IQ1_S" else packed[:0].reshape(0, LIST)
+    arrays = (place, sizes, cells, packed, odd, points, near, listed)
     spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
     memory = np.zeros(sum(spans) + LINE, np.uint8)
     table = memory[-memory.ctypes.data % LINE :][: sum(spans)]
@@ -118,8 +121,8 @@ def _make(name: str) -> Grid:
         views.append(view)
         at += span
     table.flags.writeable = False
-    place, sizes, cells, packed, odd, points, near = views
-    return Grid(base, dim, place, sizes, cells, packed, odd, points, near, table)
+    place, sizes, cells, packed, odd, points, near, listed = views
+    return Grid(base, dim, place, sizes, cells, packed, odd, points, near, listed, table)
 
 
 def _chunks(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,13 +132,21 @@ def _chunks(lists: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return sizes, np.cumsum(chunks) - chunks
 
 
-def _short(apart: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Of a list's points, `apart` `[points, dim]` from the code, those that none is nearer than."""
-    near, far = apart[:, None], apart[None]
-    between = (near == far) | ((near * far >= 0) & (np.abs(near) < np.abs(far)))
-    dominated = between.all(2)
-    np.fill_diagonal(dominated, False)
-    kept: np.ndarray = points[~dominated.any(0)]
+def _ways(base: int, dim: int) -> np.ndarray:
+    """The steps from a level to another, as bits: uint64 `[level, coordinate, level]`. A point lies
+    between a code and another where its steps are some of the other's."""
+    apart = np.arange(base) - np.arange(base)[:, None]
+    steps = (1 << np.abs(apart)) - 1 << np.where(apart < 0, base - 1, 0)
+    bits = 2 * (base - 1) * np.arange(dim)[:, None]
+    ways: np.ndarray = steps[:, None].astype(np.uint64) << bits.astype(np.uint64)
+    return ways
+
+
+def _short(ways: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Of a list's points, those that no other lies between; `ways`: uint64 `[points, dim]`."""
+    steps = np.bitwise_or.reduce(ways, axis=1)
+    between = (steps[:, None] & ~steps) == 0
+    kept: np.ndarray = points[between.sum(0) == 1]  # itself
     return kept
 
 

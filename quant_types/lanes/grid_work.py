@@ -75,13 +75,14 @@ class Points(NamedTuple):
     odd: np.ndarray
     points: np.ndarray
     near: np.ndarray
+    listed: np.ndarray
 
 
 def make_points(name: str):
     """`points(address)`: the arrays of a grid."""
     grid = grids.grid(name)
     codes, on_grid, odd = grid.place.size, grid.packed.size, grid.odd.size
-    listed, near = grid.points.size, grid.near.size
+    candidates, near, cells_listed = grid.points.size, grid.near.size, grid.listed.size
 
     @inner
     def points(address):
@@ -90,9 +91,10 @@ def make_points(name: str):
         cells, address = take_ints(address, codes)
         packed, address = take_ints(address, on_grid)
         odd_values, address = take_bytes(address, odd)
-        candidates, address = take_halfs(address, listed)
+        numbers, address = take_halfs(address, candidates)
         values, address = take_bytes(address, near)
-        return Points(place, sizes, cells, packed, odd_values, candidates, values)
+        listed, address = take_ints(address, cells_listed)
+        return Points(place, sizes, cells, packed, odd_values, numbers, values, listed)
 
     return points
 

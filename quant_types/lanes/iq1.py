@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from quant_types import iq1_m, iq1_s
-from quant_types.iq1 import DELTA, GRID
+from quant_types.iq1 import GRID
 from quant_types.kernels import OVERFLOW
-from quant_types.lanes.compile import inner, make_records, take_floats, take_ints
+from quant_types.lanes.compile import inner, make_records, start_of, take_floats, take_ints
 from quant_types.lanes.grid_tile import (
     make_mean_squares,
     make_unweighted,
@@ -17,16 +17,16 @@ from quant_types.lanes.grid_tile import (
 )
 from quant_types.lanes.grid_work import BLOCKS, LANES, make_points
 from quant_types.lanes.iq1_search import make_search
+from quant_types.lanes.iq1_terms import make_terms
 from quant_types.lanes.k_blocks import load_importance, put_half
 from quant_types.lanes.scalars import ONE, ZERO, clamped, half_bits, load
 from quant_types.lanes.vectors import make_columns
 
 WEIGHTS = 256 * BLOCKS
-_15 = np.float32(15.0)
-_HALF, _LOWEST = np.float32(0.5), np.float32(-1.5)
-_HIGHER, _LOWER = np.float32(DELTA), np.float32(-DELTA)
+_15, _HALF = np.float32(15.0), np.float32(0.5)
 _FUDGE_S, _FUDGE_M = np.float32(iq1_s.FUDGE), np.float32(iq1_m.FUDGE)
 _points = make_points(GRID)
+_add_terms = make_terms(WEIGHTS)
 _mean_squares, _unweighted = make_mean_squares(2), make_unweighted(0.0)
 
 
@@ -35,94 +35,81 @@ class Tile(NamedTuple):
 
     x: np.ndarray  # float32 [weights]
     w: np.ndarray  # float32 [weights]: importance, then the weight of each error
-    terms: np.ndarray  # float32 [weights]
+    terms: np.ndarray  # float32 [2, weights]: what each adds to the sums of w * q * x and w * q * q
     sigma2: np.ndarray  # float32 [blocks]
     d: np.ndarray  # float32 [blocks]
     largest: np.ndarray  # float32 [blocks]: scale
     codes: np.ndarray  # int32 [blocks, n]
     shifts: np.ndarray  # int32 [blocks, n]: as in `iq1_search.Work`
     scale: np.ndarray  # float32 [blocks, n]
-    points: np.ndarray  # int32 [blocks, 32]
+    cells: np.ndarray  # int32 [blocks, 32]: points as `Grid.packed` has them
 
 
 @inner
 def _new_tile(memory):
     x, memory = take_floats(memory, WEIGHTS)
     w, memory = take_floats(memory, WEIGHTS)
-    terms, memory = take_floats(memory, WEIGHTS)
+    terms, memory = take_floats(memory, 2 * WEIGHTS)
     sigma2, memory = take_floats(memory, BLOCKS)
     d, memory = take_floats(memory, BLOCKS)
     largest, memory = take_floats(memory, BLOCKS)
     codes, memory = take_ints(memory, WEIGHTS // 16)
     shifts, memory = take_ints(memory, WEIGHTS // 16)
     scale, memory = take_floats(memory, WEIGHTS // 16)
-    points, memory = take_ints(memory, WEIGHTS // 8)
-    return Tile(x, w, terms, sigma2, d, largest, codes, shifts, scale, points), memory
+    cells, memory = take_ints(memory, WEIGHTS // 8)
+    return Tile(x, w, terms, sigma2, d, largest, codes, shifts, scale, cells), memory
 
 
 @inner
-def _store_s(tile, points, count, records, first):
+def _store_s(tile, count, records, first):
     """Blocks of IQ1_S from a tile that has been searched."""
     for b in range(count):
         record = records[first + b]
         put_half(record, 0, half_bits(tile.d[b] * _FUDGE_S))
         for k in range(32):
-            record[2 + k] = np.uint8(tile.points[b * 32 + k])
+            record[2 + k] = np.uint8(tile.cells[b * 32 + k])
         for j in range(8):
             word = tile.codes[b * 8 + j] << 12
             word |= (tile.shifts[b * 8 + j] << 15) if tile.largest[b] > ZERO else 0
             for k in range(4):
-                word |= (tile.points[b * 32 + 4 * j + k] >> 8) << (3 * k)
+                word |= ((tile.cells[b * 32 + 4 * j + k] >> 8) & 7) << (3 * k)
             record[34 + 2 * j] = np.uint8(word)
             record[35 + 2 * j] = np.uint8(word >> 8)
 
 
 @inner
-def _add_terms(tile, squares, points):
-    """What each weight adds to the sum of w * q * q, or of w * q * x, under codes and shifts."""
-    for s in range(WEIGHTS // 16):
-        odd = np.float32(2 * tile.codes[s] + 1)
-        for h in range(2):
-            point = np.int64(tile.points[2 * s + h])
-            shift = _LOWER if (tile.shifts[s] >> (1 - h)) & 1 == 1 else _HIGHER
-            for i in range(8):
-                k = 16 * s + 8 * h + i
-                q = np.float32(points.odd[point * 8 + i]) * _HALF + _LOWEST + shift
-                q = q * odd
-                tile.terms[k] = tile.w[k] * q * (q if squares else tile.x[k])
-
-
-@inner
-def _sum_terms(tile, sums):
+def _sum_terms(terms, sums):
     for b in range(BLOCKS):
         sums[b] = ZERO
     for i in range(0, 256, 8):
         for b in range(BLOCKS):
             total = sums[b]
             for k in range(8):
-                total += tile.terms[b * 256 + i + k]
+                total += terms[b * 256 + i + k]
             sums[b] = total
 
 
 @inner
-def _store_m(tile, points, count, records, first):
+def _store_m(tile, count, records, first):
     """Blocks of IQ1_M from a tile that has been searched."""
     for s in range(WEIGHTS // 16):
         tile.shifts[s] = tile.shifts[s] if tile.largest[s // 16] > ZERO else np.int32(0)
-    _add_terms(tile, False, points)
-    _sum_terms(tile, tile.sigma2)
-    _add_terms(tile, True, points)
-    _sum_terms(tile, tile.scale)
+    _add_terms(
+        start_of(tile.x), start_of(tile.w), start_of(tile.cells), start_of(tile.codes),
+        start_of(tile.shifts), start_of(tile.terms),
+    )  # fmt: skip
+    _sum_terms(tile.terms, tile.sigma2)
+    _sum_terms(tile.terms[WEIGHTS:], tile.scale)
     for b in range(count):
         record = records[first + b]
         d, sum_qx, sum_q2 = tile.d[b], tile.sigma2[b], tile.scale[b]
         best = sum_qx / sum_q2 if sum_q2 > ZERO else d
         bits = half_bits(best * _FUDGE_M) if tile.largest[b] > ZERO else np.int32(0)
         for k in range(32):
-            record[k] = np.uint8(tile.points[b * 32 + k])
+            record[k] = np.uint8(tile.cells[b * 32 + k])
         for s in range(16):
-            high = tile.points[b * 32 + 2 * s] >> 8
-            high |= (tile.points[b * 32 + 2 * s + 1] >> 8) << 4
+            high = (tile.cells[b * 32 + 2 * s] >> 8) & 7
+            high |= ((tile.cells[b * 32 + 2 * s + 1] >> 8) & 7) << 4
             shifts = tile.shifts[b * 16 + s]
             record[32 + s] = np.uint8(high | ((shifts >> 1) << 3) | ((shifts & 1) << 7))
         for k in range(4):
@@ -158,7 +145,7 @@ def _make_kernels(length: int, halves: int, epsilon: float, type_size: int, stor
                 tile.scale[s + j] = ws.scale[j]
                 tile.shifts[s + j] = ws.shifts[j]
                 for g in range(groups):
-                    tile.points[(s + j) * groups + g] = ws.point[g * LANES + j]
+                    tile.cells[(s + j) * groups + g] = ws.cell[g * LANES + j]
         for b in range(BLOCKS):
             largest = ZERO
             for j in range(per_block):
@@ -170,7 +157,7 @@ def _make_kernels(length: int, halves: int, epsilon: float, type_size: int, stor
             for j in range(b * per_block, b * per_block + per_block):
                 code = clamped(_HALF * (inverse * tile.scale[j] - ONE), np.int32(0), np.int32(7))
                 tile.codes[j] = code if largest > ZERO else np.int32(0)
-        store(tile, points, count, records, first)
+        store(tile, count, records, first)
         return True
 
     @inner

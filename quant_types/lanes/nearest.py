@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from quant_types.grids import LIST
+from quant_types.grids import LEVELS_BIT, LIST
 
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _F32 = ir.FloatType()
@@ -153,29 +153,37 @@ def make_nearest(dim: int, stride: int):
 
 
 def make_nearest_of_three(dim: int, stride: int):
-    """`nearest_of_three(terms, near, size)`: as `nearest`, of candidates with three levels.
+    """`nearest_of_three(terms, listed, size)`: as `nearest`, of candidates with three levels.
 
     Args of `nearest_of_three`:
         terms: address of the weighted error of the first level of a group's first weight; those of
             its other levels, then those of the next weight, are `stride` behind one another.
-        near, size: as for `nearest`.
+        listed: address of the list's first chunk of `quant_types.grids.Grid.listed`.
+        size: as for `nearest`.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        terms, near, size = arguments
-        errors = _spread(builder, terms, 3 * dim, stride)
-        middle = ir.Constant(ir.VectorType(_I8, LIST), [3] * LIST)
+        terms, listed, size = arguments
+        terms = builder.bitcast(terms, _F32.as_pointer())
+        listed = builder.bitcast(listed, _I32.as_pointer())
 
         def term(chunk: Any, i: int) -> Any:
-            q = _candidates(builder, near, chunk, dim, i)
-            low, mean, high = errors[3 * i : 3 * i + 3]
-            lower = builder.select(builder.icmp_unsigned("<", q, middle), low, mean)
-            return builder.select(builder.icmp_unsigned(">", q, middle), high, lower)
+            errors = _spread(builder, builder.gep(terms, [_I64(3 * i * stride)]), 3, stride)
+            at = builder.gep(listed, [builder.mul(chunk, _I64(LIST))])
+            cells = builder.load(builder.bitcast(at, _INTS.as_pointer()), align=64)
+            low, middle, high = errors
+
+            def is_set(bit: int) -> Any:
+                turned = builder.shl(cells, _integers([31 - LEVELS_BIT - 2 * i - bit] * LIST))
+                return builder.icmp_signed("<", turned, _integers([0] * LIST))
+
+            found = builder.select(is_set(0), middle, low)
+            return builder.select(is_set(1), high, found)
 
         return _lead(builder, size, dim, term)
 
     @intrinsic
-    def nearest_of_three(typing, terms, near, size):
+    def nearest_of_three(typing, terms, listed, size):
         return types.int32(types.voidptr, types.voidptr, types.int32), code
 
     return nearest_of_three

@@ -43,9 +43,12 @@ def test_lists(name: str) -> None:
         assert (every <= apart[-1]).sum() == len(points)
         near = grid.near[first:].transpose(0, 2, 1).reshape(-1, grid.dim)[: len(points)]
         assert np.array_equal(near, grid.odd[points])
+        if len(grid.listed):
+            listed = grid.listed[first:].reshape(-1)[: len(points)]
+            assert np.array_equal(listed, grid.packed[points])
 
 
-@pytest.mark.parametrize("name", [name for name in GRIDS if name != "IQ1_S"])
+@pytest.mark.parametrize("name", GRIDS)
 def test_short_lists(name: str) -> None:
     """They have the nearest of the whole list, whatever the weights, where values round to the
     code."""
