@@ -1,7 +1,7 @@
 """The 24 files of an imatrix set from one read:
 `python -m benchmarks.imatrix_set CHECKPOINT IMATRIX WORK_DIR [--threads 2] [--write PAGE]`.
 
-Time is CPU time, ours of the whole `quantkit release --types i1`, ggml's of `ggml_quantize_chunk`
+CPU time of the whole `quantkit release --types i1` is held against that of `ggml_quantize_chunk`
 with importances for the same weights in the same formats: a machine that does other things as well
 changes it less than time by the clock. All files are loaded by llama.cpp, and deleted.
 """
@@ -65,7 +65,7 @@ def main() -> None:
     arguments = ["release", str(options.checkpoint.absolute()), "-o", str(out.absolute())]
     arguments += ["--types", "i1", "--imatrix", str(options.imatrix.absolute())]
     ours = peak([*arguments, "--threads", str(options.threads)], out)
-    cpu, anon, rss = (ours[figure] for figure in ("cpu", "anon", "rss"))
+    seconds, cpu, anon, rss = (ours[figure] for figure in ("seconds", "cpu", "anon", "rss"))
     files = [f for f in sorted(out.glob("*.gguf")) if not f.name.endswith(".imatrix.gguf")]
     for file in files:
         with Llama(file, 64, 1, 1):
@@ -76,10 +76,9 @@ def main() -> None:
     weights = (options.checkpoint / "model.safetensors").stat().st_size // 2
     text = (
         f"`--types i1` of {weights / 1e9:.2f} billion weights: {len(files)} files, "
-        f"{nbytes / 1e9:.2f} GB, all of which llama.cpp loads. CPU time of the whole release "
-        f"{cpu:.0f} s, of ggml's kernels for the same formats {theirs:.0f} s: {theirs / cpu:.1f} "
-        f"times ours. Peak memory {anon:.0f} MB anonymous, {rss:.0f} MB with the pages "
-        f"of files, {options.threads} threads."
+        f"{nbytes / 1e9:.2f} GB, all of which llama.cpp loads. The whole release took "
+        f"{seconds:.0f} s with {options.threads} threads; its CPU time was {cpu:.0f} s, that of "
+        f"ggml's kernels for the same formats {theirs:.0f} s, {theirs / cpu:.1f} times ours. Peak memory {anon:.0f} MB anonymous, {rss:.0f} MB with the pages of files."
     )
     print(text)
     if options.write:

@@ -34,6 +34,7 @@ OVERFLOW = -2  # what a kernel returns where errors overflow float32
 LINE = 64  # bytes of a cache line, on which they begin
 _PACKAGE = Path(__file__).parent
 _SUM = 32  # bytes of SHA-256 before the object code
+_SLOW = ("k_min.", "iq3.", "iq2.", "iq1.")  # to compile
 _WITHOUT = 'NumPy does the same, slower: engine="array", or no numba installed'
 # how Numba is told to leave optimizing to the whole kernel, where LLVM sees more and is asked once
 NUMBA = {"NUMBA_OPT": "0", "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1"}
@@ -98,8 +99,31 @@ def prepare(names: Iterable[str], threads: int) -> None:
     Raises:
         KernelError: one could not be compiled.
     """
+    wanted = sorted(set(names))
+    missing = [name for name in wanted if _is_missing(name)]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(load, names))
+        list(pool.map(_compile, _batches(missing, threads)))
+    for name in wanted:
+        load(name)
+
+
+def _is_missing(name: str) -> bool:
+    """Whether a kernel has to be compiled first."""
+    if name in _loaded or shipped.find(name, _prototype(name)) is not None:
+        return False
+    return _kept(path_of(name, cache_dir())) is None
+
+
+def _batches(names: list[str], threads: int) -> list[list[str]]:
+    """What one process compiles after another: with fewer threads than kernels, those with and
+    without importance together, which have most of their code in common; and the slow ones first,
+    so that no thread is left alone with one at the end."""
+    if len(names) <= threads:
+        return [[name] for name in names]
+    batches: dict[str, list[str]] = {}
+    for name in names:
+        batches.setdefault(name.removesuffix("_importance"), []).append(name)
+    return sorted(batches.values(), key=lambda batch: not batch[0].startswith(_SLOW))
 
 
 def _prototype(name: str) -> Any:
@@ -126,11 +150,10 @@ def _shipped(name: str) -> Kernel | None:
 
 def _object(name: str) -> bytes:
     """A kernel's object code, from the cache or else from the compiler."""
-    path = cache_dir() / f"{name}.kernel"
+    path = path_of(name, cache_dir())
     found = _kept(path)
     if found is None:
-        _announce()
-        _compile(name, path)
+        _compile([name])
         found = _kept(path)
     if found is None:
         raise KernelError(f"the compiled kernel {name} cannot be read from {path.parent}")
@@ -163,18 +186,27 @@ def keep(path: Path, code: bytes) -> None:
         raise
 
 
-def _compile(name: str, path: Path) -> None:
-    """Have a process of its own compile a kernel into the cache."""
+def path_of(name: str, folder: Path) -> Path:
+    """Where a directory has a kernel's object code."""
+    return folder / f"{name}.kernel"
+
+
+def _compile(names: list[str], folder: Path | None = None) -> None:
+    """Have a process of its own compile kernels, one after another, into the cache."""
     if not sys.executable:
         raise KernelError(f"there is no Python to compile with; {_WITHOUT}")
+    _announce()
+    folder = folder or cache_dir()
     done = subprocess.run(
-        isolated.command("quant_types.lanes", name, str(path)),
+        isolated.command("quant_types.lanes", str(folder), *names),
         cwd=isolated.DIRECTORY,
         capture_output=True,
         text=True,
     )
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        left = [name for name in names if _kept(path_of(name, folder)) is None]
+        name = left[0] if left else names[-1]
         raise KernelError(f"the kernel {name} could not be compiled ({said}); {_WITHOUT}")
 
 

@@ -93,7 +93,7 @@ def test_what_another_source_is_named_by_is_not_kept(tmp_path: Path) -> None:
     other = tmp_path / "kernels-0123456789abcdef" / "q8_0.q8_0.kernel"
     other.parent.mkdir()
     with pytest.raises(kernels.KernelError, match="the source has changed meanwhile"):
-        kernels._compile("q8_0.q8_0", other)
+        kernels._compile(["q8_0.q8_0"], other.parent)
     assert not times(tmp_path)
 
 
@@ -232,3 +232,22 @@ def test_a_person_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(kernels, "_announced", False)
     assert kernels._object("a.b") == b"code"
     assert terminal.getvalue().count("\n") == 1
+
+
+def test_what_is_compiled_by_one_process() -> None:
+    """With importance and without where threads are few, the slow ones first."""
+    names = ["floats.f16", "iq4.iq4_xs", "iq4.iq4_xs_importance", "k_min.q4_k"]
+    assert kernels._batches(names, 2) == [
+        ["k_min.q4_k"],
+        ["floats.f16"],
+        ["iq4.iq4_xs", "iq4.iq4_xs_importance"],
+    ]
+    assert kernels._batches(names, 4) == [[name] for name in names]
+
+
+def test_kernels_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second fails: the first is kept, and the message names the second."""
+    monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
+    with pytest.raises(quant_types.KernelError, match=r"the kernel floats\.f17 could not"):
+        kernels._compile(["floats.f16", "floats.f17"])
+    assert [path.name for path in times(tmp_path)] == ["floats.f16.kernel"]
