@@ -78,7 +78,8 @@ def main() -> None:
         f"`--types i1` of {weights / 1e9:.2f} billion weights: {len(files)} files, "
         f"{nbytes / 1e9:.2f} GB, all of which llama.cpp loads. The whole release took "
         f"{seconds:.0f} s with {options.threads} threads; its CPU time was {cpu:.0f} s, that of "
-        f"ggml's kernels for the same formats {theirs:.0f} s, {theirs / cpu:.1f} times ours. Peak memory {anon:.0f} MB anonymous, {rss:.0f} MB with the pages of files."
+        f"ggml's kernels for the same formats {theirs:.0f} s, {theirs / cpu:.1f} times ours. Peak "
+        f"memory {anon:.0f} MB anonymous, {rss:.0f} MB with the pages of files."
     )
     print(text)
     if options.write:

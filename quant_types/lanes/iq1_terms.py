@@ -1,5 +1,5 @@
-"""IQ1's terms of sums, as vectors of LLVM's: errors of each weight's three values and sums of a fit,
-16 sub-blocks side by side; and what each weight of IQ1_M adds to the sums that fit a block's d.
+"""IQ1's terms of sums, as vectors of LLVM's: errors of each weight's values and sums of fits, of 16
+sub-blocks side by side; and what each weight of IQ1_M adds to the sums that fit a block's d.
 """
 
 from __future__ import annotations
