@@ -138,28 +138,6 @@ def to_even(typing, value):
 
 
 @intrinsic
-def fill(typing, array, place, value, count):
-    """A flat array's values from a place on: `count` times the value, a power of two."""
-
-    def code(context, builder, signature, arguments):
-        found = context.make_array(signature.args[0])(context, builder, arguments[0])
-        numbers = llvmlite.ir.IntType(32)
-        kind = llvmlite.ir.VectorType(arguments[2].type, count.literal_value)
-        one = llvmlite.ir.Constant(kind, llvmlite.ir.Undefined)
-        one = builder.insert_element(one, arguments[2], numbers(0))
-        zeros = llvmlite.ir.Constant(
-            llvmlite.ir.VectorType(numbers, count.literal_value), [0] * count.literal_value
-        )
-        at = builder.bitcast(builder.gep(found.data, [arguments[1]]), kind.as_pointer())
-        builder.store(builder.shuffle_vector(one, one, zeros), at, align=4)
-        return context.get_dummy_value()
-
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-    return types.void(array, types.int64, array.dtype, count), code
-
-
-@intrinsic
 def put_long(typing, array, place, value):
     """Eight bytes of a flat uint8 array from a place on, wherever it lies."""
 

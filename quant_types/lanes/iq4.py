@@ -8,21 +8,25 @@ import numpy as np
 
 from quant_types.lanes.compile import (
     as_longs,
+    behind,
     inner,
     make_records,
+    peek,
     take_bytes,
     take_floats,
     take_halfs,
     take_ints,
     take_zeros,
 )
-from quant_types.lanes.groups import GROUPS, WEIGHTS, halves, pack_nibbles
-from quant_types.lanes.iq4_search import SIDE, SIZE, W, X, index, search
+from quant_types.lanes.groups import WEIGHTS, halves, pack_nibbles
+from quant_types.lanes.iq4_search import BEST, SIDE, SIZE, W, X, search
+from quant_types.lanes.iq4_vectors import put_indices
 from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ZERO, clamped, load
 from quant_types.lanes.vectors import make_columns
 
 _32 = np.float32(32.0)
+_STEP = 16  # weights of a lane in one loop that LLVM unrolls
 _columns = make_columns(32, SIDE)
 
 
@@ -30,12 +34,13 @@ class Tile(NamedTuple):
     """What a kernel holds at once: a group of sub-blocks."""
 
     x: np.ndarray  # float32 [WEIGHTS]
-    w: np.ndarray  # float32 [WEIGHTS]: importance, then the weight of each error
+    w: np.ndarray  # float32 [WEIGHTS]: importance
     ws: np.ndarray  # workspace of the search
     scales: np.ndarray  # float32 [LANES]: of the sub-blocks
+    sigma2: np.ndarray  # float32 [LANES]: of the blocks
     d: np.ndarray  # float32 [LANES]: scale of a block
     d_bits: np.ndarray  # uint16 [LANES]: as float16
-    inverse: np.ndarray  # float32 [GROUPS]: of the scale of the group's sub-block
+    inverse: np.ndarray  # float32 [LANES]: of the scales that quants are of
     codes: np.ndarray  # int32 [LANES]: scales of sub-blocks in IQ4_XS, plus 32
     q: np.ndarray  # uint8 [WEIGHTS]
 
@@ -47,19 +52,13 @@ def new_tile(memory):
     w, memory = take_zeros(memory, WEIGHTS)
     ws, memory = take_floats(memory, SIZE)
     scales, memory = take_floats(memory, LANES)
+    sigma2, memory = take_floats(memory, LANES)
     d, memory = take_zeros(memory, LANES)
     d_bits, memory = take_halfs(memory, LANES)
-    inverse, memory = take_floats(memory, GROUPS)
+    inverse, memory = take_floats(memory, LANES)
     codes, memory = take_ints(memory, LANES)
     q, memory = take_bytes(memory, WEIGHTS)
-    return Tile(x, w, ws, scales, d, d_bits, inverse, codes, q)
-
-
-@inner
-def _plain_weights(tile):
-    """w without importance: x squared."""
-    for i in range(WEIGHTS):
-        tile.w[i] = tile.x[i] * tile.x[i]
+    return Tile(x, w, ws, scales, sigma2, d, d_bits, inverse, codes, q)
 
 
 @inner
@@ -76,42 +75,71 @@ def _load_importance(tile, table, rows, start, count):
         done += run
 
 
-def _make_weights(size):
-    """`weights(tile)`: importance becomes `importance * sqrt(sigma2 + x * x)`, blocks of `size`."""
-    factor = np.float32(2 / size)
-
-    @inner
-    def weights(tile):
-        for b in range(WEIGHTS // size):
-            x, w = tile.x[b * size : b * size + size], tile.w[b * size : b * size + size]
-            total = ZERO
-            for i in range(x.size):
-                total += x[i] * x[i]
-            sigma2 = total * factor
-            for i in range(x.size):
-                w[i] = w[i] * np.sqrt(sigma2 + x[i] * x[i])
-
-    return weights
-
-
-_weights_32, _weights_256 = _make_weights(32), _make_weights(256)
+@inner
+def _columns_of(tile, first):
+    """Weights of `SIDE` sub-blocks as columns."""
+    _columns(tile.x[32 * first :], tile.ws[X:])
 
 
 @inner
-def _search(tile):
+def _plain_search(tile):
+    """The search with weights of errors x squared."""
+    ws = tile.ws
     for first in range(0, LANES, SIDE):
-        _columns(tile.x[32 * first :], tile.ws[X:])
-        _columns(tile.w[32 * first :], tile.ws[W:])
-        search(tile.ws, tile.scales[first:])
+        _columns_of(tile, first)
+        for k in range(32 * SIDE):
+            ws[W + k] = ws[X + k] * ws[X + k]
+        search(ws, tile.scales[first:])
+
+
+def _make_weighted_search(size):
+    """The search with weights of errors `importance * sqrt(sigma2 + x * x)`, blocks of `size`;
+    sigma2 is twice the mean of x squared."""
+    factor = np.float32(2 / size)
+    blocks = WEIGHTS // size
+    columns = make_columns(size, blocks)
+    shift = (size // 32).bit_length() - 1
+
+    @inner
+    def weighted_search(tile):
+        ws, sigma2 = tile.ws, tile.sigma2
+        columns(tile.x, ws)
+        for b in range(blocks):
+            sigma2[b] = ZERO
+        for r in range(0, size, _STEP):
+            for b in range(blocks):
+                total = sigma2[b]
+                for i in range(_STEP):
+                    x = ws[(r + i) * blocks + b]
+                    total += x * x
+                sigma2[b] = total
+        for b in range(blocks):
+            sigma2[b] *= factor
+        for first in range(0, LANES, SIDE):
+            _columns_of(tile, first)
+            _columns(tile.w[32 * first :], ws[W:])
+            for j in range(SIDE):
+                ws[BEST + j] = sigma2[(first + j) >> shift]
+            for r in range(0, 32, _STEP):
+                for j in range(SIDE):
+                    mean = ws[BEST + j]
+                    for i in range(_STEP):
+                        k = (r + i) * SIDE + j
+                        x = ws[X + k]
+                        ws[W + k] = ws[W + k] * np.sqrt(mean + x * x)
+            search(ws, tile.scales[first:])
+
+    return weighted_search
+
+
+_weighted_search_32, _weighted_search_256 = _make_weighted_search(32), _make_weighted_search(256)
 
 
 @inner
 def _quants(tile):
     """q of all sub-blocks under their inverse scales."""
-    for g in range(GROUPS):
-        inverse = tile.inverse[g]
-        for i in range(8):
-            tile.q[8 * g + i] = np.uint8(index(tile.x[8 * g + i] * inverse))
+    for s in range(LANES):
+        put_indices(behind(tile.x, 32 * s), peek(tile.inverse, s), behind(tile.q, 32 * s))
 
 
 @inner
@@ -120,9 +148,7 @@ def _store_nl(tile, first, count, records):
     for b in range(LANES):
         d = tile.scales[b]
         tile.d[b] = d
-        inverse = ONE / d if d != ZERO else ZERO
-        for g in range(4):
-            tile.inverse[4 * b + g] = inverse
+        tile.inverse[b] = ONE / d if d != ZERO else ZERO
     halves(tile.d, tile.d_bits)
     _quants(tile)
     q = as_longs(tile.q)
@@ -147,9 +173,7 @@ def _store_xs(tile, first, count, records):
             code = clamped(inverse * tile.scales[8 * b + j], np.int32(-32), np.int32(31))
             tile.codes[8 * b + j] = code + 32
             scale = d * np.float32(code)
-            sub_inverse = ONE / scale if scale != ZERO else ZERO
-            for g in range(4):
-                tile.inverse[32 * b + 4 * j + g] = sub_inverse
+            tile.inverse[8 * b + j] = ONE / scale if scale != ZERO else ZERO
     halves(tile.d, tile.d_bits)
     _quants(tile)
     q = as_longs(tile.q)
@@ -168,7 +192,7 @@ def _store_xs(tile, first, count, records):
             pack_nibbles(q, 8 * b + j, record[4 + 8 * j : 12 + 8 * j])
 
 
-def _make_kernels(size, weights, store):
+def _make_kernels(size, weighted_search, store):
     """Bodies of the kernels without and with importance, for blocks of `size` weights."""
     blocks = WEIGHTS // size
     records_of = make_records(np.uint16, size // 4 + (1 if size == 32 else 4))
@@ -181,8 +205,7 @@ def _make_kernels(size, weights, store):
             count = min(blocks, len(records) - first)
             if not load(floats, words, kind, first * size, count * size, tile.x):
                 return first
-            _plain_weights(tile)
-            _search(tile)
+            _plain_search(tile)
             store(tile, first, count, records)
         return -1
 
@@ -195,13 +218,12 @@ def _make_kernels(size, weights, store):
             if not load(floats, words, kind, first * size, count * size, tile.x):
                 return first
             _load_importance(tile, table, rows, first * size, count * size)
-            weights(tile)
-            _search(tile)
+            weighted_search(tile)
             store(tile, first, count, records)
         return -1
 
     return plain, weighted
 
 
-iq4_nl, iq4_nl_importance = _make_kernels(32, _weights_32, _store_nl)
-iq4_xs, iq4_xs_importance = _make_kernels(256, _weights_256, _store_xs)
+iq4_nl, iq4_nl_importance = _make_kernels(32, _weighted_search_32, _store_nl)
+iq4_xs, iq4_xs_importance = _make_kernels(256, _weighted_search_256, _store_xs)

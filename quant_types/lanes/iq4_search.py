@@ -9,73 +9,95 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.iq4 import BORDERS, TRIES, VALUES
-from quant_types.lanes.compile import either, inner
-from quant_types.lanes.scalars import ONE, ZERO
-from quant_types.lanes.vectors import make_steps
+from quant_types.iq4 import TRIES, VALUES
+from quant_types.lanes.compile import behind, either, inner
+from quant_types.lanes.iq4_vectors import add_values, look_up
+from quant_types.lanes.scalars import ONE, ZERO, bits, from_bits
 from quant_types.search import GROUP_MAX_EPS
 
 SIDE = 32  # sub-blocks side by side
 _STEP = 8
+_SAME = np.int32(0)
 _EPS = np.float32(GROUP_MAX_EPS)
 _LOWEST = np.float32(VALUES[0])
 _NUMERATORS = np.array([step + VALUES[0] for step in range(-TRIES, TRIES + 1)], np.float32)
-_INFINITY = np.float32(np.inf)
 _FIRST, _LAST = _NUMERATORS[0], _NUMERATORS[-1]
 
 # Offsets in the workspace, in arrays of [32, SIDE], then of [SIDE].
 X = 0  # weights
 W = X + 32 * SIDE  # weight of each error
 BORDER = W + 32 * SIDE  # between the two values of a weight
-PRODUCT_BELOW = BORDER + 32 * SIDE  # w * q * x of the lower value
-PRODUCT = PRODUCT_BELOW + 32 * SIDE  # of the upper one
-SQUARE_BELOW = PRODUCT + 32 * SIDE  # w * q * q of the lower value
+PRODUCT_BELOW = BORDER + 32 * SIDE  # w * q * x of the lower value: bits that differ from
+PRODUCT = PRODUCT_BELOW + 32 * SIDE  # that of the upper one
+SQUARE_BELOW = PRODUCT + 32 * SIDE  # w * q * q of the lower value, as such bits
 SQUARE = W  # of the upper one, in place of the weights of errors
 EXTREME = SQUARE_BELOW + 32 * SIDE  # the weight of greatest magnitude
-INVERSE = EXTREME + SIDE
+FIRST = EXTREME + SIDE  # inverse scale of the first try
+LAST = FIRST + SIDE
+INVERSE = LAST + SIDE
 SUM_QX = INVERSE + SIDE
 SUM_Q2 = SUM_QX + SIDE
 BEST = SUM_Q2 + SIDE
+LOW = BEST  # the smallest weight, while EXTREME is looked for
 SIZE = BEST + SIDE
-
-index = make_steps(BORDERS, range(16))  # `quant_types.iq4.nearest`, of any float32
-_value = make_steps(BORDERS, VALUES)
-_border = make_steps(BORDERS[1:], BORDERS)  # the last that is not above, or the first
-_below = make_steps(BORDERS[1:], VALUES[:15])  # the value below that border
 
 
 @inner
-def _set(ws):
-    """One value of each weight, that under INVERSE."""
-    for i in range(32):
-        for j in range(SIDE):
-            k = i * SIDE + j
-            x = ws[X + k]
-            q = _value(ws[INVERSE + j] * x)
-            wq = ws[W + k] * q
-            ws[BORDER + k] = _INFINITY
-            ws[PRODUCT_BELOW + k] = wq * x
-            ws[SQUARE_BELOW + k] = wq * q
+def _add_first(ws):
+    """Weighted sums of the values under INVERSE, of all sixteen."""
+    for j in range(SIDE):
+        ws[SUM_QX + j] = ZERO
+        ws[SUM_Q2 + j] = ZERO
+    for k in range(0, 32 * SIDE, SIDE):
+        add_values(
+            behind(ws, X + k), behind(ws, W + k), behind(ws, INVERSE),
+            behind(ws, SUM_QX), behind(ws, SUM_Q2),
+        )  # fmt: skip
 
 
 @inner
 def _look_up(ws):
     """The two values that each weight has in the tries, as what they add to the sums."""
-    for i in range(32):
+    for j in range(SIDE):
+        ws[FIRST + j] = _FIRST / ws[EXTREME + j]
+        ws[LAST + j] = _LAST / ws[EXTREME + j]
+    for k in range(0, 32 * SIDE, SIDE):
+        look_up(
+            behind(ws, X + k), behind(ws, W + k), behind(ws, FIRST), behind(ws, LAST),
+            behind(ws, BORDER + k), behind(ws, PRODUCT_BELOW + k), behind(ws, PRODUCT + k),
+            behind(ws, SQUARE_BELOW + k), behind(ws, SQUARE + k),
+        )  # fmt: skip
+
+
+@inner
+def _find_extremes(ws):
+    """EXTREME, the first of equals: of the smallest and the largest weight one is it, unless they
+    are as far from 0."""
+    for j in range(SIDE):
+        ws[LOW + j] = ZERO
+        ws[EXTREME + j] = ZERO
+    for r in range(0, 32, _STEP):
         for j in range(SIDE):
-            k = i * SIDE + j
-            x = ws[X + k]
-            w = ws[W + k]
-            extreme = ws[EXTREME + j]
-            one, other = _FIRST / extreme * x, _LAST / extreme * x
-            highest = either(one > other, one, other)
-            border, below = _border(highest), _below(highest)
-            above = border + border - below
-            ws[BORDER + k] = border
-            ws[PRODUCT_BELOW + k] = w * below * x
-            ws[PRODUCT + k] = w * above * x
-            ws[SQUARE_BELOW + k] = w * below * below
-            ws[SQUARE + k] = w * above * above
+            low, high = ws[LOW + j], ws[EXTREME + j]
+            for i in range(_STEP):
+                x = ws[X + (r + i) * SIDE + j]
+                low = x if x < low else low
+                high = x if x > high else high
+            ws[LOW + j] = low
+            ws[EXTREME + j] = high
+    ties = ZERO
+    for j in range(SIDE):
+        low, high = ws[LOW + j], ws[EXTREME + j]
+        ws[EXTREME + j] = either(high < -low, low, high)
+        ties += either((high == -low) & (high > ZERO), ONE, ZERO)
+    if ties > ZERO:
+        for j in range(SIDE):
+            if ws[LOW + j] == -ws[EXTREME + j]:
+                for i in range(32):
+                    x = ws[X + i * SIDE + j]
+                    if abs(x) == ws[EXTREME + j]:
+                        ws[EXTREME + j] = x
+                        break
 
 
 @inner
@@ -93,8 +115,10 @@ def _add(ws):
             for i in range(_STEP):
                 k = at + i * SIDE + j
                 lower = inverse * ws[X + k] < ws[BORDER + k]
-                sum_qx += either(lower, ws[PRODUCT_BELOW + k], ws[PRODUCT + k])
-                sum_q2 += either(lower, ws[SQUARE_BELOW + k], ws[SQUARE + k])
+                turned = either(lower, bits(ws[PRODUCT_BELOW + k]), _SAME)
+                sum_qx += from_bits(bits(ws[PRODUCT + k]) ^ turned)
+                turned = either(lower, bits(ws[SQUARE_BELOW + k]), _SAME)
+                sum_q2 += from_bits(bits(ws[SQUARE + k]) ^ turned)
             ws[SUM_QX + j] = sum_qx
             ws[SUM_Q2 + j] = sum_q2
 
@@ -102,17 +126,10 @@ def _add(ws):
 @inner
 def search(ws, scales):
     """It reads X and W, and leaves float32 [SIDE], 0 for a lane of (almost) zeros."""
-    for j in range(SIDE):
-        ws[EXTREME + j] = ZERO
-    for i in range(32):
-        for j in range(SIDE):
-            x = ws[X + i * SIDE + j]
-            extreme = ws[EXTREME + j]
-            ws[EXTREME + j] = x if abs(x) > abs(extreme) else extreme
+    _find_extremes(ws)
     for j in range(SIDE):
         ws[INVERSE + j] = ONE / (-ws[EXTREME + j] / _LOWEST)
-    _set(ws)
-    _add(ws)
+    _add_first(ws)
     for j in range(SIDE):
         sum_qx = ws[SUM_QX + j]
         sum_q2 = ws[SUM_Q2 + j]

@@ -6,14 +6,23 @@ super-block a lane: `[sub_blocks, TILE]` arrays, flat.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from quant_types.lanes.compile import either, fill, inner
-from quant_types.lanes.scalars import ZERO, clamped, from_half, half_bits
+import llvmlite.ir as ir
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from quant_types.lanes.compile import behind, inner, peek
+from quant_types.lanes.scalars import ROUND, ZERO, clamped, from_half, half_bits
+from quant_types.lanes.vectors import make_columns
 
 TILE = 16  # super-blocks
 LANES = 64  # sub-blocks in a group
+_STEP = 16  # weights of a lane in one loop that LLVM unrolls
+_I32, _F32 = ir.IntType(32), ir.FloatType()
 _256 = np.float32(256.0)
+_columns = make_columns(256, TILE)
 
 
 @inner
@@ -30,14 +39,19 @@ def load_importance(table, rows, first, count, tile):
 
 
 @inner
-def mean_squares(tile, factor, sigma2):
-    """`factor * sum(x * x) / 256` of each super-block, its weights added in order."""
+def mean_squares(tile, factor, sigma2, scratch):
+    """`factor * sum(x * x) / 256` of each super-block, its weights added in order; scratch float32
+    [256 * TILE]."""
+    _columns(tile, scratch)
     for b in range(TILE):
         sigma2[b] = ZERO
-    for i in range(256):
+    for r in range(0, 256, _STEP):
         for b in range(TILE):
-            x = tile[b * 256 + i]
-            sigma2[b] += x * x
+            total = sigma2[b]
+            for i in range(_STEP):
+                x = scratch[(r + i) * TILE + b]
+                total += x * x
+            sigma2[b] = total
     for b in range(TILE):
         sigma2[b] = factor * sigma2[b] / _256
 
@@ -58,26 +72,59 @@ def put_half(block, at, bits):
     block[at + 1] = np.uint8(bits >> 8)
 
 
-def make_quants(length: int, low: int, high: int):
-    """Second pass: `quants(x, count, d, dm, q, scratch)`, under the stored scales, less `low`.
+def make_round(length: int, low: int, high: int):
+    """`round_all(x, at, minimum, scale, q)`: codes of `length` weights from a place on,
+    `clamped((x + minimum) / scale, low, high) - low`, as bytes of q there. Of a loop of 16 LLVM
+    makes scalar code."""
+    floats, ints = ir.VectorType(_F32, length), ir.VectorType(_I32, length)
 
-    Where a scale came out as zero, `q` stays as it is. d, dm: `[sub_blocks, TILE]`.
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def wide(value: Any) -> Any:
+            one = builder.insert_element(ir.Constant(floats, ir.Undefined), value, _I32(0))
+            return builder.shuffle_vector(one, one, ir.Constant(ints, [0] * length))
+
+        def same(value: int) -> Any:
+            return ir.Constant(ints, [value] * length)
+
+        x, minimum, scale, q = arguments
+        v = builder.load(builder.bitcast(x, floats.as_pointer()), align=4)
+        v = builder.fdiv(builder.fadd(v, wide(minimum)), wide(scale))
+        v = builder.bitcast(builder.fadd(v, ir.Constant(floats, [float(ROUND)] * length)), ints)
+        i = builder.sub(builder.and_(v, same(0x7FFFFF)), same(0x400000))  # as `nearest_int`
+        for sign, end in (("<", high), (">", low)):
+            i = builder.select(builder.icmp_signed(sign, i, same(end)), i, same(end))
+        found = builder.trunc(builder.sub(i, same(low)), ir.VectorType(ir.IntType(8), length))
+        builder.store(found, builder.bitcast(q, found.type.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def round_all(typing, x, minimum, scale, q):
+        return types.void(types.voidptr, types.float32, types.float32, types.voidptr), code
+
+    return round_all
+
+
+def make_quants(length: int, low: int, high: int):
+    """Second pass: `quants(x, count, d, dm, q)`, under the stored scales, less `low`.
+
+    Where a scale came out as zero, `q` stays as it is, and True is returned. d, dm:
+    `[sub_blocks, TILE]`.
     """
     sub_blocks = 256 // length
-    low_int, high_int, shift = np.int32(low), np.int32(high), np.int32(-low)
+    round_all = make_round(length, low, high)
 
     @inner
-    def quants(x, count, d, dm, q, scratch):
-        scales, minimums = scratch[:256], scratch[256:512]
+    def quants(x, count, d, dm, q):
+        left = False
         for b in range(count):
             for j in range(sub_blocks):
-                fill(scales, j * length, d[j * TILE + b], length)
-                fill(minimums, j * length, dm[j * TILE + b], length)
-            for k in range(256):
-                at = b * 256 + k
-                v = (x[at] + minimums[k]) / scales[k]
-                code = np.int32(clamped(v, low_int, high_int) + shift)
-                q[at] = np.uint8(either(scales[k] != ZERO, code, np.int32(q[at])))
+                s, at = j * TILE + b, b * 256 + j * length
+                scale = peek(d, s)
+                if scale == ZERO:
+                    left = True
+                else:
+                    round_all(behind(x, at), peek(dm, s), scale, behind(q, at))
+        return left
 
     return quants
 

@@ -65,8 +65,8 @@ def _store_q2_k(tile, count, clamps_first, out):
             tile.dm[j * TILE + b] = tile.unit[TILE + b] * np.float32(code >> 4)
         put_half(block, 80, tile.bits[b])
         put_half(block, 82, tile.bits[TILE + b])
-    _leftovers_3(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
-    _quants_3(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
+    if _quants_3(tile.x, count, tile.d, tile.dm, tile.q):
+        _leftovers_3(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
     for b in range(count):
         pack_crumbs(tile.q[b * 256 : b * 256 + 256], out[b * 84 + 16 : b * 84 + 80])
 
@@ -91,8 +91,8 @@ def _store_q4_k(tile, count, limit, clamps_first, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, limit, block[4:])
-    _leftovers_15(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
-    _quants_15(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
+    if _quants_15(tile.x, count, tile.d, tile.dm, tile.q):
+        _leftovers_15(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
     for b in range(count):
         _put_nibbles(tile.q, b, out, b * 144 + 16)
 
@@ -106,8 +106,8 @@ def _store_q5_k(tile, count, clamps_first, out):
         put_half(block, 0, tile.bits[b])
         put_half(block, 2, tile.bits[TILE + b])
         store_scales_12(tile, b, 63, block[4:])
-    _leftovers_31(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
-    _quants_31(tile.x, count, tile.d, tile.dm, tile.q, tile.scratch)
+    if _quants_31(tile.x, count, tile.d, tile.dm, tile.q):
+        _leftovers_31(tile.x, count, tile.d, tile.inverse, tile.bottom, tile.q, clamps_first)
     for b in range(count):
         q, block = tile.q[b * 256 : b * 256 + 256], out[b * 176 : b * 176 + 176]
         _put_nibbles(tile.q, b, block, 48)

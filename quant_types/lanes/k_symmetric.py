@@ -96,10 +96,12 @@ def _new_tile(memory):
 @inner
 def _keep(tile, first):
     """What the search found from sub-block `first`, a super-block a lane."""
-    for lane in range(LANES):
-        b, j = (first + lane) >> 4, (first + lane) & 15
-        poke(tile.values, j * TILE + b, peek(tile.ws, _L.scale + lane))
-        poke(tile.inverse, j * TILE + b, peek(tile.ws, _L.best_inverse + lane))
+    for block in range(LANES // 16):
+        b = first // 16 + block
+        for j in range(16):
+            lane = block * 16 + j
+            poke(tile.values, j * TILE + b, peek(tile.ws, _L.scale + lane))
+            poke(tile.inverse, j * TILE + b, peek(tile.ws, _L.best_inverse + lane))
 
 
 @inner
@@ -151,8 +153,8 @@ def _store_q6_k(tile, count, out):
         code = np.int8(min(tile.codes[k], np.int32(127)))
         tile.codes[k] = np.int32(code)
     _scale_sub_blocks(tile, np.int32(0))
-    _leftovers_32(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q, False)
-    _quants_32(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
+    if _quants_32(tile.x, count, tile.d, tile.zeros, tile.q):
+        _leftovers_32(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q, False)
     for b in range(count):
         block, q = out[b * 210 : b * 210 + 210], tile.q[b * 256 : b * 256 + 256]
         if abs(tile.largest[b]) < _EPS:
@@ -294,8 +296,8 @@ def q3_k(floats, words, kind, out, memory):
         for b in range(TILE):
             tile.unit[b] = tile.unit[b] if tile.largest[b] != ZERO else ZERO
         _scale_sub_blocks(tile, np.int32(-32))
-        _take_levels(tile, count)
-        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
+        if _quants_4(tile.x, count, tile.d, tile.zeros, tile.q):
+            _take_levels(tile, count)
         _store_q3_k(tile, count, out[first * 110 :])
     return -1
 
@@ -311,7 +313,7 @@ def q3_k_importance(floats, words, kind, table, rows, out, memory):
         if not load(floats, words, kind, first * 256, count * 256, tile.x):
             return first
         load_importance(table, rows, first, count, tile.importance)
-        mean_squares(tile.x, _TWO, tile.sigma2)
+        mean_squares(tile.x, _TWO, tile.sigma2, tile.levels)
         for lane in range(0, count * 16, LANES):
             _columns(tile.x[lane * 16 :], ws[_L.x :])
             _columns(tile.importance[lane * 16 :], ws[_L.w :])
@@ -341,7 +343,7 @@ def q3_k_importance(floats, words, kind, table, rows, out, memory):
         for b in range(TILE):
             tile.unit[b] = scales[_S.scale + b]
         _scale_sub_blocks(tile, np.int32(-32))
-        _leftovers_4(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q, False)
-        _quants_4(tile.x, count, tile.d, tile.zeros, tile.q, tile.scratch)
+        if _quants_4(tile.x, count, tile.d, tile.zeros, tile.q):
+            _leftovers_4(tile.x, count, tile.d, tile.inverse, tile.zeros, tile.q, False)
         _store_q3_k(tile, count, out[first * 110 :])
     return -1

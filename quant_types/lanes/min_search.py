@@ -6,8 +6,8 @@ SIMD. 32 lanes go through all steps before the next 32. All weights of a lane ar
 a local: ggml's order, and no sum is loaded or stored on the way.
 
 What counts is instructions (`docs/formats.md` has them): the weights are there twice, so that a
-difference and a product each take theirs from memory, and levels that cannot leave their range are
-not clamped.
+difference and a product each take theirs from memory. Without importance levels that cannot leave
+their range are not clamped; with it some lane's nearly always can, and all are.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
 
     @inner
     def bounded(v):
-        """As if it were clamped before it is rounded: a NaN is 0."""
-        v = v if v > ZERO else ZERO
+        """What it is if it is clamped before it is rounded, of a NaN 0: LLVM makes more of that."""
         v = to_even(v)
+        v = v if v > ZERO else ZERO
         return v if v < top else top
 
     def make_add_levels(level):
@@ -160,16 +160,14 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
     add_bounded = make_add_levels(bounded)
 
     @in_place
-    def beyond(negative, low, x_low, high, checked):
+    def beyond(negative, low, x_low, high):
         """Which bounds a lane's levels may pass: they grow with x, so two of them tell."""
         least = (low - x_low) * negative
         most = (low - high) * negative
         found = either(least >= -_HALF, _INSIDE, _BELOW)
         found = np.int32(found | either(most < past_top, _INSIDE, _ABOVE))
-        if checked:
-            found = np.int32(found | either(least > -_LIMIT, _INSIDE, _OUTSIDE))
-            found = np.int32(found | either(most < _LIMIT, _INSIDE, _OUTSIDE))
-        return found
+        found = np.int32(found | either(least > -_LIMIT, _INSIDE, _OUTSIDE))
+        return np.int32(found | either(most < _LIMIT, _INSIDE, _OUTSIDE))
 
     @inner
     def start(ws):
@@ -197,7 +195,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
             # Out of range the first levels are zeros, of an infinite inverse: 0 says so.
             ws[BEST_INVERSE + j] = either(inverse < INFINITE, inverse, ZERO)
             ws[SCALE + j] = ONE / inverse
-            passed = np.int32(passed | beyond(-inverse, low, x_low, high, True))
+            passed = np.int32(passed | beyond(-inverse, low, x_low, high))
         return passed
 
     @inner
@@ -210,8 +208,9 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
             ws[BEST + j] = total
             inverse = negative / (high - low)
             ws[NEGATIVE + j] = inverse
-            found = beyond(inverse, low, ws[X_LOW + j], high, not clamps_first)
-            passed = np.int32(passed | found)
+            if not clamps_first:
+                found = beyond(inverse, low, ws[X_LOW + j], high)
+                passed = np.int32(passed | found)
         return passed
 
     @inner
@@ -246,8 +245,9 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
             high = ws[HIGH + j]
             inverse = negative / (high - low)
             ws[NEGATIVE + j] = inverse
-            found = beyond(inverse, low, ws[X_LOW + j], high, not clamps_first)
-            passed = np.int32(passed | found)
+            if not clamps_first:
+                found = beyond(inverse, low, ws[X_LOW + j], high)
+                passed = np.int32(passed | found)
         return passed
 
     @inner
@@ -264,7 +264,6 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
 
     def make_pass(exact: bool):
         add_first = make_add_levels(by_bits if exact else rounded)
-        add_clamped = add_bounded if clamps_first else add_first
 
         @inner
         def run(ws):
@@ -274,12 +273,14 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
             passed = first_errors(ws, negatives[0])
             for step in range(count):
                 all_passed = np.int32(all_passed | passed)
-                if passed == _INSIDE:
+                if clamps_first:
+                    add_bounded(ws)
+                elif passed == _INSIDE:
                     add_inside(ws)
                 elif passed == _ABOVE and not exact:
                     add_below_top(ws)
                 else:
-                    add_clamped(ws)
+                    add_first(ws)
                 passed = choose(ws, negatives[step + 1])
             if all_passed & _FLAT:
                 flatten(ws)

@@ -97,20 +97,19 @@ def magnitude_weights(ws):
 def make_keep(length: int):
     """`keep(tile, first)`: what the search found from sub-block `first`, a super-block a lane."""
     sub_blocks = 256 // length
-    shift = sub_blocks.bit_length() - 1
 
     @inner
     def keep(tile, first):
-        for lane in range(LANES):
-            s = first + lane
-            b, j = s >> shift, s & (sub_blocks - 1)
-            both, one = j * BOTH + b, j * TILE + b
-            poke(tile.values, both, peek(tile.ws, SCALE + lane))
-            poke(tile.values, both + TILE, -peek(tile.ws, LOW + lane))
-            poke(tile.sums, both, peek(tile.ws, SUM_W + lane))
-            poke(tile.sums, both + TILE, peek(tile.ws, SUM_W + lane))
-            poke(tile.inverse, one, peek(tile.ws, BEST_INVERSE + lane))
-            poke(tile.bottom, one, peek(tile.ws, BEST_LOW + lane))
+        for block in range(LANES // sub_blocks):
+            b = first // sub_blocks + block
+            for j in range(sub_blocks):
+                lane, both, one = block * sub_blocks + j, j * BOTH + b, j * TILE + b
+                poke(tile.values, both, peek(tile.ws, SCALE + lane))
+                poke(tile.values, both + TILE, -peek(tile.ws, LOW + lane))
+                poke(tile.sums, both, peek(tile.ws, SUM_W + lane))
+                poke(tile.sums, both + TILE, peek(tile.ws, SUM_W + lane))
+                poke(tile.inverse, one, peek(tile.ws, BEST_INVERSE + lane))
+                poke(tile.bottom, one, peek(tile.ws, BEST_LOW + lane))
 
     return keep
 
@@ -142,7 +141,7 @@ def make_weighted(length: int, columns, search, factor: float):
 
     @inner
     def weighted(tile, count):
-        mean_squares(tile.x, factor32, tile.sigma2)
+        mean_squares(tile.x, factor32, tile.sigma2, tile.ws)
         ws = tile.ws
         for first in range(0, count * sub_blocks, LANES):
             columns(tile.x[first * length :], ws[X:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir
@@ -17,24 +16,6 @@ _EIGHT = ir.VectorType(_F32, 8)
 
 def _places(places: list[int]) -> Any:
     return ir.Constant(ir.VectorType(_I32, len(places)), places)
-
-
-def make_steps(borders: Sequence[float], values: Sequence[float]):
-    """`step(v)`: one of n + 1 values, by how many of n ascending borders a float32 is not below;
-    the last for NaN. It is written out: a loop over borders would keep the one around it scalar."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        found = _F32(values[0])
-        for border, value in zip(borders, values[1:], strict=True):
-            below = builder.fcmp_ordered("<", arguments[0], _F32(border))
-            found = builder.select(below, found, _F32(value))
-        return found
-
-    @intrinsic
-    def step(typing, v):
-        return types.float32(types.float32), code
-
-    return step
 
 
 def make_columns(length: int, lanes: int):
