@@ -16,8 +16,9 @@ import numpy as np
 from quant_types.kernels import LINE
 
 LIST = 16  # candidates in a chunk of a list; the last of a list is repeated to fill its last chunk
-SIZE_BITS = 8  # of a list's first chunk and its size in one number, those of the size
+SIZE_BITS = 9  # of a list's first chunk and its size in one number, those of the size
 LEVELS_BIT = 15  # of `Grid.packed`, where a point's levels begin
+OFF = 1 << 14  # set in a packed point that was not rounded to
 _ROWS = 256  # codes whose distances are in memory at once
 
 
@@ -34,14 +35,14 @@ class Grid(NamedTuple):
     dim: int  # weights of a group
     place: np.ndarray  # int32 [codes]: the point, or -1 - the first chunk of the list
     sizes: np.ndarray  # int32 [codes]: candidates in the list, 0 on the grid
-    cells: (
-        np.ndarray
-    )  # int32 [codes]: the point's `packed`, or -1 - (chunk << 8 | size), the short list
+    cells: np.ndarray  # int32 [2, codes and more]: the point's `packed`, or -1 - (chunk and, in the
+    # low `SIZE_BITS`, size) of the short list; for a power of two added to a code, the whole list
     packed: np.ndarray  # int32 [points]: the point, and from bit 15 on its levels, 3 or 2 bits each
     odd: np.ndarray  # uint8 [points, dim]: a point as 2 * level + 1
     points: np.ndarray  # uint16 [all chunks, LIST]: candidates; the short lists behind the others
     near: np.ndarray  # uint8 [all chunks, dim, LIST]: candidates as 2 * level + 1
-    listed: np.ndarray  # int32 [all chunks, LIST]: candidates as in `packed`; IQ1's, else [0, LIST]
+    listed: np.ndarray  # int32 [all chunks, LIST]: candidates as `packed`; IQ2's are [0, LIST], and
+    # IQ3's with `OFF`, and chunks behind: lists side by side are read as far as the longest of them
     table: np.ndarray  # uint8
 
 
@@ -94,7 +95,9 @@ def _make(name: str) -> Grid:
     place[off_grid] = -1 - starts
     shifts = LEVELS_BIT + level_bits(base) * np.arange(dim)
     packed = ((levels << shifts).sum(1) + np.arange(len(levels))).astype(np.int32)
-    cells = packed[np.maximum(place, 0)]
+    cells = np.zeros((2, 1 << (codes - 1).bit_length()), np.int32)
+    cells[:, :codes] = packed[np.maximum(place, 0)]
+    cells[1, off_grid] = -1 - (starts << SIZE_BITS | sizes[off_grid])
     ways = _ways(base, dim)
     shorter = [
         _short(ways[code // digits % base, np.arange(dim), levels[one]], one)
@@ -102,13 +105,15 @@ def _make(name: str) -> Grid:
     ]
     short_sizes, more = _chunks(shorter)
     more += starts[-1] - (-sizes[off_grid[-1]] // LIST)
-    cells[off_grid] = -1 - (more << SIZE_BITS | short_sizes)
+    cells[0, off_grid] = -1 - (more << SIZE_BITS | short_sizes)
     lists += shorter
     points = np.concatenate([np.pad(one, (0, -len(one) % LIST), mode="edge") for one in lists])
     points = points.astype(np.uint16).reshape(-1, LIST)
     odd = (2 * levels + 1).astype(np.uint8)
     near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
     listed = packed[points] if name == "IQ1_S" else packed[:0].reshape(0, LIST)
+    if dim == 4:
+        listed = np.pad(packed[points] | OFF, ((0, sizes.max() // LIST), (0, 0)))
     arrays = (place, sizes, cells, packed, odd, points, near, listed)
     spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
     memory = np.zeros(sum(spans) + LINE, np.uint8)

@@ -29,7 +29,7 @@ from quant_types import isolated, shipped
 from quant_types.errors import KernelError
 
 SYMBOL = "kernel"  # of the function in its object file
-MEMORY = 1 << 17  # bytes that a kernel is given to work in
+MEMORY = 1 << 18  # bytes that a kernel is given to work in
 OVERFLOW = -2  # what a kernel returns where errors overflow float32
 LINE = 64  # bytes of a cache line, on which they begin
 _PACKAGE = Path(__file__).parent

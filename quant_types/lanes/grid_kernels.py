@@ -11,7 +11,7 @@ from quant_types.iq_search import Search
 from quant_types.kernels import OVERFLOW
 from quant_types.lanes import positive_search
 from quant_types.lanes.compile import inner, make_records, take_floats, take_ints
-from quant_types.lanes.grid_search import make_search, point_of
+from quant_types.lanes.grid_search import make_queue, make_search, point_of
 from quant_types.lanes.grid_tile import (
     make_magnitudes,
     make_mean_squares,
@@ -63,7 +63,7 @@ def make_kernels(name: str, how: Search, type_size: int, store):
     sign_bits = np.int32(127) if parity else np.int32(255)
     records_of = make_records(np.uint8, type_size)
     points_of, search = make_points(name), make_search(name, how)
-    work_of = make_work(name, how)
+    work_of = make_work(name, how, make_queue(name, how))
     mean_squares, unweighted = make_mean_squares(how.factor), make_unweighted(how.floor)
     magnitudes = make_magnitudes(parity, length, sub_blocks)
     columns = make_columns(length, sub_blocks)

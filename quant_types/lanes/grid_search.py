@@ -1,31 +1,36 @@
 """The search of IQ2 and IQ3 (`quant_types.iq_search`), 16 sub-blocks at a time, one a lane.
 
-Roundings and sums run over the lanes, and a group's point is looked up lane by lane. Under most
-scales that are tried a group rounds to the same levels as under the one before: the candidates of
-such a run, those of the short list, are compared at its ends (`leads.make_lead`), and who leads
-at both leads between them. A run that is not settled by that is cut in two, and where even one
-scale is not certain to give ggml's point, its whole list is compared as ggml does. Runs are gone
-through in passes, the first of which has no branch that waits for what it computes.
+Roundings and sums run over the lanes. Under most scales that are tried a group rounds to the same
+levels as under the one before: the candidates of such a run, those of the short list, are compared
+at its ends, and who leads at both leads between them. A run that is not settled by that is cut, and
+where even one scale is not certain to give ggml's point, its whole list is compared as ggml does.
+Who leads is found in one of two ways, `grid_lists` for groups of 8 and `grid_runs` for those of 4.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from quant_types import grids
-from quant_types.grids import LIST, SIZE_BITS
+from quant_types.grids import LIST, OFF, SIZE_BITS
 from quant_types.iq_search import Search
-from quant_types.lanes.compile import behind, either, inner, peek, poke, start_of
-from quant_types.lanes.grid_work import KEPT, LANES, TRIES
-from quant_types.lanes.leads import MOST, OPEN, SEVERAL, SUMS, below, make_lead
-from quant_types.lanes.nearest import make_nearest, trailing_zeros
+from quant_types.lanes import grid_lists, grid_runs
+from quant_types.lanes.compile import behind, either, inner, peek, start_of
+from quant_types.lanes.grid_work import LANES, TRIES
+from quant_types.lanes.nearest import make_nearest
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
-from quant_types.lanes.vectors import make_add_codes, make_add_two, make_columns, make_divide
+from quant_types.lanes.vectors import (
+    make_add_codes,
+    make_add_two,
+    make_choose,
+    make_divide,
+)
 
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
-_OFF = np.int32(1 << 14)  # set in a cell whose point was not rounded to
-_POINT = np.int32(_OFF - 1)
+_OFF, _POINT = np.int32(OFF), np.int32(OFF - 1)
 _SIZE = (1 << SIZE_BITS) - 1
 # Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `lead`'s sums.
 _TOLERANCE = np.float32(64 * 2.0**-24)
@@ -35,6 +40,16 @@ _WIDE = np.float32(1e6)  # levels: beyond, rounding may go wrong
 _TINY = np.float32(1e-36)  # of errors below it, of weights up to `_GREAT`, more may be lost
 _GREAT = np.float32(1e4)
 _NOTHING = np.float32(np.nan)  # is certain
+
+
+def _way(dim: int) -> Any:
+    """Who leads is found in one of two ways."""
+    return grid_runs if dim == 4 else grid_lists
+
+
+def make_queue(name: str, how: Search):
+    """`queue(memory)`: the queue of `Work`, and the address behind it."""
+    return _way(grids.grid(name).dim).make_queue(name, how)
 
 
 def make_search(name: str, how: Search):
@@ -47,17 +62,16 @@ def make_search(name: str, how: Search):
     top, top_float = np.int32(base - 1), np.float32(2 * base - 1)
     top_level = np.float32(base - 1)
     base_float, base_int = np.float32(base), np.int32(base)
-    epsilon, every = np.float32(how.epsilon), np.int32((1 << tries) - 1)
-    beyond = np.int32(-(1 << tries))
-    shift = (groups * LANES).bit_length() - 1
+    epsilon = np.float32(how.epsilon)
     least_squares = how.least_squares
     redo_all, redo_off = how.again == "all", how.again == "off"
     nearest = make_nearest(dim, LANES)
     cells = grids.grid(name).cells
-    longest = int(((-1 - cells[cells < 0]) & _SIZE).max())
-    lead, share = make_lead(dim, LANES, 2 * dim, longest)
-    by_lane, divide = make_columns(LANES, TRIES), make_divide(LANES)
-    add_two = make_add_two(groups, dim, LANES, grids.level_bits(base))
+    whole = np.int32(cells.shape[1])  # added to a code, if it is between two levels
+    bits, divide = grids.level_bits(base), make_divide(LANES)
+    on_grid = np.int32(np.argmax(cells[0] >= 0))
+    add_two = make_add_two(groups, dim, LANES, bits)
+    choose_cells = make_choose(groups, LANES)
     codes = make_add_codes(base, groups, dim, LANES)
 
     @inner
@@ -107,7 +121,6 @@ def make_search(name: str, how: Search):
             ws.trials[t] = ONE
         for g in range(groups * LANES):
             ws.starts[g] = 0
-            ws.border[g] = 0
             ws.last[g] = -1
         for t in range(tries):
             divide(
@@ -118,22 +131,20 @@ def make_search(name: str, how: Search):
             if exact:
                 for g in range(groups * LANES):
                     code, moved = code_of(ws, g // LANES, g % LANES, ws.scratch[g % LANES])
-                    ws.border[g] |= bit if moved > _BORDER else np.int32(0)
+                    code = np.int32(code + (whole if moved > _BORDER else np.int32(0)))
                     ws.starts[g] |= bit if code != ws.last[g] else np.int32(0)
                     ws.cells[t * groups * LANES + g] = code
                     ws.last[g] = code
             else:
                 codes(
                     start_of(ws.x), start_of(ws.scratch), bit, behind(ws.cells, t * groups * LANES),
-                    start_of(ws.starts), start_of(ws.border), start_of(ws.last),
+                    start_of(ws.starts), start_of(ws.last),
                 )  # fmt: skip
-        by_lane(ws.trials, ws.halves)
-        for i in range(LANES * TRIES):
-            ws.halves[i] = _HALF * ws.halves[i]
-        for g in range(groups * LANES):  # a try at a border is a run of its own
-            border = ws.border[g]
-            alone = np.int32(border | np.int32(np.int32(border << 1) & every))
-            ws.starts[g] = np.int32(ws.starts[g] | alone)
+        for k in range(groups):  # what is empty is on the grid
+            for j in range(LANES):
+                none, g = ws.empty[j] != 0, k * LANES + j
+                ws.starts[g] = either(none, np.int32(1), ws.starts[g])
+                ws.cells[g] = either(none, on_grid, ws.cells[g])
 
     @inner
     def far_out(ws):
@@ -173,12 +184,6 @@ def make_search(name: str, how: Search):
                 ws.tolerance[k * LANES + j] = _HALF * tolerance if fine else _NOTHING
 
     @inner
-    def cell_of(points, chunk, place):
-        """The cell of a candidate, its place in the low 6 bits."""
-        point = np.int64(peek(points.points, chunk * LIST + (place & (MOST - 1))))
-        return np.int32(peek(points.packed, point) | _OFF)
-
-    @inner
     def look_up(ws, points, k, j, code, scale, short):
         """The cell of a group under a scale, by its short list or the whole one; negative if errors
         overflow."""
@@ -198,106 +203,7 @@ def make_search(name: str, how: Search):
         point = np.int64(peek(points.points, first * LIST + np.int64(place)))
         return np.int32(peek(points.packed, point) | _OFF)
 
-    @inner
-    def line_up(ws, points, k):
-        """Fill the queue with a group's runs; those on the grid get their cells. Its length."""
-        queue, n, j = ws.queue, 0, 0
-        # The next lane's starts are at hand before it is known whether they are wanted.
-        rest, following = peek(ws.starts, k * LANES), peek(ws.starts, k * LANES + 1)
-        while j < LANES:
-            t = np.int64(trailing_zeros(rest))
-            rest = np.int32(rest & np.int32(rest - 1))
-            done = rest == 0
-            at = t * (groups * LANES) + k * LANES + j
-            code = peek(ws.cells, at)
-            cell = peek(points.cells, np.int64(code))
-            poke(ws.cells, at, cell)
-            poke(queue.at, n, np.int32(at))
-            last = np.int32(trailing_zeros(np.int32(rest | beyond)) - np.int32(1))
-            poke(queue.last, n, last)
-            poke(queue.code, n, code)
-            n += 1 if (cell < 0) & (peek(ws.empty, j) == 0) else 0
-            j += 1 if done else 0
-            rest = either(done, following, rest)
-            following = peek(ws.starts, k * LANES + j + 1)
-        return n
-
-    @inner
-    def lead_all(ws, points, k, begin, n):
-        """Cells of the queue's runs from `begin` on; where it stopped, and how many of them are
-        not settled by that."""
-        queue, m, used = ws.queue, 0, 0
-        while (begin < n) & (used < KEPT):
-            at, last = np.int64(peek(queue.at, begin)), np.int64(peek(queue.last, begin))
-            j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
-            listed = -1 - np.int64(peek(ws.cells, at))
-            chunk, size = listed >> SIZE_BITS, listed & _SIZE
-            leads = lead(
-                start_of(points.near), behind(ws.x, k * dim * LANES + j),
-                behind(ws.root, k * dim * LANES + j), peek(ws.halves, j * TRIES + first),
-                peek(ws.halves, j * TRIES + last), peek(ws.tolerance, g), np.int32(chunk),
-                np.int32(size), behind(queue.sums, used),
-            )  # fmt: skip
-            poke(ws.cells, at, cell_of(points, chunk, np.int64(leads)))
-            # one at a border has one try
-            border = np.int32(np.int32(peek(ws.border, g) >> np.int32(first)) & np.int32(1))
-            leads = np.int32(leads | np.int32(border * np.int32(OPEN)))
-            poke(queue.several, m, np.int32(begin))
-            poke(queue.leads, m, np.int32(leads | np.int32(used << 14)))
-            m += 1 if leads >= np.int32(SEVERAL) else 0
-            # apart, so that none waits for those before it
-            used += (size + LIST - 1) // LIST * SUMS
-            begin += 1
-        return begin, m
-
-    @inner
-    def settle(ws, points, k, m, n):
-        """Cells of `m` runs that are led by several candidates: where two share a range the
-        second's, else the range is cut, where these meet or in half, and its parts are appended to
-        the queue. The queue's length; negative if errors overflow."""
-        queue = ws.queue
-        for i in range(m):
-            e, leads = np.int64(peek(queue.several, i)), np.int64(peek(queue.leads, i))
-            at, last = np.int64(peek(queue.at, e)), np.int64(peek(queue.last, e))
-            code = peek(queue.code, e)
-            j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
-            middle = (first + last + 1) >> 1
-            cell = peek(points.cells, np.int64(code))
-            listed = -1 - np.int64(cell)
-            if leads & OPEN == 0:
-                alone = share(
-                    behind(queue.sums, leads >> 14), np.int32(listed & _SIZE),
-                    peek(ws.tolerance, g), np.int32(leads), start_of(queue.met),
-                )  # fmt: skip
-                window = np.int32((2 << last) - (1 << first))
-                meet, unsure = peek(queue.met, 0), peek(queue.met, 1)
-                halves = behind(ws.halves, j * TRIES)
-                later = np.int32(below(halves, meet - unsure) & window)
-                between = np.int32(below(halves, meet + unsure) & window)
-                t = np.int64(trailing_zeros(np.int32(later | np.int32(1 << last))))
-                middle = max(t, first + 1)
-                if alone & (later == between) & (later != 0):
-                    cell = cell_of(points, listed >> SIZE_BITS, leads >> 6)
-                    poke(ws.cells, (t << shift) + g, cell)
-                    poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << t)))
-                    continue
-            elif first == last:
-                scale = peek(ws.trials, first * LANES + j)
-                cell = look_up(ws, points, k, j, np.int64(code), scale, False)
-                if cell < 0:
-                    return -1
-                poke(ws.cells, at, cell)
-                continue
-            second = (middle << shift) + g
-            for half in range(2):
-                poke(queue.at, n + half, np.int32(second if half else at))
-                poke(queue.last, n + half, np.int32(last if half else middle - 1))
-                poke(queue.code, n + half, code)
-            poke(ws.cells, at, cell)
-            poke(ws.cells, second, cell)
-            poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << middle)))
-            n += 2
-        return n
+    settle_all = _way(dim).make_settle(name, how, code_of, look_up)
 
     @inner
     def choose(ws):
@@ -307,21 +213,11 @@ def make_search(name: str, how: Search):
                 behind(ws.cells, t * groups * LANES), start_of(ws.starts), np.int32(t),
                 start_of(ws.last), start_of(ws.wx), start_of(ws.w), start_of(ws.sums),
             )  # fmt: skip
-            for k in range(2):
-                for j in range(LANES):
-                    sum_qx, sum_q2 = ws.sums[2 * k * LANES + j], ws.sums[(2 * k + 1) * LANES + j]
-                    best, old = ws.best[j], ws.scale[j]
-                    scale = sum_qx / sum_q2
-                    better = (sum_q2 > ZERO) & (sum_qx * sum_qx > best * sum_q2)
-                    better = better & (t + k < tries)
-                    ws.scale[j] = either(better, scale, old)
-                    ws.best[j] = either(better, scale * sum_qx, best)
-                    ws.refit[j] = np.int32(1) if better else np.int32(0)
-                for g in range(groups):
-                    for j in range(LANES):
-                        cell = ws.last[(k * groups + g) * LANES + j]
-                        best_cell = ws.best_cell[g * LANES + j]
-                        ws.best_cell[g * LANES + j] = either(ws.refit[j] != 0, cell, best_cell)
+            for k in range(min(2, tries - t)):
+                choose_cells(
+                    behind(ws.sums, 2 * k * LANES), behind(ws.last, k * groups * LANES),
+                    start_of(ws.scale), start_of(ws.best), start_of(ws.best_cell),
+                )  # fmt: skip
 
     @inner
     def again(ws, points):
@@ -377,13 +273,8 @@ def make_search(name: str, how: Search):
         if far_out(ws):
             add_codes(ws, True)
         bound(ws)
-        for k in range(groups):
-            begin, n = 0, line_up(ws, points, k)
-            while begin < n:
-                begin, m = lead_all(ws, points, k, begin, n)
-                n = settle(ws, points, k, m, n)
-                if n < 0:
-                    return False
+        if not settle_all(ws, points):
+            return False
         choose(ws)
         return again(ws, points)
 

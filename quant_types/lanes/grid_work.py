@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from quant_types import grids
 from quant_types.iq_search import Search
 from quant_types.lanes.compile import inner, take_bytes, take_floats, take_halfs, take_ints
-from quant_types.lanes.leads import MOST
 
 LANES = 16  # sub-blocks side by side
 BLOCKS = 8  # of 256 weights, in a tile
 TRIES = 32  # scales that are tried, at most
-KEPT = 1 << 12  # sums that are kept at once, and those of one list
-
-
-class Queue(NamedTuple):
-    """Ranges of tries of a group that is off the grid, under which its code is the same; and those
-    of them under which more than one candidate leads."""
-
-    at: np.ndarray  # int32 [2 * LANES * tries]: where in `cells` its first try is
-    last: np.ndarray  # int32 [2 * LANES * tries]: try
-    code: np.ndarray  # int32 [2 * LANES * tries]
-    several: np.ndarray  # int32 [LANES * tries + 1]: places in this queue
-    leads: (
-        np.ndarray
-    )  # int32 [LANES * tries + 1]: what `lead` returned; from bit 14 on, where in `sums`
-    sums: np.ndarray  # float32 [KEPT + 2 * MOST]
-    met: np.ndarray  # float32 [2]: what `share` writes
 
 
 class Work(NamedTuple):
@@ -42,9 +25,8 @@ class Work(NamedTuple):
     w: np.ndarray  # float32 [length, LANES]: weight of each error
     wx: np.ndarray  # float32 [length, LANES]: their product
     root: np.ndarray  # float32 [length, LANES]: its square root
-    cells: (
-        np.ndarray
-    )  # int32 [tries and one more, groups, LANES]: codes, then the cells where runs begin
+    cells: np.ndarray  # int32 [tries and one more, groups, LANES]: codes, plus a power of two those
+    # with a weight between two levels; then the cells where runs begin
     starts: (
         np.ndarray
     )  # int32 [groups, LANES] and two more: a bit for each try at which a run begins
@@ -54,15 +36,14 @@ class Work(NamedTuple):
     empty: np.ndarray  # int32 [LANES]: not zero for what counts as zero
     divisor: np.ndarray  # float32 [LANES]
     trials: np.ndarray  # float32 [32, LANES]: scales
-    halves: np.ndarray  # float32 [LANES, 32]: half of each
     scale: np.ndarray  # float32 [LANES]: the result
     best: np.ndarray  # float32 [LANES]
     signs: np.ndarray  # int32 [length / 8, sub-blocks of a tile]: a byte of each eight
     sums: np.ndarray  # float32 [4, LANES]: of two tries, the sums of w * x * q and of w * q * q
     refit: np.ndarray  # int32 [LANES]
     scratch: np.ndarray  # float32 [LANES]
-    border: np.ndarray  # int32 [groups, LANES]: a bit for each try with a weight between two levels
-    queue: Queue
+    border: np.ndarray  # int32 [groups, LANES]: not 0 where a weight is between two levels
+    queue: Any  # of `grid_lists` or `grid_runs`
 
 
 class Points(NamedTuple):
@@ -82,13 +63,14 @@ def make_points(name: str):
     """`points(address)`: the arrays of a grid."""
     grid = grids.grid(name)
     codes, on_grid, odd = grid.place.size, grid.packed.size, grid.odd.size
+    both = grid.cells.size
     candidates, near, cells_listed = grid.points.size, grid.near.size, grid.listed.size
 
     @inner
     def points(address):
         place, address = take_ints(address, codes)
         sizes, address = take_ints(address, codes)
-        cells, address = take_ints(address, codes)
+        cells, address = take_ints(address, both)
         packed, address = take_ints(address, on_grid)
         odd_values, address = take_bytes(address, odd)
         numbers, address = take_halfs(address, candidates)
@@ -99,7 +81,7 @@ def make_points(name: str):
     return points
 
 
-def make_work(name: str, how: Search):
+def make_work(name: str, how: Search, queue_of: Any):
     """`work(memory)`: the arrays, and what is behind them."""
     grid, length, tries = grids.grid(name), how.length, 2 * how.tries + 1
     size, groups = length * LANES, length // grid.dim * LANES
@@ -118,7 +100,6 @@ def make_work(name: str, how: Search):
         empty, memory = take_ints(memory, LANES)
         divisor, memory = take_floats(memory, LANES)
         trials, memory = take_floats(memory, TRIES * LANES)
-        halves, memory = take_floats(memory, TRIES * LANES)
         scale, memory = take_floats(memory, LANES)
         best, memory = take_floats(memory, LANES)
         signs, memory = take_ints(memory, 256 * BLOCKS // 8)
@@ -126,17 +107,10 @@ def make_work(name: str, how: Search):
         refit, memory = take_ints(memory, LANES)
         scratch, memory = take_floats(memory, LANES)
         border, memory = take_ints(memory, groups)
-        at, memory = take_ints(memory, 2 * LANES * tries)
-        end, memory = take_ints(memory, 2 * LANES * tries)
-        code, memory = take_ints(memory, 2 * LANES * tries)
-        several, memory = take_ints(memory, LANES * tries + 1)
-        leads, memory = take_ints(memory, LANES * tries + 1)
-        sums, memory = take_floats(memory, KEPT + 2 * MOST)
-        met, memory = take_floats(memory, 2)
-        queue = Queue(at, end, code, several, leads, sums, met)
+        queue, memory = queue_of(memory)
         found = Work(
             x, w, wx, root, cells, starts, last, best_cell, tolerance, empty, divisor, trials,
-            halves, scale, best, signs, two, refit, scratch, border, queue,
+            scale, best, signs, two, refit, scratch, border, queue,
         )  # fmt: skip
         return found, memory
 

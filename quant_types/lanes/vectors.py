@@ -167,8 +167,54 @@ def make_add_two(groups: int, dim: int, lanes: int, bits: int):
     return add_two
 
 
+def make_choose(groups: int, lanes: int):
+    """`choose(sums, cells, scale, best, best_cells)`: what a try is better at.
+
+    Args of `choose`, addresses:
+        sums: float32 [2, lanes], a try's sums as `add_two` leaves them.
+        cells: int32 [groups, lanes], its cells.
+        scale, best: float32 [lanes], of the best try so far its scale, and that times its first
+            sum; best_cells: int32 [groups, lanes].
+    """
+    floats, ints = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, cells, scale, best, best_cells = (
+            builder.bitcast(a, _F32.as_pointer()) for a in arguments
+        )
+
+        def at(array: Any, row: int, kind: Any) -> Any:
+            where = builder.gep(array, [_I64(row * lanes)])
+            return builder.bitcast(where, kind.as_pointer())
+
+        def put(better: Any, value: Any, array: Any, row: int) -> None:
+            where = at(array, row, value.type)
+            old = builder.load(where, align=4)
+            builder.store(builder.select(better, value, old), where, align=4)
+
+        qx, q2 = (builder.load(at(sums, k, floats), align=4) for k in range(2))
+        bar = builder.fmul(builder.load(at(best, 0, floats), align=4), q2)
+        better = builder.fcmp_ordered(">", builder.fmul(qx, qx), bar)
+        some = builder.fcmp_ordered(">", q2, ir.Constant(floats, [0.0] * lanes))
+        better = builder.and_(better, some)
+        found = builder.fdiv(qx, q2)
+        put(better, found, scale, 0)
+        put(better, builder.fmul(found, qx), best, 0)
+        for group in range(groups):
+            put(better, builder.load(at(cells, group, ints), align=4), best_cells, group)
+        return context.get_dummy_value()
+
+    address = types.voidptr
+
+    @intrinsic
+    def choose(typing, sums, cells, scale, best, best_cells):
+        return types.void(*[address] * 5), code
+
+    return choose
+
+
 def make_add_codes(base: int, groups: int, dim: int, lanes: int):
-    """`add_codes(x, inverse, bit, cells, starts, border, last)`: a try's codes.
+    """`add_codes(x, inverse, bit, cells, starts, last)`: a try's codes.
 
     A product of a weight and the inverse scale is rounded to `2 * level + 1`: of three levels the
     second begins beyond 2 and the third at 4; of eight, where a sum with 1.5 * 2**24 is even.
@@ -177,11 +223,13 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
         x: address of float32 [groups * dim, lanes], not far out of range.
         inverse: address of float32 [lanes].
         bit: int32, the try's.
-        cells: address of int32 [groups, lanes] that is written to: codes.
-        starts, border, last: addresses of int32 [groups, lanes]: the bit is set where a code is not
-            the last one, and where a weight is between two levels; the last codes.
+        cells: address of int32 [groups, lanes] that is written to: codes, plus the next power of
+            two where a weight is between two levels.
+        starts, last: addresses of int32 [groups, lanes]: the bit is set where a code is not the
+            last one; the last codes.
     """
     floats, ints = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+    whole = 1 << (base**dim - 1).bit_length()
     border_width = 2.0**-14  # of 2 * level + 1
 
     def same(kind: Any, value: float) -> Any:
@@ -222,7 +270,7 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x, inverse, bit, *rest = arguments
-        x, inverse, cells, starts, border, last = (
+        x, inverse, cells, starts, last = (
             builder.bitcast(a, _F32.as_pointer()) for a in (x, inverse, *rest)
         )
 
@@ -249,7 +297,8 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
             row = builder.add(builder.mul(group, _I64(dim)), _I64(i))
             products.append(builder.fmul(factor, builder.load(at(x, row, floats), align=4)))
         found, between = (of_three if base == 3 else of_eight)(builder, products)
-        mark(border, between)
+        between = builder.select(between, same(ints, whole), same(ints, 0))
+        found = builder.or_(found, between)
         old = builder.load(at(last, group, ints), align=4)
         mark(starts, builder.icmp_unsigned("!=", found, old))
         builder.store(found, at(last, group, ints), align=4)
@@ -264,7 +313,7 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
     address = types.voidptr
 
     @intrinsic
-    def add_codes(typing, x, inverse, bit, cells, starts, border, last):
-        return types.void(address, address, types.int32, address, address, address, address), code
+    def add_codes(typing, x, inverse, bit, cells, starts, last):
+        return types.void(address, address, types.int32, address, address, address), code
 
     return add_codes

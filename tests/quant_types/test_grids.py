@@ -45,26 +45,28 @@ def test_lists(name: str) -> None:
         assert np.array_equal(near, grid.odd[points])
         if len(grid.listed):
             listed = grid.listed[first:].reshape(-1)[: len(points)]
-            assert np.array_equal(listed, grid.packed[points])
+            off = grids.OFF if grid.dim == 4 else 0
+            assert np.array_equal(listed, grid.packed[points] | off)
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_short_lists(name: str) -> None:
     """They have the nearest of the whole list, whatever the weights, where values round to the
-    code."""
+    code; behind them is the whole list of each code."""
     grid = grids.grid(name)
     rng = np.random.default_rng(0)
     digits = grid.base ** np.arange(grid.dim)
     for code in rng.choice(np.flatnonzero(grid.sizes), 100):
         level = code // digits % grid.base
-        short = -1 - grid.cells[code]
-        lists = [
-            grid.points[first:].reshape(-1)[:size]
-            for first, size in (
-                (-1 - grid.place[code], grid.sizes[code]),
-                (short >> grids.SIZE_BITS, short & (1 << grids.SIZE_BITS) - 1),
-            )
-        ]
+        lists = []
+        for cell in grid.cells[::-1, code]:
+            chunk, size = divmod(-1 - cell, 1 << grids.SIZE_BITS)
+            lists.append(grid.points[chunk:].reshape(-1)[:size])
+            if grid.dim == 4:
+                words = grid.listed[chunk:].reshape(-1)[:size]
+                assert np.array_equal(words, grid.packed[lists[-1]] | grids.OFF)
+        first = -1 - grid.place[code]
+        assert np.array_equal(lists[0], grid.points[first:].reshape(-1)[: grid.sizes[code]])
         assert set(lists[1]) <= set(lists[0])
         for _ in range(20):
             x = (2 * level + 1 + rng.uniform(-0.999, 0.999, grid.dim)).astype(np.float32)

@@ -1,0 +1,204 @@
+"""Which candidates lead in groups of 8 weights (IQ2): those of a list side by side, run by run.
+
+The runs of a group of all sub-blocks are lined up, and compared at their ends (`leads.make_lead`)
+without a branch that waits for what it computes. What is not settled by that is decided where two
+leaders meet, or cut, and its parts are lined up behind the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from quant_types import grids
+from quant_types.grids import LIST, OFF, SIZE_BITS
+from quant_types.iq_search import Search
+from quant_types.lanes.compile import (
+    behind,
+    either,
+    inner,
+    peek,
+    poke,
+    start_of,
+    take_floats,
+    take_ints,
+)
+from quant_types.lanes.grid_work import LANES, TRIES
+from quant_types.lanes.leads import MOST, OPEN, SEVERAL, SUMS, below, make_lead
+from quant_types.lanes.nearest import trailing_zeros
+from quant_types.lanes.vectors import make_columns
+
+_KEPT = 1 << 12  # sums that are kept at once, and those of one list
+_SIZE = (1 << SIZE_BITS) - 1
+_HALF = np.float32(0.5)
+
+
+class Queue(NamedTuple):
+    """Ranges of tries of a group that is off the grid, under which its code is the same; and those
+    of them under which more than one candidate leads."""
+
+    at: np.ndarray  # int32 [2 * LANES * tries]: where in `cells` its first try is
+    last: np.ndarray  # int32 [2 * LANES * tries]: try
+    code: np.ndarray  # int32 [2 * LANES * tries]
+    several: np.ndarray  # int32 [LANES * tries + 1]: places in this queue
+    leads: np.ndarray  # int32 [LANES * tries + 1]: what `lead` returned; from bit 14 on, where in
+    # `sums`
+    sums: np.ndarray  # float32 [_KEPT + 2 * MOST]
+    met: np.ndarray  # float32 [2]: what `share` writes
+    halves: np.ndarray  # float32 [LANES, TRIES]: half of each scale
+
+
+def make_queue(name: str, how: Search):
+    """`queue(memory)`: a queue, and the address behind it."""
+    most = LANES * (2 * how.tries + 1)
+
+    @inner
+    def queue(memory):
+        at, memory = take_ints(memory, 2 * most)
+        last, memory = take_ints(memory, 2 * most)
+        code, memory = take_ints(memory, 2 * most)
+        several, memory = take_ints(memory, most + 1)
+        leads, memory = take_ints(memory, most + 1)
+        sums, memory = take_floats(memory, _KEPT + 2 * MOST)
+        met, memory = take_floats(memory, 2)
+        halves, memory = take_floats(memory, TRIES * LANES)
+        return Queue(at, last, code, several, leads, sums, met, halves), memory
+
+    return queue
+
+
+def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
+    """`settle_all(work, points)`: the cells where runs begin, of codes in their place; False if
+    errors overflow.
+
+    Args:
+        code_of, look_up: those of `grid_search`.
+    """
+    dim, tries = grids.grid(name).dim, 2 * how.tries + 1
+    groups, cells = how.length // dim, grids.grid(name).cells
+    beyond = np.int32(-(1 << tries))
+    shift = (groups * LANES).bit_length() - 1
+    rounded, off = cells.shape[1] - 1, np.int32(OFF)
+    lead, share = make_lead(dim, LANES, 2 * dim, int(((-1 - cells[cells < 0]) & _SIZE).max()))
+    by_lane = make_columns(LANES, TRIES)
+
+    @inner
+    def cell_of(points, chunk, place):
+        """The cell of a candidate, its place in the low 6 bits."""
+        point = np.int64(peek(points.points, chunk * LIST + (place & (MOST - 1))))
+        return np.int32(peek(points.packed, point) | off)
+
+    @inner
+    def line_up(ws, points, k):
+        """Fill the queue with a group's runs; those on the grid get their cells. Its length."""
+        queue, n, j = ws.queue, 0, 0
+        # The next lane's starts are at hand before it is known whether they are wanted.
+        rest, following = peek(ws.starts, k * LANES), peek(ws.starts, k * LANES + 1)
+        while j < LANES:
+            t = np.int64(trailing_zeros(rest))
+            rest = np.int32(rest & np.int32(rest - 1))
+            done = rest == 0
+            at = t * (groups * LANES) + k * LANES + j
+            code = peek(ws.cells, at)
+            cell = peek(points.cells, np.int64(code))
+            poke(ws.cells, at, cell)
+            poke(queue.at, n, np.int32(at))
+            last = np.int32(trailing_zeros(np.int32(rest | beyond)) - np.int32(1))
+            poke(queue.last, n, last)
+            poke(queue.code, n, code)
+            n += 1 if (cell < 0) & (peek(ws.empty, j) == 0) else 0
+            j += 1 if done else 0
+            rest = either(done, following, rest)
+            following = peek(ws.starts, k * LANES + j + 1)
+        return n
+
+    @inner
+    def lead_all(ws, points, k, begin, n):
+        """Cells of the queue's runs from `begin` on; where it stopped, and how many of them are
+        not settled by that."""
+        queue, m, used = ws.queue, 0, 0
+        while (begin < n) & (used < _KEPT):
+            at, last = np.int64(peek(queue.at, begin)), np.int64(peek(queue.last, begin))
+            j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
+            listed = -1 - np.int64(peek(ws.cells, at))
+            chunk, size = listed >> SIZE_BITS, listed & _SIZE
+            leads = lead(
+                start_of(points.near), behind(ws.x, k * dim * LANES + j),
+                behind(ws.root, k * dim * LANES + j), peek(queue.halves, j * TRIES + first),
+                peek(queue.halves, j * TRIES + last), peek(ws.tolerance, g), np.int32(chunk),
+                np.int32(size), behind(queue.sums, used),
+            )  # fmt: skip
+            poke(ws.cells, at, cell_of(points, chunk, np.int64(leads)))
+            poke(queue.several, m, np.int32(begin))
+            poke(queue.leads, m, np.int32(leads | np.int32(used << 14)))
+            m += 1 if leads >= np.int32(SEVERAL) else 0
+            # apart, so that none waits for those before it
+            used += (size + LIST - 1) // LIST * SUMS
+            begin += 1
+        return begin, m
+
+    @inner
+    def settle(ws, points, k, m, n):
+        """Cells of `m` runs that are led by several candidates: where two share a range the
+        second's, else the range is cut, where these meet or in half, and its parts are appended to
+        the queue. The queue's length; negative if errors overflow."""
+        queue = ws.queue
+        for i in range(m):
+            e, leads = np.int64(peek(queue.several, i)), np.int64(peek(queue.leads, i))
+            at, last = np.int64(peek(queue.at, e)), np.int64(peek(queue.last, e))
+            code = peek(queue.code, e)
+            j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
+            middle = (first + last + 1) >> 1
+            cell = peek(points.cells, np.int64(code))
+            listed = -1 - np.int64(cell)
+            if leads & OPEN == 0:
+                alone = share(
+                    behind(queue.sums, leads >> 14), np.int32(listed & _SIZE),
+                    peek(ws.tolerance, g), np.int32(leads), start_of(queue.met),
+                )  # fmt: skip
+                window = np.int32((2 << last) - (1 << first))
+                meet, unsure = peek(queue.met, 0), peek(queue.met, 1)
+                halves = behind(queue.halves, j * TRIES)
+                later = np.int32(below(halves, meet - unsure) & window)
+                between = np.int32(below(halves, meet + unsure) & window)
+                t = np.int64(trailing_zeros(np.int32(later | np.int32(1 << last))))
+                middle = max(t, first + 1)
+                if alone & (later == between) & (later != 0):
+                    cell = cell_of(points, listed >> SIZE_BITS, leads >> 6)
+                    poke(ws.cells, (t << shift) + g, cell)
+                    poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << t)))
+                    continue
+            elif first == last:
+                scale = peek(ws.trials, first * LANES + j)
+                cell = look_up(ws, points, k, j, np.int64(code) & rounded, scale, False)
+                if cell < 0:
+                    return -1
+                poke(ws.cells, at, cell)
+                continue
+            second = (middle << shift) + g
+            for half in range(2):
+                poke(queue.at, n + half, np.int32(second if half else at))
+                poke(queue.last, n + half, np.int32(last if half else middle - 1))
+                poke(queue.code, n + half, code)
+            poke(ws.cells, at, cell)
+            poke(ws.cells, second, cell)
+            poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << middle)))
+            n += 2
+        return n
+
+    @inner
+    def settle_all(ws, points):
+        by_lane(ws.trials, ws.queue.halves)
+        for i in range(LANES * TRIES):
+            ws.queue.halves[i] = _HALF * ws.queue.halves[i]
+        for k in range(groups):
+            begin, n = 0, line_up(ws, points, k)
+            while begin < n:
+                begin, m = lead_all(ws, points, k, begin, n)
+                n = settle(ws, points, k, m, n)
+                if n < 0:
+                    return False
+        return True
+
+    return settle_all
