@@ -3,7 +3,6 @@ SIMD of."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import llvmlite.ir as ir
@@ -14,13 +13,6 @@ from quant_types.lanes.nearest import call
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, INTS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 MASK = ir.IntType(LANES)
-
-
-def width() -> int:
-    """Float32 in a vector of the processor that is compiled for, as Numba is told it; 8 where two
-    of its vectors are that."""
-    cpu, features = (os.environ.get(f"NUMBA_CPU_{name}", "") for name in ("NAME", "FEATURES"))
-    return 16 if cpu == "x86-64-v4" or "+avx512f" in features else 8
 
 
 def floats(value: float, lanes: int = LANES) -> Any:

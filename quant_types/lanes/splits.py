@@ -15,6 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from quant_types.iq1 import DELTA
+from quant_types.lanes.compile import vector_width
 from quant_types.lanes.grid_work import LANES
 from quant_types.lanes.rows import (
     F32,
@@ -26,7 +27,6 @@ from quant_types.lanes.rows import (
     fused,
     ints,
     product,
-    width,
 )  # fmt: skip
 from quant_types.lanes.split_bar import SHIFTS, ways_of
 
@@ -161,7 +161,7 @@ def _make_best(length: int, kind: Any):
     ways = ways_of(halves)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = width()
+        lanes = vector_width()
         floats_kind, ints_kind = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
         mask = ir.IntType(lanes)
         part = Loop(builder, 0)

@@ -251,3 +251,21 @@ def test_kernels_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(quant_types.KernelError, match=r"the kernel floats\.f17 could not"):
         kernels._compile(["floats.f16", "floats.f17"])
     assert [path.name for path in times(tmp_path)] == ["floats.f16.kernel"]
+
+
+def test_what_x86_would_store_by_a_mask() -> None:
+    """A choice between what is there and something new; the load of what is there is marked, and no
+    other."""
+    pytest.importorskip("numba")
+    from quant_types.lanes.compile import _without_masked_stores
+
+    code = """
+  %old = load <8 x float>, ptr %p, align 4
+  %new = load <8 x float>, ptr %q, align 4
+  %one = select <8 x i1> %c, <8 x float> %new, <8 x float> %old
+  store <8 x float> %one, ptr %p, align 4
+  %sum = fadd <8 x float> %one, %new
+  store <8 x float> %sum, ptr %q, align 4
+"""
+    marked = code.replace("%old = load <", "%old = load volatile <")
+    assert _without_masked_stores(code) == marked
