@@ -221,12 +221,16 @@ def test_a_person_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         def isatty(self) -> bool:
             return True
 
+    def compiled(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        kernels.keep(kernels.path_of(command[-1], tmp_path), b"code")
+        return subprocess.CompletedProcess(command, 0)
+
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(kernels, "_announced", False)
     monkeypatch.setattr(kernels, "_loaded", {})
-    monkeypatch.setattr(kernels, "_compile", lambda name, path: kernels.keep(path, b"code"))
+    monkeypatch.setattr(subprocess, "run", compiled)
     assert kernels._object("a.b") == kernels._object("c.d") == b"code"
     assert terminal.getvalue() == "compiling kernels for this CPU, once\n"
     monkeypatch.setattr(kernels, "_announced", False)
