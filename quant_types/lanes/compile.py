@@ -292,10 +292,10 @@ def vector_width() -> int:
 
 
 def _without_masked_stores(code: str) -> str:
-    """LLVM's code, of which its x86 backend makes no masked stores. It makes them of a choice that
-    is stored where one of its values was loaded from; AMD's processors with AVX2 alone take 12
-    cycles for each (https://www.agner.org/optimize/instruction_tables.pdf). A load that is called
-    volatile is not taken for that."""
+    """LLVM's code, of which its x86 backend makes no masked stores. LLVM 22 makes them of a choice
+    that is stored where one of its values was loaded from; AMD's processors with AVX2 alone take 42
+    micro-operations for each (https://github.com/llvm/llvm-project/issues/213195). A load that is
+    called volatile is not taken for that."""
     choices = dict(re.findall(r"^  (%\S+) = (select <.*)$", code, re.MULTILINE))
     stored: dict[str, set[str]] = {}  # address -> names of values that may be there
     for value, address in re.findall(r"^  store <[^>]*> (%\S+), ptr (%\S+),", code, re.MULTILINE):
