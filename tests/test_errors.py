@@ -105,7 +105,10 @@ def test_unsupported_architecture(broken: Broken, tmp_path: Path) -> None:
         ({"head_dim": 63}, "63 channels cannot be rotated"),
         ({"rope_theta": "many"}, "must be float32"),
         ({"rope_scaling": {"type": "spiral"}}, "'spiral'"),
-        ({"rope_scaling": {"type": "linear"}}, "'factor'"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": "two"}},
+            "'rope.scaling.factor' must be float32",
+        ),
         ({"architectures": []}, "'architectures'"),
     ],
 )

@@ -100,7 +100,11 @@ class Key:
         """The value, or None for a key that is left out."""
         if callable(self.config):
             value = self.config(config)
-            return None if value is None else config.typed(self.name, value, self.kind)
+            return (
+                None
+                if value is None
+                else config.typed(self.name.removeprefix("{arch}."), value, self.kind)
+            )
         names = (self.config,) if isinstance(self.config, str) else self.config
         return config.get(*names, kind=self.kind, default=self.default, lists=True)
 
