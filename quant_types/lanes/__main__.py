@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from importlib.metadata import version
@@ -14,7 +13,6 @@ from quant_types import kernels, proof
 def main(directory: str, *names: str) -> None:
     """Compile, and keep object code in the directory if it does what the array engine does, and is
     of the source that the directory is named by."""
-    gc.disable()  # a fifth of what Numba takes, and little is left to find
     # read when Numba is imported
     os.environ["NUMBA_CPU_NAME"], os.environ["NUMBA_CPU_FEATURES"] = kernels.target()
     os.environ.update(kernels.NUMBA)

@@ -7,7 +7,6 @@ and digests of what its kernels have to make.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import subprocess
@@ -118,7 +117,6 @@ def _run(command: list[str]) -> None:
 
 def compile_object(name: str, triple: str, cpu: str, features: str, symbol: str, path: str) -> None:
     """One kernel as an object file for another machine than this may be."""
-    gc.disable()  # as in `__main__`
     # read when Numba is imported; code of another processor's kind has to be made of plain code
     here = triple.startswith("x86_64")
     os.environ["NUMBA_CPU_NAME"] = cpu if here else "x86-64"
