@@ -17,6 +17,7 @@ from quant_types.kernels import LINE
 
 LIST = 16  # candidates in a chunk of a list; the last of a list is repeated to fill its last chunk
 SIZE_BITS = 9  # of a list's first chunk and its size in one number, those of the size
+SIZE = (1 << SIZE_BITS) - 1  # what masks the size
 LEVELS_BIT = 15  # of `Grid.packed`, where a point's levels begin
 OFF = 1 << 14  # set in a packed point that was not rounded to
 _ROWS = 256  # codes whose distances are in memory at once

@@ -103,8 +103,7 @@ def prepare(names: Iterable[str], threads: int) -> None:
     missing = [name for name in wanted if _is_missing(name)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(_compile, _batches(missing, threads)))
-    for name in wanted:
-        load(name)
+        list(pool.map(load, wanted))  # those that came with the package are proven here
 
 
 def _is_missing(name: str) -> bool:
@@ -191,12 +190,12 @@ def path_of(name: str, folder: Path) -> Path:
     return folder / f"{name}.kernel"
 
 
-def _compile(names: list[str], folder: Path | None = None) -> None:
+def _compile(names: list[str]) -> None:
     """Have a process of its own compile kernels, one after another, into the cache."""
     if not sys.executable:
         raise KernelError(f"there is no Python to compile with; {_WITHOUT}")
     _announce()
-    folder = folder or cache_dir()
+    folder = cache_dir()
     done = subprocess.run(
         isolated.command("quant_types.lanes", str(folder), *names),
         cwd=isolated.DIRECTORY,

@@ -51,6 +51,15 @@ def _declare_apart(module: Any) -> Any:
     return function
 
 
+def splat(builder: Any, value: Any, width: int) -> Any:
+    """A value of LLVM's in all places of a vector."""
+    none = llvmlite.ir.Constant(llvmlite.ir.VectorType(value.type, width), llvmlite.ir.Undefined)
+    numbers = llvmlite.ir.IntType(32)
+    one = builder.insert_element(none, value, numbers(0))
+    zeros = llvmlite.ir.Constant(llvmlite.ir.VectorType(numbers, width), [0] * width)
+    return builder.shuffle_vector(one, one, zeros)
+
+
 @intrinsic
 def _apart(typing, address):
     def code(context, builder, signature, arguments):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quant_types import grids
-from quant_types.grids import LIST, OFF, SIZE_BITS
+from quant_types.grids import LIST, OFF, SIZE, SIZE_BITS
 from quant_types.iq_search import Search
 from quant_types.lanes.compile import (
     behind,
@@ -30,7 +30,6 @@ from quant_types.lanes.nearest import trailing_zeros
 from quant_types.lanes.vectors import make_columns
 
 _KEPT = 1 << 12  # sums that are kept at once, and those of one list
-_SIZE = (1 << SIZE_BITS) - 1
 _HALF = np.float32(0.5)
 
 
@@ -80,7 +79,7 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
     beyond = np.int32(-(1 << tries))
     shift = (groups * LANES).bit_length() - 1
     rounded, off = cells.shape[1] - 1, np.int32(OFF)
-    lead, share = make_lead(dim, LANES, 2 * dim, int(((-1 - cells[cells < 0]) & _SIZE).max()))
+    lead, share = make_lead(dim, LANES, 2 * dim, int(((-1 - cells[cells < 0]) & SIZE).max()))
     by_lane = make_columns(LANES, TRIES)
 
     @inner
@@ -122,7 +121,7 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
             at, last = np.int64(peek(queue.at, begin)), np.int64(peek(queue.last, begin))
             j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
             listed = -1 - np.int64(peek(ws.cells, at))
-            chunk, size = listed >> SIZE_BITS, listed & _SIZE
+            chunk, size = listed >> SIZE_BITS, listed & SIZE
             leads = lead(
                 start_of(points.near), behind(ws.x, k * dim * LANES + j),
                 behind(ws.root, k * dim * LANES + j), peek(queue.halves, j * TRIES + first),
@@ -154,7 +153,7 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
             listed = -1 - np.int64(cell)
             if leads & OPEN == 0:
                 alone = share(
-                    behind(queue.sums, leads >> 14), np.int32(listed & _SIZE),
+                    behind(queue.sums, leads >> 14), np.int32(listed & SIZE),
                     peek(ws.tolerance, g), np.int32(leads), start_of(queue.met),
                 )  # fmt: skip
                 window = np.int32((2 << last) - (1 << first))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quant_types import grids
-from quant_types.grids import SIZE_BITS
+from quant_types.grids import SIZE
 from quant_types.iq_search import Search
 from quant_types.lanes.compile import (
     behind,
@@ -29,7 +29,6 @@ from quant_types.lanes.grid_work import LANES, TRIES
 from quant_types.lanes.nearest import trailing_zeros
 from quant_types.lanes.run_leads import CUT, END, RUNS, SINGLE, make_lead, make_rows
 
-_SIZE = (1 << SIZE_BITS) - 1
 _HALF = np.float32(0.5)
 
 
@@ -51,7 +50,7 @@ class Queue(NamedTuple):
 def _sizes(name: str) -> int:
     """One more than candidates in a grid's longest list."""
     cells = grids.grid(name).cells
-    return int(((-1 - cells[cells < 0]) & _SIZE).max()) + 1
+    return int(((-1 - cells[cells < 0]) & SIZE).max()) + 1
 
 
 def make_queue(name: str, how: Search):
@@ -92,7 +91,7 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
     sizes = _sizes(name)
     lead, share = make_lead(dim, grids.level_bits(base), groups * LANES, how.numerators(base))
     rows = make_rows(dim, groups)
-    size_bits, word_bits = np.int32(_SIZE), np.int32(0x7FFFFFFF)
+    size_bits, word_bits = np.int32(SIZE), np.int32(0x7FFFFFFF)
     nowhere = np.int64(tries << shift)  # cells that are not those of a try
 
     @inner

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from quant_types import grids
-from quant_types.grids import LIST, OFF, SIZE_BITS
+from quant_types.grids import LIST, OFF, SIZE, SIZE_BITS
 from quant_types.iq_search import Search
 from quant_types.lanes import grid_lists, grid_runs
 from quant_types.lanes.compile import behind, either, inner, peek, start_of
@@ -31,7 +31,6 @@ from quant_types.lanes.vectors import (
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _OFF, _POINT = np.int32(OFF), np.int32(OFF - 1)
-_SIZE = (1 << SIZE_BITS) - 1
 # Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `lead`'s sums.
 _TOLERANCE = np.float32(64 * 2.0**-24)
 # A weight is between two levels where rounding decides which it is nearer to.
@@ -192,7 +191,7 @@ def make_search(name: str, how: Search):
             return cell
         listed = -1 - np.int64(cell)
         first = listed >> SIZE_BITS if short else -1 - np.int64(peek(points.place, code))
-        size = np.int32(listed & _SIZE) if short else peek(points.sizes, code)
+        size = np.int32(listed & SIZE) if short else peek(points.sizes, code)
         at = k * dim * LANES + j
         place = nearest(
             behind(ws.x, at), behind(ws.root, at), scale,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quant_types.grids import LIST, SIZE_BITS
+from quant_types.grids import LIST, SIZE, SIZE_BITS
 from quant_types.iq1 import DELTA
 from quant_types.lanes.compile import (
     behind,
@@ -37,7 +37,6 @@ from quant_types.lanes.splits import (
 )
 
 _HIGHER, _LOWER = np.float32(DELTA), np.float32(-DELTA)
-_SIZE = (1 << SIZE_BITS) - 1
 _nearest = make_nearest_of_three(8, LANES)
 
 
@@ -175,7 +174,7 @@ def make_search(length: int, halves: int, epsilon: float):
                     clear, listed = ws.clear[at] != 0, -1 - np.int64(cell)
                     whole = -1 - np.int64(peek(points.place, code))
                     first = listed >> SIZE_BITS if clear else whole
-                    size = np.int32(listed & _SIZE) if clear else peek(points.sizes, code)
+                    size = np.int32(listed & SIZE) if clear else peek(points.sizes, code)
                     place = _nearest(
                         behind(ws.terms, 24 * g * LANES + j),
                         behind(points.listed, first * LIST), size,

@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 
 from quant_types.grids import LEVELS_BIT
 from quant_types.iq1 import DELTA
+from quant_types.lanes.compile import splat
 from quant_types.lanes.rows import FLOATS, I32, I64, INTS, Loop, Rows, floats, ints
 
 _LENGTH = 16  # weights of a sub-block, two groups of 8
@@ -157,8 +158,7 @@ def make_terms(size: int):
 
         def everywhere(array: Any) -> Any:
             at = builder.gep(builder.bitcast(array, I32.as_pointer()), [i])
-            one = builder.insert_element(ints(0), builder.load(at), I32(0))
-            return builder.shuffle_vector(one, one, ints(0))
+            return splat(builder, builder.load(at), _LENGTH)
 
         pair = pairs.load(i)
         value = _level(builder, builder.shuffle_vector(pair, pair, _GROUPS), _BITS)

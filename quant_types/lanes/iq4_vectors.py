@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from quant_types.iq4 import BORDERS, VALUES
+from quant_types.lanes.compile import splat
 
 _WIDTH = 32
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
@@ -35,8 +36,7 @@ def _floor(builder: Any, v: Any) -> Any:
 
 
 def _wide(builder: Any, value: Any) -> Any:
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, _I32(0))
-    return builder.shuffle_vector(one, one, _same(_INTS, 0))
+    return splat(builder, value, _WIDTH)
 
 
 def _load(builder: Any, address: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from quant_types.lanes.compile import behind, inner, peek
+from quant_types.lanes.compile import behind, inner, peek, splat
 from quant_types.lanes.scalars import ROUND, ZERO, clamped, from_half, half_bits
 from quant_types.lanes.vectors import make_columns
 
@@ -80,8 +80,7 @@ def make_round(length: int, low: int, high: int):
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def wide(value: Any) -> Any:
-            one = builder.insert_element(ir.Constant(floats, ir.Undefined), value, _I32(0))
-            return builder.shuffle_vector(one, one, ir.Constant(ints, [0] * length))
+            return splat(builder, value, length)
 
         def same(value: int) -> Any:
             return ir.Constant(ints, [value] * length)

@@ -17,7 +17,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from quant_types.grids import LIST
-from quant_types.lanes.nearest import call
+from quant_types.lanes.compile import splat
+from quant_types.lanes.nearest import call, fused
 
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _F32 = ir.FloatType()
@@ -55,14 +56,7 @@ def make_lead(dim: int, stride: int, width: int, longest: int):
     parts_of_chunk = LIST // width
 
     def all_of(builder: Any, value: Any) -> Any:
-        one = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
-        one = builder.insert_element(one, value, _I32(0))
-        return builder.shuffle_vector(one, one, ir.Constant(numbers, [0] * width))
-
-    def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-        """a * b + c, rounded once or twice: the tolerance covers both."""
-        kind = "" if a.type is _F32 else f"v{width}"
-        return call(builder, f"llvm.fmuladd.{kind}f32", a.type, a, b, c)
+        return splat(builder, value, width)
 
     def half_error(builder: Any, end: Any, a: Any, b: Any) -> Any:
         """Half of what an error has that not all have in common."""
@@ -271,9 +265,6 @@ def below(typing, values, bar):
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address, bar = arguments
         found = builder.load(builder.bitcast(address, kind.as_pointer()), align=4)
-        wide = builder.insert_element(ir.Constant(kind, ir.Undefined), bar, _I32(0))
-        zeros = ir.Constant(ir.VectorType(_I32, 32), [0] * 32)
-        wide = builder.shuffle_vector(wide, wide, zeros)
-        return builder.bitcast(builder.fcmp_ordered("<", found, wide), _I32)
+        return builder.bitcast(builder.fcmp_ordered("<", found, splat(builder, bar, 32)), _I32)
 
     return types.int32(types.voidptr, types.float32), code

@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from quant_types.grids import LEVELS_BIT, LIST
+from quant_types.lanes.compile import splat
 
 _I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 _F32 = ir.FloatType()
@@ -35,9 +36,7 @@ _PLACES = _integers([*range(LIST)])
 
 
 def _splat(builder: Any, value: Any) -> Any:
-    kind = ir.VectorType(value.type, LIST)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _I32(0))
-    return builder.shuffle_vector(one, one, ir.Constant(_INTS, [0] * LIST))
+    return splat(builder, value, LIST)
 
 
 def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
@@ -46,6 +45,13 @@ def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     module = builder.module
     function = module.globals.get(name) or ir.Function(module, kind, name)
     return builder.call(function, arguments)
+
+
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of float32 or vectors of them, rounded once where the processor can: not for what
+    ggml rounds."""
+    kind = f"v{a.type.count}" if isinstance(a.type, ir.VectorType) else ""
+    return call(builder, f"llvm.fmuladd.{kind}f32", a.type, a, b, c)
 
 
 def _lowest(builder: Any, v: Any) -> Any:

@@ -32,11 +32,6 @@ def product(builder: Any, v: Any, *factors: float) -> Any:
     return v
 
 
-def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once where the processor can: not for what ggml rounds."""
-    return call(builder, f"llvm.fmuladd.v{a.type.count}f32", a.type, a, b, c)
-
-
 def magnitude(builder: Any, v: Any) -> Any:
     """The magnitude of a row."""
     return call(builder, f"llvm.fabs.v{LANES}f32", FLOATS, v)

@@ -19,7 +19,8 @@ from llvmlite.ir import instructions
 from numba import types
 from numba.extending import intrinsic
 
-from quant_types.grids import LIST, SIZE_BITS
+from quant_types.grids import LIST, SIZE, SIZE_BITS
+from quant_types.lanes.compile import splat
 from quant_types.lanes.nearest import call
 
 _I1, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -197,8 +198,7 @@ def make_lead(dim: int, bits: int, places: int, numerators: list[float]):
         return values
 
     def self_all(side: Side, value: Any) -> Any:
-        one = side.builder.insert_element(ir.Constant(side.ints, ir.Undefined), value, _I32(0))
-        return side.builder.shuffle_vector(one, one, side.number(0))
+        return splat(side.builder, value, side.ints.count)
 
     def ends(side: Side, run: Any) -> tuple[Any, Any, Any]:
         """First and last try, and sub-block."""
@@ -222,7 +222,7 @@ def make_lead(dim: int, bits: int, places: int, numerators: list[float]):
             builder.shuffle_vector(pairs, pairs, ir.Constant(side.ints, [*range(i, 2 * RUNS, 2)]))
             for i in range(2)
         )
-        sizes = builder.and_(sizes, side.number((1 << SIZE_BITS) - 1))
+        sizes = builder.and_(sizes, side.number(SIZE))
         first, last, lane = ends(side, run)
         both_ends = [half(side, halves, t, lane) for t in (first, last)]
 
@@ -269,7 +269,7 @@ def make_lead(dim: int, bits: int, places: int, numerators: list[float]):
         chosen = builder.shl(chosen, side.number(1))
         run = side.gather(runs, chosen, side.ints)
         sizes = side.gather(runs, builder.or_(chosen, side.number(1)), side.ints)
-        sizes = builder.and_(sizes, side.number((1 << SIZE_BITS) - 1))
+        sizes = builder.and_(sizes, side.number(SIZE))
         first, last, lane = ends(side, run)
         place = builder.and_(run, side.number(places - 1))
         tolerances = side.gather(tolerance, place, side.floats)

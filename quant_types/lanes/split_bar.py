@@ -14,13 +14,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from quant_types.iq1 import DELTA
+from quant_types.lanes.nearest import fused
 from quant_types.lanes.rows import (
     I32,
     MASK,
     Loop,
     Rows,
     floats,
-    fused,
     magnitude,
     product,
 )  # fmt: skip

@@ -15,8 +15,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from quant_types.iq1 import DELTA
-from quant_types.lanes.compile import vector_width
+from quant_types.lanes.compile import splat, vector_width
 from quant_types.lanes.grid_work import LANES
+from quant_types.lanes.nearest import fused
 from quant_types.lanes.rows import (
     F32,
     I32,
@@ -24,7 +25,6 @@ from quant_types.lanes.rows import (
     Loop,
     Rows,
     floats,
-    fused,
     ints,
     product,
 )  # fmt: skip
@@ -193,10 +193,6 @@ def _make_best(length: int, kind: Any):
             higher = builder.fcmp_ordered(">", square, least)
             return builder.and_(builder.fcmp_ordered(">", sum_q2, floats(0.0, lanes)), higher)
 
-        def all_of(value: Any) -> Any:
-            one = builder.insert_element(ints(0, lanes), value, I32(0))
-            return builder.shuffle_vector(one, one, ints(0, lanes))
-
         def update(first: Any, second: Any) -> None:
             """Try a split as ggml does, under all shifts."""
             offered = tried.sums(tried.first(rows(first)), rows(second))
@@ -210,7 +206,7 @@ def _make_best(length: int, kind: Any):
                         flag = better(sum_qx, sum_q2, score.load(0))
                     its_scale = builder.fdiv(sum_qx, sum_q2)
                     its_score = builder.fmul(its_scale, sum_qx)
-                    its_split = all_of(builder.add(base, I32(k)))
+                    its_split = splat(builder, builder.add(base, I32(k)), lanes)
                     its = zip((scale, score, split), (its_scale, its_score, its_split), strict=True)
                     for one, value in its:
                         one.store(0, builder.select(flag, value, one.load(0)))

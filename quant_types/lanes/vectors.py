@@ -8,7 +8,7 @@ import llvmlite.ir as ir
 from numba import types
 from numba.extending import intrinsic
 
-from quant_types.lanes.compile import behind, inner
+from quant_types.lanes.compile import behind, inner, splat
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _EIGHT = ir.VectorType(_F32, 8)
@@ -65,9 +65,7 @@ def make_divide(lanes: int):
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number, *rest = arguments
         divisor, quotient, scale = (builder.bitcast(a, floats.as_pointer()) for a in rest)
-        one = builder.insert_element(ir.Constant(floats, ir.Undefined), number, _I32(0))
-        zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
-        wide = builder.shuffle_vector(one, one, zeros)
+        wide = splat(builder, number, lanes)
         found = builder.fdiv(wide, builder.load(divisor, align=4))
         builder.store(found, quotient, align=4)
         builder.store(builder.fdiv(ir.Constant(floats, [1.0] * lanes), found), scale, align=4)
@@ -117,10 +115,7 @@ def make_add_two(groups: int, dim: int, lanes: int, bits: int):
         bit = builder.shl(_I32(1), t)
         bits_of = []
         for k in range(2):
-            one = builder.insert_element(
-                ir.Constant(ints, ir.Undefined), builder.shl(bit, _I32(k)), _I32(0)
-            )
-            bits_of.append(builder.shuffle_vector(one, one, ir.Constant(ints, [0] * lanes)))
+            bits_of.append(splat(builder, builder.shl(bit, _I32(k)), lanes))
         before = builder.block
         loop, after = builder.append_basic_block("group"), builder.append_basic_block("added")
         builder.branch(loop)
@@ -284,8 +279,7 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
             old = builder.load(where, align=4)
             builder.store(builder.select(flags, marked, old), where, align=4)
 
-        one = builder.insert_element(ir.Constant(ints, ir.Undefined), bit, _I32(0))
-        bits = builder.shuffle_vector(one, one, ir.Constant(ints, [0] * lanes))
+        bits = splat(builder, bit, lanes)
         factor = builder.load(at(inverse, _I64(0), floats), align=4)
         before = builder.block
         loop, after = builder.append_basic_block("group"), builder.append_basic_block("coded")

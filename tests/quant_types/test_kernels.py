@@ -88,12 +88,15 @@ def test_a_changed_source_never_runs_a_stale_kernel(tmp_path: Path, changed: str
     assert run(tmp_path / "kernels", copy.parent) == before
 
 
-def test_what_another_source_is_named_by_is_not_kept(tmp_path: Path) -> None:
+def test_what_another_source_is_named_by_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where an update comes between the digest and the compiler."""
-    other = tmp_path / "kernels-0123456789abcdef" / "q8_0.q8_0.kernel"
-    other.parent.mkdir()
+    other = tmp_path / "kernels-0123456789abcdef"
+    other.mkdir()
+    monkeypatch.setattr(kernels, "cache_dir", lambda: other)
     with pytest.raises(kernels.KernelError, match="the source has changed meanwhile"):
-        kernels._compile(["q8_0.q8_0"], other.parent)
+        kernels._compile(["q8_0.q8_0"])
     assert not times(tmp_path)
 
 
