@@ -314,6 +314,24 @@ def test_tokenizer_missing(broken: Broken, tmp_path: Path) -> None:
     fails(errors.TokenizerError, "neither tokenizer.model nor", source, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("case", "lender"),
+    [
+        ("openelm", "meta-llama/Llama-2-7b-hf"),
+        ("mamba-hf", "EleutherAI/gpt-neox-20b"),
+        ("mamba2", "EleutherAI/gpt-neox-20b"),
+    ],
+)
+def test_tokenizer_that_another_model_lends(
+    case: str, lender: str, broken: Broken, tmp_path: Path
+) -> None:
+    source = broken(case)
+    for path in source.glob("tokenizer*"):
+        path.unlink()
+    words = f"neither tokenizer.model nor & use that of {lender}: copy tokenizer*"
+    fails(errors.TokenizerError, words, source, tmp_path / "out")
+
+
 def test_tokenizer_model_that_is_junk(broken: Broken, tmp_path: Path) -> None:
     source = broken()
     (source / "tokenizer.model").write_bytes(b"\xff" * 100)

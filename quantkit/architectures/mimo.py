@@ -22,6 +22,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
+from quantkit.architectures.config import REQUIRED
 from quantkit.architectures.mtp_head import in_mtp_head
 from quantkit.architectures.rules import (
     Architecture,
@@ -40,19 +41,34 @@ A, P = f"{L}.self_attn", "model.mtp.layers.{mid}"
 AHEAD = 3  # layers that predict further tokens; config.json does not tell
 
 
+def _by_class(config: Config) -> bool:
+    """Whether transformers' own class wrote config.json, which has other names for some keys and
+    takes others for granted."""
+    return config.find("hybrid_layer_pattern") is None and config.find("layer_types") is not None
+
+
 def _slides(config: Config) -> list[int]:
     """1 for a layer with a sliding window, as are those that predict further tokens."""
-    pattern = config.find("hybrid_layer_pattern") or []
+    name = "layer_types" if _by_class(config) else "hybrid_layer_pattern"
+    pattern = config.find(name) or []
     if len(pattern) != config.layers:
-        raise ConfigError(
-            f"{config.where}: 'hybrid_layer_pattern' must tell each of {config.layers} layers"
-        )
+        raise ConfigError(f"{config.where}: '{name}' must tell each of {config.layers} layers")
+    if _by_class(config):
+        pattern = [int(kind == "sliding_attention") for kind in pattern]
     return [*pattern, *[1] * config.mtp]
 
 
 def _kv_heads(config: Config) -> list[int]:
-    full, sliding = config.get("num_key_value_heads"), config.get("swa_num_key_value_heads")
+    full = config.get("num_key_value_heads")
+    doubled = 2 * config.one("num_key_value_heads") if _by_class(config) else REQUIRED
+    sliding = config.get("swa_num_key_value_heads", default=doubled)
     return [sliding if slides else full for slides in _slides(config)]
+
+
+def _epsilon(config: Config) -> float:
+    own = "rms_norm_eps" if _by_class(config) else "layernorm_epsilon"
+    found: float = config.get("layernorm_epsilon", own, kind="FLOAT32", default=1e-5)
+    return found
 
 
 def _sparse(config: Config, bid: int) -> bool:
@@ -91,9 +107,13 @@ def _as_kept(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None
 
 
 def _rotated(config: Config) -> int:
-    """Channels of a head that are rotated. Raises ConfigError."""
-    if (share := config.rope.get("partial_rotary_factor")) is None:
-        raise ConfigError(f"{config.where}: 'partial_rotary_factor' is missing")
+    """Channels of a head that are rotated, as many in both kinds of layers. Raises ConfigError."""
+    kinds = [rope for rope in config.rope.values() if isinstance(rope, dict) and len(rope) > 1]
+    share, *others = [rope.get("partial_rotary_factor") for rope in kinds or [config.rope]]
+    if share is None or any(other != share for other in others):
+        raise ConfigError(
+            f"{config.where}: 'partial_rotary_factor' is missing, or another in each kind of layers"
+        )
     return int(config.head_dim * share)
 
 
@@ -101,7 +121,8 @@ def _same(ours: str, theirs: str) -> Key:
     """No key: llama.cpp has one value for both kinds of layers."""
 
     def read(config: Config) -> None:
-        if config.get(ours) != config.get(theirs):
+        other = config.get(theirs)
+        if config.get(ours, default=other if _by_class(config) else REQUIRED) != other:
             raise ConfigError(f"{config.where}: '{ours}' and '{theirs}' must be the same")
 
     return Key("", read)
@@ -136,7 +157,7 @@ MIMO_V2 = Architecture(
         Key("{arch}.attention.value_length", "v_head_dim"),
         EXPERT_FFN,
         Key("{arch}.rope.dimension_count", _rotated),
-        Key("{arch}.attention.layer_norm_rms_epsilon", "layernorm_epsilon", "FLOAT32"),
+        Key("{arch}.attention.layer_norm_rms_epsilon", _epsilon, "FLOAT32"),
         optional_key("attention.value_scale", "attention_value_scale", kind="FLOAT32"),
         Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None),
     ),
@@ -175,7 +196,6 @@ MIMO_V2 = Architecture(
         "three projections": lambda c, bid: not _is_fused(c, bid),
     },
     expert_order=GATE_UP_DOWN,
-    defaults={"layernorm_epsilon": 1e-5},
     mtp=lambda c: AHEAD,
     keeps_mtp=True,
     fuses=("qkv",),

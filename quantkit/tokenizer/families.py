@@ -59,7 +59,8 @@ class VocabRules:
     `by_flag`: an added token is special if the files say so, however it looks. `template`: the
     chat template, whatever the files have. `world`: RWKV's table of byte strings.
     `plamo`: what ends a turn in PLaMo's vocabulary. `chatglm`: tokenizer.model is of ranks, or
-    its class adds tokens.
+    its class adds tokens. `lent`: the model on the Hub whose tokenizer it is, where releases come
+    without one.
     """
 
     names: tuple[str, ...] = ()
@@ -93,6 +94,7 @@ class VocabRules:
     world: bool = False
     plamo: str = ""
     chatglm: bool = False
+    lent: str = ""
 
 
 _LLAMA = VocabRules(
@@ -262,7 +264,10 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("T5ForConditionalGeneration", "T5WithLMHeadModel", "T5EncoderModel",
                       "MT5ForConditionalGeneration", "UMT5ForConditionalGeneration", "UMT5Model"),
                unigram="t5"),
-    VocabRules(names=("MambaForCausalLM", "MambaLMHeadModel"), json_first=True),
+    VocabRules(names=("MambaForCausalLM", "MambaLMHeadModel"), json_first=True,
+               lent="EleutherAI/gpt-neox-20b"),
+    VocabRules(names=("Mamba2ForCausalLM",), lent="EleutherAI/gpt-neox-20b"),
+    VocabRules(names=("OpenELMForCausalLM",), lent="meta-llama/Llama-2-7b-hf"),
     VocabRules(names=("FalconMambaForCausalLM",), json_first=True, pre="falcon"),
     VocabRules(names=("FalconForCausalLM", "RWForCausalLM"), pre="falcon"),
     VocabRules(names=("EuroBertModel", "JinaEmbeddingsV5Model"), first_add=(("bos", False),)),

@@ -75,18 +75,30 @@ def read_tokens(
     elif files.has("vocab.json") and files.has("merges.txt"):
         tokenizer = byte_level.from_vocab_and_merges(files)
     else:
-        tekken = (
-            " (tekken.json alone is Mistral's own form: the release with tokenizer.json has both)"
-            if files.has("tekken.json")
-            else "; copy it from the model that this one was made from"
-        )
         raise TokenizerError(
-            f"{files.where}: neither tokenizer.model nor tokenizer.json is there{tekken}"
+            f"{files.where}: neither tokenizer.model nor tokenizer.json is there"
+            + _where_it_is(files, rules)
         )
     table = byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
     if table.model == "bert" and not files.has("tokenizer.json"):
         table.ids = wordpiece.special_ids(tokenizer)
     return table
+
+
+def _where_it_is(files: CheckpointFiles, rules: VocabRules) -> str:
+    """What to do about a tokenizer that is not there."""
+    if files.has("tekken.json"):
+        return (
+            " (tekken.json alone is Mistral's own form: the release with tokenizer.json has both)"
+        )
+    if files.has("tokenizer.model.v3"):
+        return "; rename tokenizer.model.v3 to tokenizer.model"
+    if rules.lent:
+        return (
+            f"; the releases of this model use that of {rules.lent}: copy tokenizer* and "
+            "special_tokens_map.json from there"
+        )
+    return "; copy it from the model that this one was made from"
 
 
 def _holds_ranks(model: bytes) -> bool:

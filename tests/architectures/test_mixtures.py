@@ -66,6 +66,30 @@ def test_fused_experts(case: str, broken: Broken, checkpoint: Broken, tmp_path: 
     assert a.read_bytes() == b.read_bytes()
 
 
+def test_mimo_as_transformers_saves_it(broken: Broken, checkpoint: Broken, tmp_path: Path) -> None:
+    """The same file from config.json as transformers 5 writes it, at which llama.cpp's stops."""
+    case = "mimo-v2-flash-trunk"
+    source, pre = broken(case), architectures()[case]["golden"]["pre"]
+    edit_config(
+        source,
+        **dict.fromkeys(("hybrid_layer_pattern", "moe_layer_freq", "topk_method")),
+        **dict.fromkeys(("add_swa_attention_sink_bias", "add_full_attention_sink_bias")),
+        **dict.fromkeys(("swa_head_dim", "swa_v_head_dim", "swa_num_attention_heads")),
+        **dict.fromkeys(("swa_num_key_value_heads", "sliding_window_size", "layernorm_epsilon")),
+        **dict.fromkeys(("rope_theta", "swa_rope_theta", "partial_rotary_factor")),
+        layer_types=["full_attention", "sliding_attention"],
+        mlp_layer_types=["dense", "sparse"],
+        rope_parameters={
+            kind: {"partial_rotary_factor": 0.334, "rope_theta": theta, "rope_type": "default"}
+            for kind, theta in (("full_attention", 5e6), ("sliding_attention", 1e4))
+        },
+    )
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    convert(checkpoint(case), a, "bf16", pre, ConversionOptions())
+    convert(source, b, "bf16", pre, ConversionOptions())
+    assert a.read_bytes() == b.read_bytes()
+
+
 def test_experts_in_fp8_where_llama_cpp_stops(checkpoint: Broken, tmp_path: Path) -> None:
     path = tmp_path / "v4.gguf"
     convert(checkpoint("deepseek-v4-fp8-experts"), path, "bf16", "deepseek-v3", ConversionOptions())

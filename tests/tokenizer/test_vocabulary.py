@@ -340,6 +340,9 @@ def test_rules_are_of_one_family_each() -> None:
     [
         ("kimi-k2", lambda d: (d / "tiktoken.model").write_text("IQ== 0\nxx\n"), "line 2 is not"),
         ("qwen2-dense-slowtok", lambda d: (d / "merges.txt").unlink(), "neither tokenizer.model"),
+        ("llama-dense",
+         lambda d: (d / "tokenizer.json").rename(d / "tokenizer.model.v3"),
+         r"rename tokenizer\.model\.v3 to tokenizer\.model"),
         ("qwen2-dense-slowtok",
          lambda d: edit_json(d / "tokenizer_config.json", tokenizer_class="WhisperTokenizer"),
          "vocab.json of a WhisperTokenizer"),
