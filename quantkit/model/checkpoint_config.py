@@ -83,7 +83,7 @@ def read_config(
     tables = {name: beside(files, file) for name, file in arch.files.items()}
     values = {**assumed, **raw.values, **dict(*text), **tables, "architectures": [used]}
     values[CLASS] = reader
-    if (generation := files.optional("generation_config.json")) is not None:
+    if (generation := files.generation()) is not None:
         values["generation_config"] = generation
     for ours, theirs in arch.aliases.items():
         known = Config(values, label)

@@ -57,6 +57,8 @@ def checkpoint_metadata(
         writer.add_file_type(file_type)
     add_keys(writer, arch.late_keys, config)
     reranks = add_reranker(writer, files, arch, config)
+    if files.has("generation_config.json") and files.generation() is None:
+        reranks = [*reranks, "generation_config.json is no JSON, and is passed over"]
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     if arch.no_vocabulary:
         writer.add_tokenizer_model("none")
@@ -142,8 +144,8 @@ def add_general(
         _check_card(files)
         _check_names(files.optional("config.json") or {}, files.label("config.json"))
         metadata = Metadata.load(None, directory, None, total)
-        generation = files.optional("generation_config.json")
-        if generation is not None and metadata.sampling_penalty_repeat is None:
+        generation = files.generation() or {}
+        if "penalty_repeat" not in generation:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         _check(metadata, files)
         override(metadata, options)

@@ -11,7 +11,7 @@ from typing import Any
 from quantkit.errors import CorruptFile, SourceError, SourceNotFound, UnsupportedSource
 from quantkit.source.hub_cache import cached_model
 from quantkit.storage.inputs import File
-from quantkit.storage.parse import parse_json
+from quantkit.storage.parse import is_no_json, parse_json
 from quantkit.storage.substitutes import substitute
 
 
@@ -98,6 +98,12 @@ class CheckpointFiles:
     def optional(self, name: str) -> dict[str, Any] | None:
         """The object in a JSON file; None if there is no such file. Raises CorruptFile."""
         return self.json(name) if self.has(name) else None
+
+    def generation(self) -> dict[str, Any] | None:
+        """generation_config.json; None if there is none, or where it is no JSON: llama.cpp's
+        converter goes on without it. Raises SourceError, CorruptFile."""
+        name = "generation_config.json"
+        return None if not self.has(name) or is_no_json(self.data(name)) else self.json(name)
 
     def _parsed(self, name: str) -> dict[str, Any]:
         value = parse_json(self.data(name), self.label(name))

@@ -28,6 +28,16 @@ def parse_json(data: bytes, label: str, once: Callable[[Any], Any] | None = None
         raise CorruptFile(f"{label}: not JSON ({e})") from None
 
 
+def is_no_json(data: bytes) -> bool:
+    """Whether text is no JSON, as json itself says, or says nothing (`null`)."""
+    try:
+        return len(data) <= MAX_JSON and json.loads(data.decode("utf-8")) is None
+    except json.JSONDecodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+
+
 def parse_yaml(text: str | bytes, label: str) -> Any:
     """The value in a YAML document that messages call `label`. Raises CorruptFile."""
     import yaml

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import SourceError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import trial, wordpiece
+from quantkit.tokenizer.class_tokens import class_tokens
 from quantkit.tokenizer.pre_tokenizer import find_pre, find_words_pre, known_pre
 from quantkit.tokenizer.pre_tokenizer_patterns import SPLITS
-from quantkit.tokenizer.special_tokens import TYPES, read_merges, tokenizer_config
+from quantkit.tokenizer.special_tokens import TYPES, content, read_merges, tokenizer_config
 from quantkit.tokenizer.token_types import SPACE, TokenType, added
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
     decoder = config.get("added_tokens_decoder")
     if not isinstance(decoder, dict):
         config = {**config, **(files.optional("special_tokens_map.json") or {})}
-    names = dict.fromkeys(_named(config))  # in their order
+    defaults = class_tokens(config, files.optional("config.json") or {})
+    names = dict.fromkeys(_named({**defaults, **config}))  # in their order
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     present = {repr(t) for t in hf.get_added_tokens_decoder().values()}
     if isinstance(decoder, dict):
@@ -200,7 +202,12 @@ def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
 
 
 def _named(config: dict[str, Any]) -> list[str]:
-    """The texts of the special tokens that a tokenizer_config.json names."""
+    """The texts of the special tokens that a tokenizer_config.json names. Raises TokenizerError
+    where one is no text."""
+    for kind in TYPES:
+        entry = config.get(f"{kind}_token")
+        if entry is not None and not isinstance(content(entry), str):
+            raise TokenizerError(f"{kind}_token of tokenizer_config.json is {entry!r}, no text")
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     entries = [config.get(f"{kind}_token") for kind in TYPES]
     entries += extra.values() if isinstance(extra, dict) else extra

@@ -63,7 +63,7 @@ def left_out(
 
 def _end_tokens(files: CheckpointFiles) -> Iterator[int]:
     """The ids that end a text, as generation_config.json and config.json list them."""
-    configs: list[Any] = [files.optional("generation_config.json"), files.optional("config.json")]
+    configs: list[Any] = [files.generation(), files.optional("config.json")]
     configs.append((configs[1] or {}).get("text_config"))
     for config in configs:
         value = config.get("eos_token_id") if isinstance(config, dict) else None

@@ -263,6 +263,8 @@ def _added_tokens(
         data = files.optional(name) or {}
         if name == "added_tokens.json":
             for token, i in data.items():
+                if int(i) < 0:
+                    raise TokenizerError(f"{files.label(name)}: {token!r} has the id {i}")
                 yield int(i), token, style.score, TokenType.USER_DEFINED
             continue
         if name == "tokenizer.json":

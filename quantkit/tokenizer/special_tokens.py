@@ -68,7 +68,7 @@ def read_special_tokens(
     """
     special = SpecialTokens()
     tokenizer = files.optional("tokenizer.json")
-    config = files.optional("tokenizer_config.json")
+    config = files.optional("tokenizer_config.json") or None  # an empty one is none
     model = files.optional("config.json") or {}
     # there is none, whatever the other files say
     types = [kind for kind in TYPES if kind != "pad" or _value(model, "pad_token_id") != -1]
@@ -206,6 +206,8 @@ def _read_normalizer(step: dict[str, Any] | None, flags: dict[str, bool]) -> Non
         for name in ("lowercase", "strip_accents"):
             if isinstance(step.get(name), bool):
                 flags[name] = step[name]
+            elif name in step:
+                flags.pop(name, None)
     elif kind == "Sequence":
         for inner in step.get("normalizers", []):
             _read_normalizer(inner, flags)

@@ -102,8 +102,9 @@ class Vocabulary:
             writer.add_add_space_prefix(False)
         _write_flags(writer, self.special.add)
         _write_templates(writer, self.special.templates)
-        for name, flag in self.special.normalizer.items():
-            writer.add_bool(f"tokenizer.ggml.normalizer.{name}", flag)
+        for name in ("lowercase", "strip_accents"):
+            if (flag := self.special.normalizer.get(name)) is not None:
+                writer.add_bool(f"tokenizer.ggml.normalizer.{name}", flag)
         _write_ids(writer, self.late_ids)
         _write_flags(writer, self.late_add)
         if self.late_space_prefix is not None:

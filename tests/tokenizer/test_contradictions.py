@@ -1,0 +1,126 @@
+"""Files beside the weights that contradict one another, or say things that they cannot mean, as
+fine-tunes bring them; held against llama.cpp's converter (b11549) by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.errors import TokenizerError
+from quantkit.gguf.key_values import KeyValueWriter
+from quantkit.model.metadata import add_general
+from quantkit.source.checkpoint_files import CheckpointFiles
+from tests.vocabularies import edit_json, read_json, vocabulary, write_files
+
+QWEN = "qwen3moe"
+
+
+def written(directory: Path) -> dict[str, Any]:
+    """The keys of `general.*`, by name."""
+    writer = KeyValueWriter("llama")
+    add_general(writer, CheckpointFiles.local(directory), [])
+    return {e.key: e.value for e in writer.entries}
+
+
+def normalizer_keys(directory: Path, normalizer: Any) -> list[str]:
+    tokenizer = read_json(directory / "tokenizer.json")
+    tokenizer["normalizer"] = normalizer
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    writer = KeyValueWriter("llama")
+    vocabulary(directory, "qwen2").write(writer)
+    return [e.key.rpartition(".")[2] for e in writer.entries if ".normalizer." in e.key]
+
+
+def test_the_normalizers_keys_have_one_order(tmp_path: Path) -> None:
+    directory = write_files(QWEN, tmp_path)
+    steps: list[dict[str, Any]] = [{"type": "StripAccents"}, {"type": "Lowercase"}]
+    sequence = {"type": "Sequence", "normalizers": steps}
+    assert normalizer_keys(directory, sequence) == ["lowercase", "strip_accents"]
+    berts = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+             "lowercase": False, "strip_accents": None}  # fmt: skip
+    sequence["normalizers"] = [*steps, berts]  # null takes a flag back
+    assert normalizer_keys(directory, sequence) == ["lowercase"]
+
+
+def test_an_empty_tokenizer_config_is_none(tmp_path: Path) -> None:
+    """The post-processor's tokens are then no names of special tokens; config.json's ids count."""
+    directory = write_files(QWEN, tmp_path)
+    tokenizer = read_json(directory / "tokenizer.json")
+    last = tokenizer["added_tokens"][-1]
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}},
+                   {"SpecialToken": {"id": last["content"], "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {last["content"]: {"id": last["content"], "ids": [last["id"]],
+                                             "tokens": [last["content"]]}},
+    }  # fmt: skip
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    edit_json(directory / "config.json", eos_token_id=7)
+    (directory / "tokenizer_config.json").write_text("{}")
+    special = vocabulary(directory, "qwen2").special
+    assert (special.ids["eos"], special.add["eos"]) == (7, True)
+    edit_json(directory / "tokenizer_config.json", model_max_length=8)
+    assert vocabulary(directory, "qwen2").special.ids["eos"] == last["id"]
+
+
+@pytest.mark.parametrize("data", [b"{not json", b"", b"null", b'\xef\xbb\xbf{"temperature":0.5}'])
+def test_a_generation_config_that_is_no_json_is_passed_over(data: bytes, tmp_path: Path) -> None:
+    directory = write_files(QWEN, tmp_path)
+    (directory / "generation_config.json").write_bytes(data)
+    assert "general.sampling.temp" not in written(directory)
+    (directory / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert written(directory)["general.sampling.temp"] == 0.5
+
+
+def test_a_penalty_of_null_is_none(tmp_path: Path) -> None:
+    directory, key = write_files(QWEN, tmp_path), "general.sampling.penalty_repeat"
+    path = directory / "generation_config.json"
+    path.write_text('{"penalty_repeat": null, "repetition_penalty": 1.5}')
+    assert key not in written(directory)
+    path.write_text('{"repetition_penalty": 1.5}')
+    assert written(directory)[key] == 1.5
+
+
+@pytest.mark.parametrize("value", [5, ["</s>"], {}, False])
+def test_a_special_token_that_is_no_text(value: Any, tmp_path: Path) -> None:
+    directory = write_files(QWEN, tmp_path)
+    edit_json(directory / "tokenizer_config.json", eos_token=value)
+    with pytest.raises(TokenizerError, match=r"eos_token of tokenizer_config\.json is"):
+        vocabulary(directory, "qwen2")
+
+
+def test_an_added_token_before_the_first(tmp_path: Path) -> None:
+    directory = write_files("mixtral-4x", tmp_path)
+    (directory / "added_tokens.json").write_text('{"<new>": -1}')
+    with pytest.raises(TokenizerError, match=r"added_tokens\.json: '<new>' has the id -1"):
+        vocabulary(directory)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"tokenizer_class": "LlamaTokenizerFast"}, ["<s>", "</s>", "<unk>"]),
+        (
+            {"tokenizer_class": "LlamaTokenizer", "bos_token": "<b>", "unk_token": None},
+            ["<b>", "</s>"],
+        ),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, []),
+        ({"tokenizer_class": None}, []),  # Qwen's own, all of whose tokens are there
+    ],
+)
+def test_what_a_class_adds(config: dict[str, Any], found: list[str], tmp_path: Path) -> None:
+    directory = write_files(QWEN, tmp_path)
+    path = directory / "tokenizer_config.json"
+    tokenizer = read_json(directory / "tokenizer.json")
+    first = max(t["id"] for t in tokenizer["added_tokens"]) + 1
+    edit_json(directory / "config.json", vocab_size=first + 8)
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "additional_special_tokens")
+    data = {k: v for k, v in read_json(path).items() if k not in names}
+    path.write_text(json.dumps({**data, **config}))
+    vocab = vocabulary(directory, "qwen2")
+    assert vocab.tokens[first : first + len(found)] == found
+    assert vocab.tokens[first + len(found)] == f"[PAD{first + len(found)}]"
