@@ -1,8 +1,8 @@
 """Instructions of kernels for a weight, counted one by one: `python -m benchmarks.instructions`.
 
-A copy of this process calls the kernel and is stopped after each of its instructions (ptrace, so
-Linux on x86-64): no estimate, and the same on a busy machine. They are told apart by the names that
-objdump gives. `--features avx2` counts the kernels of a processor without AVX-512.
+A copy of this process calls the kernel and is stopped wherever a jump can lead (ptrace, so Linux on
+x86-64): no estimate, and the same on a busy machine. They are told apart by the names that objdump
+gives. `--features avx2` counts the kernels of a processor without AVX-512.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from quant_types import BlockFormat, kernels
 from quant_types.engines import kernel_name
 from quant_types.grids import grid
 
-TRACEME, CONT, SINGLESTEP, PEEKUSER, PEEKTEXT, POKETEXT = 0, 7, 9, 3, 1, 4
+TRACEME, PEEKTEXT, PEEKUSER, POKEUSER, CONT, SINGLESTEP = 0, 1, 3, 6, 7, 9
+BREAK = b"\xcc"  # an instruction that stops
 RIP, RSP = 16 * 8, 19 * 8  # in what the kernel keeps of a process that is traced
 BLOCKS = 16  # of 256 weights: whole tiles of every kernel
 KINDS = {  # what an instruction does, by its name
@@ -50,8 +51,25 @@ def _stopped(pid: int) -> None:
     assert os.WIFSTOPPED(status), f"the traced process ended: {status}"
 
 
-def trace(kernel: kernels.Kernel, arguments: tuple[object, ...]) -> Counter[int]:
-    """How often each address is run in one call of a kernel."""
+def blocks(text: dict[int, str]) -> list[list[int]]:
+    """Where a kernel's instructions are that run one after another whenever the first does."""
+    jumps = {at for at, one in text.items() if re.match(r"j|call|ret|ud2", one)}
+    assert not any("*" in text[at] for at in jumps if text[at][0] == "j"), "a table of jumps"
+    targets = {0, *(int(text[at].split()[1], 16) for at in jumps if text[at][0] == "j")}
+    found: list[list[int]] = []
+    ends = True
+    for at in sorted(text):
+        if ends or at in targets:
+            found.append([])
+        found[-1].append(at)
+        ends = at in jumps or "nop" in text[at] or "xchg   %ax" in text[at]
+    return found
+
+
+def trace(
+    kernel: kernels.Kernel, arguments: tuple[object, ...], text: dict[int, str]
+) -> Counter[int]:
+    """How often each instruction of `text` is run in one call of a kernel, by offsets in it."""
     entry = ctypes.cast(kernel, ctypes.c_void_p).value  # type: ignore[arg-type]
     assert entry is not None
     pid = os.fork()
@@ -61,27 +79,41 @@ def trace(kernel: kernels.Kernel, arguments: tuple[object, ...]) -> Counter[int]
         kernel(*arguments)
         os._exit(0)
     _stopped(pid)
-    code = _ptrace(PEEKTEXT, pid, entry)
-    _ptrace(POKETEXT, pid, entry, code & ~0xFF | 0xCC)  # a breakpoint
-    _ptrace(CONT, pid)
-    _stopped(pid)
-    _ptrace(POKETEXT, pid, entry, code)
-    _libc.ptrace(6, pid, RIP, entry)
-    back = _ptrace(PEEKTEXT, pid, _ptrace(PEEKUSER, pid, RSP))
-    counts: Counter[int] = Counter()
-    at = entry
-    while at != back:
-        counts[at - entry] += 1
-        _ptrace(SINGLESTEP, pid)
+    parts = {entry + part[0]: part for part in blocks(text)}
+    times: Counter[int] = Counter()
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+
+        def put(at: int, byte: bytes) -> None:
+            memory.seek(at)
+            memory.write(byte)
+
+        first = {at: ctypes.string_at(at, 1) for at in parts}
+        for at in parts:
+            put(at, BREAK)
+        _ptrace(CONT, pid)
         _stopped(pid)
-        at = _ptrace(PEEKUSER, pid, RIP)
+        back = _ptrace(PEEKTEXT, pid, _ptrace(PEEKUSER, pid, RSP))
+        put(back, BREAK)
+        at = entry
+        while at != back:
+            times[at] += 1
+            _ptrace(POKEUSER, pid, RIP, at)
+            put(at, first[at])
+            _ptrace(SINGLESTEP, pid)
+            _stopped(pid)
+            put(at, BREAK)
+            at = _ptrace(PEEKUSER, pid, RIP)
+            if at not in parts:
+                _ptrace(CONT, pid)
+                _stopped(pid)
+                at = _ptrace(PEEKUSER, pid, RIP) - 1
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return counts
+    return Counter({one: n for at, n in times.items() for one in parts[at]})
 
 
 def disassembled(code: bytes) -> dict[int, str]:
-    """Offset in the kernel -> the instruction there."""
+    """Offset in the kernel -> the instruction there, jumps with such an offset."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.o")
         path.write_bytes(code)
@@ -93,7 +125,13 @@ def disassembled(code: bytes) -> dict[int, str]:
         int(line.split()[0], 16) for line in symbols.splitlines() if line.endswith(" T kernel")
     )
     found = re.finditer(r"^ *([0-9a-f]+):\t(.*)$", listed, re.MULTILINE)
-    return {int(one[1], 16) - start: one[2] for one in found}
+
+    def moved(jump: re.Match[str]) -> str:
+        return f"{jump[1]}{int(jump[2], 16) - start:x}"
+
+    return {
+        int(one[1], 16) - start: re.sub(r"^(j\w+ +)([0-9a-f]+)", moved, one[2]) for one in found
+    }
 
 
 def kind(instruction: str) -> str:
@@ -104,8 +142,9 @@ def kind(instruction: str) -> str:
     return next((said for said, names in KINDS.items() if re.match(names, name)), "others")
 
 
-def count(fmt: BlockFormat, weighted: bool, code: bytes) -> Counter[str]:
-    """Instructions of each kind for normal weights, of `BLOCKS` blocks of 256."""
+def ran(fmt: BlockFormat, weighted: bool, code: bytes) -> tuple[dict[int, str], Counter[int]]:
+    """A kernel's instructions, and how often it runs each for normal weights, of `BLOCKS` blocks of
+    256."""
     rng = np.random.default_rng(0)
     size = BLOCKS * 256
     x = (rng.standard_normal(size) * 0.02).astype(np.float32)
@@ -125,10 +164,14 @@ def count(fmt: BlockFormat, weighted: bool, code: bytes) -> Counter[str]:
     kernel = kernels.load(name)
     kernel(*arguments)  # what is found at the first call
     text = disassembled(code)
+    return text, trace(kernel, arguments, text)
+
+
+def count(text: dict[int, str], times: Counter[int]) -> Counter[str]:
+    """Instructions of each kind that `ran`."""
     found: Counter[str] = Counter()
-    for at, times in trace(kernel, arguments).items():
-        if at in text:  # not what clears memory, once a call
-            found[kind(text[at])] += times
+    for at, n in times.items():
+        found[kind(text[at])] += n
     return found
 
 
@@ -149,7 +192,7 @@ def main() -> None:
         for weighted in (False, True):
             if (weighted and not fmt.takes_importance) or (fmt.needs_importance and not weighted):
                 continue
-            found = count(fmt, weighted, code_here(kernel_name(fmt, weighted)))
+            found = count(*ran(fmt, weighted, code_here(kernel_name(fmt, weighted))))
             cells = [found[one] / BLOCKS / 256 for one in ["all", *kinds]]
             cells[0] = found.total() / BLOCKS / 256
             label = fmt.name + (", importance" if weighted else "")

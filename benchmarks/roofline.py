@@ -1,11 +1,11 @@
-"""Kernels for AVX-512 and for AVX2 alone, side by side against ggml and against what the vector
-units of the processor do at best: `python -m benchmarks.roofline [--write docs/benchmarks.md]`.
+"""Kernels for AVX-512 and for AVX2 alone, side by side against ggml and against what the processor
+does at best with their instructions: `python -m benchmarks.roofline [--write docs/benchmarks.md]`.
 
-ggml and both kernels take turns; a figure is the best of `RUNS` short runs by the thread's own
-time, so that a busy machine counts little. Instructions are counted one by one
-(`benchmarks.instructions`). The share of the roofline is that of the instructions that compute, all
-but moves, spills, addresses and jumps, times the rate, in what a loop of independent additions and
-multiplications does.
+ggml, both kernels and their rooflines take turns; a figure is the best of `RUNS` short runs by the
+thread's own time, so that a busy machine counts little. Instructions are counted one by one
+(`benchmarks.instructions`). The share of the roofline is the time that a kernel's instructions take
+when none waits for another (`benchmarks.replay`), in the time that the kernel takes. Loops of
+independent operations show what that is worth. objdump and nm (binutils) have to be there.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from pathlib import Path
 import numpy as np
 
 import quant_types
-from benchmarks.formats import NARROW, code_here, compile_for_avx2, cpu
-from benchmarks.instructions import BLOCKS, count
+from benchmarks import throughput
+from benchmarks.formats import code_here, compile_for_avx2, cpu
+from benchmarks.instructions import BLOCKS, disassembled, ran, trace
 from benchmarks.measure import write_section
-from benchmarks.throughput import operations, vector_width
+from benchmarks.replay import Replay, replay
 from quant_types import BlockFormat, kernels
 from quant_types.engines import kernel_name
 from tests import oracle
 
 ROWS, N = 16, 4096
 RUNS = 25
-IDLE = ("moves", "spills", "others")  # instructions that do not compute
+COUNTED = BLOCKS * 256  # weights
+FEW = 100  # passes of a loop of independent operations, of which instructions are counted
 NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 
 
@@ -43,9 +45,13 @@ def least(calls: list[Callable[[], object]]) -> list[float]:
     return best
 
 
-def row(fmt: BlockFormat, weighted: bool, codes: list[bytes], best: list[float]) -> str:
-    """A line of the table. `codes`: for this processor, and for AVX2; `best`: vector operations a
-    second of each, in thousands of millions."""
+def bound(roofline: Replay, alone: list[float]) -> float:
+    """Seconds that all loops take, by what a call of each took."""
+    return sum(seconds * n for seconds, n in zip(alone, roofline.times, strict=True))
+
+
+def row(fmt: BlockFormat, weighted: bool, ours: list[tuple[bytes, Replay]]) -> str:
+    """A line of the table. `ours`: the kernels for this processor, and for AVX2."""
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((ROWS, N)) * 0.02).astype(np.float32)
     importance = np.square(rng.standard_normal(N)).astype(np.float32) if weighted else None
@@ -62,21 +68,44 @@ def row(fmt: BlockFormat, weighted: bool, codes: list[bytes], best: list[float])
 
         return call
 
-    calls = [lambda: oracle.quantize(x, fmt.name, importance), *map(lanes, codes)]
-    ggml, *ours = least(calls)
+    calls: list[Callable[[], object]] = [lambda: oracle.quantize(x, fmt.name, importance)]
+    for code, roofline in ours:
+        calls += [lanes(code), *roofline.calls]
+    ggml, *rest = least(calls)
     cells = [f"{x.size / ggml / 1e6:.1f}"]
-    for code, seconds, most in zip(codes, ours, best, strict=True):
-        found = count(fmt, weighted, code)
-        rate = x.size / seconds / 1e9
-        computing = sum(n for kind, n in found.items() if kind not in IDLE) / BLOCKS / 256
+    for _, roofline in ours:
+        taken, *alone = rest[: 1 + len(roofline.calls)]
+        rest = rest[1 + len(roofline.calls) :]
         cells += [
-            f"{rate * 1e3:.0f}",
-            f"{ggml / seconds:.1f}",
-            f"{found.total() / BLOCKS / 256:.1f}",
-            f"{rate * computing / most:.2f}",
+            f"{x.size / taken / 1e6:.0f}",
+            f"{ggml / taken:.1f}",
+            f"{roofline.ran / COUNTED:.1f}",
+            f"{bound(roofline, alone) / COUNTED * x.size / taken:.2f}",
         ]
     label = fmt.name + (", importance" if weighted else "")
     return f"| {label} | " + " | ".join(cells) + " |"
+
+
+def proof(does: tuple[str, ...]) -> str:
+    """The share that a loop of independent operations has, which should be 1."""
+    kernel, arguments = throughput.calls(does)
+    text = disassembled(throughput.code(does))
+    roofline = replay(text, trace(kernel, arguments(FEW), text))
+    taken, *alone = least([lambda: kernel(*arguments(throughput.PASSES)), *roofline.calls])
+    return f"{bound(roofline, alone) / FEW * throughput.PASSES / taken:.2f}"
+
+
+def compiled(pairs: list[tuple[BlockFormat, bool]]) -> tuple[str, list[tuple[bytes, Replay]]]:
+    """What the processor that is compiled for does at best; its kernels, with what they run."""
+    codes = [code_here(kernel_name(*pair)) for pair in pairs]
+    said = (
+        f"{throughput.operations():.1f} of {throughput.vector_width()} float32 "
+        f"({kernels.target()[0]}; a loop of independent sums and products has a share of "
+        f"{proof(throughput.SUMS)}, one of divisions {proof(('fdiv',))})"
+    )
+    return said, [
+        (code, replay(*ran(*pair, code))) for pair, code in zip(pairs, codes, strict=True)
+    ]
 
 
 def main() -> None:
@@ -91,24 +120,22 @@ def main() -> None:
         if not (weighted and not fmt.takes_importance)
         and not (fmt.needs_importance and not weighted)
     ]
-    here, width, best = kernels.target()[0], vector_width(), [operations()]
-    widest = {16: "AVX-512", 8: "AVX2"}.get(width, here)
-    codes = [[code_here(kernel_name(*pair)) for pair in pairs]]
+    width = throughput.vector_width()
+    widest = {16: "AVX-512", 8: "AVX2"}.get(width, kernels.target()[0])
+    here, wide = compiled(pairs)
     compile_for_avx2([])
-    best.append(operations())
-    codes.append([code_here(kernel_name(*pair)) for pair in pairs])
+    avx2, narrow = compiled(pairs)
     lines = [
         f"Measured on {cpu()}, {oracle.stamp()}; millions of weights a second. Vector operations a "
-        f"second of one thread, in thousands of millions: {best[0]:.1f} of {width} float32 "
-        f"({here}), {best[1]:.1f} of {vector_width()} ({NARROW}: AVX2).",
+        f"second of one thread, in thousands of millions: {here}, {avx2}.",
         "",
         f"| format | ggml | {widest} | times ggml | instructions a weight | share of the roofline "
         "| AVX2 | times ggml | instructions a weight | share of the roofline |",
         "|---|---|" + "---|" * 8,
     ]
     print("\n".join(lines), flush=True)
-    for (fmt, weighted), wide, narrow in zip(pairs, *codes, strict=True):
-        lines.append(row(fmt, weighted, [wide, narrow], best))
+    for pair, *ours in zip(pairs, wide, narrow, strict=True):
+        lines.append(row(*pair, ours))
         print(lines[-1], flush=True)
     if options.write:
         write_section(options.write, "roofline", "\n".join(lines))
