@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import SourceError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import trial, wordpiece
-from quantkit.tokenizer.class_tokens import class_tokens
+from quantkit.tokenizer.added_tokens import add_configured
 from quantkit.tokenizer.pre_tokenizer import find_pre, find_words_pre, known_pre
 from quantkit.tokenizer.pre_tokenizer_patterns import SPLITS
-from quantkit.tokenizer.special_tokens import TYPES, content, read_merges, tokenizer_config
+from quantkit.tokenizer.special_tokens import kind_of, read_merges, tokenizer_config
 from quantkit.tokenizer.token_types import SPACE, TokenType, added
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 
 MMBERT, WHITESPACE = "mmbert", "whitespace"  # two of llama.cpp's pre-tokenizers
@@ -90,7 +90,7 @@ def read(
             hf = Tokenizer.from_buffer(files.data("tokenizer.json"))
         else:
             hf = Tokenizer.from_str(json.dumps(tokenizer))
-        words = tokenizer["model"].get("type") == "WordPiece"
+        words = kind_of(tokenizer["model"]) == "WordPiece"
         hf.no_truncation()
         hf.no_padding()
         if pre is not None:
@@ -99,7 +99,7 @@ def read(
             name, why = find_words_pre(hf)
         else:
             name, why = find_pre(hf, family, architecture)
-        _add_configured(hf, files)
+        add_configured(hf, files)
     except TokenizerError as e:
         raise TokenizerError(f"{files.where}: {e}") from None
     except (SourceError, KeyboardInterrupt, SystemExit):
@@ -163,56 +163,6 @@ def whitespace(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | No
     vocab = from_json(files, tokenizer, size, WHITESPACE, "", "")
     vocab.model = WHITESPACE
     return vocab
-
-
-def _add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
-    """Add the tokens of the files beside tokenizer.json in transformers' order: those with ids,
-    then special tokens by name (`TokenizersBackend`, `_from_pretrained`). What is special by name
-    is so whatever the files say of the token (transformers 4, which llama.cpp's converter uses)."""
-    from tokenizers import AddedToken
-
-    config = tokenizer_config(files)
-    decoder = config.get("added_tokens_decoder")
-    if not isinstance(decoder, dict):
-        config = {**config, **(files.optional("special_tokens_map.json") or {})}
-    defaults = class_tokens(config, files.optional("config.json") or {})
-    names = dict.fromkeys(_named({**defaults, **config}))  # in their order
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    present = {repr(t) for t in hf.get_added_tokens_decoder().values()}
-    if isinstance(decoder, dict):
-        entries = sorted(decoder.items(), key=lambda item: int(item[0]))
-        tokens = [
-            AddedToken(e["content"], **{f: bool(e[f]) for f in flags if f in e}) for _, e in entries
-        ]
-        hf.add_tokens([t for t in tokens if repr(t) not in present])
-    else:
-        # of two texts of one id the last counts
-        ids, own = files.optional("added_tokens.json") or {}, hf.get_added_tokens_decoder()
-        hf.add_tokens(
-            [
-                AddedToken(token, normalized=token not in names, special=token in names)
-                for i, token in sorted({i: token for token, i in ids.items()}.items())
-                if i not in own  # what tokenizer.json says of a token counts
-            ]
-        )
-    known = {t.content for t in hf.get_added_tokens_decoder().values()}
-    hf.add_tokens([AddedToken(t, special=True) for t in names if t not in known])
-    added = hf.get_added_tokens_decoder().values()
-    hf.add_special_tokens([t for t in added if t.content in names and not t.special])
-
-
-def _named(config: dict[str, Any]) -> list[str]:
-    """The texts of the special tokens that a tokenizer_config.json names. Raises TokenizerError
-    where one is no text."""
-    for kind in TYPES:
-        entry = config.get(f"{kind}_token")
-        if entry is not None and not isinstance(content(entry), str):
-            raise TokenizerError(f"{kind}_token of tokenizer_config.json is {entry!r}, no text")
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    entries = [config.get(f"{kind}_token") for kind in TYPES]
-    entries += extra.values() if isinstance(extra, dict) else extra
-    texts = (e.get("content") if isinstance(e, dict) else e for e in entries)
-    return [t for t in texts if isinstance(t, str) and t]
 
 
 # --- vocab.json and merges.txt ----------------------------------------------------------------

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
 from quantkit.progress import Detail
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.tokenizer.added_tokens import loaded
+from quantkit.tokenizer.class_tokens import class_tokens
 from quantkit.tokenizer.families import AddedTokens
 from quantkit.tokenizer.special_tokens import content, read_merges, tokenizer_config
 from quantkit.tokenizer.token_types import SPACE, TokenType, added
@@ -157,8 +158,11 @@ def from_merges(
             kind = TokenType.BYTE
         pieces[i] = (p, scores.get(p, 0.0), kind)
     made = {i: pieces[i] for p, i in vocab.items() if p in spaces}
-    _set_added(pieces, tokenizer)
-    table = _with_added(files, pieces, size, style, made)
+    for i, token in loaded(files, tokenizer).items():
+        if i not in pieces or pieces[i][2] == TokenType.NORMAL:
+            text, kind_of = _typed(token.content, token.special, style)
+            pieces[i] = (text, pieces[i][1] if i in pieces else style.score, kind_of)
+    table = _with_added(files, {**pieces, **made}, size, AddedTokens(files=()))
     table.notes.insert(
         0, Detail(f"scores of {len(merged)} pieces derived from the merges of tokenizer.json")
     )
@@ -179,17 +183,18 @@ def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int
     vocabulary is USER_DEFINED (gguf-py `vocab.py`, LlamaHfVocab), and so are added tokens that are
     pieces as well and that no merge makes, where llama.cpp's converter loses them."""
     config = tokenizer_config(files)
+    config = {**class_tokens(config, files.optional("config.json") or {}), **config}
     named = {content(value) for key, value in config.items() if key.endswith("_token")}
     for kind in ("extra", "additional", "model_specific"):
         found = config.get(f"{kind}_special_tokens") or []
         named |= {content(t) for t in (found.values() if isinstance(found, dict) else found)}
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
-    more = {t["content"]: t for t in tokenizer.get("added_tokens") or []}
+    more = {t.content: i for i, t in loaded(files, tokenizer).items()}
     merges = read_merges(tokenizer, files.label("tokenizer.json"))
     merged = {left + right for left, _, right in (merge.partition(" ") for merge in merges)}
     lost = {p for p in more if p in vocab and len(p) > 1 and p not in merged and SPACE not in p}
     pieces: dict[int, Piece] = {}
-    for p, i in {**{p: int(t["id"]) for p, t in more.items()}, **vocab}.items():
+    for p, i in {**more, **vocab}.items():
         kind_of = TokenType.NORMAL if p in vocab else TokenType.USER_DEFINED
         if p in lost:
             kind_of = TokenType.USER_DEFINED
@@ -234,19 +239,13 @@ def _with_added(
     pieces: dict[int, Piece],
     size: int | None,
     style: AddedTokens,
-    fixed: Mapping[int, Piece] = MappingProxyType({}),
 ) -> Pieces:
-    """`pieces` by id and the tokens that other files add or change, all but the `fixed` ones,
-    padded or cut to `size`."""
+    """`pieces` by id and the tokens that other files add or change, padded or cut to `size`."""
     size = 1 + max(pieces, default=-1) if size is None else size
     table = Pieces(
         [f"[PAD{i}]" for i in range(size)], [-10000.0] * size, [int(TokenType.UNUSED)] * size
     )
-    every = [
-        *((i, *p) for i, p in pieces.items()),
-        *_added_tokens(files, style),
-        *((i, *p) for i, p in fixed.items()),
-    ]
+    every = [*((i, *p) for i, p in pieces.items()), *_added_tokens(files, style)]
     for i, token, score, kind in every:
         if 0 <= i < size:
             table.tokens[i], table.scores[i], table.types[i] = token, score, int(kind)
@@ -273,12 +272,14 @@ def _added_tokens(
             entries = list((data.get("added_tokens_decoder") or {}).items())
         for i, entry in entries:
             token, special = str(entry["content"]), bool(entry.get("special"))
-            if not style.plain:
-                token, kind = added(token, special)
-            elif not special:
-                kind = TokenType.USER_DEFINED
-            elif style.unknown and token == content(data.get("unk_token")):
+            token, kind = _typed(token, special, style)
+            if style.unknown and special and token == content(data.get("unk_token")):
                 kind = TokenType.UNKNOWN
-            else:
-                kind = TokenType.CONTROL
             yield int(i), token, style.special_score if special else style.score, kind
+
+
+def _typed(token: str, special: bool, style: AddedTokens) -> tuple[str, TokenType]:
+    """The text and type of an added token, as the family has them."""
+    if style.plain:
+        return token, TokenType.CONTROL if special else TokenType.USER_DEFINED
+    return added(token, special)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -259,6 +260,16 @@ def _by_name(value: Any) -> dict[str, str]:
         if name and isinstance(template, str):
             templates["".join(c if c in _IN_NAMES else "_" for c in name)] = template
     return templates
+
+
+def kind_of(model: Mapping[str, Any]) -> Any:
+    """The type of a tokenizer.json's `model`; of older ones, which do not say it, what their other
+    entries tell, as to the tokenizers library."""
+    if "type" in model:
+        return model["type"]
+    if isinstance(model.get("vocab"), list):
+        return "Unigram"
+    return "BPE" if "merges" in model else "WordPiece"
 
 
 def read_merges(tokenizer: dict[str, Any], label: str = "tokenizer.json") -> list[str]:

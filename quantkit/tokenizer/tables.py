@@ -21,6 +21,7 @@ from quantkit.tokenizer import byte_level, rwkv, sentencepiece, tiktoken, unigra
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.sentencepiece import Pieces
+from quantkit.tokenizer.special_tokens import kind_of
 from quantkit.tokenizer.unigram import Unigram
 
 _UNIGRAM_FILES = {
@@ -117,7 +118,7 @@ def _checked_model(tokenizer: Mapping[str, Any], label: str, rules: VocabRules) 
     """The kind of the `model` of a tokenizer.json: BPE with a vocabulary, or what the family has
     besides. Raises TokenizerError."""
     model = tokenizer.get("model")
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    kind = kind_of(model) if isinstance(model, dict) else None
     encoder = rules.token_types is not None
     others = {"WordPiece": encoder, "Unigram": encoder or bool(rules.unigram)}
     if not isinstance(model, dict) or (kind != "BPE" and not others.get(str(kind))):

@@ -4,6 +4,7 @@ fine-tunes bring them; held against llama.cpp's converter (b11549) by hand."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,34 @@ def test_what_a_class_adds(config: dict[str, Any], found: list[str], tmp_path: P
     vocab = vocabulary(directory, "qwen2")
     assert vocab.tokens[first : first + len(found)] == found
     assert vocab.tokens[first + len(found)] == f"[PAD{first + len(found)}]"
+
+
+@pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Gemma4ForCausalLM"])
+def test_ids_of_a_lone_tokenizer_json_are_the_librarys(architecture: str, tmp_path: Path) -> None:
+    """What it lists has the ids it states; another text that tokenizer_config.json puts there comes
+    behind the last."""
+    directory = write_files("mixtral-4x-hfvocab", tmp_path)
+    edit_json(directory / "config.json", architectures=[architecture])
+    before = vocabulary(directory)
+    n = len(before.tokens)
+    edit_json(directory / "config.json", vocab_size=n + 3)
+    path = directory / "tokenizer_config.json"
+    decoder = read_json(path).get("added_tokens_decoder") or {}
+    decoder[str(n - 1)] = {"content": "<|other|>", "special": True, "normalized": False}
+    edit_json(path, added_tokens_decoder=decoder, pad_token="<|named|>")
+    after = vocabulary(directory)
+    assert after.tokens[:n] == before.tokens
+    assert after.tokens[n:] == ["<|other|>", "<|named|>", f"[PAD{n + 2}]"]
+    shown = architecture.startswith("Gemma4")  # there a name alone makes a control token
+    assert after.types[n : n + 2] == [4 if shown else 3, 3]
+
+
+def test_a_model_that_does_not_say_its_type(broken: Callable[..., Path]) -> None:
+    """As old files are: what else it has tells."""
+    directory = broken("bert-bge")
+    before = vocabulary(directory, "bert-bge")
+    tokenizer = read_json(directory / "tokenizer.json")
+    del tokenizer["model"]["type"]
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    after = vocabulary(directory, "bert-bge")
+    assert (after.model, after.tokens) == ("bert", before.tokens)
