@@ -188,15 +188,22 @@ def _check_card(files: CheckpointFiles) -> None:
     front = parse_yaml("\n".join(lines[:end]).replace("\t", "  ") + "\n", label)
     if isinstance(front, dict):
         for name, value in front.items():
-            if not isinstance(name, str):
-                raise CorruptFile(f"{label}: {name!r} is not the name of an entry")
-            _check_plain(f"{label}: {name}", value, 0 if name == "model-index" else 3)
+            if name in _OF_CARDS:
+                _check_plain(f"{label}: {name}", value, 3)
+
+
+# the entries of a model card that gguf reads, besides its own names for them
+_OF_CARDS = frozenset({
+    *FIELDS, *(f"model_{name}" for name in FIELDS), "url", "doi", "uuid", "repo_url",
+    "model_creator", "model_type", "base_model", "base_model_sources", "dataset", "dataset_sources",
+    "pipeline_tag", "language",
+})  # fmt: skip
 
 
 def _check_plain(label: str, value: Any, deep: int) -> None:
-    """A value of a card is text or number, or lists and tables of such, so many in one another (0:
-    it is not read). Raises CorruptFile."""
-    if deep and isinstance(value, list | dict):
+    """A value of a card is text or number, or lists and tables of such, so many in one another.
+    Raises CorruptFile."""
+    if isinstance(value, list | dict):
         if deep == 1:
             raise CorruptFile(f"{label} is a list in lists")
         for inner in value.values() if isinstance(value, dict) else value:
@@ -211,7 +218,8 @@ def _check_names(config: Mapping[str, Any], label: str) -> None:
 
 
 def _check(metadata: Metadata, files: CheckpointFiles) -> None:
-    """Every field holds what it may; YAML's numbers and dates become text where text belongs.
+    """Every field holds what it may; YAML's numbers and dates become text where text belongs, and
+    what it takes for false among languages is Norwegian (`no`).
 
     Raises CorruptFile.
     """
@@ -227,7 +235,8 @@ def _check(metadata: Metadata, files: CheckpointFiles) -> None:
             raise CorruptFile(f"{label}: {name} is {value!r}, not {kind.words}")
     for name in ("tags", "languages"):
         if (values := getattr(metadata, name)) is not None:
-            setattr(metadata, name, [str(v) for v in values])
+            no = "no" if name == "languages" else "False"
+            setattr(metadata, name, [no if v is False else str(v) for v in values])
 
 
 # keys that llama.cpp reads one value a layer of, where it is given a list

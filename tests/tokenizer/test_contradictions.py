@@ -156,3 +156,26 @@ def test_a_model_that_does_not_say_its_type(broken: Callable[..., Path]) -> None
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     after = vocabulary(directory, "bert-bge")
     assert (after.model, after.tokens) == ("bert", before.tokens)
+
+
+def carded(directory: Path, front: str) -> dict[str, Any]:
+    (directory / "README.md").write_text(f"---\n{front}---\n", encoding="utf-8")
+    return written(directory)
+
+
+def test_entries_of_a_card_that_nobody_reads(tmp_path: Path) -> None:
+    """Whatever they hold: forms of gated models, examples, results."""
+    front = (
+        "license: mit\n5: a\nyes: b\n? \n: c\nextra_gated_fields:\n  Use:\n    type: select\n"
+        "    options:\n    - Research\n    - {label: Other, value: other}\n"
+        "widget:\n- messages: [{role: user, content: [{type: text}]}]\n"
+    )
+    assert carded(write_files(QWEN, tmp_path), front)["general.license"] == "mit"
+
+
+def test_norwegian_is_a_language(tmp_path: Path) -> None:
+    """llama.cpp's converter sees it in lists of lines alone, and false or an end in brackets."""
+    directory, key = write_files(QWEN, tmp_path), "general.languages"
+    assert carded(directory, "language:\n- no\n")[key] == ["no"]
+    assert carded(directory, "language: [no]\n")[key] == ["no"]
+    assert carded(directory, "language: [en, no]\n")[key] == ["en", "no"]
