@@ -108,6 +108,13 @@ BAILING = Architecture(
     fuses=("qkv",),
 )  # fmt: skip
 
+
+def _biased(config: Config, bid: int) -> bool:
+    """Whether a layer has experts whose scores are biased as they are chosen."""
+    biased: bool = config.get("moe_router_enable_expert_bias", kind="BOOL", default=True)
+    return biased and DENSE_FIRST["experts"](config, bid)
+
+
 BAILING_V2 = replace(
     BAILING,
     hf_names=("BailingMoeV2ForCausalLM",),
@@ -133,11 +140,11 @@ BAILING_V2 = replace(
         vector(f"{L}.attention.query_layernorm", "attn_q_norm", "head"),
         vector(f"{L}.attention.key_layernorm", "attn_k_norm", "head"),
         *_SPARSE,
-        router_bias(f"{L}.mlp.gate.expert_bias", "experts"),
+        router_bias(f"{L}.mlp.gate.expert_bias", "biased experts"),
         *NEXTN_MAPS[:3],
         vector(f"{L}.final_layernorm", "layer_output_norm", layers="mtp"),
     ),
-    layers={**DENSE_FIRST, **MTP_LAYERS},
+    layers={**DENSE_FIRST, **MTP_LAYERS, "biased experts": _biased},
     mtp=nextn_layers,
     keeps_mtp=True,
     fuses=(),

@@ -115,14 +115,17 @@ ERNIE4_5_MOE = Architecture(
         *attention(),
         *gated_mlp(layers="dense MLP"),
         router(layers="experts"),
-        Map(BIAS, ("one", "experts"), whole("exp_probs_b.bias"), "experts"),
+        Map(BIAS, ("one", "experts"), whole("exp_probs_b.bias"), "biased experts"),
         Map(f"{L}.mlp.gate.moe_statics.e_score_correction_bias", ("one", "experts"),
-            whole("exp_probs_b.bias"), "experts", like=BIAS),
+            whole("exp_probs_b.bias"), "biased experts", like=BIAS),
         *experts(layers="experts"),
         *gated_mlp(f"{L}.mlp.shared_experts", "_shexp", "shared_ffn", "shared experts"),
     ),
     layers={
         "experts": _sparse,
+        "biased experts": lambda c, bid: (
+            c.get("moe_use_aux_free", kind="BOOL", default=True) and _sparse(c, bid)
+        ),
         "shared experts": lambda c, bid: bool(_shared(c)) and _sparse(c, bid),
         "dense MLP": lambda c, bid: not _sparse(c, bid),
     },

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,10 +32,12 @@ from quantkit.architectures.rules import (
     Expect,
     Key,
     Map,
+    Values,
     linear,
     vector,
     whole,
 )
+from quantkit.source.tensors import SourceTensor
 
 FF, A, C = f"{L}.feed_forward", f"{L}.self_attn", f"{L}.conv"
 
@@ -165,18 +168,33 @@ LFM2 = replace(
     },
 )  # fmt: skip
 
-# embedding models; those of one vector a token have a matrix more, in a file that is not read
+
+def _projected(sources: Mapping[str, SourceTensor], values: Values) -> dict[str, Any]:
+    matrix = sources.get("linear.weight")
+    return {"projected": matrix.shape[0]} if matrix else {}
+
+
+# embedding models; those of a vector for each token (ColBERT) have a matrix more
 LFM2_EMBED = replace(
     LFM2,
     hf_names=("Lfm2Model", "Lfm2BidirectionalModel", "Lfm2BidirectionalForMaskedLM"),
+    first_keys=(Key("{arch}.embedding_length_out", "projected", default=None),),
     late_keys=(
         *LFM2.late_keys,
         Key("{arch}.attention.causal",
             lambda c: None if c.values["architectures"][0] == "Lfm2Model" else False, "BOOL"),
         *POOLING_KEYS,
     ),
+    dims={**LFM2.dims, "projected": lambda c: c.get("projected", default=1)},
+    maps=(
+        Map("linear.weight", ("projected", "hidden"), whole("dense_2.weight"), optional=True,
+            early=True),
+        *LFM2.maps,
+    ),
     renames=((r"^lfm2\.", "model."),),
-)  # fmt: skip
+    learned=_projected,
+    weights=("1_Dense/model.safetensors?",),
+)  # fmt: skip  # fmt: skip
 
 # LFM2.5-Audio's way from codes back to sound: vectors go in, and a spectrum comes out
 LFM25_AUDIO_TOKENIZER = replace(

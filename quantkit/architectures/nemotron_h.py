@@ -103,15 +103,15 @@ def _trunk(trunk: str) -> tuple[Map, ...]:
         Map(f"{trunk}.embeddings.weight", ("vocab", "hidden"), whole("token_embd.weight")),
         vector(f"{trunk}.norm_f", "output_norm"),
         vector(f"{layer}.norm", "attn_norm"),
-        *attention(f"{layer}.mixer", rotated=True, layers="attention"),
+        *attention(f"{layer}.mixer", True, bias=None, out_bias=None, layers="attention"),
         *mamba2(f"{layer}.mixer", "Mamba"),
     )
 
 
 def _mlp(base: str) -> tuple[Map, ...]:
     return (
-        *linear(f"{base}.up_proj", ("ffn", "hidden"), "ffn_up", layers="MLP", bias=False),
-        *linear(f"{base}.down_proj", ("hidden", "ffn"), "ffn_down", layers="MLP", bias=False),
+        *linear(f"{base}.up_proj", ("ffn", "hidden"), "ffn_up", layers="MLP"),
+        *linear(f"{base}.down_proj", ("hidden", "ffn"), "ffn_down", layers="MLP"),
     )
 
 

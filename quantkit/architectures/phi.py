@@ -55,7 +55,8 @@ def attn_factor(config: Config) -> float | None:
         return None
     length = _original_length(config)
     scale = config.get(*LENGTH) / length
-    if rope.get("rope_type") not in ("su", "longrope"):
+    # `type: yarn` beside factors is the first Phi-3's, which transformers reads as longrope
+    if rope.get("rope_type") not in ("su", "longrope") and rope.get("type") != "yarn":
         raise ConfigError(f"{config.where}: rope_type must be longrope, as there are factors")
     return math.sqrt(1 + math.log(scale) / math.log(length)) if scale > 1 else 1.0
 

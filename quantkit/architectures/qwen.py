@@ -58,7 +58,7 @@ QWEN2 = Architecture(
     late_keys=POOLING_KEYS,
     expects=(RMS_NORM, SILU),
     dims=DIMS,
-    maps=(*EMBEDDINGS, *NORMS, *attention(bias=True), *gated_mlp()),
+    maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *gated_mlp()),
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
     fuses=("qkv",),
 )
@@ -66,7 +66,6 @@ QWEN2 = Architecture(
 KORMO = replace(
     QWEN2,
     hf_names=("KORMoForCausalLM",),
-    maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *gated_mlp()),
     renames=((r"\.pre_attention_layernorm", ".input_layernorm"),
              (r"\.pre_mlp_layernorm", ".post_attention_layernorm")),
 )  # fmt: skip
@@ -113,7 +112,7 @@ QWEN2_MOE = replace(
         "shared_ffn": lambda c: c.get("shared_expert_intermediate_size"),
     },
     maps=(
-        *EMBEDDINGS, *NORMS, *attention(bias=True), router(), *experts(like=False), *SHARED_EXPERT,
+        *EMBEDDINGS, *NORMS, *attention(bias=None), router(), *experts(like=False), *SHARED_EXPERT,
     ),
     expert_order=DOWN_GATE_UP,
 )  # fmt: skip

@@ -331,7 +331,8 @@ class Architecture:
     files: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     # the directory in which the vocabulary lies, where that is not the checkpoint's own
     vocabulary: str = ""
-    # weights in other files, which llama.cpp's converter takes before all else
+    # weights in other files, which llama.cpp's converter takes before all else; not all checkpoints
+    # have those that end in ?
     weights: tuple[str, ...] = ()
     # whether the chat template stands before all other keys but the architecture's
     template_first: bool = False

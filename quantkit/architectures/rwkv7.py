@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from quantkit.architectures.common import EMBEDDINGS, NORMS, L, gated_mlp, layer_norm
@@ -10,9 +10,11 @@ from quantkit.architectures.rules import (
     AGAIN,
     Architecture,
     Config,
+    Dims,
     Expect,
     Key,
     Map,
+    Piece,
     RowMap,
     Shape,
     linear,
@@ -107,11 +109,17 @@ def _joined(role: str) -> RowMap:
     return lambda dims, source, xid: (piece(role, (dims["hidden"],), 1),)
 
 
+def _fused_already(dims: Dims, source: Shape, xid: int) -> Sequence[Piece]:
+    n = dims["letters"]
+    return (piece("time_mix_lerp_fused.weight", (n, 1, 1, dims["hidden"]), n),)
+
+
 def _time_mixing(fla: bool, norm: bool = True) -> tuple[Map, ...]:
     """All below `A`; `fla`: as flash-linear-attention keeps it, linear layers and flat vectors."""
     return (
         *fused(f"{A}.x_", "rwkvag", "gated"),
         *fused(f"{A}.x_", "rwkva", "not gated"),
+        Map(f"{A}.x_x", ("letters", "hidden"), _fused_already),
         *(Map(f"{A}.k_{x}", *_vector(fla, f"time_mix_k_{x}")) for x in "ka"),
         Map(f"{A}.r_k", ("heads", "head"), _joined("time_mix_r_k.weight"), seen=("one", "hidden")),
         *(
@@ -165,6 +173,7 @@ RWKV7 = Architecture(
         **RANKS7,
         "ffn": _ffn7,
         "head": _head,
+        "letters": lambda c: 5 + _has_gate(c),
         "heads": lambda c: c.one("hidden_size") // max(_head(c), 1),
     },
     maps=_maps7(False),

@@ -14,6 +14,7 @@ from quantkit.source.checkpoint import absent_shards
 from quantkit.source.tensors import SourceTensor
 
 if TYPE_CHECKING:
+    from quantkit.architectures.rules import Map
     from quantkit.model.placement import Layout
 
 
@@ -21,18 +22,20 @@ def check_nothing_missing(
     layout: Layout, sources: Mapping[str, SourceTensor], placed: Collection[str]
 ) -> None:
     """Every tensor that the architecture has is placed, but for a head that is the embedding, or
-    that llama.cpp does without, and for layers that predict further tokens where all are left out.
-    Raises TensorMissing."""
+    that llama.cpp does without, for biases that no layer has, and for layers that predict further
+    tokens where all are left out. Raises TensorMissing."""
     config = layout.config
     tied = config.get("tie_word_embeddings", kind="BOOL", default=False)
     tied = tied or does_without_head(layout.arch.gguf_arch)
     ahead = any((parse(name).bid or 0) >= config.layers for name in placed)
     for m in layout.arch.maps:
-        if m.optional or (tied and m.source == "lm_head.weight"):
+        if (m.optional and not _has_some(layout, m, placed)) or (
+            tied and m.source == "lm_head.weight"
+        ):
             continue
         for bid in layout.blocks_of(m):
             predicts = bid is not None and bid >= config.layers
-            if predicts and not ahead:
+            if predicts and (m.optional or not ahead):
                 continue
             for target in {in_block(p.role, bid) for p in layout.pieces(m, bid, 0)}:
                 if target in placed or not (missing := _missing(layout, bid, target, sources)):
@@ -46,6 +49,16 @@ def check_nothing_missing(
                     f"tensor {missing[0]} is not in the checkpoint ({len(missing)} missing for "
                     f"{target}); {config.where} says {config.layers} layers{experts}{hint}{also}"
                 )
+
+
+def _has_some(layout: Layout, m: Map, placed: Collection[str]) -> bool:
+    """Whether a bias that not all checkpoints have is there, in a layer of the model's own."""
+    return m.source.endswith("_proj.bias") and any(
+        in_block(p.role, bid) in placed
+        for bid in layout.blocks_of(m)
+        if bid is not None and bid < layout.config.layers
+        for p in layout.pieces(m, bid, 0)
+    )
 
 
 def _missing(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from quantkit.architectures.common import OTHER_MODES
+from quantkit.architectures.common import DROPS, OTHER_MODES
 from quantkit.architectures.rules import (
     DEFAULTS,
     Architecture,
@@ -186,7 +186,7 @@ class Layout:
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
-        others = () if self.arch.gguf_arch == ENCODER else OTHER_MODES
+        others = () if self.arch.gguf_arch == ENCODER else (*DROPS, *OTHER_MODES)
         return [re.compile(d) for d in (*self.arch.drops, *others)]
 
     @cached_property

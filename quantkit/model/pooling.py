@@ -36,7 +36,6 @@ _RERANKERS = ("qwen3-reranker", "qwen3-vl-reranker")
 HEAD, MATRIX = "cls.output.weight", "linear.weight"
 # what a classifier has before its last matrix, and llama.cpp does not run
 _HEADS = {"DistilBertForSequenceClassification": "the ReLU of its head (it takes tanh)"}
-_COLBERT = "1_Dense/model.safetensors"  # what LFM2's converter takes for dense_2
 LABELS = ("yes", "no")  # rows of the head, in this order
 _TEMPLATE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
@@ -61,11 +60,6 @@ def is_reranker(files: CheckpointFiles, arch: Architecture, config: Config) -> b
 
 def pooled(files: CheckpointFiles, arch: Architecture, config: Config) -> Config:
     """The config with what its files say of pooling. Raises ConfigError, CorruptFile."""
-    if arch.gguf_arch == "lfm2" and files.has(_COLBERT):
-        raise ConfigError(
-            f"{files.label(_COLBERT)}: a vector for each token (ColBERT) by a matrix more, which "
-            "is not converted; take the file away for the model without it"
-        )
     kind = RANK if is_reranker(files, arch, config) else _pooling_type(files)
     return replace(config, values={**config.values, POOLING: kind})
 

@@ -114,12 +114,15 @@ def further(files: CheckpointFiles, arch: Architecture, there: set[str]) -> list
     """The tensors of other files than the model's. Raises SourceNotFound, CorruptFile."""
     found = []
     for name in arch.weights:
-        if (file := files.weight(name)) is None:
+        if (file := files.weight(name.rstrip("?"))) is None:
+            if name.endswith("?"):
+                continue
             raise _not_there(files, name)
         found += read_weights(file)
     if twice := sorted(there & {t.name for t in found}):
         raise CorruptFile(
-            f"{files.where}: tensor {twice[0]} is in the model's files and in {arch.weights[0]}"
+            f"{files.where}: tensor {twice[0]} is in the model's files and in "
+            f"{arch.weights[0].rstrip('?')}"
         )
     return found
 

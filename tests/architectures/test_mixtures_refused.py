@@ -64,6 +64,7 @@ def test_contradictions_are_refused(
     [
         ("nemotron-h-mtp", "mtp.layers.1.mixer.experts.2.up_proj.weight", errors.TensorMissing),
         ("exaone-moe-mtp", "mtp.fc.weight", errors.TensorMissing),
+        ("qwen2-dense", "model.layers.1.self_attn.k_proj.bias", errors.TensorMissing),
         ("k2-horizon-mova", "model.layers.1.self_attn.v_experts.3.weight", errors.TensorMissing),
         ("qwen38-flash-next", "mtp.fc_hidden.weight", errors.TensorMissing),
         (

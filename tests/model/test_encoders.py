@@ -4,6 +4,7 @@ refused (the goldens among the architectures hold whole files to llama.cpp's).""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -214,11 +215,19 @@ def test_heads_of_neobert_are_taken_apart(broken: Broken, tmp_path: Path) -> Non
     assert np.abs(found - expected).max() < 0.01
 
 
-def test_a_matrix_after_lfm2_is_not_left_out_unsaid(broken: Broken) -> None:
-    source = broken("lfm2-embed")
-    (source / "1_Dense").mkdir()
-    (source / "1_Dense" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(errors.ConfigError, match="ColBERT"):
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [("linear.bias", [128], "linear.bias has no place"), ("linear.weight", [128, 64], "128, 64")],
+)
+def test_a_matrix_after_lfm2_that_does_not_fit(
+    name: str, shape: list[int], words: str, broken: Broken
+) -> None:
+    source = broken("lfm2-colbert")
+    path = source / "1_Dense" / "model.safetensors"
+    tensors = read_safetensors(path)
+    tensors[name] = ("F32", shape, bytes(4 * math.prod(shape)))
+    write_safetensors(path, tensors)
+    with pytest.raises((errors.TensorUnknown, errors.TensorShape), match=words):
         converted(source)
 
 
