@@ -30,6 +30,7 @@ from quantkit.recipes.choose import Overrides, needs_importance
 from quantkit.recipes.file_types import find_recipe
 from quantkit.source.codings import kept_as
 from quantkit.source.location import Source, SourceLike
+from quantkit.storage.os_files import real
 
 if TYPE_CHECKING:
     from quantkit.calibration.imatrix import Imatrix
@@ -120,7 +121,7 @@ def quantize(
     }
     job = prepare(source, types, output, **call)
     if run.cluster and not run.dry:
-        whole = (output or Path()).resolve()
+        whole = real(output or Path())
         call |= {
             "source": _anywhere(Source.parse(source), job.model),
             "output": whole,
@@ -261,7 +262,7 @@ def merge(first: SourceLike, output: Path, run: Run = ONCE) -> Plan:
 def _anywhere(source: Source, model: Model) -> Source:
     """The source as another machine finds it: by its whole path, or at the commit that was read."""
     if source.address is None:
-        return Source(source.local().resolve())
+        return Source(real(source.local()))
     file = next(t.path for t in model.sources.values() if isinstance(t.path, RemoteFile))
     return Source(address=source.address.at(file.commit))
 

@@ -18,10 +18,12 @@ import pytest
 
 import quantkit
 from quantkit import cli, errors
+from quantkit.architectures.rules import ConversionOptions
 from quantkit.editing import in_place
 from quantkit.gguf.container import Header, TensorInfo, header_bytes, read_header, string, uint32
 from quantkit.gguf.splits import Splits
 from quantkit.jobs import convert, quantize, split
+from quantkit.model.open import Reading
 from tests import golden
 from tests.conftest import sha256
 from tests.real_loader import Judge
@@ -247,6 +249,21 @@ def test_in_place_is_the_file_that_o_writes(file: Path, tmp_path: Path) -> None:
     assert sha256(file) == sha256(tmp_path / "out.gguf")
     assert file.stat().st_ino == inode
     assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "out.gguf"}
+
+
+def test_a_vocabulary_without_a_model(frankenmoe: dict[str, Path], tmp_path: Path) -> None:
+    path, other = tmp_path / "v.gguf", tmp_path / "o.gguf"
+    convert(
+        frankenmoe["mergekit"], path, reading=Reading(options=ConversionOptions(vocab_only=True))
+    )
+    before = read_header(path)
+    done = run(path, "--set", "tokenizer.ggml.eos_token_id=5", "-o", other)
+    assert done.exit_code == 0, done.stderr
+    changed = {item.key for item in {*before.kv} ^ {*read_header(other).kv}}
+    assert changed == {"tokenizer.ggml.eos_token_id"}
+    assert run(path, "--set", "tokenizer.ggml.eos_token_id=5", "--in-place").exit_code == 0
+    assert path.read_bytes() == other.read_bytes()
+    assert "room for" in run(path, "--set", "general.name=longer", "--in-place").stderr
 
 
 def test_in_place_there_has_to_be_room(file: Path, tmp_path: Path) -> None:

@@ -135,6 +135,21 @@ def test_index_that_leaves_the_directory(broken: Broken, tmp_path: Path) -> None
     fails(errors.CorruptFile, "'../secret.safetensors' points outside", source, tmp_path / "out")
 
 
+def test_index_of_shards_in_a_folder(broken: Broken, tmp_path: Path) -> None:
+    source = broken("mixtral-4x-sharded")
+    path = source / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace('"model-', '"weights/model-'))
+    fails(errors.CorruptFile, "lies in a folder; move", source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [0, 5, 21])
+def test_a_torch_file_that_is_cut_short(size: int, broken: Broken, tmp_path: Path) -> None:
+    source = broken()
+    (source / "model.safetensors").unlink()
+    (source / "pytorch_model.bin").write_bytes(b"PK\3\4".ljust(size, b"\0")[:size])
+    fails(errors.CorruptFile, "not a whole torch file; download it", source, tmp_path / "out")
+
+
 def test_index_and_shards_disagree(broken: Broken, tmp_path: Path) -> None:
     source = broken("mixtral-4x-sharded")
     path = source / "model.safetensors.index.json"

@@ -161,11 +161,10 @@ def _with_origin(path: Path, header: Header, entries: dict[str, Entry]) -> Sums:
     origin: dict[str, Any] = {}
     for key in ("datasets", "chunk_count", "chunk_size"):
         item = next((i for i in header.kv if i.key == f"imatrix.{key}"), None)
-        wanted = item.type if item is not None and key == "datasets" else "UINT32"
-        if item is None or item.type != wanted:
+        if item is None or (key != "datasets" and item.type != "UINT32"):
+            wrong = "missing" if item is None else f"{item.type}, not UINT32"
             raise ImatrixError(
-                f"{path}: imatrix.{key} is missing, or not {wanted}; not a matrix "
-                "of llama-imatrix, or a damaged one"
+                f"{path}: imatrix.{key} is {wrong}; not a matrix of llama-imatrix, or a damaged one"
             )
         texts = item.type == "ARRAY" and item.element_type == "STRING"
         origin[key] = item.value if texts or key != "datasets" else ()

@@ -21,7 +21,9 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.errors import JournalMismatch
+from quantkit.model.model import Model
 from quantkit.planning.plan import Plan, PlannedFile
+from quantkit.source.segments import Segment
 from quantkit.storage import os_files
 from quantkit.storage.inputs import fingerprint
 
@@ -80,22 +82,38 @@ def plan_digest(plan: Plan, f: PlannedFile) -> str:
     """
     digest = hashlib.sha256(f.header)
     for t in f.tensors:
-        segments = [
-            [
-                s.source,
-                s.source_row,
-                s.first_row,
-                s.count,
-                s.order,
-                s.step,
-                s.height,
-                s.column,
-                s.edits,
-            ]
-            for s in plan.segments[t.name]
-        ]
-        digest.update(json.dumps([t.name, segments], separators=(",", ":")).encode() + b"\n")
+        digest.update(_line_of(t.name, plan.segments[t.name]))
     return f"{DIGEST_VERSION}:{digest.hexdigest()}"
+
+
+def model_digest(model: Model) -> str:
+    """The same of what every type has in common: the keys of a model, and the shapes and segments
+    of its tensors."""
+    digest = hashlib.sha256()
+    for item in model.kv:
+        digest.update(item.key.encode("utf-8", "surrogateescape") + b"\0" + item.raw)
+    for t in model.tensors:
+        digest.update(f"{t.shape}".encode() + _line_of(t.name, t.segments))
+    return f"{DIGEST_VERSION}:{digest.hexdigest()}"
+
+
+def _line_of(name: str, segments: Iterable[Segment]) -> bytes:
+    """A tensor with its segments as a line of JSON."""
+    fields = [
+        [
+            s.source,
+            s.source_row,
+            s.first_row,
+            s.count,
+            s.order,
+            s.step,
+            s.height,
+            s.column,
+            s.edits,
+        ]
+        for s in segments
+    ]
+    return json.dumps([name, fields], separators=(",", ":")).encode() + b"\n"
 
 
 def other_version(digest: str) -> str | None:

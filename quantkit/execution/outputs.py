@@ -149,16 +149,16 @@ def check_outputs(plan: Plan, force: bool) -> None:
 
     Raises OutputExists, DiskFull, OutputError (no directory; an input would be overwritten).
     """
-    inputs = {path.resolve() for path in plan.inputs if isinstance(path, Path)}
+    inputs = {os_files.real(path) for path in plan.inputs if isinstance(path, Path)}
     needed: dict[Path, int] = {}
     for f in plan.files:
-        parent = f.path.resolve().parent
+        parent = os_files.real(f.path.parent)  # a link is replaced, not followed
         there = os_files.nearest(parent)
         if not there.is_dir():
             raise OutputError(f"{there} is a file, and no directory; name another output with -o")
         if f.path.is_dir():
             raise OutputError(f"{f.path} is a directory; name the file with -o")
-        if f.path.resolve() in inputs:
+        if os_files.real(f.path) in inputs:
             raise OutputError(f"{f.path} is the input; name another output with -o")
         if f.path.exists() and not force and not journal_path(f.path).exists():
             raise OutputExists(f"{f.path} exists already; --force overwrites it")

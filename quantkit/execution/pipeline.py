@@ -29,7 +29,7 @@ from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
 from quantkit.progress import SILENT, Progress
 from quantkit.source.tensors import Files, SourceTensor, numpy_dtype
-from quantkit.storage import direct_io
+from quantkit.storage import direct_io, os_files
 from quantkit.storage.whole import made_directories
 
 Destination = tuple[str, OutputFile]  # a tensor's format, and the file that it goes to
@@ -67,7 +67,7 @@ def execute(
         beside = opened.enter_context(ThreadPoolExecutor(1))
         kernels = beside.submit(_prepare, plan, importance, order.threads)  # while files are opened
         files = opened.enter_context(Files(plan.inputs))
-        opened.enter_context(made_directories({f.path.resolve().parent for f in plan.files}))
+        opened.enter_context(made_directories({os_files.real(f.path.parent) for f in plan.files}))
         outputs = opened.enter_context(open_outputs(plan, importance, force, kernels.result))
         sums = {o: SumsInPassing(o.planned) for o in outputs if note and not o.resumed}
         targets = _targets(outputs)

@@ -343,7 +343,10 @@ class _Reader:
             )
         n_tensors, n_kv = self.unpack("Q"), self.unpack("Q")
         if n_tensors * _TENSOR_BYTES + n_kv * _KEY_BYTES > file_size or n_kv > 1 << 20:
-            raise CorruptFile(f"{self.where}: {n_tensors} tensors and {n_kv} keys cannot be right")
+            raise CorruptFile(
+                f"{self.where}: {n_tensors} tensors and {n_kv} keys cannot be right in a file of "
+                f"{file_size} bytes; it is truncated or damaged"
+            )
         kv = tuple(self.key_value() for _ in range(n_kv))
         tensors = tuple(self.tensor() for _ in range(n_tensors))
         n = next((item.value for item in kv if item.key == "general.alignment"), ALIGNMENT)

@@ -213,11 +213,13 @@ def _shard(model: Model, t: ModelTensor) -> File:
 
 
 def _source_splits(model: Model, tensors: Sequence[ModelTensor]) -> list[range]:
-    """The runs of tensors that lie in one file of the source."""
+    """The runs of tensors that lie in one file of the source; one of none for a vocabulary."""
+    if not tensors:
+        return [range(0)]
     shards = [_shard(model, t) for t in tensors]
     starts = [i for i, shard in enumerate(shards) if i == 0 or shard != shards[i - 1]]
     runs = [range(a, b) for a, b in zip(starts, [*starts[1:], len(shards)], strict=True)]
-    metadata_first = bool(shards) and split_number(shards[0].name) == 2
+    metadata_first = split_number(shards[0].name) == 2
     return [range(0), *runs] if metadata_first else runs
 
 

@@ -39,6 +39,7 @@ from quantkit.reporting.llama_memory import UBATCH
 from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
+from quantkit.storage.os_files import real
 from quantkit.storage.whole import make_directory, replace_file, write_text
 
 Ask = Callable[..., object]
@@ -296,7 +297,7 @@ def shipped(imatrix: Imatrix, directory: Path, job: Job) -> Calibration:
     path = hub_file(imatrix.file) if from_hub else Path(imatrix.file)
     sums, name = read_sums(path), stem(job.model)
     target = directory / (f"{name}.imatrix.dat" if sums.is_dat else f"{name}{MATRIX}")
-    if path.resolve() != target.resolve():
+    if real(path) != real(target):
         replace_file(target, [path.read_bytes()])
     made = [t for output in job.plan.outputs for t in output.by_name.values()]
     using = {t.name for t in made if quant_types.get_format(t.format).takes_importance}

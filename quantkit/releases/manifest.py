@@ -123,16 +123,19 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """Digests of the source and of the importance matrix, as in `journal.Identity`; and what the
-    weights of the source were `quantized` in already (`Plan.quantized_before`)."""
+    """Digests of the source and of the importance matrix, as in `journal.Identity`; what the
+    weights of the source were `quantized` in already (`Plan.quantized_before`); and the
+    `journal.model_digest` of the text, which older manifests do not have."""
 
     source: str
     importance: str
     quantized: tuple[str, ...] = ()
+    model: str = ""
 
     def as_data(self) -> dict[str, Any]:
         """Plain values, as the manifest has them."""
         data: dict[str, Any] = {"source": self.source, "importance": self.importance}
+        data |= {"model": self.model} if self.model else {}
         return data | ({"quantized": list(self.quantized)} if self.quantized else {})
 
     @classmethod
@@ -141,7 +144,12 @@ class MadeFrom:
         quantized = data.get("quantized", []) if isinstance(data, dict) else []
         if not isinstance(quantized, list) or not all(isinstance(q, str) for q in quantized):
             raise ValueError("'quantized' is not a list of words")
-        return cls(_get(data, "source", str), _get(data, "importance", str), tuple(quantized))
+        return cls(
+            _get(data, "source", str),
+            _get(data, "importance", str),
+            tuple(quantized),
+            _get(data, "model", str, type(None)) or "",
+        )
 
 
 @dataclass(frozen=True)
@@ -286,12 +294,11 @@ def read(path: Path) -> Manifest | None:
 
 def parse(data: bytes, where: str) -> Manifest:
     """A manifest from its text. Raises CorruptFile, which names `where` it is."""
+    again = "remove it and run again"  # ours to write, not to be downloaded
     try:
-        return Manifest.of_data(parse_json(data, where))
+        return Manifest.of_data(parse_json(data, where, mend=again))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
-        raise CorruptFile(
-            f"{where}: not a manifest, or damaged ({e}); remove it and run again"
-        ) from None
+        raise CorruptFile(f"{where}: not a manifest, or damaged ({e}); {again}") from None
 
 
 def use_of(file: Path) -> str | None:

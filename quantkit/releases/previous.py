@@ -29,7 +29,7 @@ from quantkit.progress import Progress
 from quantkit.releases import checksums, manifest
 from quantkit.releases.manifest import BegunFile, FileRecord, Manifest
 from quantkit.source.location import Source
-from quantkit.storage.os_files import fingerprint
+from quantkit.storage import os_files
 from quantkit.storage.whole import remove
 
 CARD, PAGE, MODELFILE = "README.md", "index.html", "Modelfile"
@@ -187,8 +187,8 @@ def check_place(source: Source, directory: Path, earlier: Earlier, force: bool) 
     check_name(directory)
     if is_gguf(directory) or directory.is_file():
         raise OutputError(f"{directory}: a release is a directory; name one with -o")
-    where = None if source.address else source.local().resolve()
-    if where and directory.resolve() in (where, where.parent if where.is_file() else where):
+    where = None if source.address else os_files.real(source.local())
+    if where and os_files.real(directory) in (where, where.parent if where.is_file() else where):
         raise OutputError(f"{directory} is where the source lies; name another directory with -o")
     if force or earlier.whole or earlier.making or earlier.shares or not directory.is_dir():
         return
@@ -240,7 +240,12 @@ def _difference(before: Manifest, this: Manifest, plans: Sequence[BegunFile] = (
                 "compared with these"
             )
     changed = [kind for kind in now if not old.get(kind, set()) <= now[kind]]
-    return f"whose {changed[0]} was made with other options" if changed else None
+    if changed:
+        return f"whose {changed[0]} was made with other options"
+    models = before.made_from.model, this.made_from.model
+    if all(models) and models[0] != models[1]:
+        return "of this model read with other options, such as --experts-used or --keep-experts"
+    return None
 
 
 def _by_type(files: Iterable[FileRecord | BegunFile]) -> dict[str, set[tuple[str, str]]]:
@@ -272,7 +277,9 @@ def check_files(
     recorded = {
         p: earlier.records[p.name] for p in paths if p in whole and p.name in earlier.records
     }
-    doubtful = {p: record for p, record in recorded.items() if record.seen != fingerprint(p)}
+    doubtful = {
+        p: record for p, record in recorded.items() if record.seen != os_files.fingerprint(p)
+    }
     damaged = checksums.mismatches(doubtful, threads, progress) if doubtful else frozenset[Path]()
     kept = {p: record for p, record in recorded.items() if p not in damaged}
     unhashed = frozenset(p for p in whole if p not in recorded and p.name in earlier.begun)
@@ -281,4 +288,4 @@ def check_files(
 
 def stat_record(path: Path, record: FileRecord) -> FileRecord:
     """The record with the file's size and time: it holds until they change."""
-    return replace(record, seen=fingerprint(path))
+    return replace(record, seen=os_files.fingerprint(path))

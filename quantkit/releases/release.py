@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from quantkit import __version__
 from quantkit.errors import UsageError
+from quantkit.execution.journal import model_digest
 from quantkit.execution.outputs import check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.execution.sums import FileSums, NoteSums
@@ -115,7 +116,7 @@ def release(
     if lacking:
         job = replace(job, model=replace(job.model, notes=(*job.model.notes, lacking)))
     jobs = [job, *([encoders] if encoders else [])]
-    description = inspection.describe(job.model, source)
+    description = inspection.describe(job.model, source, reading.keep_experts)
     this, plans = _begin_manifest(source, jobs, description)
     if kinds and encoders:
         kinds = (*kinds, *(output.type for output in encoders.plan.outputs))
@@ -338,7 +339,9 @@ def _begin_manifest(
         architecture=job.model.arch,
         parameters=description.parameters,
         experts=description.experts,
-        made_from=MadeFrom(made_of, of_any.importance, job.plan.quantized_before),
+        made_from=MadeFrom(
+            made_of, of_any.importance, job.plan.quantized_before, model_digest(job.model)
+        ),
     )
     return this, plans
 

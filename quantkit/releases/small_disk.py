@@ -78,7 +78,7 @@ def _begun(records: Path) -> int | None:
 def _count(plans: Sequence[Plan], directory: Path) -> int:
     """The fewest parts of which each fits on the disk; as many as there are files, if one of them
     does not fit even alone (DiskFull names it when its turn comes)."""
-    place = os_files.nearest(directory.resolve())
+    place = os_files.nearest(os_files.real(directory))
     room, sizes = os_files.free_bytes(place), {f.path: f.size for plan in plans for f in plan.files}
     for count in range(1, len(sizes)):
         parts = (shared(plans, i, count) for i in range(1, count + 1))

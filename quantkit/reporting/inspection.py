@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,9 @@ def count_parameters(tensors: Iterable[ModelTensor], values: Mapping[str, Any]) 
     return Parameters(total, total - experts + experts * used // count)
 
 
-def describe(model: Model, source: Source | None = None) -> Description:
-    """What a model is, from headers alone; with its `source`, also what it was merged from."""
+def describe(model: Model, source: Source | None = None, kept: Sequence[int] = ()) -> Description:
+    """What a model is, from headers alone; with its `source`, also what it was merged from, whose
+    experts it has all, or those that were `kept`."""
     kv = {item.key: item for item in model.kv}
     prefix = f"{model.arch}."
     values = {k.removeprefix(prefix): v.value for k, v in kv.items() if k.startswith(prefix)}
@@ -209,12 +210,21 @@ def describe(model: Model, source: Source | None = None) -> Description:
         tied_embeddings=all(t.name != "output.weight" for t in model.tensors),
         tokenizer=_describe_tokenizer(kv),
         notes=tuple(model.notes),
-        merge=None if source is None else read_merge(source),
+        merge=None if source is None else _merge_of(source, kept, count),
         kind="; ".join(
             filter(None, (kind.words, _rank(model) if kind is ADAPTER else "", kind.use))
         ),
         projectors=projectors(model.kv) if kind is PROJECTOR else {},
     )
+
+
+def _merge_of(source: Source, kept: Sequence[int], count: int | None) -> Merge | None:
+    """What the experts of a model were; None where mergekit tells of as many experts as it does not
+    have."""
+    merge = read_merge(source)
+    if merge and kept and max(kept) < len(merge.experts):
+        merge = replace(merge, experts=tuple(merge.experts[x] for x in kept))
+    return merge if merge and len(merge.experts) == (count or 0) else None
 
 
 def _rank(model: Model) -> str:

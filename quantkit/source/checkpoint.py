@@ -60,8 +60,11 @@ def _indexed(files: CheckpointFiles, index: str) -> list[SourceTensor]:
     shards = sorted(set(weight_map.values()))
     for name in shards:
         if name != os.path.basename(name):
+            inside = not os.path.isabs(name) and not os.path.normpath(name).startswith("..")
+            wrong = "lies in a folder; move the weights beside it, and the index's names with them"
             raise CorruptFile(
-                f"{files.label(index)}: {name!r} points outside the checkpoint's directory"
+                f"{files.label(index)}: {name!r} "
+                + (wrong if inside else "points outside the checkpoint's directory")
             )
     if missing := [name for name in shards if name not in files.weights]:
         pattern = "model*.safetensors" if index == INDEX else "pytorch_model*.bin"

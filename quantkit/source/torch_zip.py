@@ -6,6 +6,7 @@ each storage, not compressed. What the pickle puts together is in `torch_pickle.
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 import zipfile
@@ -41,6 +42,8 @@ class _At(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         at = offset + (0, self.at, self.source.size)[whence]
+        if at < 0 and whence == io.SEEK_END:  # as of a file: zipfile takes it for too short
+            raise OSError(errno.EINVAL, "an offset before the file")
         if at < 0:
             raise ValueError("an offset before the file")
         self.at = at

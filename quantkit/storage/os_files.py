@@ -226,6 +226,12 @@ def allocated(path: Path) -> int:
     return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
 
 
+def real(path: Path) -> Path:
+    """Where a path leads. Links that lead to themselves are what they are, where `Path.resolve` of
+    Python before 3.13 raises a RuntimeError."""
+    return Path(os.path.realpath(path))
+
+
 def nearest(path: Path) -> Path:
     """The path, or the nearest above it that is there."""
     return next(p for p in (path, *path.parents) if p.exists())

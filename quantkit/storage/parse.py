@@ -13,19 +13,24 @@ MAX_YAML = 1 << 20  # bytes; PyYAML takes some seconds for it
 MAX_NODES = 100_000  # of a YAML document, those that aliases repeat counted again
 
 
-def parse_json(data: bytes, label: str, once: Callable[[Any], Any] | None = None) -> Any:
-    """The value in a JSON file that messages call `label`; `once` is json's `object_pairs_hook`.
-    Raises CorruptFile."""
+def parse_json(
+    data: bytes,
+    label: str,
+    once: Callable[[Any], Any] | None = None,
+    mend: str = "mend it, or download it again",
+) -> Any:
+    """The value in a JSON file that messages call `label`; `once` is json's `object_pairs_hook`,
+    `mend` what to do where it is none. Raises CorruptFile."""
     if not data:
-        raise CorruptFile(f"{label}: not JSON (empty); download it again")
+        raise CorruptFile(f"{label}: not JSON (empty); {mend}")
     if len(data) > MAX_JSON:
-        raise CorruptFile(f"{label}: {len(data)} bytes of JSON; {MAX_JSON} are read")
+        raise CorruptFile(f"{label}: {len(data)} bytes of JSON; {MAX_JSON} are read; {mend}")
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=once)
     except RecursionError:
-        raise CorruptFile(f"{label}: not JSON that is read (nested too deep)") from None
+        raise CorruptFile(f"{label}: not JSON that is read (nested too deep); {mend}") from None
     except ValueError as e:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise CorruptFile(f"{label}: not JSON ({e})") from None
+        raise CorruptFile(f"{label}: not JSON ({e}); {mend}") from None
 
 
 def is_no_json(data: bytes) -> bool:

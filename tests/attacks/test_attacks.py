@@ -153,7 +153,7 @@ def test_more_tensors_than_there_is_room_for(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[8:16] = (1 << 23).to_bytes(8, "little")
     path.write_bytes(data)
-    with pytest.raises(errors.CorruptFile, match="cannot be right"):
+    with pytest.raises(errors.CorruptFile, match=r"cannot be right.*truncated or damaged"):
         read_header(path)
 
 

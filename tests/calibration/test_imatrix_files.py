@@ -40,10 +40,10 @@ OLD = legacy([(b"x", 1, [1.0, 2.0]), (b"y", 2, [4.0])], struct.pack("<ii", 9, 7)
         (gguf(entry("x", [[1.0]], [1e19])), "1 sums and 1 counts for x"),
         (gguf(entry("x", [[1.0]], [1]), KEYS[:2]), "chunk_count is missing"),
         (gguf(entry("x", [[1.0]], [1]), KEYS[:3]), "chunk_size is missing"),
-        (gguf(entry("x", [[1.0]], [1]), KEYS[2:]), "datasets is missing"),
+        (gguf(entry("x", [[1.0]], [1]), KEYS[2:]), "datasets is missing; not a matrix"),
         (
             gguf(entry("x", [[1.0]], [1]), (*KEYS[:2], string(KEYS[2].key, b"5"), KEYS[3])),
-            "not UINT32",
+            "chunk_count is STRING, not UINT32",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from quantkit import errors
 from quantkit.jobs import Run, convert, quantize
+from quantkit.releases.release import release
 from quantkit.storage import os_files
 from tests.test_errors import Broken, edit_tensors, fails
 
@@ -98,6 +100,24 @@ def test_nothing_is_left_of_a_directory_that_was_made_in_vain(
     with pytest.raises(errors.NonFiniteWeight):
         quantize(source, ["Q8_0"], tmp_path / "new" / "er" / "m.gguf")
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links are for administrators")
+def test_a_link_is_replaced_and_one_without_end_is_named(broken: Broken, tmp_path: Path) -> None:
+    source, away, loop = broken(), tmp_path / "away", tmp_path / "loop.gguf"
+    loop.symlink_to(loop.name)
+    quantize(source, ["Q8_0"], loop)
+    assert not loop.is_symlink()
+    (tmp_path / "m.gguf").symlink_to(away / "m.gguf")
+    quantize(source, ["Q8_0"], tmp_path / "m.gguf")
+    assert (tmp_path / "m.gguf").read_bytes() == loop.read_bytes()
+    assert not away.exists()
+    (tmp_path / "folder").symlink_to("folder")
+    for place in (tmp_path / "folder", tmp_path / "folder" / "m.gguf"):
+        with pytest.raises(OSError, match=r"symbolic links|File exists"):
+            quantize(source, ["Q8_0"], place)
+    with pytest.raises(OSError, match="symbolic links"):
+        release(source, tmp_path / "folder", ["Q8_0"])
 
 
 def test_two_types_into_one_file(broken: Broken, tmp_path: Path) -> None:

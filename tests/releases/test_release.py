@@ -163,11 +163,13 @@ def test_a_manifest_that_is_damaged_or_points_elsewhere(source: Path, copy: Path
         (text.replace('"files": [', '"begun": 1, "files": ['), "not iterable"),
         ("[]", "an object is expected, not list"),
         ("{}", "is missing"),
+        ("", "empty"),
     ):
         assert bad != text
         path.write_text(bad)
         with pytest.raises(
-            errors.CorruptFile, match=f"manifest.json: not (a manifest|JSON).*{reason}"
+            errors.CorruptFile,
+            match=f"manifest.json: not (a manifest|JSON).*{reason}.*; remove it and run again",
         ):
             release(source, copy)
 

@@ -17,6 +17,7 @@ from quantkit.cli import app
 from quantkit.execution import pipeline
 from quantkit.gguf.splits import Splits
 from quantkit.jobs import Run
+from quantkit.model.open import Reading
 from quantkit.planning.build import Request
 from quantkit.releases import manifest
 from quantkit.releases.previous import BESIDE, beside
@@ -188,3 +189,35 @@ def test_the_names_of_a_split_set_go_together(
     assert len(list(out.glob("*Q4_0*.gguf"))) > 1
     release(source, out, [], drop=["Q4_0"])
     assert names(out) == {*beside(1), *(p.name for p in out.glob("*-Q8_0.gguf"))}
+
+
+def test_types_of_one_release_are_of_one_model(source: Path, tmp_path: Path) -> None:
+    """Options that change the model change it for every type, also those that are there."""
+    out = tmp_path / "out"
+    release(source, out, ["Q4_K_M"], reading=Reading(keep_experts=(0, 1)))
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    others = Reading(keep_experts=(2, 3)), Reading(keep_experts=(0, 1), experts_used=1)
+    for other in others:  # of the same name, and the same shapes
+        with pytest.raises(errors.OtherRelease, match="read with other options"):
+            release(source, out, ["Q8_0"], reading=other)
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    both = release(source, out, ["Q8_0"], reading=Reading(keep_experts=(0, 1)))
+    assert len(both.states) == 2
+    made = release(source, out, ["Q8_0"], reading=others[0], run=Run(force=True))
+    assert made.states == {f"{NAME.replace('4x', '4x-2x')}-Q8_0.gguf": "made"}
+
+
+def test_a_manifest_of_before_models_were_compared(source: Path, out: Path) -> None:
+    path = out / "manifest.json"
+    path.write_text(re.sub(r', "model": "2:\w+"', "", text := path.read_text()))
+    assert path.read_text() != text
+    release(source, out, ["Q8_0"])
+    assert path.read_text() == text
+
+
+def test_experts_that_are_kept_are_named(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    release(source, out, ["Q8_0"], reading=Reading(keep_experts=(3, 1)))
+    card = (out / "README.md").read_text()
+    rows = [line for line in card.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert rows == ["| 0 | m-c |", "| 1 | m-python |"]
