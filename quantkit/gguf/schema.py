@@ -48,6 +48,8 @@ _COUNTED = re.compile(
     r"|shared_kv_layers|indexer\.\w+)|ssm\.\w+_(?:size|count|kernel|rank)|shortconv\.l_cache"
     r"|kda\.head_dim|rope\.dimension_count)"
 )
+# of those: one number for all layers
+_ONE = frozenset({"block_count", "context_length", "embedding_length", "vocab_size"})
 
 
 def check(kv: Sequence[KeyValue], file: File) -> None:
@@ -64,6 +66,8 @@ def check(kv: Sequence[KeyValue], file: File) -> None:
                 raise CorruptFile(f"{file}: {item.key} is {_said(item)}, not {words}")
         elif item.key.startswith(f"{arch}.") and _COUNTED.fullmatch(item.key[len(arch) + 1 :]):
             _check_count(item, file)
+            if item.type == "ARRAY" and item.key[len(arch) + 1 :] in _ONE:
+                raise CorruptFile(f"{file}: {item.key} is {_said(item)}, not one number")
 
 
 def _check_count(item: KeyValue, file: File) -> None:

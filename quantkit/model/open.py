@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.architectures.rules import DEFAULTS, ConversionOptions
-from quantkit.errors import UnsupportedSource, UsageError
+from quantkit.errors import RecipeError, UnsupportedSource, UsageError
 from quantkit.gguf.splits import is_gguf
 from quantkit.hub.repository import snapshot
 from quantkit.model import edits
@@ -116,10 +116,13 @@ def _converted(files: CheckpointFiles, outtype: str | None, reading: Reading) ->
 
 def formats_of(recipe: str | None) -> dict[str, str]:
     """The formats of a GGUF file's tensors by their names, if a `--recipe` is one (here or
-    `hf://...`). Raises SourceError."""
+    `hf://...`). Raises SourceError, RecipeError."""
     if recipe is None or not recipe.lower().endswith(".gguf"):
         return {}
-    return {t.name: t.stored for t in open_gguf(recipe).tensors}
+    formats = {t.name: t.stored for t in open_gguf(recipe).tensors}
+    if not formats:
+        raise RecipeError(f"{recipe} has no tensors, whose formats could be taken")
+    return formats
 
 
 def open_gguf(source: SourceLike) -> Model:

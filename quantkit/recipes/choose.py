@@ -18,6 +18,7 @@ from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import align
 from quantkit.gguf.types import tensor_bytes, type_by_name
+from quantkit.plain_text import first_of
 from quantkit.recipes.facts import ModelFacts, category, is_quantized
 from quantkit.recipes.file_types import LOW_FORMATS, MOE_FORMATS, Recipe, find_format, find_recipe
 from quantkit.recipes.llama_quant import FALLBACKS, Subject, by_rule, more_bits
@@ -107,6 +108,7 @@ def choose(
     if recipe.mixture == "moe":
         return _moe(recipe, facts, tensors, overrides)
     _check_patterns(overrides, [name for name, _, _ in tensors])
+    _check_formats(overrides.formats, [name for name, _, _ in tensors])
     ends = recipe.ends if not overrides.pure else ""
     categories = [category(name) for name, _, _ in tensors]
     alike = Counter(categories)
@@ -120,6 +122,7 @@ def choose(
             _check_fits(name, shape[-1], forced)
             out.append(Choice(forced, overridden=True))
         elif exact := overrides.formats.get(name):
+            _check_makes(name, exact)
             out.append(_fitting(exact, shape[-1], overridden=True))
         elif ends and kind in ("output", "token_embd"):
             out.append(_fitting(ends, shape[-1]))
@@ -148,6 +151,26 @@ def choose(
                 f"give one with --imatrix (auto makes it), or choose {near}"
             )
     return out
+
+
+def _check_formats(formats: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raises RecipeError: a file gives formats, and has none of the tensors."""
+    if formats and formats.keys().isdisjoint(names):
+        raise RecipeError(
+            f"the file of the recipe is of another model: it has {first_of([*formats])}, and none "
+            f"of this one's tensors ({first_of([*names])})"
+        )
+
+
+def _check_makes(name: str, fmt: str) -> None:
+    """Raises RecipeError for a format that no weights are written in, such as I8."""
+    import quant_types
+
+    if fmt not in (f.name for f in quant_types.FORMATS):
+        raise RecipeError(
+            f"the file of the recipe has {name} in {fmt}, which no weights are made in; give "
+            "another file"
+        )
 
 
 def _moe(

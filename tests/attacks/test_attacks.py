@@ -148,6 +148,15 @@ def test_a_count_larger_than_the_file(value: bytes, tmp_path: Path) -> None:
         read_header(gguf(tmp_path / "a.gguf", [ARCH, (b"x", value)]))
 
 
+@pytest.mark.parametrize("key", ["block_count", "context_length", "embedding_length", "vocab_size"])
+def test_a_list_for_one_number(key: str, tmp_path: Path) -> None:
+    several = b"\x09\0\0\0\x04\0\0\0" + (2).to_bytes(8, "little") + bytes([8, 0, 0, 0] * 2)
+    kv = [(b"general.architecture", text(b"llama")), (f"llama.{key}".encode(), several)]
+    for look in quantkit.inspect, quantkit.report:
+        with pytest.raises(errors.CorruptFile, match=f"{key} is a list of uint32, not one number"):
+            look(gguf(tmp_path / "a.gguf", kv))
+
+
 def test_more_tensors_than_there_is_room_for(tmp_path: Path) -> None:
     path = gguf(tmp_path / "a.gguf")
     data = bytearray(path.read_bytes())

@@ -19,7 +19,9 @@ from quantkit.hub import http, push
 from quantkit.hub.push import HubTarget
 from quantkit.jobs import Run
 from quantkit.model.open import Reading
+from quantkit.planning.build import Request
 from quantkit.progress import Progress
+from quantkit.recipes.choose import Overrides
 from quantkit.releases import manifest
 from quantkit.releases.previous import beside
 from quantkit.releases.release import Release, release
@@ -347,9 +349,12 @@ def test_what_is_public_and_was_made_otherwise_is_made(
     source, target = checkpoint("mixtral-4x"), HubTarget("org/new")
     release(source, tmp_path / "first", TYPES, target=target)
     reading = Reading(experts_used=1)
-    again = release(source, tmp_path / "fresh", ["Q8_0"], target=target, reading=reading)
+    with pytest.raises(errors.OtherRelease, match=r"org/new holds .* read with other options"):
+        release(source, tmp_path / "fresh", ["Q8_0"], target=target, reading=reading)
+    otherwise = Request(Overrides(output_tensor_type="Q6_K"))
+    again = release(source, tmp_path / "fresh", ["Q8_0"], target=target, request=otherwise)
     assert list(again.states.values()) == ["on the Hub", "made"]
-    again = release(source, tmp_path / "third", ["Q8_0"], target=target, reading=reading)
+    again = release(source, tmp_path / "third", ["Q8_0"], target=target, request=otherwise)
     assert list(again.states.values()) == ["on the Hub", "on the Hub"]
     changed = Path(shutil.copytree(source, tmp_path / source.name))
     (changed / "model.safetensors").touch()  # another source, and all that is public is asked for

@@ -15,13 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from quantkit import errors
+from quantkit.architectures.rules import ConversionOptions
 from quantkit.calibration.imatrix import read_imatrix
 from quantkit.cli import app
 from quantkit.execution import pipeline
 from quantkit.fitting import measure
-from quantkit.gguf.container import read_header, string
+from quantkit.gguf.container import TensorInfo, header_bytes, read_header, string
 from quantkit.gguf.splits import Splits
-from quantkit.jobs import Run, quantize
+from quantkit.gguf.types import type_by_name
+from quantkit.jobs import Run, convert, quantize
 from quantkit.model.model import Model
 from quantkit.model.open import Reading
 from quantkit.planning.build import Request
@@ -336,6 +338,29 @@ def test_a_file_as_recipe(source: Path, tmp_path: Path) -> None:
     assert run(app, [*arguments, "--types", "Q8_0"]).exit_code == 0
     assert sha256(made) == before
     assert run(app, [*arguments, "--types", "Q4_K_M"]).exit_code == 1  # with other options
+
+
+def test_a_file_that_is_no_recipe_for_the_model(source: Path, tmp_path: Path) -> None:
+    """Of another model, without tensors, or with one in a format that no weights are made in."""
+    other, words, codes = (tmp_path / f"{name}.gguf" for name in ("other", "words", "codes"))
+    shutil.copy(DATA / "imatrix" / "frankenmoe-4x.gguf", other)
+    convert(source, words, reading=Reading(options=ConversionOptions(vocab_only=True)))
+    tensor = TensorInfo("blk.0.attn_q.weight", (256, 256), type_by_name("I8").id, 0)
+    codes.write_bytes(header_bytes((), [tensor]) + bytes(1 << 16))
+    for recipe, line in (
+        (other, "the file of the recipe is of another model: it has blk.0.attn_k.weight.in_sum2"),
+        (words, f"{words} has no tensors, whose formats could be taken"),
+        (
+            codes,
+            "the file of the recipe has blk.0.attn_q.weight in I8, which no weights are made in",
+        ),
+    ):
+        asked = [str(source), "-o", str(tmp_path / "out"), "--type", "Q4_K_M", "--recipe"]
+        for command in ("release", "quantize"):
+            done = run(app, [command, *asked, str(recipe)])
+            assert done.exit_code == 1
+            assert line in str(done.exception)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
