@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,20 +59,23 @@ def flags_of_added(files: CheckpointFiles) -> dict[int, bool]:
 
 
 def read_special_tokens(
-    files: CheckpointFiles, n_vocab: int, template_file_wins: bool = False
+    files: CheckpointFiles,
+    n_vocab: int,
+    template_file_wins: bool = False,
+    kinds: Sequence[str] = TYPES,
 ) -> SpecialTokens:
     """Read tokenizer.json, tokenizer_config.json, config.json and the chat template files.
 
     Ids of `n_vocab` and above are left out, and the next file that names one counts.
-    `template_file_wins`: chat_template.jinja is preferred to tokenizer_config.json. Raises
-    CorruptFile, TokenizerError.
+    `template_file_wins`: chat_template.jinja is preferred to tokenizer_config.json. `kinds`: the
+    tokens that are looked for. Raises CorruptFile, TokenizerError.
     """
     special = SpecialTokens()
     tokenizer = files.optional("tokenizer.json")
     config = files.optional("tokenizer_config.json") or None  # an empty one is none
     model = files.optional("config.json") or {}
     # there is none, whatever the other files say
-    types = [kind for kind in TYPES if kind != "pad" or _value(model, "pad_token_id") != -1]
+    types = [kind for kind in kinds if kind != "pad" or _value(model, "pad_token_id") != -1]
 
     def set_id(kind: str, token_id: Any, file: str) -> None:
         if not isinstance(token_id, int):

@@ -339,6 +339,14 @@ def _decoded_id(config: Mapping[str, Any], text: str) -> int | None:
     return next((int(i) for i, e in entries if i.isdecimal() and content(e) == text), None)
 
 
+def _named_to_fill_in(rules: VocabRules, files: CheckpointFiles, n_vocab: int) -> dict[str, int]:
+    """The tokens of code to fill in that the files name, of a family that has such anyhow."""
+    kinds = [kind for kind, _ in rules.late_ids]
+    if "prefix" not in kinds:
+        return {}
+    return read_special_tokens(files, n_vocab, kinds=[*dict.fromkeys([*kinds, "eot"])]).ids
+
+
 def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None:
     """Change `vocab` where the family differs from what its files say."""
     config = tokenizer_config(files)
@@ -359,8 +367,10 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
     for kind, token in rules.ids:
         if (i := token_id(token)) is not None:
             vocab.special.ids.setdefault(kind, i)
+    named = _named_to_fill_in(rules, files, len(vocab.tokens))
+    vocab.late_ids |= named
     for kind, token in rules.late_ids:  # a kind that has an id keeps its place
-        if (i := token_id(token)) is not None:
+        if kind not in named and (i := token_id(token)) is not None:
             (vocab.special.ids if kind in vocab.special.ids else vocab.late_ids)[kind] = i
     width = _number_in(files, "config.json", "hidden_size")
     for size, kind, number in rules.of_ranks:

@@ -179,3 +179,13 @@ def test_norwegian_is_a_language(tmp_path: Path) -> None:
     assert carded(directory, "language:\n- no\n")[key] == ["no"]
     assert carded(directory, "language: [no]\n")[key] == ["no"]
     assert carded(directory, "language: [en, no]\n")[key] == ["en", "no"]
+
+
+def test_tokens_to_fill_in_that_the_files_name(tmp_path: Path) -> None:
+    """Gemma has five by their numbers, but for those that a checkpoint's own files give."""
+    directory = write_files("mixtral-4x", tmp_path)
+    edit_json(directory / "config.json", architectures=["GemmaForCausalLM"])
+    late = {"prefix": 67, "suffix": 69, "middle": 68, "fsep": 70, "eot": 107}
+    assert vocabulary(directory).late_ids == late
+    edit_json(directory / "config.json", eot_token_id=1, middle_token_id=9)
+    assert vocabulary(directory).late_ids == {**late, "eot": 1, "middle": 9}
