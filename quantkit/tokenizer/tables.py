@@ -21,7 +21,7 @@ from quantkit.tokenizer import byte_level, rwkv, sentencepiece, tiktoken, unigra
 from quantkit.tokenizer.byte_level import ByteLevel
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.sentencepiece import Pieces
-from quantkit.tokenizer.special_tokens import kind_of
+from quantkit.tokenizer.special_tokens import kind_of, tokenizer_config
 from quantkit.tokenizer.unigram import Unigram
 
 _UNIGRAM_FILES = {
@@ -81,7 +81,7 @@ def read_tokens(
             + _where_it_is(files, rules)
         )
     table = byte_level.from_json(files, tokenizer, size, pre, rules.pre, architecture)
-    if table.model == "bert" and not files.has("tokenizer.json"):
+    if table.model == "bert" and not (files.has("tokenizer.json") and tokenizer_config(files)):
         table.ids = wordpiece.special_ids(tokenizer)
     return table
 

@@ -19,6 +19,7 @@ from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import mistral, plamo
 from quantkit.tokenizer.families import VocabRules
+from quantkit.tokenizer.not_done import check_affixes, not_done
 from quantkit.tokenizer.past_the_end import left_out
 from quantkit.tokenizer.sentencepiece import Pieces
 from quantkit.tokenizer.special_tokens import (
@@ -249,6 +250,10 @@ def _read(
     vocab.late_ids = {k: i for k, i in vocab.late_ids.items() if i < n_vocab or k in fixed}
     vocab.notes += filter(None, [unused_template(files, rules.template_file_wins), _lost(vocab)])
     vocab.notes += left_out(vocab.special, vocab.tokens, files, fixed)
+    tokenizer = files.optional("tokenizer.json")
+    if tokenizer is not None and vocab.model in ("gpt2", "llama", "gemma4"):
+        check_affixes(tokenizer, files.label("tokenizer.json"))
+        vocab.notes += not_done(tokenizer, tokenizer_config(files), vocab.special, vocab.tokens)
     return vocab
 
 

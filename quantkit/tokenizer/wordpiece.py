@@ -21,10 +21,11 @@ _IDS = {"bos": 101, "eos": 102, "unk": 100, "sep": 102, "pad": 0, "mask": 103}
 
 
 def special_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """The ids of a vocabulary that is `vocab.txt` alone, where they are not those that llama.cpp
-    takes. Its converter finds none there, and other tokens begin and end a text."""
-    ids = dict(zip(_SPECIAL, (t["id"] for t in tokenizer["added_tokens"]), strict=True))
-    found = {kind: ids[{"bos": "cls", "eos": "sep"}.get(kind, kind)] for kind in _IDS}
+    """The ids of a vocabulary whose special tokens no other file names, where they are not those
+    that llama.cpp takes. Its converter finds none there, and other tokens begin and end a text."""
+    ids = {t["content"]: t["id"] for t in tokenizer.get("added_tokens") or ()}
+    names = {kind: _SPECIAL[{"bos": "cls", "eos": "sep"}.get(kind, kind)] for kind in _IDS}
+    found = {kind: ids[text] for kind, text in names.items() if text in ids}
     return {} if found == _IDS else found
 
 

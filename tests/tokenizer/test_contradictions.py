@@ -189,3 +189,12 @@ def test_tokens_to_fill_in_that_the_files_name(tmp_path: Path) -> None:
     assert vocabulary(directory).late_ids == late
     edit_json(directory / "config.json", eot_token_id=1, middle_token_id=9)
     assert vocabulary(directory).late_ids == {**late, "eot": 1, "middle": 9}
+
+
+def test_word_pieces_whose_special_tokens_nobody_names(broken: Callable[..., Path]) -> None:
+    """llama.cpp's runtime would take BERT's own ids."""
+    directory = broken("bert-bge")
+    (directory / "tokenizer_config.json").unlink()
+    vocab = vocabulary(directory, "bert-bge")
+    first, last = (vocab.tokens.index(text) for text in ("[CLS]", "[SEP]"))
+    assert (vocab.special.ids["bos"], vocab.special.ids["eos"]) == (first, last)

@@ -1,0 +1,105 @@
+"""What a tokenizer.json does to a text that llama.cpp does not: lines for people, since no key of a
+file could ask for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from quantkit.errors import TokenizerError
+from quantkit.tokenizer.special_tokens import SpecialTokens
+
+# a normalizer's steps that change nothing which llama.cpp does not change too, or that the docs
+# tell of (NFC)
+_DONE = frozenset({"NFC", "Prepend", "ByteLevel", "Sequence"})
+_SPACES = str.maketrans("\u2581\u0120", "  ")  # SentencePiece's and the byte-level one
+
+
+def check_affixes(tokenizer: Mapping[str, Any], label: str) -> None:
+    """Merges that join pieces with a mark, `</w>` or `##`, which llama.cpp takes for text. Raises
+    TokenizerError."""
+    model = tokenizer.get("model")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if isinstance(model, dict) and "merges" in model and (mark := model.get(name)):
+            raise TokenizerError(
+                f"{label}: {name} is {mark!r}; llama.cpp joins pieces without such marks"
+            )
+
+
+def not_done(
+    tokenizer: Mapping[str, Any],
+    config: Mapping[str, Any],
+    special: SpecialTokens,
+    tokens: Sequence[str],
+) -> list[str]:
+    """Lines on a tokenizer.json's normalizer, post-processor and tokens, and on the flags of
+    tokenizer_config.json (`config`), where a vocabulary of these `tokens`, some of them `special`,
+    splits texts otherwise."""
+    lines = [*_others(tokenizer, tokens)]
+    for kind, flag in special.add.items():
+        said = config.get(f"add_{kind}_token")
+        if isinstance(said, bool) and said != flag:
+            lines.append(
+                f"add_{kind}_token is {json.dumps(said)} in tokenizer_config.json, and "
+                f"{json.dumps(flag)} by tokenizer.json, which counts for llama.cpp's converter too"
+            )
+    steps = list(dict.fromkeys(_changes(tokenizer.get("normalizer"))))
+    if steps:
+        lines.append(
+            f"tokenizer.json changes a text before it is split ({', '.join(steps)}); llama.cpp "
+            "does not"
+        )
+    first, last = _around(tokenizer.get("post_processor"))
+    for where, kind, theirs in (("before", "bos", first), ("behind", "eos", last)):
+        known = special.add.get(kind) and kind in special.ids
+        ours = [tokens[special.ids[kind]]] if known else []
+        if theirs and theirs != ours:
+            lines.append(
+                f"tokenizer.json puts {' '.join(theirs)} {where} a text; llama.cpp will put "
+                f"{' '.join(ours) or 'nothing that its files name'} there"
+            )
+    return lines
+
+
+def _others(tokenizer: Mapping[str, Any], tokens: Sequence[str]) -> Iterator[str]:
+    """A line on ids that tokenizer.json has other texts for."""
+    vocab = tokenizer["model"].get("vocab")
+    texts = {i: p for p, i in vocab.items()} if isinstance(vocab, dict) else {}
+    texts |= {t["id"]: t["content"] for t in tokenizer.get("added_tokens") or ()}
+    other = [
+        f"{text!r} for {tokens[i]!r} ({i})"
+        for i, text in sorted(texts.items())
+        if i < len(tokens) and text.translate(_SPACES) != tokens[i].translate(_SPACES)
+    ]
+    if other:
+        yield f"tokenizer.json has {len(other)} other tokens: {', '.join(other[:3])}"
+
+
+def _changes(step: Any) -> Iterator[str]:
+    """The kinds of a normalizer's steps that llama.cpp does not take."""
+    if not isinstance(step, dict):
+        return
+    for inner in step.get("normalizers") or ():
+        yield from _changes(inner)
+    spaces = step.get("type") == "Replace" and step.get("pattern") == {"String": " "}
+    if step.get("type") not in _DONE and not (spaces and step.get("content") == "\u2581"):
+        yield str(step.get("type"))
+
+
+def _around(post: Any) -> tuple[list[str], list[str]]:
+    """The special tokens that a post-processor puts before and behind a text."""
+    first: list[str] = []
+    last: list[str] = []
+    if not isinstance(post, dict):
+        return first, last
+    for step in post.get("processors") or [post]:
+        if step.get("type") in ("RobertaProcessing", "BertProcessing"):
+            first, last = [step["cls"][0], *first], [*last, step["sep"][0]]
+        elif step.get("type") == "TemplateProcessing":
+            single = step.get("single") or []
+            names: list[Any] = [(item.get("SpecialToken") or {}).get("id") for item in single]
+            if None in names:
+                at = names.index(None)
+                first, last = names[:at] + first, last + [n for n in names[at:] if n]
+    return first, last

@@ -1,0 +1,108 @@
+"""What llama.cpp does not do to a text as tokenizer.json does is told, or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.errors import TokenizerError
+from tests.vocabularies import edit_json, read_json, vocabulary, write_files
+
+
+def told(directory: Path, **tokenizer: Any) -> list[str]:
+    """The lines on a tokenizer.json of Qwen's, with steps changed."""
+    path = directory / "tokenizer.json"
+    path.write_text(json.dumps({**read_json(path), **tokenizer}))
+    notes = vocabulary(directory, "qwen2").notes
+    return [note.removeprefix("tokenizer.json ") for note in notes if "tokenizer.json " in note]
+
+
+def around(*names: str, kind: str = "TemplateProcessing") -> dict[str, Any]:
+    """A post-processor of names, and "" for the text."""
+    if kind != "TemplateProcessing":
+        return {"type": kind, "cls": [names[0], 0], "sep": [names[1], 0]}
+    single = [
+        {"SpecialToken": {"id": n, "type_id": 0}} if n else {"Sequence": {"id": "A", "type_id": 0}}
+        for n in names
+    ]
+    special = {n: {"id": n, "ids": [496], "tokens": [n]} for n in names if n}
+    return {"type": kind, "single": single, "pair": [], "special_tokens": special}
+
+
+BOS, EOS = "<|im_start|>", "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("post", "lines"),
+    [
+        (around(BOS, ""), []),
+        (around("", EOS), []),
+        (around(BOS, EOS, ""), [f"puts {BOS} {EOS} before a text; llama.cpp will put {BOS} there"]),
+        (around("", EOS, EOS), [f"puts {EOS} {EOS} behind a text; llama.cpp will put {EOS} there"]),
+        (around("<|vision_start|>", ""), ["puts <|vision_start|> before a text; llama.cpp will "
+                                          f"put {BOS} there"]),
+        (around(BOS, EOS, kind="BertProcessing"),
+         [f"puts {BOS} before a text; llama.cpp will put nothing that its files name there",
+          f"puts {EOS} behind a text; llama.cpp will put nothing that its files name there"]),
+        ({"type": "Sequence", "processors": [around("", EOS), around(BOS, "")]}, []),
+        (None, []),
+    ],
+)  # fmt: skip
+def test_what_stands_around_a_text(post: Any, lines: list[str], tmp_path: Path) -> None:
+    directory = write_files("qwen3moe", tmp_path)
+    edit_json(directory / "tokenizer_config.json", bos_token=BOS, eos_token=EOS)
+    assert told(directory, post_processor=post) == lines
+
+
+@pytest.mark.parametrize(
+    ("steps", "kinds"),
+    [
+        ([{"type": "NFC"}], ""),
+        ([{"type": "Lowercase"}, {"type": "NFC"}, {"type": "Strip", "strip_left": True,
+                                                  "strip_right": True}], "Lowercase, Strip"),
+        ([{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}], ""),
+        ([{"type": "Replace", "pattern": {"String": "a"}, "content": "b"}], "Replace"),
+    ],
+)  # fmt: skip
+def test_what_changes_a_text(steps: list[Any], kinds: str, tmp_path: Path) -> None:
+    lines = told(write_files("qwen3moe", tmp_path), normalizer={"type": "Sequence",
+                                                                "normalizers": steps})  # fmt: skip
+    line = f"changes a text before it is split ({kinds}); llama.cpp does not"
+    assert lines == ([line] if kinds else [])
+
+
+def test_tokens_that_are_others(tmp_path: Path) -> None:
+    """tokenizer_config.json renames a piece of tokenizer.model, as llama.cpp's converter has it."""
+    directory = write_files("mixtral-4x", tmp_path)
+    path = directory / "tokenizer_config.json"
+    decoder = read_json(path)["added_tokens_decoder"]
+    decoder["2"]["content"] = "<|end|>"
+    edit_json(path, added_tokens_decoder=decoder)
+    vocab = vocabulary(directory)
+    assert vocab.tokens[2] == "<|end|>"
+    (line,) = (note for note in vocab.notes if "other tokens" in note)
+    assert line == "tokenizer.json has 1 other tokens: '</s>' for '<|end|>' (2)"
+
+
+def test_flags_that_say_the_opposite(tmp_path: Path) -> None:
+    directory = write_files("qwen3moe", tmp_path)
+    config = {"bos_token": BOS, "add_bos_token": False, "add_eos_token": True}
+    edit_json(directory / "tokenizer_config.json", **config)
+    assert told(directory, post_processor=around(BOS, "")) == [
+        "add_bos_token is false in tokenizer_config.json, and true by tokenizer.json, which counts "
+        "for llama.cpp's converter too"
+    ]
+    assert told(directory, post_processor=None) == []
+
+
+@pytest.mark.parametrize("name", ["end_of_word_suffix", "continuing_subword_prefix"])
+def test_merges_of_marked_pieces(name: str, tmp_path: Path) -> None:
+    directory = write_files("mixtral-4x-hfvocab", tmp_path)
+    tokenizer = read_json(directory / "tokenizer.json")
+    tokenizer["model"][name] = "</w>"
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerError, match=f"{name} is '</w>'; llama.cpp joins pieces without"):
+        vocabulary(directory)
