@@ -38,7 +38,8 @@ class VocabRules:
     `ids`: special tokens that the files do not name; `late_ids`: those that overrule them. A token
     is an id, its text, or the text that `{key}` of tokenizer_config.json holds; a text that is not
     in the vocabulary has no effect.
-    `{added_tokens_decoder:TEXT}` is a text that this table of tokenizer_config.json lists.
+    `{added_tokens_decoder:TEXT}` is a text that this table of tokenizer_config.json lists,
+    `{added_tokens:TEXT}` one that it or tokenizer.json does.
     A token may also be a number in another file, `{config.json:eod_token_id}`, the first of a list
     of several there.
     `unused`: how pieces begin that nothing uses.
@@ -57,7 +58,9 @@ class VocabRules:
     `of_ranks`: (width of the model, kind, id) of special tokens that overrule a vocabulary of
     tiktoken ranks.
     `by_flag`: an added token is special if the files say so, however it looks. `template`: the
-    chat template, whatever the files have. `world`: RWKV's table of byte strings.
+    chat template, whatever the files have; `own_template`: the file of llama.cpp's that is taken
+    where they have none (or, where chat_template.jinja is preferred, not that one).
+    `world`: RWKV's table of byte strings.
     `plamo`: what ends a turn in PLaMo's vocabulary. `chatglm`: tokenizer.model is of ranks, or
     its class adds tokens. `lent`: the model on the Hub whose tokenizer it is, where releases come
     without one.
@@ -91,6 +94,7 @@ class VocabRules:
     by_flag: bool = False
     of_ranks: tuple[tuple[int, str, int], ...] = ()
     template: str = ""
+    own_template: str = ""
     world: bool = False
     plamo: str = ""
     chatglm: bool = False
@@ -193,7 +197,7 @@ RULES: tuple[VocabRules, ...] = (
         names=("InternLM2ForCausalLM",),
         added=AddedTokens(("added_tokens.json", "tokenizer_config.json", "tokenizer.json"),
                           plain=True),
-        unused="[UNUSED", model_space_prefix=True, late_ids=(("eos", "<|im_end|>"),),
+        unused="[UNUSED", model_space_prefix=True, late_ids=(("eos", "{added_tokens:<|im_end|>}"),),
     ),
     VocabRules(names=("InternLM3ForCausalLM",), config_space_prefix="after tokens",
                late_ids=(("eos", _IM_END),)),
@@ -207,9 +211,11 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("HunYuanMoEV1ForCausalLM",), pre="hunyuan", late_ids=(("bos", 127959),)),
     VocabRules(names=("KimiLinearForCausalLM", "KimiLinearModel"),
                late_ids=(("eos", "{eos_token}"),)),
-    VocabRules(names=("KimiK3ForConditionalGeneration",),
+    VocabRules(names=("DeepseekV4ForCausalLM",), own_template="deepseek-v4.jinja"),
+    VocabRules(names=("KimiK3ForConditionalGeneration",), own_template="kimi-k3.jinja",
                late_ids=(("eos", "{config.json:eos_token_id}"),)),
-    VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True),
+    VocabRules(names=("MiniMaxText01ForCausalLM", "MiniMaxM1ForCausalLM"), template_file_wins=True,
+               own_template="minimax-m1.jinja"),
     VocabRules(names=("Qwen3OmniMoeForConditionalGeneration",),
                late_ids=_CHATML_ENDS),
     VocabRules(names=("Qwen3ASRForConditionalGeneration",), template=_CHATML,
@@ -218,7 +224,8 @@ RULES: tuple[VocabRules, ...] = (
     VocabRules(names=("GPTRefactForCausalLM",), pre="refact",
                late_ids=(("prefix", 1), ("suffix", 3), ("middle", 2))),
     VocabRules(names=("Rwkv6ForCausalLM", "Rwkv7ForCausalLM", "RWKV7ForCausalLM"), world=True,
-               ids=(("eot", 261),), late_ids=(("bos", 0), ("eos", 0))),
+               own_template="rwkv-world.jinja", ids=(("eot", 261),),
+               late_ids=(("bos", 0), ("eos", 0))),
     VocabRules(names=("Plamo2ForCausalLM", "PLaMo2ForCausalLM"), plamo="<|plamo:op|>"),
     VocabRules(names=("Plamo3ForCausalLM", "PLaMo3ForCausalLM"), plamo="<|plamo:tag|>"),
     VocabRules(names=("QWenLMHeadModel",), ids=(("bos", _END), ("eos", _END), ("unk", _END))),

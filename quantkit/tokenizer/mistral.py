@@ -12,11 +12,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files as resources
 from typing import Any
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.tokenizer.special_tokens import own_template
 from quantkit.tokenizer.token_types import TokenType, byte_text
 
 FORMAT = "params.json"  # the "architecture" of a checkpoint in Mistral's own format
@@ -93,7 +93,7 @@ def _template(kind: str, version: str) -> str | None:
     name = _TEMPLATES.get((kind, version))
     if name is None or not name.endswith(".jinja"):
         return name
-    return (resources("quantkit.tokenizer") / "templates" / name).read_text(encoding="utf-8")
+    return own_template(name)
 
 
 def _tekken(files: CheckpointFiles, name: str) -> tuple[MistralVocabulary, str, str]:

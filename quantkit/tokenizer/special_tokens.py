@@ -11,6 +11,7 @@ import json
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files as resources
 from typing import Any
 
 from quantkit.errors import TokenizerError
@@ -223,6 +224,15 @@ def _templates(files: CheckpointFiles, config: dict[str, Any], file_wins: bool) 
     if file_wins:
         return _templates_of_files(files) or _by_name(config.get("chat_template"))
     return _by_name(config.get("chat_template")) or _templates_of_files(files)
+
+
+def own_template(name: str, model: str = "") -> str:
+    """A chat template of llama.cpp's `models/templates` (MIT), by the file's name here. One of
+    `name` with the date that a `model` is called by is preferred."""
+    folder = resources("quantkit.tokenizer") / "templates"
+    if "0731" in model and (dated := folder / name.replace(".", "-0731.")).is_file():
+        return dated.read_text(encoding="utf-8")
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def unused_template(files: CheckpointFiles, file_wins: bool) -> str | None:

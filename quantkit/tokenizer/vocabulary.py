@@ -26,6 +26,7 @@ from quantkit.tokenizer.special_tokens import (
     SpecialTokens,
     content,
     flags_of_added,
+    own_template,
     read_merges,
     read_special_tokens,
     tokenizer_config,
@@ -238,6 +239,10 @@ def _read(
     vocab.special = special
     if rules.template:
         special.templates["default"] = rules.template
+    if rules.own_template and not (
+        files.has("chat_template.jinja") if rules.template_file_wins else special.templates
+    ):
+        special.templates["default"] = own_template(rules.own_template, files.name)
     _apply(rules, vocab, files)
     _rename_padding(vocab)
     if rules.turns_end:
@@ -362,6 +367,11 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
             return token
         if token.startswith("{added_tokens_decoder:"):
             return _decoded_id(config, token[1:-1].partition(":")[2])
+        if token.startswith("{added_tokens:"):
+            text = token[1:-1].partition(":")[2]
+            listed = (files.optional("tokenizer.json") or {}).get("added_tokens") or []
+            found = [int(t["id"]) for t in listed if t["content"] == text]
+            return found[-1] if found else _decoded_id(config, text)
         if token.startswith("{") and ":" in token:
             return _number_in(files, *token[1:-1].split(":"))
         if token.startswith("{"):
@@ -376,7 +386,8 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
     vocab.late_ids |= named
     for kind, token in rules.late_ids:  # a kind that has an id keeps its place
         if kind not in named and (i := token_id(token)) is not None:
-            (vocab.special.ids if kind in vocab.special.ids else vocab.late_ids)[kind] = i
+            at_once = rules.world or kind in vocab.special.ids
+            (vocab.special.ids if at_once else vocab.late_ids)[kind] = i
     width = _number_in(files, "config.json", "hidden_size")
     for size, kind, number in rules.of_ranks:
         if size == width and number < len(vocab.tokens) and not files.has("tokenizer.json"):

@@ -26,7 +26,7 @@ def special_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     ids = {t["content"]: t["id"] for t in tokenizer.get("added_tokens") or ()}
     names = {kind: _SPECIAL[{"bos": "cls", "eos": "sep"}.get(kind, kind)] for kind in _IDS}
     found = {kind: ids[text] for kind, text in names.items() if text in ids}
-    return {} if found == _IDS else found
+    return {} if found.items() <= _IDS.items() else found
 
 
 def spelled(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
@@ -44,7 +44,10 @@ def from_vocab_txt(files: CheckpointFiles) -> dict[str, Any]:
     tokens = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     vocab = {token: i for i, token in enumerate(tokens)}
     config = tokenizer_config(files)
-    special = [content(config.get(f"{kind}_token")) or text for kind, text in _SPECIAL.items()]
+    if not isinstance(config.get("added_tokens_decoder"), dict):
+        config = {**config, **(files.optional("special_tokens_map.json") or {})}
+    named = {k: content(config.get(f"{k}_token", text)) for k, text in _SPECIAL.items()}
+    special = [text for text in named.values() if text]  # null: there is none
     if lost := [text for text in special if text not in vocab]:
         raise TokenizerError(f"{files.label('vocab.txt')}: no token {lost[0]} is in it")
     lower = bool(config.get("do_lower_case", True))
@@ -66,7 +69,7 @@ def from_vocab_txt(files: CheckpointFiles) -> dict[str, Any]:
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
         "model": {
             "type": "WordPiece",
-            "unk_token": special[0],
+            "unk_token": named["unk"] or _SPECIAL["unk"],
             "continuing_subword_prefix": "##",
             "max_input_chars_per_word": 100,
             "vocab": vocab,

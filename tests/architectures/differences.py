@@ -46,13 +46,11 @@ OWN = {
 VALUES: dict[str, dict[str, Any]] = {
     "bert-labels": {"general.size_label": "1.4M"},  # with those counted
     "bert-reranker": {"general.size_label": "1.4M"},
-    "deepseek-v4-mtp": {"tokenizer.chat_template": None},  # llama.cpp's own, of no checkpoint
     "cogvlm-kv": {"general.size_label": "2.9M"},
     # where the first layer has no heads, llama.cpp's rotation has no end
     "plamo2": {"plamo2.attention.head_count": [4, 4, 4, 4]},
     "plamo2-few": {"plamo2.attention.head_count": [4, 4]},
     "plamo2-silent": {"plamo2.attention.head_count": [4, 4]},
-    "rwkv6-unscaled": {"tokenizer.chat_template": None},  # one of llama.cpp's own
     "glm-hf": {
         "chatglm.context_length": 1024,
         "chatglm.attention.layer_norm_rms_epsilon": float(np.float32(1.5625e-07)),

@@ -14,6 +14,7 @@ from quantkit.errors import TokenizerError
 from quantkit.gguf.key_values import KeyValueWriter
 from quantkit.model.metadata import add_general
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.tokenizer.special_tokens import own_template
 from tests.vocabularies import edit_json, read_json, vocabulary, write_files
 
 QWEN = "qwen3moe"
@@ -198,3 +199,44 @@ def test_word_pieces_whose_special_tokens_nobody_names(broken: Callable[..., Pat
     vocab = vocabulary(directory, "bert-bge")
     first, last = (vocab.tokens.index(text) for text in ("[CLS]", "[SEP]"))
     assert (vocab.special.ids["bos"], vocab.special.ids["eos"]) == (first, last)
+
+
+@pytest.mark.parametrize("pad", ["null", "left out"])
+def test_vocab_txt_beside_a_map_of_special_tokens(pad: str, broken: Callable[..., Path]) -> None:
+    """`null` is an answer: the piece that a class calls [PAD] is an ordinary one."""
+    directory = broken("bert-vocab-txt")
+    path = directory / "special_tokens_map.json"
+    names = {**read_json(path), "pad_token": None}
+    if pad != "null":
+        del names["pad_token"]
+    path.write_text(json.dumps(names))
+    config = {k: v for k, v in read_json(directory / "tokenizer_config.json").items()
+              if k not in ("pad_token", "added_tokens_decoder")}  # fmt: skip
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    token, kind = ("\u2581[PAD]", 1) if pad == "null" else ("[PAD]", 3)
+    vocab = vocabulary(directory, "bert-bge")
+    assert (vocab.tokens[0], vocab.types[0]) == (token, kind)
+
+
+@pytest.mark.parametrize(
+    ("case", "begins"),
+    [("deepseek-v4", "{%- if not add_gen"), ("kimi-k3", "{%- macro escape_attr"),
+     ("rwkv7", "{%- if not add_gen"), ("minimax-m1", "{{ '<begin_of_document>' -}}")],
+)  # fmt: skip
+def test_a_template_of_llama_cpps_own(case: str, begins: str, broken: Callable[..., Path]) -> None:
+    """Where the checkpoint has none."""
+    directory = broken(case)
+    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    config = read_json(directory / "tokenizer_config.json")
+    config.pop("chat_template", None)
+    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "x": 1}))
+    pre = {"kimi-k3": "kimi-k2", "rwkv7": None, "minimax-m1": "minimax-m2"}.get(case, "qwen2")
+    template = vocabulary(directory, pre).special.templates["default"]
+    assert template.startswith(begins)
+    (directory / "chat_template.jinja").write_text("own")
+    assert vocabulary(directory, pre).special.templates["default"] == "own"
+
+
+def test_a_template_by_the_date_of_a_model() -> None:
+    newer = own_template("deepseek-v4.jinja", "DeepSeek-V4-Flash-0731")
+    assert newer != own_template("deepseek-v4.jinja", "DeepSeek-V4-Flash")

@@ -17,7 +17,7 @@ def told(directory: Path, **tokenizer: Any) -> list[str]:
     path = directory / "tokenizer.json"
     path.write_text(json.dumps({**read_json(path), **tokenizer}))
     notes = vocabulary(directory, "qwen2").notes
-    return [note.removeprefix("tokenizer.json ") for note in notes if "tokenizer.json " in note]
+    return [note.removeprefix("tokenizer.json ") for note in notes if "tokenizer.json" in note]
 
 
 def around(*names: str, kind: str = "TemplateProcessing") -> dict[str, Any]:
@@ -53,7 +53,8 @@ BOS, EOS = "<|im_start|>", "<|im_end|>"
 )  # fmt: skip
 def test_what_stands_around_a_text(post: Any, lines: list[str], tmp_path: Path) -> None:
     directory = write_files("qwen3moe", tmp_path)
-    edit_json(directory / "tokenizer_config.json", bos_token=BOS, eos_token=EOS)
+    config = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": None}
+    edit_json(directory / "tokenizer_config.json", **config)
     assert told(directory, post_processor=post) == lines
 
 
