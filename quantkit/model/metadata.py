@@ -143,8 +143,8 @@ def add_general(
     ):
         _check_card(files)
         _check_names(files.optional("config.json") or {}, files.label("config.json"))
-        metadata = Metadata.load(None, directory, None, total)
         generation = files.generation() or {}
+        metadata = Metadata.load(None, directory, None, total)
         if "penalty_repeat" not in generation:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         _check(metadata, files)

@@ -80,8 +80,8 @@ def test_malformed_generation_config(tmp_path: Path) -> None:
     path.write_text(json.dumps({"temperature": "hot"}))
     with pytest.raises(CorruptFile, match=r"generation_config\.json: sampling_temp is 'hot'"):
         general(directory, [])
-    path.write_text("{")
-    with pytest.raises(CorruptFile, match=r"generation_config\.json"):
+    path.write_text("[1]")
+    with pytest.raises(CorruptFile, match=r"generation_config\.json: a JSON object"):
         general(directory, [])
 
 

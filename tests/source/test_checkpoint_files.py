@@ -111,7 +111,7 @@ def test_its_name_and_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("data", "error", "words"),
     [
         (None, SourceNotFound, "no such file"),
-        (b"", CorruptFile, r"not JSON \(empty\); download it again"),
+        (b"", CorruptFile, r"not JSON \(empty\); mend it, or download it again"),
         (b"{", CorruptFile, "not JSON"),
         (b'{"a": "\xff"}', CorruptFile, "not JSON"),
         (b"\xef\xbb\xbf{}", CorruptFile, "not JSON"),
