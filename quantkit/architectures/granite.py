@@ -174,7 +174,7 @@ def _is_mamba(config: Config, bid: int) -> bool:
             raise ConfigError(
                 f"{config.where}: 'layer_types' must name each of {config.layers} layers"
             )
-        return bool(types[bid] != "attention")
+        return types[bid] not in ("attention", "full_attention")  # as transformers 5 spells it
     if attending:
         return bool(bid not in attending)
     return bool(bid % config.get("attn_layer_period") != config.get("attn_layer_offset"))

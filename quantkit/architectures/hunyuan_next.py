@@ -216,6 +216,13 @@ HY_V4 = tied_head_dropped(
             **DEEPSEEK_V2.layers,
             "indexer": _has_indexer,
         },
+        # as transformers 5 saves it
+        renames=(
+            *DEEPSEEK_V2.renames,
+            (r"\.hc_pre\.(?=hc_head\.)", "."),
+            (r"\.hc_pre\.(hc_(attn|mlp)_layer)\.", r".\1.hc_pre."),
+            (r"(\.mlp\.(shared_experts\.)?)linear_gate\.", r"\1gate_proj."),
+        ),
         drops=(*DEEPSEEK_V2.drops, r"model\.mtp_layers\..*"),  # llama.cpp does not convert them
         defaults={"rms_norm_eps": 1e-5},
         exact=frozenset({"hc_attn_fn", "hc_ffn_fn", "output_hc_fn"}),

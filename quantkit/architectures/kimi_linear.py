@@ -154,6 +154,8 @@ KIMI_LINEAR = Architecture(
         "shared_ffn": lambda c: c.get("num_shared_experts") * c.get("moe_intermediate_size"),
         **DELTA_DIMS,
     },
+    # dense layers as transformers 5 saves them
+    renames=((r"\.block_sparse_moe\.(?=(gate|up|down)_proj\.)", ".mlp."),),
     maps=(
         *EMBEDDINGS,
         *NORMS,

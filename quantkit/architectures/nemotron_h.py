@@ -210,7 +210,7 @@ NEMOTRON_H_MOE = replace(
         SHARED_COUNT,
         WEIGHTS_NORM,
         WEIGHTS_SCALE,
-        Key("{arch}.expert_group_count", "n_group"),
+        Key("{arch}.expert_group_count", "n_group", default=1),
         optional_key("moe_latent_size", "moe_latent_size"),
         Key("{arch}.nextn_predict_layers", _ahead),
     ),

@@ -19,7 +19,8 @@ from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.test_architectures import convert
 from tests.architectures.test_wrapped import read, rewrite
-from tests.checkpoints import architectures
+from tests.checkpoints import architectures, read_safetensors
+from tests.golden import tensors
 from tests.test_errors import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
@@ -87,6 +88,53 @@ def test_mimo_as_transformers_saves_it(broken: Broken, checkpoint: Broken, tmp_p
     a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
     convert(checkpoint(case), a, "bf16", pre, ConversionOptions())
     convert(source, b, "bf16", pre, ConversionOptions())
+    assert a.read_bytes() == b.read_bytes()
+
+
+RESPELLED = {
+    "kimi-linear": ((r"(layers\.0)\.mlp\.", r"\1.block_sparse_moe."),),
+    "hy4": (
+        (r"model\.hc_head\.", "model.hc_pre.hc_head."),
+        (r"(hc_(attn|mlp)_layer)\.hc_pre\.", r"hc_pre.\1."),
+        (r"(layers\.\d\.mlp\.(shared_experts\.)?)gate_proj", r"\1linear_gate"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RESPELLED)
+def test_names_as_transformers_saves_them(
+    case: str, broken: Broken, checkpoint: Broken, tmp_path: Path
+) -> None:
+    """The same tensors from names that transformers 5 gives them, at which llama.cpp's stops."""
+    source, pre = broken(case), architectures()[case]["golden"]["pre"]
+
+    def edit(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            new = name
+            for pattern, replacement in RESPELLED[case]:
+                new = re.sub(pattern, replacement, new)
+            tensors[new] = tensors.pop(name)
+        assert not tensors.keys() <= set(as_released)
+
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    as_released = read_safetensors(source / "model.safetensors")
+    edit_tensors(source, edit)
+    convert(checkpoint(case), a, "bf16", pre, ConversionOptions())
+    convert(source, b, "bf16", pre, ConversionOptions())
+    found, expected = ({t["name"]: t["sha256"] for t in tensors(path)} for path in (b, a))
+    assert found == expected
+
+
+def test_granite_hybrid_as_transformers_saves_it(
+    broken: Broken, checkpoint: Broken, tmp_path: Path
+) -> None:
+    """llama.cpp's converter makes a file of such layer types that does not load."""
+    source = broken("granitehybrid")
+    types = ["linear_attention", "full_attention"] * 2
+    edit_config(source, layer_types=types)
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    for path, where in ((a, checkpoint("granitehybrid")), (b, source)):
+        convert(where, path, "bf16", "qwen2", ConversionOptions())
     assert a.read_bytes() == b.read_bytes()
 
 
