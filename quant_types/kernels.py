@@ -34,7 +34,7 @@ OVERFLOW = -2  # what a kernel returns where errors overflow float32
 LINE = 64  # bytes of a cache line, on which they begin
 _PACKAGE = Path(__file__).parent
 _SUM = 32  # bytes of SHA-256 before the object code
-_SLOW = ("k_min.", "iq3.", "iq2.", "iq1.")  # to compile
+_SECONDS = {"iq2": 5.0, "iq3": 4.0, "k_min": 4.0, "iq1": 3.0, "k_symmetric": 2.5}  # to compile
 _WITHOUT = 'NumPy does the same, slower: engine="array", or no numba installed'
 # how Numba is told to leave optimizing to the whole kernel, where LLVM sees more and is asked once
 NUMBA = {"NUMBA_OPT": "0", "NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING": "1"}
@@ -114,15 +114,23 @@ def _is_missing(name: str) -> bool:
 
 
 def _batches(names: list[str], threads: int) -> list[list[str]]:
-    """What one process compiles after another: with fewer threads than kernels, those with and
-    without importance together, which have most of their code in common; and the slow ones first,
-    so that no thread is left alone with one at the end."""
+    """What each process compiles, one kernel after another: as many as there are threads, with
+    about as much to do. Each starts Numba once, and has most of its work on a kernel with
+    importance done by that without, which is in the same."""
     if len(names) <= threads:
         return [[name] for name in names]
-    batches: dict[str, list[str]] = {}
+    pairs: dict[str, list[str]] = {}
     for name in names:
-        batches.setdefault(name.removesuffix("_importance"), []).append(name)
-    return sorted(batches.values(), key=lambda batch: not batch[0].startswith(_SLOW))
+        pairs.setdefault(name.removesuffix("_importance"), []).append(name)
+    batches: list[list[str]] = [[] for _ in range(threads)]
+    for pair in sorted(pairs.values(), key=_seconds, reverse=True):
+        min(batches, key=_seconds).extend(pair)
+    return [batch for batch in batches if batch]
+
+
+def _seconds(names: list[str]) -> float:
+    """What kernels take to compile, about."""
+    return sum(_SECONDS.get(name.split(".")[0], 1.5) for name in names)
 
 
 def _prototype(name: str) -> Any:

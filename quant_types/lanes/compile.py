@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -14,14 +13,20 @@ import llvmlite.ir
 import numba
 import numpy as np
 from numba import types
-from numba.core import cgutils, codegen, cpu
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from quant_types import kernels
 from quant_types.kernels import LINE
+from quant_types.lanes import lowering
 
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "_nrt": False}
+OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",
+    "boundscheck": False,
+    "_nrt": False,
+    "pipeline_class": lowering.Passes,
+}
 _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _APART = "quant_types_apart"
 _LIBM = {"log2", "sqrtf"}
@@ -30,6 +35,11 @@ _LIBM = {"log2", "sqrtf"}
 def inner(function: Callable[..., Any]) -> Any:
     """Decorator: a function of kernels, compiled into each of them."""
     return numba.njit(**{**OPTIONS, **_UNWRAPPED})(function)
+
+
+def spliced(function: Callable[..., Any]) -> Any:
+    """Decorator: an inner function that LLVM puts where it is called, however long it is."""
+    return numba.njit(**{**OPTIONS, **_UNWRAPPED, "forceinline": True})(function)
 
 
 def in_place(function: Callable[..., Any]) -> Any:
@@ -277,9 +287,9 @@ def optimized(name: str, machine: Any) -> Any:
     """A kernel as an LLVM module of one function, `kernels.SYMBOL`, for `machine`."""
     place, function = name.split(".")
     kernel = getattr(import_module(f"quant_types.lanes.{place}"), function)
-    _lower_only()
+    lowering.install()
     entry = _entry(kernel, function.endswith("_importance"))
-    module = llvm.parse_assembly(entry.inspect_llvm())
+    module = entry._library.whole()
     module.get_function(entry.native_name).name = kernels.SYMBOL
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
     _optimize(module, machine)
@@ -317,17 +327,6 @@ def _without_masked_stores(code: str) -> str:
         return f"  {name} = load {volatile}{kind}, ptr {address},"
 
     return re.sub(r"^  (%\S+) = load (<[^>]*>), ptr (%\S+),", load, code, flags=re.MULTILINE)
-
-
-@cache
-def _lower_only() -> None:
-    """Have Numba lower functions without making each of them runnable: only the module of the whole
-    kernel becomes machine code, which halves the time that a kernel takes."""
-    library = codegen.JITCodeLibrary
-    setattr(library, "_finalize_specific", lambda self: None)  # noqa: B010
-    setattr(library, "get_pointer_to_function", lambda self, name: self._ensure_finalized())  # noqa: B010
-    # what Numba knows a function by: a builtin, and no two the same
-    setattr(cpu.CPUContext, "get_executable", lambda *_: [].append)  # noqa: B010
 
 
 def _optimize(module: Any, machine: Any) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import either, in_place, inner, to_even
+from quant_types.lanes.compile import either, inner, spliced, to_even
 from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ZERO, clamped
 from quant_types.search import MinSteps
@@ -55,7 +55,7 @@ def _all_of(eight, length: int):
     """`eight(ws, k, *carried)` for all weights of a lane in order: five values that it hands on."""
 
     def double(half, rows: int):
-        @in_place
+        @spliced
         def both(ws, k, a, b, c, d, e):
             a, b, c, d, e = half(ws, k, a, b, c, d, e)
             return half(ws, k + rows * LANES, a, b, c, d, e)
@@ -110,7 +110,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
         return v if v < top else top
 
     def make_add_levels(level):
-        @in_place
+        @spliced
         def eight(ws, k, negative, low, sum_l, sum_l2, sum_xl):
             for i in range(_STEP):
                 at = k + i * LANES
@@ -133,7 +133,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
 
         return add_levels
 
-    @in_place
+    @spliced
     def eight_errors(ws, k, scale, low, total, b, c):
         for i in range(_STEP):
             at = k + i * LANES
@@ -142,7 +142,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
             total += v * ws[W + at]
         return scale, low, total, b, c
 
-    @in_place
+    @spliced
     def eight_ends(ws, k, low, high, sum_w, sum_x, c):
         for i in range(_STEP):
             at = k + i * LANES
@@ -159,7 +159,7 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
     add_inside, add_below_top = make_add_levels(inside), make_add_levels(below_top)
     add_bounded = make_add_levels(bounded)
 
-    @in_place
+    @spliced
     def beyond(negative, low, x_low, high):
         """Which bounds a lane's levels may pass: they grow with x, so two of them tell."""
         least = (low - x_low) * negative

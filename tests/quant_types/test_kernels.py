@@ -242,14 +242,14 @@ def test_a_person_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_compiled_by_one_process() -> None:
-    """With importance and without where threads are few, the slow ones first."""
-    names = ["floats.f16", "iq4.iq4_xs", "iq4.iq4_xs_importance", "k_min.q4_k"]
+    """With importance and without where threads are few, and about as much in each."""
+    names = ["floats.f16", "iq4.iq4_xs", "iq4.iq4_xs_importance", "k_min.q4_k", "q8_0.q8_0"]
     assert kernels._batches(names, 2) == [
-        ["k_min.q4_k"],
-        ["floats.f16"],
-        ["iq4.iq4_xs", "iq4.iq4_xs_importance"],
+        ["k_min.q4_k", "q8_0.q8_0"],
+        ["iq4.iq4_xs", "iq4.iq4_xs_importance", "floats.f16"],
     ]
-    assert kernels._batches(names, 4) == [[name] for name in names]
+    assert kernels._batches(names[1:3] + names[4:], 3) == [[n] for n in names[1:3] + names[4:]]
+    assert kernels._batches(names[:3], 2) == [names[1:3], names[:1]]
 
 
 def test_kernels_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
