@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit import jobs
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
 from quantkit.editing.edit import edit as edit
-from quantkit.errors import OutputExists, UsageError
+from quantkit.errors import UsageError
 from quantkit.gguf.splits import NO_SPLITS, Splits, size_in_bytes
 from quantkit.hub.push import HubTarget
 from quantkit.model.open import AS_IT_IS, Reading, formats_of
@@ -31,6 +31,7 @@ from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
 from quantkit.source.gguf_set import model_files
 from quantkit.source.location import Source, SourceLike
+from quantkit.storage.whole import check_place
 
 if TYPE_CHECKING:
     from quantkit.calibration.measure import Measured, Options
@@ -267,8 +268,7 @@ def merge_imatrix(
     from quantkit.calibration.sums import merged, read_sums, write
 
     path = Path(output)
-    if path.exists() and not force:
-        raise OutputExists(f"{path} exists; give --force to overwrite it")
+    check_place(path, force)
     write(path, merged([(os.fspath(file), read_sums(file)) for file in files]), dat)
 
 

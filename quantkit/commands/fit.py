@@ -68,12 +68,16 @@ def fit(
 ) -> None:
     """Choose the format of every tensor: the least error in a file of a size."""
     from quantkit import api
-    from quantkit.errors import OutputError, OutputExists
+    from quantkit.errors import OutputError, UsageError
     from quantkit.fitting.fit import make
     from quantkit.fitting.fit import picture as drawn
     from quantkit.jobs import Run
-    from quantkit.storage.whole import write_text
+    from quantkit.storage.whole import check_place, write_text
 
+    if picture and picture == recipe_file:
+        raise UsageError(f"--recipe-file and --picture are both {picture}; name two files")
+    for path in filter(None, (recipe_file, picture)):
+        check_place(path, force)
     matrix = values.read_imatrix(imatrix)
     with progress:
         fit = api.fit(
@@ -92,8 +96,7 @@ def fit(
     recipe_file = recipe_file or Path(f"{fit.name}-fit.txt")
     texts = {recipe_file: fit.recipe()} | ({picture: drawn(fit)} if picture else {})
     for path in texts:
-        if path.exists() and not force:
-            raise OutputExists(f"{path} exists; give --force to overwrite it")
+        check_place(path, force)
     files = []
     if output is not None:
         with progress:

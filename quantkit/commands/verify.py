@@ -78,9 +78,9 @@ def verify(
 ) -> None:
     """Prove that a file is what it should be: its bytes, structure, vocabulary and weights."""
     from quantkit import api
-    from quantkit.errors import UsageError
+    from quantkit.errors import OutputExists, UsageError
     from quantkit.source.gguf_set import model_files
-    from quantkit.storage.whole import write_text
+    from quantkit.storage.whole import check_place, write_text
     from quantkit.verification.divergence import mean
     from quantkit.verification.verdict import picture as drawn
     from quantkit.verification.verify import missing_files
@@ -89,6 +89,10 @@ def verify(
         raise UsageError("--picture needs --against SOURCE")
     if picture and file.is_dir():
         raise UsageError(f"--picture is of one file, and {file} is a directory")
+    if picture:
+        check_place(picture)
+        if picture.exists() and not _is_picture(picture):
+            raise OutputExists(f"{picture} exists, and is no picture; name another file")
     verdicts = []
     reading = replace(reading, base=base)
     for model in model_files(file):
@@ -163,3 +167,9 @@ def _table(rows: list[tuple[str, ...]], first_to_go: Sequence[str]) -> list[str]
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in zip(*columns, strict=True)
     ]
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file may be drawn over: it is an SVG, or empty."""
+    with path.open("rb") as file:
+        return file.read(4) in (b"", b"<svg")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from quantkit.calibration.imatrix import Imatrix
-from quantkit.errors import BudgetError, RecipeError
+from quantkit.errors import BudgetError, RecipeError, UsageError
 from quantkit.execution.stages import default_threads
 from quantkit.fitting.measure import Errors, measure
 from quantkit.gguf.container import align
@@ -253,7 +254,10 @@ def _room(
         given, taken, unit = budget.ram, row.max_ram_bytes, 1.0
     else:
         unit = sum(t.weights for t in job.plan.outputs[0].by_name.values()) / 8
-        given, taken = int((budget.bits_per_weight or 0) * unit), row.tensor_bytes
+        bits = budget.bits_per_weight or 0
+        if not isfinite(bits):
+            raise UsageError(f"--bpw: {bits} bits per weight are none; for instance 4.5")
+        given, taken = int(bits * unit), row.tensor_bytes
     room = given - taken + sum(align(t.nbytes) for t in free)
 
     def said(nbytes: int) -> str:

@@ -40,7 +40,7 @@ from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 from quantkit.storage.os_files import real
-from quantkit.storage.whole import make_directory, replace_file, write_text
+from quantkit.storage.whole import check_place, make_directory, replace_file, write_text
 
 Ask = Callable[..., object]
 SELF = "self"  # the word for no text
@@ -67,13 +67,8 @@ def make(
     `measure` does, for a checkpoint what quantizing it raises, and UsageError: a GGUF file, which
     is read as it is, was to be read otherwise.
     """
+    check_place(output, run.force or output.with_name(f"{output.name}.partial").exists())
     make_directory(output.parent)
-    if (
-        output.exists()
-        and not run.force
-        and not output.with_name(f"{output.name}.partial").exists()
-    ):
-        raise OutputExists(f"{output} exists; give --force to overwrite it")
     source, options, texts = Source.parse(source), options or Options(), _given(texts)
     if not source.is_checkpoint:
         _check_file(source, with_type, reading)

@@ -9,8 +9,10 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from quantkit.errors import DiskFull, OutputError
+from quantkit.errors import DiskFull, OutputError, OutputExists
 from quantkit.storage import os_files
+
+_NO_FILES = "/proc/", "/sys/"
 
 
 def output_error(e: OSError, path: Path) -> OutputError:
@@ -26,6 +28,18 @@ def output_error(e: OSError, path: Path) -> OutputError:
     return OutputError(f"{path}: cannot be written ({e.strerror}); mend that and run it again")
 
 
+def check_place(path: Path, force: bool = True) -> None:
+    """A small file can be put there: in place of another if `force` says so, never of a directory,
+    a device or a pipe. Raises OutputError, OutputExists."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory; name a file")
+    where = os.path.realpath(path.parent)  # /dev/stdout may lead to a file, and is none
+    if (path.exists() and not path.is_file()) or where == "/dev" or where.startswith(_NO_FILES):
+        raise OutputError(f"{path} is no place for a file; name another")
+    if path.exists() and not force:
+        raise OutputExists(f"{path} exists; give --force to overwrite it")
+
+
 def making(path: Path) -> Path:
     """Where a small file is until it is whole."""
     return path.with_name(f".{path.name}.new")
@@ -34,6 +48,7 @@ def making(path: Path) -> Path:
 def replace_file(path: Path, parts: Iterable[bytes]) -> None:
     """A file of these bytes in place of one that may be there; synced before this returns. Raises
     DiskFull, OutputError; what was there is there still."""
+    check_place(path)
     beside = making(path)
     try:
         beside.unlink(missing_ok=True)  # what a killed run left, or a link of somebody's

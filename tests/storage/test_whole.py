@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,25 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_place_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(errors.OutputError, match=r"no/x: cannot be written"):
         write_text(tmp_path / "no" / "x", "text")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such places")
+def test_devices_and_pipes_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is root could put a file in place of /dev/null."""
+    monkeypatch.setattr(os_files, "open_new", lambda path: pytest.fail("something was opened"))
+    monkeypatch.setattr(os, "replace", lambda a, b: pytest.fail("something was replaced"))
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    places = "/dev/null", "/dev/stdout", "/dev/fd/1", "/dev/nowhere", "/proc/self/x", pipe, link
+    for place in map(Path, places):
+        with pytest.raises(errors.OutputError, match=f"{place} is no place for a file; name"):
+            write_text(place, "text")
+    for place in Path(), tmp_path:
+        with pytest.raises(errors.OutputError, match=f"{place} is a directory; name a file"):
+            write_text(place, "text")
 
 
 def test_directories_where_there_can_be_none(tmp_path: Path) -> None:
