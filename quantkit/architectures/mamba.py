@@ -149,7 +149,8 @@ MAMBA = Architecture(
     ),
     late_keys=(),
     expects=(Expect("use_bias", (False,)), Expect("use_conv_bias", (True,)),
-             Expect("hidden_act", ("silu",))),
+             Expect("hidden_act", ("silu",)), Expect("rms_norm", (True,)),
+             Expect("d_intermediate", (0,)), Expect("attn_layer_idx", ([],))),
     aliases={**SPELLINGS, "vocab_size": _rounded(8)},
     dims={
         "vocab": lambda c: c.one("vocab_size"),

@@ -133,5 +133,7 @@ def _names(values: Mapping[str, Any], text: Sequence[Mapping[str, Any]]) -> tupl
 
 def architecture_of(values: Mapping[str, Any]) -> str:
     """The name that a config gives its model, or none."""
-    names = values.get("architectures")
+    names, layers = values.get("architectures"), values.get("ssm_cfg")
+    if not names and isinstance(layers, dict):  # as the authors of Mamba save it
+        return f"{layers.get('layer', 'Mamba')}ForCausalLM"
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
