@@ -246,7 +246,7 @@ def test_overrides_reach_the_file(checkpoint: Get, tmp_path: Path) -> None:
 
 def test_options_of_the_command(checkpoint: Get, tmp_path: Path) -> None:
     types = tmp_path / "types.txt"
-    types.write_text("attn_q=Q8_0\n  attn_k=q5_1\n")
+    types.write_text("\ufeffattn_q=Q8_0\n  attn_k=q5_1\n", encoding="utf-8")  # as Notepad saves it
     result = run(app, [
         "quantize", str(checkpoint("mixtral-4x")), "-t", "Q4_K_M", "-o", str(tmp_path / "m.gguf"),
         "--tensor-type-file", str(types), "--tensor-type", "ffn_down_exps=Q6_K",

@@ -156,6 +156,7 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint or a GGUF file: all types from one read, no 16-bit file in between."""
     from quantkit import api
+    from quantkit.errors import UsageError
     from quantkit.model.pruning import parse_layers
     from quantkit.recipes import choose
     from quantkit.recipes.file_types import find_format
@@ -170,6 +171,12 @@ def quantize(
         tuple(choose.tensor_type(text) for text in (*tensor_type, *listed)),
     )
     kinds = values.names(types)
+    for option, given in (
+        ("--include-weights", include_weights),
+        ("--exclude-weights", exclude_weights),
+    ):
+        if given and imatrix in (None, api.AUTO):
+            raise UsageError(f"{option} goes with --imatrix FILE")
     with progress:
         written = api.quantize(
             source,

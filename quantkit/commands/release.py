@@ -134,13 +134,16 @@ def release(
 
     if output is None:
         raise UsageError(f"say where: quantkit release {shlex.quote(source)} -o DIR")
+    kinds = values.names(types)
+    if types and not kinds:  # as of a variable that is not set
+        raise UsageError("--types names no type; leave it out for the usual ones")
     commit = values.choice("--commit", commit, COMMITS)
     target = HubTarget(push, private, commit) if push else None
     with progress:
         made = api.release(
             source,
             output,
-            values.names(types) or None,
+            kinds or None,
             drop=values.names(drop),
             recipe=recipe,
             push=target,

@@ -83,7 +83,7 @@ def read_lines(path: Path) -> list[str]:
     from quantkit.errors import UsageError
 
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
         raise UsageError(f"{path}: cannot be read ({why})") from None

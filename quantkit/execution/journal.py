@@ -153,7 +153,9 @@ class Journal:
         Raises JournalMismatch if it identifies another file than `identity` does.
         """
         try:
-            lines = os_files.pread(fd, os.fstat(fd).st_size, 0).split(b"\n")[:-1]
+            text = os_files.pread(fd, os.fstat(fd).st_size, 0)
+            whole = text.rfind(b"\n") + 1
+            lines = text[:whole].split(b"\n")[:-1]
             begun = json.loads(lines[0])
             plan = str(begun["plan"])
             begun.items()
@@ -178,6 +180,7 @@ class Journal:
                 tensor, row, count = map(int, line.split())
                 if min(tensor, row, count) >= 0:
                     done.append((tensor, row, count))
+        os.ftruncate(fd, whole)  # what is noted next is no end of a line that was cut short
         os.lseek(fd, 0, os.SEEK_END)
         return cls(path, fd, done, complete=_COMPLETE.encode() in lines)
 
@@ -209,7 +212,9 @@ class Journal:
         os_files.remove_open(self.path, self.close)
 
     def _write(self, text: str) -> None:
-        os.write(self._fd, text.encode())
+        rest = text.encode()
+        while rest:  # as a disk fills up, less than all is written at first
+            rest = rest[os.write(self._fd, rest) :]
         os_files.sync(self._fd)
 
     def _note(self, rows: RowRange) -> None:

@@ -362,6 +362,26 @@ def test_a_torn_journal_loses_only_what_was_torn(
     assert checksums(interrupted) == {"ckpt-Q8_0.gguf": expected["ckpt-Q8_0.gguf"]}
 
 
+def test_a_torn_line_is_no_beginning_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`1` is left of `1 0 64`, and the next run notes `2 0 64`: not tensor 12."""
+    path, identity = tmp_path / "m.gguf.journal", journal.Identity("0", "2:x", "y", "z")
+    fd = os_files.open_locked(path)
+    journal.Journal.create(path, fd, identity).append([(0, 0, 64)])
+    os.write(fd, b"1")
+    again = journal.Journal.resume(path, fd, identity)
+    assert again is not None
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:2]))  # the disk fills up
+    again.append([(2, 0, 64), (3, 64, 8)])
+    monkeypatch.undo()
+    last = journal.Journal.resume(path, fd, identity)
+    assert last is not None
+    assert [t for t in range(100) if last.has(t, 0, 1) or last.has(t, 64, 8)] == [0, 2, 3]
+    last.close()
+
+
 def test_a_death_between_two_renames(
     source: Path, expected: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
