@@ -3,11 +3,13 @@ the headers are read here, and the few that become keys."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.drafts import misfit
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError
@@ -121,7 +123,9 @@ def _converted(
     by_name = {**copies(arch, by_name), **by_name} | added(arch, config, by_name, files)
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
-    outtype = chosen_outtype(outtype, stored, by_name.values())
+    others = [re.compile(pattern) for pattern in OTHER_MODES]
+    own = (t for t in stored if not any(o.fullmatch(t.name) for o in others))
+    outtype = chosen_outtype(outtype, own, by_name.values())
     config = with_zero_rows(files, arch, config, by_name)
     config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
     dense = dense_modules(files, arch) if options.dense_modules else {}
