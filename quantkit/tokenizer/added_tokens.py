@@ -63,9 +63,13 @@ def _named(config: dict[str, Any]) -> list[str]:
         entry = config.get(f"{kind}_token")
         if entry is not None and not isinstance(content(entry), str):
             raise TokenizerError(f"{kind}_token of tokenizer_config.json is {entry!r}, no text")
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    entries = [config.get(f"{kind}_token") for kind in TYPES]
-    entries += extra.values() if isinstance(extra, dict) else extra
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        if extra := config.get(name):
+            break
+    more = list(extra.values()) if isinstance(extra, dict) else extra or []
+    if not isinstance(more, list) or not all(isinstance(content(e), str) for e in more):
+        raise TokenizerError(f"{name} of tokenizer_config.json is {extra!r}, no list of texts")
+    entries = [*(config.get(f"{kind}_token") for kind in TYPES), *more]
     texts = (e.get("content") if isinstance(e, dict) else e for e in entries)
     return [t for t in texts if isinstance(t, str) and t]
 

@@ -64,9 +64,11 @@ def not_done(
 
 def _others(tokenizer: Mapping[str, Any], tokens: Sequence[str]) -> Iterator[str]:
     """A line on ids that tokenizer.json has other texts for."""
-    vocab = tokenizer["model"].get("vocab")
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
     texts = {i: p for p, i in vocab.items()} if isinstance(vocab, dict) else {}
     texts |= {t["id"]: t["content"] for t in tokenizer.get("added_tokens") or ()}
+    texts = {i: text for i, text in texts.items() if isinstance(i, int) and i >= 0}
     other = [
         f"{text!r} for {tokens[i]!r} ({i})"
         for i, text in sorted(texts.items())

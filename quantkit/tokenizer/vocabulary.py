@@ -395,7 +395,8 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
     for kind, flag in rules.add:
         (vocab.special.add if kind in vocab.special.add else vocab.late_add)[kind] = flag
     prefix = config.get("add_prefix_space")
-    if rules.config_space_prefix and isinstance(prefix, bool):
+    if rules.config_space_prefix and isinstance(prefix, int):
+        prefix = bool(prefix)
         if rules.config_space_prefix == "first":
             vocab.space_prefix = prefix
         elif rules.config_space_prefix == "last":

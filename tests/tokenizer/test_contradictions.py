@@ -95,6 +95,34 @@ def test_a_special_token_that_is_no_text(value: Any, tmp_path: Path) -> None:
         vocabulary(directory, "qwen2")
 
 
+@pytest.mark.parametrize("value", ["<a>", [5], {"image_token": 7}])
+@pytest.mark.parametrize("name", ["extra_special_tokens", "additional_special_tokens"])
+def test_further_special_tokens_that_are_no_texts(name: str, value: Any, tmp_path: Path) -> None:
+    """A text would be taken for a list of its letters."""
+    directory = write_files(QWEN, tmp_path)
+    edit_json(directory / "tokenizer_config.json", additional_special_tokens=None)
+    edit_json(directory / "tokenizer_config.json", **{name: value})
+    with pytest.raises(TokenizerError, match=f"{name} of tokenizer_config.json is .*no list of"):
+        vocabulary(directory, "qwen2")
+
+
+@pytest.mark.parametrize(("value", "key"), [(1, True), (0, False), (None, None), ("x", None)])
+def test_a_space_in_front_by_number(value: Any, key: bool | None, tmp_path: Path) -> None:
+    directory = write_files("mixtral-4x", tmp_path)
+    edit_json(directory / "tokenizer_config.json", add_prefix_space=value)
+    assert vocabulary(directory).space_prefix is key
+
+
+@pytest.mark.parametrize("model", [None, {"vocab": {"a": 1.5, "b": -1}}])
+def test_a_tokenizer_json_that_nobody_needs(model: Any, tmp_path: Path) -> None:
+    """Beside a tokenizer.model."""
+    directory = write_files("mixtral-4x", tmp_path)
+    before = vocabulary(directory).tokens
+    tokenizer = {**read_json(directory / "tokenizer.json"), "model": model}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert vocabulary(directory).tokens == before
+
+
 def test_an_added_token_before_the_first(tmp_path: Path) -> None:
     directory = write_files("mixtral-4x", tmp_path)
     (directory / "added_tokens.json").write_text('{"<new>": -1}')
