@@ -1,7 +1,7 @@
 """Kernels for AVX-512 and for AVX2 alone, side by side against ggml and against what the processor
 does at best with their instructions: `python -m benchmarks.roofline [--write docs/benchmarks.md]`.
 
-ggml, both kernels and their rooflines take turns; a figure is the best of `RUNS` short runs by the
+ggml, both kernels and their rooflines take turns; a figure is the best of short runs by the
 thread's own time, so that a busy machine counts little. Instructions are counted one by one
 (`benchmarks.instructions`). The share of the roofline is the time that a kernel's instructions take
 when none waits for another (`benchmarks.replay`), in the time that the kernel takes. Loops of
@@ -27,8 +27,8 @@ from quant_types import BlockFormat, kernels
 from quant_types.engines import kernel_name
 from tests import oracle
 
-ROWS, N = 16, 4096
-RUNS = 25
+ROWS, N = 32, 4096
+RUNS, AGAIN = 25, 4  # turns, and runs of each in one: caches are as it left them
 COUNTED = BLOCKS * 256  # weights
 FEW = 100  # passes of a loop of independent operations, of which instructions are counted
 NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
@@ -39,9 +39,10 @@ def least(calls: list[Callable[[], object]]) -> list[float]:
     best = [float("inf")] * len(calls)
     for _ in range(RUNS):
         for i, call in enumerate(calls):
-            begin = time.thread_time()
-            call()
-            best[i] = min(best[i], time.thread_time() - begin)
+            for _ in range(AGAIN):
+                begin = time.thread_time()
+                call()
+                best[i] = min(best[i], time.thread_time() - begin)
     return best
 
 

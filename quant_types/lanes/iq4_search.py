@@ -11,7 +11,7 @@ import numpy as np
 
 from quant_types.iq4 import TRIES, VALUES
 from quant_types.lanes.compile import behind, either, inner
-from quant_types.lanes.iq4_vectors import add_values, look_up
+from quant_types.lanes.iq4_vectors import add_values, divide, first_inverse, look_up
 from quant_types.lanes.scalars import ONE, ZERO, bits, from_bits
 from quant_types.search import GROUP_MAX_EPS
 
@@ -19,8 +19,8 @@ SIDE = 32  # sub-blocks side by side
 _STEP = 8
 _SAME = np.int32(0)
 _EPS = np.float32(GROUP_MAX_EPS)
-_LOWEST = np.float32(VALUES[0])
 _NUMERATORS = np.array([step + VALUES[0] for step in range(-TRIES, TRIES + 1)], np.float32)
+_FOLLOWING = np.append(_NUMERATORS[1:], _NUMERATORS[-1])  # what the last try leaves is not used
 _FIRST, _LAST = _NUMERATORS[0], _NUMERATORS[-1]
 
 # Offsets in the workspace, in arrays of [32, SIDE], then of [SIDE].
@@ -32,8 +32,7 @@ PRODUCT = PRODUCT_BELOW + 32 * SIDE  # that of the upper one
 SQUARE_BELOW = PRODUCT + 32 * SIDE  # w * q * q of the lower value, as such bits
 SQUARE = W  # of the upper one, in place of the weights of errors
 EXTREME = SQUARE_BELOW + 32 * SIDE  # the weight of greatest magnitude
-FIRST = EXTREME + SIDE  # inverse scale of the first try
-LAST = FIRST + SIDE
+LAST = EXTREME + SIDE  # inverse scale of the last try
 INVERSE = LAST + SIDE
 SUM_QX = INVERSE + SIDE
 SUM_Q2 = SUM_QX + SIDE
@@ -57,13 +56,13 @@ def _add_first(ws):
 
 @inner
 def _look_up(ws):
-    """The two values that each weight has in the tries, as what they add to the sums."""
-    for j in range(SIDE):
-        ws[FIRST + j] = _FIRST / ws[EXTREME + j]
-        ws[LAST + j] = _LAST / ws[EXTREME + j]
+    """The two values that each weight has in the tries, as what they add to the sums; INVERSE of
+    the first try."""
+    divide(_FIRST, behind(ws, EXTREME), behind(ws, INVERSE))
+    divide(_LAST, behind(ws, EXTREME), behind(ws, LAST))
     for k in range(0, 32 * SIDE, SIDE):
         look_up(
-            behind(ws, X + k), behind(ws, W + k), behind(ws, FIRST), behind(ws, LAST),
+            behind(ws, X + k), behind(ws, W + k), behind(ws, INVERSE), behind(ws, LAST),
             behind(ws, BORDER + k), behind(ws, PRODUCT_BELOW + k), behind(ws, PRODUCT + k),
             behind(ws, SQUARE_BELOW + k), behind(ws, SQUARE + k),
         )  # fmt: skip
@@ -127,21 +126,19 @@ def _add(ws):
 def search(ws, scales):
     """It reads X and W, and leaves float32 [SIDE], 0 for a lane of (almost) zeros."""
     _find_extremes(ws)
-    for j in range(SIDE):
-        ws[INVERSE + j] = ONE / (-ws[EXTREME + j] / _LOWEST)
+    first_inverse(behind(ws, EXTREME), behind(ws, INVERSE))
     _add_first(ws)
     for j in range(SIDE):
         sum_qx = ws[SUM_QX + j]
         sum_q2 = ws[SUM_Q2 + j]
-        scale = sum_qx / sum_q2 if sum_q2 > ZERO else ZERO
+        scale = sum_qx / sum_q2
+        scale = either(sum_q2 > ZERO, scale, ZERO)
         scales[j] = scale
         ws[BEST + j] = scale * sum_qx
     _look_up(ws)
-    for step in range(_NUMERATORS.size):
-        numerator = _NUMERATORS[step]
-        for j in range(SIDE):
-            ws[INVERSE + j] = numerator / ws[EXTREME + j]
+    for step in range(_FOLLOWING.size):
         _add(ws)
+        following = _FOLLOWING[step]
         for j in range(SIDE):
             sum_qx = ws[SUM_QX + j]
             sum_q2 = ws[SUM_Q2 + j]
@@ -153,6 +150,7 @@ def search(ws, scales):
             better = square > bar
             scales[j] = scale if better else scales[j]
             ws[BEST + j] = scale * sum_qx if better else best
+            ws[INVERSE + j] = following / ws[EXTREME + j]
     for j in range(SIDE):
         zero = abs(ws[EXTREME + j]) < _EPS
         scales[j] = ZERO if zero else scales[j]

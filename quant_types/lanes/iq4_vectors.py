@@ -75,6 +75,30 @@ _address = types.voidptr
 
 
 @intrinsic
+def divide(typing, number, divisor, quotient):
+    """A number divided by what each lane has: of a loop LLVM makes divisions one by one."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        found = builder.fdiv(_wide(builder, arguments[0]), _load(builder, arguments[1]))
+        _store(builder, found, arguments[2])
+        return context.get_dummy_value()
+
+    return types.void(types.float32, _address, _address), code
+
+
+@intrinsic
+def first_inverse(typing, extreme, inverse):
+    """A lane's first inverse scale: its extreme is the first value then, negated."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scale = builder.fdiv(_load(builder, arguments[0]), _same(_FLOATS, -VALUES[0]))
+        _store(builder, builder.fdiv(_same(_FLOATS, 1.0), scale), arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(_address, _address), code
+
+
+@intrinsic
 def put_indices(typing, x, inverse, q):
     """Indices (`quant_types.iq4.nearest`) of 32 weights times an inverse scale, as bytes."""
 

@@ -48,7 +48,10 @@ SUM_L2 = SUM_L + LANES
 SUM_XL = SUM_L2 + LANES
 ERROR = SUM_XL + LANES
 FLAT = ERROR + LANES  # not zero: the lane has one value, which is not positive
-SIZE = FLAT + LANES
+TRIED_SCALE = FLAT + LANES  # of the step
+TRIED_LOW = TRIED_SCALE + LANES
+BAR = TRIED_LOW + LANES  # the error that the step has to be below
+SIZE = BAR + LANES
 
 
 def _all_of(eight, length: int):
@@ -213,28 +216,49 @@ def make_search(length: int, steps: MinSteps, absolute: bool):
                 passed = np.int32(passed | found)
         return passed
 
+    @spliced
+    def fit(ws, j):
+        """The scale and bottom that fit a step's levels best, and the error they have to be below.
+        Where the bottom is above 0 the line goes through 0."""
+        sum_w = ws[SUM_W + j]
+        sum_x = ws[SUM_X + j]
+        sum_l = ws[SUM_L + j]
+        sum_l2 = ws[SUM_L2 + j]
+        sum_xl = ws[SUM_XL + j]
+        determinant = sum_w * sum_l2 - sum_l * sum_l
+        new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
+        above = new_low > ZERO
+        product = either(above, sum_xl, sum_w * sum_xl - sum_x * sum_l)
+        new_scale = product / either(above, sum_l2, determinant)
+        bar = either(determinant > ZERO, ws[BEST + j], -INFINITE)
+        return new_scale, either(above, ZERO, new_low), bar
+
+    @inner
+    def fit_all(ws):
+        """Errors wait for divisions: those of all lanes are under way before the first is summed.
+        (Without importance, where bounds are looked for as well, it costs more than it saves.)"""
+        for j in range(WIDTH):
+            new_scale, new_low, bar = fit(ws, j)
+            ws[TRIED_SCALE + j] = new_scale
+            ws[TRIED_LOW + j] = new_low
+            ws[BAR + j] = bar
+
     @inner
     def choose(ws, negative):
         """The best after a step, and NEGATIVE of the next; which bounds its levels may pass."""
+        if clamps_first:
+            fit_all(ws)
         passed = _INSIDE
         for j in range(WIDTH):
-            sum_w = ws[SUM_W + j]
-            sum_x = ws[SUM_X + j]
-            sum_l = ws[SUM_L + j]
-            sum_l2 = ws[SUM_L2 + j]
-            sum_xl = ws[SUM_XL + j]
-            determinant = sum_w * sum_l2 - sum_l * sum_l
-            new_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-            new_low = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-            through_zero = sum_xl / sum_l2
-            above = new_low > ZERO
-            new_scale = either(above, through_zero, new_scale)
-            new_low = either(above, ZERO, new_low)
+            if clamps_first:
+                new_scale, new_low, bar = ws[TRIED_SCALE + j], ws[TRIED_LOW + j], ws[BAR + j]
+            else:
+                new_scale, new_low, bar = fit(ws, j)
             _, _, error, _, _ = errors(ws, j, new_scale, new_low, ZERO, ZERO, ZERO)
             best, scale, low = ws[BEST + j], ws[SCALE + j], ws[LOW + j]
             inverse, best_inverse = -ws[NEGATIVE + j], ws[BEST_INVERSE + j]
             best_low = ws[BEST_LOW + j]
-            better = (determinant > ZERO) & (error < best)
+            better = error < bar
             ws[BEST + j] = either(better, error, best)
             ws[SCALE + j] = either(better, new_scale, scale)
             ws[BEST_INVERSE + j] = either(better, inverse, best_inverse)
