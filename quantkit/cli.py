@@ -40,6 +40,7 @@ COMMANDS = (
     fit.fit, imatrix.imatrix,
 )  # fmt: skip
 
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # what a full disk answers
 # the root of click's errors, which typer brings with it or imports, as its version is
 _WRONG_USAGE: Any = typer.BadParameter.__mro__[2]
 
@@ -189,6 +190,18 @@ def _short_of(e: Exception) -> str | None:
     return None
 
 
+def _no_room_for_kernels(text: str) -> str | None:
+    """What to do where the disk is full that kernels are kept on; None if it is something else."""
+    from quant_types.kernels import cache_dir
+
+    if not any(f"[Errno {code}]" in text for code in _FULL):
+        return None
+    return (
+        f"{one_line(str(cache_dir()))}: no space is left for compiled kernels; make room there, or "
+        "name a directory that has some in QUANTKIT_CACHE_DIR"
+    )
+
+
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
     from quantkit.errors import PlanError, QuantkitError
@@ -210,7 +223,7 @@ def main() -> None:
         sys.exit(1)
     except OSError as e:
         text = f"{one_line(str(e.filename or 'input or output'))}: {e.strerror or one_line(str(e))}"
-        if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        if e.errno in _FULL:
             import tempfile
 
             text += f"; make room there and in {tempfile.gettempdir()}, and run it again"
@@ -228,7 +241,7 @@ def main() -> None:
 
         if not isinstance(e, KernelError):
             raise
-        _say_error(str(e), kind="KernelError", code=1)
+        _say_error(_no_room_for_kernels(str(e)) or str(e), kind="KernelError", code=1)
         sys.exit(1)
     finally:
         gc.freeze()  # the process ends: nothing is to be looked for

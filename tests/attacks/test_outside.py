@@ -147,3 +147,28 @@ def test_closed_streams(streams: str, tmp_path: Path) -> None:
     code, said = cli("inspect", "a.gguf", cwd=tmp_path, shell=f'exec "$@" {streams}')
     assert code == 1
     assert "Traceback" not in said
+
+
+@posix
+def test_no_room_for_compiled_kernels(checkpoint: Make, tmp_path: Path) -> None:
+    """What is to be done is something that a command can do."""
+    program = (
+        "from quant_types import KernelError, kernels; from quantkit import cli\n"
+        "def full(names, threads): raise KernelError('the kernel k could not be compiled '\n"
+        "    '(OSError: [Errno 28] No space left on device); NumPy does the same')\n"
+        "kernels.prepare = full; cli.main()"
+    )
+    asked = ["quantize", checkpoint("mixtral-4x"), "--type", "Q8_0", "-o", "m.gguf"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *asked],
+        cwd=tmp_path,
+        env={**ENV, "QUANTKIT_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "kernels; make room there, or name a directory that has some in QUANTKIT_CACHE_DIR" in (
+        done.stderr
+    )
+    assert str(tmp_path / "cache") in done.stderr
+    assert not (tmp_path / "m.gguf").exists()
