@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
 
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
 def add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
     """Add the tokens of the files beside tokenizer.json in transformers' order: those with ids,
     then special tokens by name (`TokenizersBackend`, `_from_pretrained`). What is special by name
@@ -32,12 +35,12 @@ def add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
         config = {**config, **(files.optional("special_tokens_map.json") or {})}
     defaults = class_tokens(config, files.optional("config.json") or {})
     names = dict.fromkeys(_named({**defaults, **config}))  # in their order
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     present = {repr(t) for t in hf.get_added_tokens_decoder().values()}
     if isinstance(decoder, dict):
         entries = sorted(decoder.items(), key=lambda item: int(item[0]))
         tokens = [
-            AddedToken(e["content"], **{f: bool(e[f]) for f in flags if f in e}) for _, e in entries
+            AddedToken(e["content"], **{f: bool(e[f]) for f in _FLAGS if f in e})
+            for _, e in entries
         ]
         hf.add_tokens([t for t in tokens if repr(t) not in present])
     else:
@@ -81,7 +84,10 @@ def loaded(files: CheckpointFiles, tokenizer: Mapping[str, Any]) -> dict[int, Ad
 
     steps = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
     model = {"type": "BPE", "vocab": tokenizer["model"]["vocab"], "merges": []}
-    added = tokenizer.get("added_tokens") or []
+    added = [
+        {"id": t["id"], "content": t["content"], **{f: bool(t.get(f)) for f in _FLAGS}}
+        for t in tokenizer.get("added_tokens") or []
+    ]
     bare = {"version": "1.0", **dict.fromkeys(steps), "added_tokens": added, "model": model}
     hf = Tokenizer.from_str(json.dumps(bare))
     add_configured(hf, files)
