@@ -162,7 +162,6 @@ class Coverage:
             among them: calibration does not see them.)
         unreached: by tensor, the experts that calibration never reached: their data is 1.
         mismatched: data of another size than the tensor: a person's line for each.
-        invalid: entries with NaN, infinite or negative values.
         unknown: entries that name no tensor of the model.
         bare: tensors without data, embedding and output among them.
     """
@@ -171,7 +170,6 @@ class Coverage:
     missing: tuple[str, ...]
     unreached: Mapping[str, tuple[int, ...]]
     mismatched: tuple[str, ...]
-    invalid: tuple[str, ...]
     unknown: tuple[str, ...]
     bare: frozenset[str] = frozenset()
 
@@ -232,7 +230,6 @@ def coverage(
         missing=tuple(missing),
         unreached=unreached,
         mismatched=tuple(mismatched),
-        invalid=tuple(n for n, v in imatrix.values.items() if not _usable(v)),
         unknown=tuple(name for name in imatrix.values if name not in known),
         bare=frozenset(
             name
@@ -240,6 +237,15 @@ def coverage(
             if (data := imatrix.of(entries[name])) is None or not _fits(shape, data)
         ),
     )
+
+
+def check_usable(imatrix: Imatrix) -> None:
+    """Raises ImatrixError: values that cannot weigh anything."""
+    if invalid := [name for name, values in imatrix.values.items() if not _usable(values)]:
+        raise ImatrixError(
+            f"{imatrix.file}: NaN, infinite or negative importances for "
+            f"{_some(invalid)}; the file is damaged"
+        )
 
 
 def check_coverage(
@@ -250,11 +256,7 @@ def check_coverage(
 
     Raises ImatrixError.
     """
-    if coverage.invalid:
-        raise ImatrixError(
-            f"{imatrix.file}: NaN, infinite or negative importances for "
-            f"{_some(coverage.invalid)}; the file is damaged"
-        )
+    check_usable(imatrix)
     if coverage.mismatched:
         raise ImatrixError(_of_another_model(imatrix, coverage.mismatched))
     if len(coverage.unknown) == len(imatrix.values):

@@ -120,7 +120,8 @@ def words(error: Any, commands: Mapping[str, Any]) -> str:
         return f"no option {error.option_name}; {_instead(error, command, commands)}see {see}"
     if kind == "MissingParameter" and param is not None:
         what = (param.help or "").rstrip(".")
-        return f"{_name(param)} is missing: {what[:1].lower()}{what[1:]}; see {see}"
+        what = what if what[1:2].isupper() else what[:1].lower() + what[1:]
+        return f"{_name(param)} is missing: {what}; see {see}"
     if kind == "BadOptionUsage":
         option = next((o for o in _options(context) if error.option_name in o.opts), None)
         value = f", {option.metavar}" if option and option.metavar else ""

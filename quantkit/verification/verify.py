@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit.calibration.imatrix import Imatrix
+from quantkit.calibration.imatrix import Imatrix, check_usable
 from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerError, UsageError
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
@@ -267,6 +267,8 @@ def _check_weights(
     """Compare every tensor with what the source gives."""
     plan = laid_out(model, "", Path("unwritten"))
     faults, held = weights.differences(plan, tensors), weights.comparable(plan, tensors)
+    if imatrix:
+        check_usable(imatrix)
     importance = imatrix.for_tensors(model.tensors) if imatrix else {}
     comparisons = weights.compare(plan, held, threads, importance, progress)
     unknown = header.get("quantize.imatrix.file") is not None and imatrix is None

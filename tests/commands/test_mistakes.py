@@ -158,6 +158,8 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "--include-weights goes with --imatrix FILE"),
     ("quantize ckpt --type Q8_0 --imatrix auto --exclude-weights attn", 2,
      "--exclude-weights goes with --imatrix FILE"),
+    ("report", 2, "FILE... is missing: GGUF files, or directories of them; see quantkit report"
+     " --help"),
     ("fit ckpt --bpw nan", 2, "--bpw: nan bits per weight are none; for instance 4.5"),
     ("fit ckpt --bpw 4 --recipe-file x --picture x", 2,
      "--recipe-file and --picture are both x; name two files"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from quantkit.calibration.imatrix import Imatrix
+from quantkit.errors import ImatrixError
 from quantkit.gguf.container import Header, header_bytes, read_header
 from quantkit.gguf.types import type_by_id
 from quantkit.jobs import convert, quantize
@@ -38,6 +39,12 @@ def test_what_llama_quantize_makes_is_proven(source: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_a_matrix_that_is_damaged(files: dict[str, Path], source: Path, imatrix: Imatrix) -> None:
+    values = {name: np.full_like(data, np.nan) for name, data in imatrix.values.items()}
+    with pytest.raises(ImatrixError, match=r"NaN, infinite or negative importances for .* damaged"):
+        verify(files["Q8_0"], source, imatrix=replace(imatrix, values=values))
+
+
 def test_with_an_importance_matrix_too(source: Path, imatrix: Imatrix, tmp_path: Path) -> None:
     for output in quantize(source, TYPES, tmp_path, imatrix=imatrix).outputs:
         path = output.files[0].path
