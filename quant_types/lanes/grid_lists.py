@@ -16,7 +16,6 @@ from quant_types.grids import LIST, OFF, SIZE, SIZE_BITS
 from quant_types.iq_search import Search
 from quant_types.lanes.compile import (
     behind,
-    either,
     inner,
     peek,
     poke,
@@ -24,9 +23,11 @@ from quant_types.lanes.compile import (
     take_floats,
     take_ints,
 )
+from quant_types.lanes.crossings import AT, LAST, make_line_up
 from quant_types.lanes.grid_work import LANES, TRIES
 from quant_types.lanes.leads import MOST, OPEN, SEVERAL, SUMS, below, make_lead
 from quant_types.lanes.nearest import trailing_zeros
+from quant_types.lanes.scalars import ONE
 from quant_types.lanes.vectors import make_columns
 
 _KEPT = 1 << 12  # sums that are kept at once, and those of one list
@@ -37,9 +38,7 @@ class Queue(NamedTuple):
     """Ranges of tries of a group that is off the grid, under which its code is the same; and those
     of them under which more than one candidate leads."""
 
-    at: np.ndarray  # int32 [2 * LANES * tries]: where in `cells` its first try is
-    last: np.ndarray  # int32 [2 * LANES * tries]: try
-    code: np.ndarray  # int32 [2 * LANES * tries]
+    runs: np.ndarray  # int32 [2 * LANES * tries + LANES]: words of `crossings`
     several: np.ndarray  # int32 [LANES * tries + 1]: places in this queue
     leads: np.ndarray  # int32 [LANES * tries + 1]: what `lead` returned; from bit 14 on, where in
     # `sums`
@@ -54,32 +53,32 @@ def make_queue(name: str, how: Search):
 
     @inner
     def queue(memory):
-        at, memory = take_ints(memory, 2 * most)
-        last, memory = take_ints(memory, 2 * most)
-        code, memory = take_ints(memory, 2 * most)
+        runs, memory = take_ints(memory, 2 * most + LANES)
         several, memory = take_ints(memory, most + 1)
         leads, memory = take_ints(memory, most + 1)
         sums, memory = take_floats(memory, _KEPT + 2 * MOST)
         met, memory = take_floats(memory, 2)
         halves, memory = take_floats(memory, TRIES * LANES)
-        return Queue(at, last, code, several, leads, sums, met, halves), memory
+        return Queue(runs, several, leads, sums, met, halves), memory
 
     return queue
 
 
-def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
-    """`settle_all(work, points)`: the cells where runs begin, of codes in their place; False if
+def make_settle(name: str, how: Search, coded: Any, look_up: Any):
+    """`settle_all(work, points, exact)`: the cells where runs begin, and the starts; False if
     errors overflow.
 
     Args:
-        code_of, look_up: those of `grid_search`.
+        coded, look_up: those of `grid_search`.
     """
-    dim, tries = grids.grid(name).dim, 2 * how.tries + 1
-    groups, cells = how.length // dim, grids.grid(name).cells
+    dim, cells = grids.grid(name).dim, grids.grid(name).cells
+    numerators = np.array(how.numerators(grids.grid(name).base), np.float32)
+    groups, tries = how.length // dim, len(numerators)
     beyond = np.int32(-(1 << tries))
     shift = (groups * LANES).bit_length() - 1
     rounded, off = cells.shape[1] - 1, np.int32(OFF)
     lead, share = make_lead(dim, LANES, 2 * dim, int(((-1 - cells[cells < 0]) & SIZE).max()))
+    line_up_all = make_line_up(how.numerators(grids.grid(name).base), groups, dim, shift)
     by_lane = make_columns(LANES, TRIES)
 
     @inner
@@ -89,27 +88,43 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
         return np.int32(peek(points.packed, point) | off)
 
     @inner
-    def line_up(ws, points, k):
-        """Fill the queue with a group's runs; those on the grid get their cells. Its length."""
-        queue, n, j = ws.queue, 0, 0
-        # The next lane's starts are at hand before it is known whether they are wanted.
-        rest, following = peek(ws.starts, k * LANES), peek(ws.starts, k * LANES + 1)
-        while j < LANES:
+    def word_of(at, last, code):
+        """A run in one number."""
+        return np.int32(at | (last << AT) | (code << LAST))
+
+    @inner
+    def split(word):
+        """Where a run begins, and its last try."""
+        return word & ((1 << AT) - 1), (word >> AT) & ((1 << LAST - AT) - 1)
+
+    @inner
+    def line_up_one(ws, points, k, j, n):
+        """Runs of a group of which not all is certain, rounded as ggml does. The queue's length."""
+        g = k * LANES + j
+        rest = peek(ws.starts, g)
+        while rest != 0:
             t = np.int64(trailing_zeros(rest))
             rest = np.int32(rest & np.int32(rest - 1))
-            done = rest == 0
-            at = t * (groups * LANES) + k * LANES + j
-            code = peek(ws.cells, at)
-            cell = peek(points.cells, np.int64(code))
+            last = np.int64(trailing_zeros(np.int32(rest | beyond))) - 1
+            code = np.int64(coded(ws, k, j, numerators[t] / ws.divisor[j]))
+            cell, at = peek(points.cells, code), (t << shift) + g
             poke(ws.cells, at, cell)
-            poke(queue.at, n, np.int32(at))
-            last = np.int32(trailing_zeros(np.int32(rest | beyond)) - np.int32(1))
-            poke(queue.last, n, last)
-            poke(queue.code, n, code)
-            n += 1 if (cell < 0) & (peek(ws.empty, j) == 0) else 0
-            j += 1 if done else 0
-            rest = either(done, following, rest)
-            following = peek(ws.starts, k * LANES + j + 1)
+            poke(ws.queue.runs, n, word_of(at, last, code))
+            n += 1 if cell < 0 else 0
+        return n
+
+    @inner
+    def line_up(ws, points, k, exact):
+        """Fill the queue with a group's runs; those on the grid get their cells. Its length."""
+        found = line_up_all(
+            behind(ws.x, k * dim * LANES), start_of(ws.divisor), start_of(ws.empty),
+            np.int32(exact), k * LANES, start_of(points.cells), start_of(ws.cells),
+            behind(ws.starts, k * LANES), start_of(ws.queue.runs),
+        )  # fmt: skip
+        n, unsure = found & 0xFFFF, np.int32(found >> 16)
+        while unsure != 0:
+            n = line_up_one(ws, points, k, np.int64(trailing_zeros(unsure)), n)
+            unsure = np.int32(unsure & np.int32(unsure - 1))
         return n
 
     @inner
@@ -118,7 +133,7 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
         not settled by that."""
         queue, m, used = ws.queue, 0, 0
         while (begin < n) & (used < _KEPT):
-            at, last = np.int64(peek(queue.at, begin)), np.int64(peek(queue.last, begin))
+            at, last = split(np.int64(peek(queue.runs, begin)))
             j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
             listed = -1 - np.int64(peek(ws.cells, at))
             chunk, size = listed >> SIZE_BITS, listed & SIZE
@@ -145,11 +160,12 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
         queue = ws.queue
         for i in range(m):
             e, leads = np.int64(peek(queue.several, i)), np.int64(peek(queue.leads, i))
-            at, last = np.int64(peek(queue.at, e)), np.int64(peek(queue.last, e))
-            code = peek(queue.code, e)
+            word = np.int64(peek(queue.runs, e))
+            code = word >> LAST
+            at, last = split(word)
             j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
             middle = (first + last + 1) >> 1
-            cell = peek(points.cells, np.int64(code))
+            cell = peek(points.cells, code)
             listed = -1 - np.int64(cell)
             if leads & OPEN == 0:
                 alone = share(
@@ -169,17 +185,15 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
                     poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << t)))
                     continue
             elif first == last:
-                scale = peek(ws.trials, first * LANES + j)
-                cell = look_up(ws, points, k, j, np.int64(code) & rounded, scale, False)
+                scale = ONE / (numerators[first] / ws.divisor[j])
+                cell = look_up(ws, points, k, j, code & rounded, scale, False)
                 if cell < 0:
                     return -1
                 poke(ws.cells, at, cell)
                 continue
             second = (middle << shift) + g
-            for half in range(2):
-                poke(queue.at, n + half, np.int32(second if half else at))
-                poke(queue.last, n + half, np.int32(last if half else middle - 1))
-                poke(queue.code, n + half, code)
+            poke(queue.runs, n, word_of(at, middle - 1, code))
+            poke(queue.runs, n + 1, word_of(second, last, code))
             poke(ws.cells, at, cell)
             poke(ws.cells, second, cell)
             poke(ws.starts, g, np.int32(peek(ws.starts, g) | np.int32(1 << middle)))
@@ -187,12 +201,12 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
         return n
 
     @inner
-    def settle_all(ws, points):
+    def settle_all(ws, points, exact):
         by_lane(ws.trials, ws.queue.halves)
         for i in range(LANES * TRIES):
             ws.queue.halves[i] = _HALF * ws.queue.halves[i]
         for k in range(groups):
-            begin, n = 0, line_up(ws, points, k)
+            begin, n = 0, line_up(ws, points, k, exact)
             while begin < n:
                 begin, m = lead_all(ws, points, k, begin, n)
                 n = settle(ws, points, k, m, n)

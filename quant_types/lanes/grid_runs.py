@@ -28,6 +28,8 @@ from quant_types.lanes.compile import (
 from quant_types.lanes.grid_work import LANES, TRIES
 from quant_types.lanes.nearest import trailing_zeros
 from quant_types.lanes.run_leads import CUT, END, RUNS, SINGLE, make_lead, make_rows
+from quant_types.lanes.scalars import ONE
+from quant_types.lanes.vectors import make_add_codes, make_divide
 
 _HALF = np.float32(0.5)
 
@@ -75,15 +77,17 @@ def make_queue(name: str, how: Search):
     return queue
 
 
-def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
-    """`settle_all(work, points)`: the cells where runs begin, of codes in their place; False if
+def make_settle(name: str, how: Search, coded: Any, look_up: Any):
+    """`settle_all(work, points, exact)`: the cells where runs begin, and the starts; False if
     errors overflow.
 
     Args:
-        code_of, look_up: those of `grid_search`.
+        coded, look_up: those of `grid_search`.
     """
     base, dim = grids.grid(name).base, grids.grid(name).dim
-    groups = how.length // dim
+    groups, cells = how.length // dim, grids.grid(name).cells
+    rounded, on_grid = cells.shape[1] - 1, np.int32(np.argmax(cells[0] >= 0))
+    divide, codes = make_divide(LANES), make_add_codes(groups, dim, LANES)
     numerators = np.array(how.numerators(base), np.float32)
     tries = len(numerators)
     beyond = np.int32(-(1 << tries))
@@ -93,6 +97,33 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
     rows = make_rows(dim, groups)
     size_bits, word_bits = np.int32(SIZE), np.int32(0x7FFFFFFF)
     nowhere = np.int64(tries << shift)  # cells that are not those of a try
+
+    @inner
+    def add_codes(ws, exact):
+        """Codes of all tries, and where runs of equal codes begin; of weights far out of range,
+        codes are ggml's only if they are `exact`."""
+        for g in range(groups * LANES):
+            ws.starts[g] = 0
+            ws.last[g] = -1
+        for t in range(tries):
+            divide(numerators[t], start_of(ws.divisor), start_of(ws.scratch))
+            bit = np.int32(1 << t)
+            if exact:
+                for g in range(groups * LANES):
+                    code = coded(ws, g // LANES, g % LANES, ws.scratch[g % LANES])
+                    ws.starts[g] |= bit if code != ws.last[g] else np.int32(0)
+                    ws.cells[t * groups * LANES + g] = code
+                    ws.last[g] = code
+            else:
+                codes(
+                    start_of(ws.x), start_of(ws.scratch), bit, behind(ws.cells, t * groups * LANES),
+                    start_of(ws.starts), start_of(ws.last),
+                )  # fmt: skip
+        for k in range(groups):  # what is empty is on the grid
+            for j in range(LANES):
+                none, g = ws.empty[j] != 0, k * LANES + j
+                ws.starts[g] = either(none, np.int32(1), ws.starts[g])
+                ws.cells[g] = either(none, on_grid, ws.cells[g])
 
     @inner
     def pad(queue, n):
@@ -183,9 +214,9 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
             g, t = at & (groups * LANES - 1), met & (CUT - 1)
             if met == SINGLE:
                 k, j, t = g // LANES, g & (LANES - 1), at >> shift
-                code, _ = code_of(ws, k, j, numerators[t] / ws.divisor[j])
-                scale = peek(ws.trials, t * LANES + j)
-                cell = look_up(ws, points, k, j, np.int64(code), scale, False)
+                inverse = numerators[t] / ws.divisor[j]
+                code = np.int64(coded(ws, k, j, inverse)) & rounded
+                cell = look_up(ws, points, k, j, code, ONE / inverse, False)
                 if cell < 0:
                     return -1
                 poke(ws.cells, at, cell)
@@ -203,8 +234,9 @@ def make_settle(name: str, how: Search, code_of: Any, look_up: Any):
         return n
 
     @inner
-    def settle_all(ws, points):
+    def settle_all(ws, points, exact):
         queue = ws.queue
+        add_codes(ws, exact)
         for i in range(LANES * TRIES):
             queue.halves[i] = _HALF * ws.trials[i]
         rows(start_of(ws.x), start_of(queue.x))

@@ -22,10 +22,8 @@ from quant_types.lanes.grid_work import LANES, TRIES
 from quant_types.lanes.nearest import make_nearest
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 from quant_types.lanes.vectors import (
-    make_add_codes,
     make_add_two,
     make_choose,
-    make_divide,
 )
 
 _HALF = np.float32(0.5)
@@ -57,7 +55,7 @@ def make_search(name: str, how: Search):
     base, dim = grids.grid(name).base, grids.grid(name).dim
     length, groups = how.length, how.length // dim
     numerators = np.array(how.numerators(base), np.float32)
-    tries = len(numerators)
+    tries, inverses = len(numerators), (1 / numerators.astype(np.float64)).astype(np.float32)
     top, top_float = np.int32(base - 1), np.float32(2 * base - 1)
     top_level = np.float32(base - 1)
     base_float, base_int = np.float32(base), np.int32(base)
@@ -67,11 +65,8 @@ def make_search(name: str, how: Search):
     nearest = make_nearest(dim, LANES)
     cells = grids.grid(name).cells
     whole = np.int32(cells.shape[1])  # added to a code, if it is between two levels
-    bits, divide = grids.level_bits(base), make_divide(LANES)
-    on_grid = np.int32(np.argmax(cells[0] >= 0))
-    add_two = make_add_two(groups, dim, LANES, bits)
+    add_two = make_add_two(groups, dim, LANES, grids.level_bits(base))
     choose_cells = make_choose(groups, LANES)
-    codes = make_add_codes(base, groups, dim, LANES)
 
     @inner
     def start(ws):
@@ -113,37 +108,19 @@ def make_search(name: str, how: Search):
         return code, farthest
 
     @inner
-    def add_codes(ws, exact):
-        """Scales and codes of all tries, and where runs of equal codes begin; of weights far out of
-        range, codes are ggml's only if they are `exact`."""
+    def coded(ws, k, j, inverse):
+        """The code, and `whole` with it if one of the weights is between two levels."""
+        code, moved = code_of(ws, k, j, inverse)
+        return np.int32(code + (whole if moved > _BORDER else np.int32(0)))
+
+    @inner
+    def add_trials(ws):
+        """The scales of all tries, as near as makes no difference to `bound`."""
+        for t in range(tries):
+            for j in range(LANES):
+                ws.trials[t * LANES + j] = ws.divisor[j] * inverses[t]
         for t in range(tries * LANES, TRIES * LANES):  # denormal numbers would take their time
             ws.trials[t] = ONE
-        for g in range(groups * LANES):
-            ws.starts[g] = 0
-            ws.last[g] = -1
-        for t in range(tries):
-            divide(
-                numerators[t], start_of(ws.divisor), start_of(ws.scratch),
-                behind(ws.trials, t * LANES),
-            )  # fmt: skip
-            bit = np.int32(1 << t)
-            if exact:
-                for g in range(groups * LANES):
-                    code, moved = code_of(ws, g // LANES, g % LANES, ws.scratch[g % LANES])
-                    code = np.int32(code + (whole if moved > _BORDER else np.int32(0)))
-                    ws.starts[g] |= bit if code != ws.last[g] else np.int32(0)
-                    ws.cells[t * groups * LANES + g] = code
-                    ws.last[g] = code
-            else:
-                codes(
-                    start_of(ws.x), start_of(ws.scratch), bit, behind(ws.cells, t * groups * LANES),
-                    start_of(ws.starts), start_of(ws.last),
-                )  # fmt: skip
-        for k in range(groups):  # what is empty is on the grid
-            for j in range(LANES):
-                none, g = ws.empty[j] != 0, k * LANES + j
-                ws.starts[g] = either(none, np.int32(1), ws.starts[g])
-                ws.cells[g] = either(none, on_grid, ws.cells[g])
 
     @inner
     def far_out(ws):
@@ -202,7 +179,7 @@ def make_search(name: str, how: Search):
         point = np.int64(peek(points.points, first * LIST + np.int64(place)))
         return np.int32(peek(points.packed, point) | _OFF)
 
-    settle_all = _way(dim).make_settle(name, how, code_of, look_up)
+    settle_all = _way(dim).make_settle(name, how, coded, look_up)
 
     @inner
     def choose(ws):
@@ -268,11 +245,9 @@ def make_search(name: str, how: Search):
     @inner
     def search(ws, points):
         start(ws)
-        add_codes(ws, False)
-        if far_out(ws):
-            add_codes(ws, True)
+        add_trials(ws)
         bound(ws)
-        if not settle_all(ws, points):
+        if not settle_all(ws, points, far_out(ws)):
             return False
         choose(ws)
         return again(ws, points)

@@ -3,9 +3,11 @@ SIMD of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import llvmlite.ir as ir
+from llvmlite.ir import instructions
 
 from quant_types.lanes.grid_work import LANES
 from quant_types.lanes.nearest import call
@@ -35,6 +37,33 @@ def product(builder: Any, v: Any, *factors: float) -> Any:
 def magnitude(builder: Any, v: Any) -> Any:
     """The magnitude of a row."""
     return call(builder, f"llvm.fabs.v{LANES}f32", FLOATS, v)
+
+
+def _addresses(builder: Any, address: Any, places: Any, kind: Any) -> Any:
+    base = builder.bitcast(address, kind.element.as_pointer())
+    at = instructions.GEPInstr(
+        builder.block, base, [places], False, "", source_etype=kind.element
+    )
+    at.type = ir.VectorType(base.type, LANES)
+    builder._insert(at)
+    return at
+
+
+_EVERY = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
+
+
+def gathered(builder: Any, address: Any, places: Any, kind: Any = INTS) -> Any:
+    """Numbers of four bytes at places behind an address."""
+    name = f"llvm.masked.gather.v{LANES}{'f32' if kind is FLOATS else 'i32'}.v{LANES}p0"
+    at = _addresses(builder, address, places, kind)
+    return call(builder, name, kind, at, I32(4), _EVERY, ir.Constant(kind, ir.Undefined))
+
+
+def scattered(builder: Any, address: Any, places: Any, values: Any) -> None:
+    """Write int32 at places behind an address."""
+    name = f"llvm.masked.scatter.v{LANES}i32.v{LANES}p0"
+    at = _addresses(builder, address, places, INTS)
+    call(builder, name, ir.VoidType(), values, at, I32(4), _EVERY)
 
 
 class Rows:
@@ -79,11 +108,19 @@ class Loop:
         """Go on behind the loop, which ends at `stop`, with what it carried to there."""
         builder = self.builder
         following = builder.add(self.number, I64(step))
+        stop = I64(stop) if isinstance(stop, int) else stop
+        return self._end(following, builder.icmp_signed("<", following, stop), carried)
+
+    def end_while(self, more: Any, *carried: Any) -> list[Any]:
+        """Likewise, of a loop that ends where there is no more."""
+        return self._end(self.builder.add(self.number, I64(1)), more, carried)
+
+    def _end(self, following: Any, more: Any, carried: Sequence[Any]) -> list[Any]:
+        builder = self.builder
         self.number.add_incoming(following, builder.block)
         for phi, v in zip(self.carried, carried, strict=True):
             phi.add_incoming(v, builder.block)
         after = builder.append_basic_block("after")
-        stop = I64(stop) if isinstance(stop, int) else stop
-        builder.cbranch(builder.icmp_signed("<", following, stop), self.block, after)
+        builder.cbranch(more, self.block, after)
         builder.position_at_end(after)
         return list(carried)

@@ -58,24 +58,22 @@ def make_columns(length: int, lanes: int):
 
 
 def make_divide(lanes: int):
-    """`divide(number, divisor, quotient, scale)`: addresses of float32 `[lanes]`; number / divisor,
-    and one over that. Of a loop LLVM makes divisions one by one."""
+    """`divide(number, divisor, quotient)`: number / divisor, addresses of float32 `[lanes]`. Of a
+    loop LLVM makes divisions one by one."""
     floats = ir.VectorType(_F32, lanes)
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number, *rest = arguments
-        divisor, quotient, scale = (builder.bitcast(a, floats.as_pointer()) for a in rest)
+        divisor, quotient = (builder.bitcast(a, floats.as_pointer()) for a in rest)
         wide = splat(builder, number, lanes)
-        found = builder.fdiv(wide, builder.load(divisor, align=4))
-        builder.store(found, quotient, align=4)
-        builder.store(builder.fdiv(ir.Constant(floats, [1.0] * lanes), found), scale, align=4)
+        builder.store(builder.fdiv(wide, builder.load(divisor, align=4)), quotient, align=4)
         return context.get_dummy_value()
 
     address = types.voidptr
 
     @intrinsic
-    def divide(typing, number, divisor, quotient, scale):
-        return types.void(types.float32, address, address, address), code
+    def divide(typing, number, divisor, quotient):
+        return types.void(types.float32, address, address), code
 
     return divide
 
@@ -208,11 +206,11 @@ def make_choose(groups: int, lanes: int):
     return choose
 
 
-def make_add_codes(base: int, groups: int, dim: int, lanes: int):
-    """`add_codes(x, inverse, bit, cells, starts, last)`: a try's codes.
+def make_add_codes(groups: int, dim: int, lanes: int):
+    """`add_codes(x, inverse, bit, cells, starts, last)`: a try's codes, of eight levels.
 
-    A product of a weight and the inverse scale is rounded to `2 * level + 1`: of three levels the
-    second begins beyond 2 and the third at 4; of eight, where a sum with 1.5 * 2**24 is even.
+    A product of a weight and the inverse scale is rounded to `2 * level + 1`, where a sum with
+    1.5 * 2**24 is even.
 
     Args of `add_codes`:
         x: address of float32 [groups * dim, lanes], not far out of range.
@@ -224,7 +222,7 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
             last one; the last codes.
     """
     floats, ints = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
-    whole = 1 << (base**dim - 1).bit_length()
+    whole = 1 << (3 * dim)
     border_width = 2.0**-14  # of 2 * level + 1
 
     def same(kind: Any, value: float) -> Any:
@@ -234,20 +232,7 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
         bits = builder.and_(builder.bitcast(v, ints), same(ints, 0x7FFFFFFF))
         return builder.bitcast(bits, floats)
 
-    def of_three(builder: Any, products: list[Any]) -> tuple[Any, Any]:
-        code, nearest = same(ints, 0), None
-        for i, v in enumerate(products):
-            for sign, half in ((">", 2.0), (">=", 4.0)):
-                beyond = builder.fcmp_ordered(sign, v, same(floats, half))
-                step = builder.select(beyond, same(ints, 3**i), same(ints, 0))
-                code = builder.add(code, step)
-            away = magnitude(builder, builder.fsub(v, same(floats, 3.0)))
-            away = magnitude(builder, builder.fsub(away, same(floats, 1.0)))
-            closer = None if nearest is None else builder.fcmp_ordered("<", away, nearest)
-            nearest = away if closer is None else builder.select(closer, away, nearest)
-        return code, builder.fcmp_ordered("<=", nearest, same(floats, border_width))
-
-    def of_eight(builder: Any, products: list[Any]) -> tuple[Any, Any]:
+    def coded(builder: Any, products: list[Any]) -> tuple[Any, Any]:
         code, farthest = same(ints, 0), None
         for v in reversed(products):
             v = builder.fsub(v, same(floats, 1.0))
@@ -290,7 +275,7 @@ def make_add_codes(base: int, groups: int, dim: int, lanes: int):
         for i in range(dim):
             row = builder.add(builder.mul(group, _I64(dim)), _I64(i))
             products.append(builder.fmul(factor, builder.load(at(x, row, floats), align=4)))
-        found, between = (of_three if base == 3 else of_eight)(builder, products)
+        found, between = coded(builder, products)
         between = builder.select(between, same(ints, whole), same(ints, 0))
         found = builder.or_(found, between)
         old = builder.load(at(last, group, ints), align=4)
