@@ -30,6 +30,7 @@ from quant_types.lanes.rows import (
     floats,
     gathered,
     ints,
+    lowest_bit,
     magnitude,
     scattered,
 )
@@ -40,7 +41,6 @@ AT, LAST = 10, 15  # bits of a run's word: below them its place in `cells`, then
 # the border at least, and rounding in `nearest` does not turn which level is nearer to it.
 _UNSURE = 2.0**-14
 _ROUND, _ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
-_BEHIND = 127  # added to a try, as in the exponent of a power of two
 
 
 def make_line_up(numerators: list[float], groups: int, dim: int, shift: int):
@@ -98,17 +98,12 @@ def make_line_up(numerators: list[float], groups: int, dim: int, shift: int):
             later = builder.fcmp_ordered(">", beyond, floats(0.0))
             at = builder.add(at, builder.select(later, ints(1), ints(0)))
             bits = builder.or_(bits, builder.shl(ints(1), at))
-            crossings.append(builder.add(at, ints(_BEHIND - 1)))
+            crossings.append(builder.sub(at, ints(1)))
         bits, unsure = (builder.lshr(v, ints(1)) for v in (bits, unsure))
         unsure = builder.and_(unsure, ints((1 << tries) - 1))
         bits = builder.or_(bits, builder.or_(unsure, builder.shl(unsure, ints(1))))
         bits = builder.and_(builder.or_(bits, ints(1)), ints((1 << tries) - 1))
         return crossings, code, bits, unsure
-
-    def lowest(builder: Any, bits: Any) -> Any:
-        """The number of the lowest bit that is set, plus `_BEHIND`; 0 if none is."""
-        bit = builder.sitofp(builder.and_(bits, builder.sub(ints(0), bits)), FLOATS)
-        return builder.lshr(builder.bitcast(bit, INTS), ints(23))
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         x, divisor, empty, all_unsure, first, table, cells, starts, runs = arguments
@@ -123,11 +118,11 @@ def make_line_up(numerators: list[float], groups: int, dim: int, shift: int):
         Rows(builder, starts, INTS).store(0, bits)
         settled = builder.or_(none, builder.not_(wanted))
         runs = builder.bitcast(runs, I32.as_pointer())
-        lanes = ir.Constant(INTS, [lane - (_BEHIND << shift) for lane in range(LANES)])
+        lanes = ir.Constant(INTS, [*range(LANES)])
         nowhere = ir.Constant(INTS, [(tries << shift) + lane for lane in range(LANES)])
         places = builder.add(lanes, splat(builder, builder.trunc(first, I32), LANES))
         open_bits = builder.select(settled, bits, ints(0))
-        loop = Loop(builder, 0, open_bits, lowest(builder, open_bits), I64(0))
+        loop = Loop(builder, 0, open_bits, lowest_bit(builder, open_bits)[1], I64(0))
         rest, t, n = loop.carried
         there = builder.icmp_signed("!=", rest, ints(0))
         found = before
@@ -138,9 +133,9 @@ def make_line_up(numerators: list[float], groups: int, dim: int, shift: int):
         at = builder.add(builder.shl(t, ints(shift)), places)
         at = builder.select(there, at, nowhere)
         rest = builder.and_(rest, builder.sub(rest, ints(1)))
-        following = lowest(builder, builder.or_(rest, ints(1 << tries)))
+        _, following = lowest_bit(builder, builder.or_(rest, ints(1 << tries)))
         scattered(builder, cells, at, cell)
-        last = builder.shl(builder.sub(following, ints(_BEHIND + 1)), ints(AT))
+        last = builder.shl(builder.sub(following, ints(1)), ints(AT))
         word = builder.or_(builder.or_(at, last), builder.shl(found, ints(LAST)))
         off = builder.and_(builder.icmp_signed("<", cell, ints(0)), builder.and_(there, wanted))
         packed = call(

@@ -33,6 +33,8 @@ from quant_types.lanes.vectors import make_columns
 _KEPT = 1 << 12  # sums that are kept at once, and those of one list
 _HALF = np.float32(0.5)
 
+APART = True  # few of a sub-block's tries begin a run
+
 
 class Queue(NamedTuple):
     """Ranges of tries of a group that is off the grid, under which its code is the same; and those

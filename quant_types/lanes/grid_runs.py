@@ -33,6 +33,8 @@ from quant_types.lanes.vectors import make_add_codes, make_divide
 
 _HALF = np.float32(0.5)
 
+APART = False  # at nearly all tries some run of a sub-block begins
+
 
 class Queue(NamedTuple):
     """Ranges of tries of groups that are off the grid, under which a code is the same, as

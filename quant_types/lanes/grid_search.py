@@ -17,14 +17,11 @@ from quant_types import grids
 from quant_types.grids import LIST, OFF, SIZE, SIZE_BITS
 from quant_types.iq_search import Search
 from quant_types.lanes import grid_lists, grid_runs
+from quant_types.lanes.choice import make_add_two, make_choose
 from quant_types.lanes.compile import behind, either, inner, peek, start_of
 from quant_types.lanes.grid_work import LANES, TRIES
 from quant_types.lanes.nearest import make_nearest
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
-from quant_types.lanes.vectors import (
-    make_add_two,
-    make_choose,
-)
 
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
@@ -65,8 +62,9 @@ def make_search(name: str, how: Search):
     nearest = make_nearest(dim, LANES)
     cells = grids.grid(name).cells
     whole = np.int32(cells.shape[1])  # added to a code, if it is between two levels
-    add_two = make_add_two(groups, dim, LANES, grids.level_bits(base))
-    choose_cells = make_choose(groups, LANES)
+    apart, every = _way(dim).APART, (1 << tries) - 1
+    add_two = make_add_two(groups, dim, grids.level_bits(base), apart)
+    choose_cells = make_choose(groups)
 
     @inner
     def start(ws):
@@ -182,14 +180,25 @@ def make_search(name: str, how: Search):
     settle_all = _way(dim).make_settle(name, how, coded, look_up)
 
     @inner
+    def sums_of_two(ws):
+        return add_two(
+            start_of(ws.cells), start_of(ws.starts), start_of(ws.rest), start_of(ws.last),
+            start_of(ws.wx), start_of(ws.w), start_of(ws.sums),
+        )  # fmt: skip
+
+    @inner
     def choose(ws):
         """The best of the scales that are tried."""
-        for t in range(0, tries, 2):
-            add_two(
-                behind(ws.cells, t * groups * LANES), start_of(ws.starts), np.int32(t),
-                start_of(ws.last), start_of(ws.wx), start_of(ws.w), start_of(ws.sums),
-            )  # fmt: skip
-            for k in range(min(2, tries - t)):
+        for j in range(LANES):
+            rest = np.int32(0 if apart else every)
+            if apart:
+                for k in range(groups):
+                    rest = np.int32(rest | ws.starts[k * LANES + j])
+            ws.rest[j] = rest
+        left = np.int32(1)
+        while left != 0:
+            left = sums_of_two(ws)
+            for k in range(2):
                 choose_cells(
                     behind(ws.sums, 2 * k * LANES), behind(ws.last, k * groups * LANES),
                     start_of(ws.scale), start_of(ws.best), start_of(ws.best_cell),
@@ -228,11 +237,7 @@ def make_search(name: str, how: Search):
                     ws.best_cell[g] = cell
         for g in range(groups * LANES):
             ws.last[groups * LANES + g] = ws.best_cell[g]
-            ws.starts[g] = 0
-        add_two(
-            start_of(ws.cells), start_of(ws.starts), np.int32(0), start_of(ws.last),
-            start_of(ws.wx), start_of(ws.w), start_of(ws.sums),
-        )  # fmt: skip
+        sums_of_two(ws)  # no try is left: of the cells in `last`
         fine = True
         for j in range(LANES):
             sum_qx, sum_q2 = ws.sums[j], ws.sums[LANES + j]

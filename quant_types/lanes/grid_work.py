@@ -40,6 +40,7 @@ class Work(NamedTuple):
     best: np.ndarray  # float32 [LANES]
     signs: np.ndarray  # int32 [length / 8, sub-blocks of a tile]: a byte of each eight
     sums: np.ndarray  # float32 [4, LANES]: of two tries, the sums of w * x * q and of w * q * q
+    rest: np.ndarray  # int32 [LANES]: bits of the tries that are left
     refit: np.ndarray  # int32 [LANES]
     scratch: np.ndarray  # float32 [LANES]
     border: np.ndarray  # int32 [groups, LANES]: not 0 where a weight is between two levels
@@ -104,13 +105,14 @@ def make_work(name: str, how: Search, queue_of: Any):
         best, memory = take_floats(memory, LANES)
         signs, memory = take_ints(memory, 256 * BLOCKS // 8)
         two, memory = take_floats(memory, 4 * LANES)
+        rest, memory = take_ints(memory, LANES)
         refit, memory = take_ints(memory, LANES)
         scratch, memory = take_floats(memory, LANES)
         border, memory = take_ints(memory, groups)
         queue, memory = queue_of(memory)
         found = Work(
             x, w, wx, root, cells, starts, last, best_cell, tolerance, empty, divisor, trials,
-            scale, best, signs, two, refit, scratch, border, queue,
+            scale, best, signs, two, rest, refit, scratch, border, queue,
         )  # fmt: skip
         return found, memory
 

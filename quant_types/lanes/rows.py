@@ -39,6 +39,13 @@ def magnitude(builder: Any, v: Any) -> Any:
     return call(builder, f"llvm.fabs.v{LANES}f32", FLOATS, v)
 
 
+def lowest_bit(builder: Any, bits: Any) -> tuple[Any, Any]:
+    """The lowest bit that is set, and its number; 0 and -127 where none is."""
+    bit = builder.and_(bits, builder.sub(ints(0), bits))
+    power = builder.bitcast(builder.sitofp(bit, FLOATS), INTS)
+    return bit, builder.sub(builder.lshr(power, ints(23)), ints(127))
+
+
 def _addresses(builder: Any, address: Any, places: Any, kind: Any) -> Any:
     base = builder.bitcast(address, kind.element.as_pointer())
     at = instructions.GEPInstr(
