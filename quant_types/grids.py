@@ -42,8 +42,8 @@ class Grid(NamedTuple):
     odd: np.ndarray  # uint8 [points, dim]: a point as 2 * level + 1
     points: np.ndarray  # uint16 [all chunks, LIST]: candidates; the short lists behind the others
     near: np.ndarray  # uint8 [all chunks, dim, LIST]: candidates as 2 * level + 1
-    listed: np.ndarray  # int32 [all chunks, LIST]: candidates as `packed`; IQ2's are [0, LIST], and
-    # IQ3's with `OFF`, and chunks behind: lists side by side are read as far as the longest of them
+    listed: np.ndarray  # int32 [all chunks, LIST]: candidates as `packed`, but for IQ1 with `OFF`;
+    # IQ3's with chunks behind, since lists side by side are read as far as the longest of them
     table: np.ndarray  # uint8
 
 
@@ -112,9 +112,9 @@ def _make(name: str) -> Grid:
     points = points.astype(np.uint16).reshape(-1, LIST)
     odd = (2 * levels + 1).astype(np.uint8)
     near = np.ascontiguousarray(odd[points].transpose(0, 2, 1))
-    listed = packed[points] if name == "IQ1_S" else packed[:0].reshape(0, LIST)
+    listed = packed[points] | (0 if name == "IQ1_S" else OFF)
     if dim == 4:
-        listed = np.pad(packed[points] | OFF, ((0, sizes.max() // LIST), (0, 0)))
+        listed = np.pad(listed, ((0, sizes.max() // LIST), (0, 0)))
     arrays = (place, sizes, cells, packed, odd, points, near, listed)
     spans = [-(-a.nbytes // LINE) * LINE for a in arrays]
     memory = np.zeros(sum(spans) + LINE, np.uint8)

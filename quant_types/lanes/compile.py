@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
 _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _APART = "quant_types_apart"
 _LIBM = {"log2", "sqrtf"}
+PERMUTE = "llvm.x86.avx512.permvar.sf.512"  # of a table of 16 float32, those at 16 places
 
 
 def inner(function: Callable[..., Any]) -> Any:
@@ -293,7 +294,7 @@ def optimized(name: str, machine: Any) -> Any:
     module.get_function(entry.native_name).name = kernels.SYMBOL
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
     _optimize(module, machine)
-    called = {f.name for f in module.functions if f.is_declaration} - _LIBM
+    called = {f.name for f in module.functions if f.is_declaration} - _LIBM - {PERMUTE}
     if strange := sorted(f for f in called if not f.startswith("llvm.") or ".x86." in f):
         raise TypeError(
             f"kernel {name} calls {', '.join(strange)}, which is not there to link with"

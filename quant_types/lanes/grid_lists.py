@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quant_types import grids
-from quant_types.grids import LIST, OFF, SIZE, SIZE_BITS
+from quant_types.grids import LIST, SIZE, SIZE_BITS
 from quant_types.iq_search import Search
+from quant_types.lanes.candidates import make_sums
 from quant_types.lanes.compile import (
     behind,
     inner,
@@ -47,11 +48,14 @@ class Queue(NamedTuple):
     sums: np.ndarray  # float32 [_KEPT + 2 * MOST]
     met: np.ndarray  # float32 [2]: what `share` writes
     halves: np.ndarray  # float32 [LANES, TRIES]: half of each scale
+    factors: np.ndarray  # float32 [2, dim, LANES]: a group's `Work.root`, and that times `Work.x`
+    terms: np.ndarray  # float32 [LANES, size]: what `candidates` makes of them
 
 
 def make_queue(name: str, how: Search):
     """`queue(memory)`: a queue, and the address behind it."""
-    most = LANES * (2 * how.tries + 1)
+    most, dim = LANES * (2 * how.tries + 1), grids.grid(name).dim
+    size, _, _ = make_sums(dim)
 
     @inner
     def queue(memory):
@@ -61,7 +65,9 @@ def make_queue(name: str, how: Search):
         sums, memory = take_floats(memory, _KEPT + 2 * MOST)
         met, memory = take_floats(memory, 2)
         halves, memory = take_floats(memory, TRIES * LANES)
-        return Queue(runs, several, leads, sums, met, halves), memory
+        factors, memory = take_floats(memory, 2 * dim * LANES)
+        terms, memory = take_floats(memory, LANES * size)
+        return Queue(runs, several, leads, sums, met, halves, factors, terms), memory
 
     return queue
 
@@ -78,16 +84,16 @@ def make_settle(name: str, how: Search, coded: Any, look_up: Any):
     groups, tries = how.length // dim, len(numerators)
     beyond = np.int32(-(1 << tries))
     shift = (groups * LANES).bit_length() - 1
-    rounded, off = cells.shape[1] - 1, np.int32(OFF)
-    lead, share = make_lead(dim, LANES, 2 * dim, int(((-1 - cells[cells < 0]) & SIZE).max()))
+    rounded = cells.shape[1] - 1
+    size, prepare, sums_of = make_sums(dim)
+    lead, share = make_lead(sums_of, int(((-1 - cells[cells < 0]) & SIZE).max()))
     line_up_all = make_line_up(how.numerators(grids.grid(name).base), groups, dim, shift)
     by_lane = make_columns(LANES, TRIES)
 
     @inner
     def cell_of(points, chunk, place):
         """The cell of a candidate, its place in the low 6 bits."""
-        point = np.int64(peek(points.points, chunk * LIST + (place & (MOST - 1))))
-        return np.int32(peek(points.packed, point) | off)
+        return peek(points.listed, chunk * LIST + (place & (MOST - 1)))
 
     @inner
     def word_of(at, last, code):
@@ -138,19 +144,19 @@ def make_settle(name: str, how: Search, coded: Any, look_up: Any):
             at, last = split(np.int64(peek(queue.runs, begin)))
             j, first, g = at & (LANES - 1), at >> shift, at & (groups * LANES - 1)
             listed = -1 - np.int64(peek(ws.cells, at))
-            chunk, size = listed >> SIZE_BITS, listed & SIZE
+            chunk, count = listed >> SIZE_BITS, listed & SIZE
             leads = lead(
-                start_of(points.near), behind(ws.x, k * dim * LANES + j),
-                behind(ws.root, k * dim * LANES + j), peek(queue.halves, j * TRIES + first),
-                peek(queue.halves, j * TRIES + last), peek(ws.tolerance, g), np.int32(chunk),
-                np.int32(size), behind(queue.sums, used),
+                behind(queue.terms, j * size), start_of(points.near), start_of(points.listed),
+                peek(queue.halves, j * TRIES + first), peek(queue.halves, j * TRIES + last),
+                peek(ws.tolerance, g), np.int32(chunk), np.int32(count),
+                behind(queue.sums, used),
             )  # fmt: skip
             poke(ws.cells, at, cell_of(points, chunk, np.int64(leads)))
             poke(queue.several, m, np.int32(begin))
             poke(queue.leads, m, np.int32(leads | np.int32(used << 14)))
             m += 1 if leads >= np.int32(SEVERAL) else 0
             # apart, so that none waits for those before it
-            used += (size + LIST - 1) // LIST * SUMS
+            used += (count + LIST - 1) // LIST * SUMS
             begin += 1
         return begin, m
 
@@ -204,10 +210,18 @@ def make_settle(name: str, how: Search, coded: Any, look_up: Any):
 
     @inner
     def settle_all(ws, points, exact):
-        by_lane(ws.trials, ws.queue.halves)
+        queue = ws.queue
+        by_lane(ws.trials, queue.halves)
         for i in range(LANES * TRIES):
-            ws.queue.halves[i] = _HALF * ws.queue.halves[i]
+            queue.halves[i] = _HALF * queue.halves[i]
         for k in range(groups):
+            for i in range(dim):
+                for j in range(LANES):
+                    at = (k * dim + i) * LANES + j
+                    factor = ws.root[at]
+                    queue.factors[i * LANES + j] = factor
+                    queue.factors[(dim + i) * LANES + j] = factor * ws.x[at]
+            prepare(start_of(queue.factors), start_of(queue.terms))
             begin, n = 0, line_up(ws, points, k, exact)
             while begin < n:
                 begin, m = lead_all(ws, points, k, begin, n)

@@ -174,8 +174,7 @@ def make_search(name: str, how: Search):
         )  # fmt: skip
         if place < 0:
             return np.int32(-1)
-        point = np.int64(peek(points.points, first * LIST + np.int64(place)))
-        return np.int32(peek(points.packed, point) | _OFF)
+        return peek(points.listed, first * LIST + np.int64(place))
 
     settle_all = _way(dim).make_settle(name, how, coded, look_up)
 
