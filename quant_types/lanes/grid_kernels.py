@@ -10,11 +10,19 @@ from quant_types import grids
 from quant_types.iq_search import Search
 from quant_types.kernels import OVERFLOW
 from quant_types.lanes import positive_search
-from quant_types.lanes.compile import inner, make_records, take_floats, take_ints
-from quant_types.lanes.grid_search import make_queue, make_search, point_of
+from quant_types.lanes.compile import (
+    behind,
+    inner,
+    make_records,
+    start_of,
+    take_floats,
+    take_ints,
+)
+from quant_types.lanes.grid_search import make_queue, make_search
 from quant_types.lanes.grid_tile import (
     make_magnitudes,
     make_mean_squares,
+    make_take_over,
     make_unweighted,
     weigh,
 )
@@ -60,12 +68,13 @@ def make_kernels(name: str, how: Search, type_size: int, store):
     per_lane = length // 8
     fudge = np.float32(how.fudge)
     parity, least_squares = how.parity, how.least_squares
-    sign_bits = np.int32(127) if parity else np.int32(255)
+    sign_bits = 127 if parity else 255
     records_of = make_records(np.uint8, type_size)
     points_of, search = make_points(name), make_search(name, how)
     work_of = make_work(name, how, make_queue(name, how))
     mean_squares, unweighted = make_mean_squares(how.factor), make_unweighted(how.floor)
     magnitudes = make_magnitudes(parity, length, sub_blocks)
+    take_over = make_take_over(per_lane, groups, sub_blocks, sign_bits)
     columns = make_columns(length, sub_blocks)
     if how.least_squares:
         first_scale = positive_search.make_search(length, grids.grid(name).base + 1, sub_blocks)
@@ -96,22 +105,6 @@ def make_kernels(name: str, how: Search, type_size: int, store):
         for i in range(count * 256, weights):
             tile.x[i] = ZERO
             tile.w[i] = ZERO
-
-    @inner
-    def take_over(tile, ws, first):
-        """What was found for sub-blocks from `first` on."""
-        for lane in range(LANES):
-            j = first + lane
-            turned = sign_bits if ws.scale[lane] < ZERO else np.int32(0)
-            used = np.int32(0) if ws.empty[lane] != 0 else sign_bits
-            tile.used[j] = used
-            tile.scale[j] = abs(ws.scale[lane])
-            for i in range(per_lane):
-                at = j * per_lane + i
-                sign = ws.signs[i * sub_blocks + j]
-                tile.signs[at] = np.int32(np.int32(sign ^ turned) & used)
-            for k in range(groups):
-                tile.points[j * groups + k] = point_of(ws.best_cell[k * LANES + lane])
 
     @inner
     def round_scales(tile):
@@ -152,7 +145,11 @@ def make_kernels(name: str, how: Search, type_size: int, store):
                 ws.scale[lane] = tile.first[j + lane]
             if not search(ws, points):
                 return False
-            take_over(tile, ws, j)
+            take_over(
+                start_of(ws.scale), start_of(ws.empty), behind(ws.signs, j), start_of(ws.best_cell),
+                behind(tile.scale, j), behind(tile.used, j), behind(tile.signs, j * per_lane),
+                behind(tile.points, j * groups),
+            )  # fmt: skip
         round_scales(tile)
         for b in range(count):
             store(tile, b, records[first + b])

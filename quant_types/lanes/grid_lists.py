@@ -215,12 +215,10 @@ def make_settle(name: str, how: Search, coded: Any, look_up: Any):
         for i in range(LANES * TRIES):
             queue.halves[i] = _HALF * queue.halves[i]
         for k in range(groups):
-            for i in range(dim):
-                for j in range(LANES):
-                    at = (k * dim + i) * LANES + j
-                    factor = ws.root[at]
-                    queue.factors[i * LANES + j] = factor
-                    queue.factors[(dim + i) * LANES + j] = factor * ws.x[at]
+            for i in range(dim * LANES):
+                factor = ws.root[k * dim * LANES + i]
+                queue.factors[i] = factor
+                queue.factors[dim * LANES + i] = factor * ws.x[k * dim * LANES + i]
             prepare(start_of(queue.factors), start_of(queue.terms))
             begin, n = 0, line_up(ws, points, k, exact)
             while begin < n:

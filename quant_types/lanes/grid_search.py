@@ -25,7 +25,7 @@ from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
-_OFF, _POINT = np.int32(OFF), np.int32(OFF - 1)
+_OFF = np.int32(OFF)
 # Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `lead`'s sums.
 _TOLERANCE = np.float32(64 * 2.0**-24)
 # A weight is between two levels where rounding decides which it is nearer to.
@@ -257,9 +257,3 @@ def make_search(name: str, how: Search):
         return again(ws, points)
 
     return search
-
-
-@inner
-def point_of(cell):
-    """The point of a cell."""
-    return np.int32(cell & _POINT)

@@ -1,14 +1,21 @@
-"""What the kernels of IQ2 and IQ3 make of a tile before they search.
+"""What the kernels of IQ2 and IQ3 make of a tile before they search, and of what they find.
 
 Weights are seen in blocks of 256, in eights for their signs, and in columns for the search.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import llvmlite.ir as ir
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from quant_types.grids import OFF
 from quant_types.lanes.compile import inner
 from quant_types.lanes.grid_work import BLOCKS
+from quant_types.lanes.rows import I32, INTS, Rows, floats, ints, magnitude
 from quant_types.lanes.scalars import ZERO
 
 
@@ -97,3 +104,57 @@ def make_magnitudes(parity: bool, length: int, lanes: int):
                     x[k] = v
 
     return magnitudes
+
+
+def _zipped(builder: Any, rows: list[Any]) -> Any:
+    """The first numbers of all rows, then the second ..."""
+    while len(rows) > 1:
+        half, n = len(rows) // 2, rows[0].type.count
+        places = [place for i in range(n) for place in (i, n + i)]
+        rows = [
+            builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, 2 * n), places))
+            for a, b in zip(rows[:half], rows[half:], strict=True)
+        ]
+    return rows[0]
+
+
+def make_take_over(eights: int, groups: int, sub_blocks: int, sign_bits: int):
+    """`take_over(scale, empty, sign, cell, scales, used, signs, points)`: what was found for
+    `LANES` sub-blocks, into a tile.
+
+    Args of `make_take_over`:
+        eights, groups: of a sub-block.
+        sub_blocks: of a tile.
+        sign_bits: those that are stored.
+
+    Args of `take_over`, addresses:
+        scale, empty, cell: the arrays of `Work`.
+        sign: int32 [eights, sub_blocks].
+        scales, used, signs, points: of the tile, from these sub-blocks on, that are written to.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scale, empty, sign, cell, scales, used, signs, points = arguments
+        found = Rows(builder, scale).load(0)
+        Rows(builder, scales).store(0, magnitude(builder, found))
+        negative = builder.fcmp_ordered("<", found, floats(0.0))
+        turned = builder.select(negative, ints(sign_bits), ints(0))
+        none = builder.icmp_signed("!=", Rows(builder, empty, INTS).load(0), ints(0))
+        stored = builder.select(none, ints(0), ints(sign_bits))
+        Rows(builder, used, INTS).store(0, stored)
+        sign, cell = Rows(builder, sign, INTS, sub_blocks), Rows(builder, cell, INTS)
+        of_eights = [
+            builder.and_(builder.xor(sign.load(i), turned), stored) for i in range(eights)
+        ]
+        of_groups = [builder.and_(cell.load(k), ints(OFF - 1)) for k in range(groups)]
+        for address, rows in ((signs, of_eights), (points, of_groups)):
+            zipped = _zipped(builder, rows)
+            where = builder.bitcast(address, zipped.type.as_pointer())
+            builder.store(zipped, where, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def take_over(typing, scale, empty, sign, cell, scales, used, signs, points):
+        return types.void(*[types.voidptr] * 8), code
+
+    return take_over
