@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from quant_types.grids import LEVELS_BIT, LIST
-from quant_types.lanes.compile import PERMUTE, splat, vector_width
+from quant_types.lanes.compile import PERMUTE, inner, splat, start_of, vector_width
 from quant_types.lanes.grid_work import LANES
 from quant_types.lanes.nearest import call, fused
 from quant_types.lanes.rows import FLOATS, I64, INTS, Loop, Rows, ints
@@ -28,8 +28,8 @@ def make_sums(dim: int) -> tuple[int, Any, Any]:
     """`size, prepare, sums`.
 
     - size: float32 of a sub-block's terms.
-    - `prepare(factors, terms)`, of Numba's: a group's weights and those times their values, address
-      of float32 [2, dim, LANES], as terms, address of float32 [LANES, size].
+    - `prepare(factors, terms)`, of Numba's: a group's weights and those times their values, float32
+      [2, dim, LANES], flat, as terms, float32 [LANES, size].
     - `sums(builder, terms, near, listed, chunk)`: a and b of a chunk of `LIST` candidates, vectors
       of LLVM's. terms: address of a sub-block's. near, listed: addresses of the grid's
       (`quant_types.grids`). chunk: int64.
@@ -63,8 +63,12 @@ def _wide(dim: int) -> tuple[int, Any, Any]:
         return context.get_dummy_value()
 
     @intrinsic
-    def prepare(typing, factors, terms):
+    def make_tables(typing, factors, terms):
         return types.void(types.voidptr, types.voidptr), code
+
+    @inner
+    def prepare(factors, terms):
+        make_tables(start_of(factors), start_of(terms))
 
     def sums(builder: Any, terms: Any, near: Any, listed: Any, chunk: Any) -> list[Any]:
         levels = Rows(builder, listed, INTS).load(chunk)

@@ -1,5 +1,4 @@
-"""Which levels groups of 8 weights round to (IQ2), try by try: where each weight crosses to the next
-level.
+"""Which levels groups of 8 weights round to (IQ2), try by try: where each crosses to the next one.
 
 The inverse scales that are tried go up by steps, less than double from the first to the last, so
 that a weight goes up by one level at most: `2 * level + 1` from below 2 or from below 4. At which
@@ -20,7 +19,6 @@ from quant_types.lanes.compile import splat
 from quant_types.lanes.grid_work import LANES
 from quant_types.lanes.nearest import call, fused
 from quant_types.lanes.rows import (
-    FLOATS,
     I32,
     I64,
     INTS,

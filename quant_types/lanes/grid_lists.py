@@ -219,7 +219,7 @@ def make_settle(name: str, how: Search, coded: Any, look_up: Any):
                 factor = ws.root[k * dim * LANES + i]
                 queue.factors[i] = factor
                 queue.factors[dim * LANES + i] = factor * ws.x[k * dim * LANES + i]
-            prepare(start_of(queue.factors), start_of(queue.terms))
+            prepare(queue.factors, queue.terms)
             begin, n = 0, line_up(ws, points, k, exact)
             while begin < n:
                 begin, m = lead_all(ws, points, k, begin, n)

@@ -18,7 +18,7 @@ from quant_types.grids import LIST, OFF, SIZE, SIZE_BITS
 from quant_types.iq_search import Search
 from quant_types.lanes import grid_lists, grid_runs
 from quant_types.lanes.choice import make_add_two, make_choose
-from quant_types.lanes.compile import behind, either, inner, peek, start_of
+from quant_types.lanes.compile import behind, inner, peek, start_of
 from quant_types.lanes.grid_work import LANES, TRIES
 from quant_types.lanes.nearest import make_nearest
 from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
@@ -59,7 +59,7 @@ def make_search(name: str, how: Search):
     epsilon = np.float32(how.epsilon)
     least_squares = how.least_squares
     redo_all, redo_off = how.again == "all", how.again == "off"
-    nearest = make_nearest(dim, LANES)
+    nearest = make_nearest(dim, grids.level_bits(base), LANES)
     cells = grids.grid(name).cells
     whole = np.int32(cells.shape[1])  # added to a code, if it is between two levels
     apart, every = _way(dim).APART, (1 << tries) - 1
@@ -170,7 +170,7 @@ def make_search(name: str, how: Search):
         at = k * dim * LANES + j
         place = nearest(
             behind(ws.x, at), behind(ws.root, at), scale,
-            behind(points.near, first * (dim * LIST)), size,
+            behind(points.listed, first * LIST), size,
         )  # fmt: skip
         if place < 0:
             return np.int32(-1)

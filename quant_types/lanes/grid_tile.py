@@ -143,9 +143,7 @@ def make_take_over(eights: int, groups: int, sub_blocks: int, sign_bits: int):
         stored = builder.select(none, ints(0), ints(sign_bits))
         Rows(builder, used, INTS).store(0, stored)
         sign, cell = Rows(builder, sign, INTS, sub_blocks), Rows(builder, cell, INTS)
-        of_eights = [
-            builder.and_(builder.xor(sign.load(i), turned), stored) for i in range(eights)
-        ]
+        of_eights = [builder.and_(builder.xor(sign.load(i), turned), stored) for i in range(eights)]
         of_groups = [builder.and_(cell.load(k), ints(OFF - 1)) for k in range(groups)]
         for address, rows in ((signs, of_eights), (points, of_groups)):
             zipped = _zipped(builder, rows)

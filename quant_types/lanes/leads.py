@@ -60,9 +60,9 @@ def make_lead(sums_of: Any, longest: int):
     def lower(builder: Any, a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
-    def bars_of(builder: Any, a: Any, b: Any, tolerance: Any) -> list[Any]:
+    def bars_of(builder: Any, errors: list[Any], tolerance: Any) -> list[Any]:
         """The least of a vector and that of another, and the tolerance with each."""
-        half = LIST // 2
+        half, (a, b) = LIST // 2, errors
 
         def shuffled(v: Any, w: Any, places: list[int]) -> Any:
             return builder.shuffle_vector(v, w, ir.Constant(INTS, places))
@@ -85,9 +85,7 @@ def make_lead(sums_of: Any, longest: int):
         return Rows(builder, builder.gep(floats, [builder.mul(number, I64(SUMS))]))
 
     def chunks_of(builder: Any, size: Any) -> Any:
-        return builder.zext(
-            builder.udiv(builder.add(size, I32(LIST - 1)), I32(LIST)), I64
-        )
+        return builder.zext(builder.udiv(builder.add(size, I32(LIST - 1)), I32(LIST)), I64)
 
     def compared(builder: Any, size: Any) -> Any:
         """How many of a list are compared."""
@@ -159,7 +157,7 @@ def make_lead(sums_of: Any, longest: int):
         first = kept(I64(0))
         least = [half_error(builder, end, *first) for end in ends]
         least = further(builder, chunks_of(builder, most), errors, *least)
-        bars = bars_of(builder, *least, tolerance)
+        bars = bars_of(builder, least, tolerance)
         masks = masks_of(builder, sums, most, first, *zip(ends, bars, strict=True))
         # One each: the least is not above its bar, unless the tolerance is NaN, and both are empty.
         bits = [call(builder, "llvm.ctpop.i64", I64, mask) for mask in masks]
@@ -179,9 +177,7 @@ def make_lead(sums_of: Any, longest: int):
     def share_code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         sums, size, tolerance, leads, met = arguments
         leads = builder.zext(leads, I64)
-        places = [
-            builder.and_(builder.lshr(leads, I64(shift)), I64(MOST - 1)) for shift in (0, 6)
-        ]
+        places = [builder.and_(builder.lshr(leads, I64(shift)), I64(MOST - 1)) for shift in (0, 6)]
         floats = builder.bitcast(sums, _F32.as_pointer())
 
         def value(array: int, place: Any) -> Any:

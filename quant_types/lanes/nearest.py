@@ -32,6 +32,10 @@ def _integers(values: list[int]) -> Any:
     return ir.Constant(_INTS, values)
 
 
+def _same(value: int) -> Any:
+    return _integers([value] * LIST)
+
+
 _PLACES = _integers([*range(LIST)])
 
 
@@ -72,13 +76,6 @@ def _spread(builder: Any, address: Any, dim: int, stride: int) -> list[Any]:
     ]
 
 
-def _candidates(builder: Any, near: Any, chunk: Any, dim: int, i: int) -> Any:
-    """Coordinate i of a chunk of candidates, bytes of 2 * level + 1."""
-    at = builder.add(builder.mul(chunk, _I64(dim * LIST)), _I64(i * LIST))
-    where = builder.bitcast(builder.gep(near, [at]), ir.VectorType(_I8, LIST).as_pointer())
-    return builder.load(where, align=LIST)
-
-
 class _Chunks:
     """A loop over the chunks of a list, with what it carries on from one to the next."""
 
@@ -116,8 +113,8 @@ def _place(builder: Any, chosen: Any, chunks: Any, single: Any) -> Any:
             first = _first(builder, mask)
             from_one = builder.block
         with several:
-            places = builder.add(builder.mul(chunks, _integers([LIST] * LIST)), _PLACES)
-            places = builder.select(chosen, places, _integers([_FAR] * LIST))
+            places = builder.add(builder.mul(chunks, _same(LIST)), _PLACES)
+            places = builder.select(chosen, places, _same(_FAR))
             lowest = _lowest(builder, places)
             from_several = builder.block
     place = builder.phi(_I32)
@@ -126,31 +123,42 @@ def _place(builder: Any, chosen: Any, chunks: Any, single: Any) -> Any:
     return place
 
 
-def make_nearest(dim: int, stride: int):
-    """`nearest(x, w, scale, near, size)`: the place in a list of the candidate of least
+def _cells(builder: Any, listed: Any, chunk: Any) -> Any:
+    """A chunk of candidates."""
+    at = builder.gep(builder.bitcast(listed, _INTS.as_pointer()), [chunk])
+    return builder.load(at, align=64)
+
+
+def make_nearest(dim: int, bits: int, stride: int):
+    """`nearest(x, w, scale, listed, size)`: the place in a list of the candidate of least
     weighted error, the first of equals; -1 if the errors of all overflow.
+
+    Args of `make_nearest`:
+        bits: of a level.
 
     Args of `nearest`:
         x, w: addresses of a group's first weight and its weight; the next are `stride` behind.
         scale: float32. Values are 2 * level + 1.
-        near: address of the list's first chunk (`quant_types.grids`).
+        listed: address of the list's first chunk of `quant_types.grids.Grid.listed`.
         size: its candidates, int32.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, w, scale, near, size = arguments
+        x, w, scale, listed, size = arguments
         xs, ws = (_spread(builder, a, dim, stride) for a in (x, w))
         scale = _splat(builder, scale)
 
         def term(chunk: Any, i: int) -> Any:
-            q = builder.uitofp(_candidates(builder, near, chunk, dim, i), _FLOATS)
+            found = builder.lshr(_cells(builder, listed, chunk), _same(LEVELS_BIT - 1 + bits * i))
+            found = builder.and_(found, _same(2 * ((1 << bits) - 1)))
+            q = builder.sitofp(builder.or_(found, _same(1)), _FLOATS)
             apart = builder.fsub(builder.fmul(scale, q), xs[i])
             return builder.fmul(builder.fmul(ws[i], apart), apart)
 
         return _lead(builder, size, dim, term)
 
     @intrinsic
-    def nearest(typing, x, w, scale, near, size):
+    def nearest(typing, x, w, scale, listed, size):
         return types.int32(
             types.voidptr, types.voidptr, types.float32, types.voidptr, types.int32
         ), code
@@ -164,24 +172,21 @@ def make_nearest_of_three(dim: int, stride: int):
     Args of `nearest_of_three`:
         terms: address of the weighted error of the first level of a group's first weight; those of
             its other levels, then those of the next weight, are `stride` behind one another.
-        listed: address of the list's first chunk of `quant_types.grids.Grid.listed`.
-        size: as for `nearest`.
+        listed, size: as for `nearest`.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         terms, listed, size = arguments
         terms = builder.bitcast(terms, _F32.as_pointer())
-        listed = builder.bitcast(listed, _I32.as_pointer())
 
         def term(chunk: Any, i: int) -> Any:
             errors = _spread(builder, builder.gep(terms, [_I64(3 * i * stride)]), 3, stride)
-            at = builder.gep(listed, [builder.mul(chunk, _I64(LIST))])
-            cells = builder.load(builder.bitcast(at, _INTS.as_pointer()), align=64)
+            cells = _cells(builder, listed, chunk)
             low, middle, high = errors
 
             def is_set(bit: int) -> Any:
-                turned = builder.shl(cells, _integers([31 - LEVELS_BIT - 2 * i - bit] * LIST))
-                return builder.icmp_signed("<", turned, _integers([0] * LIST))
+                turned = builder.shl(cells, _same(31 - LEVELS_BIT - 2 * i - bit))
+                return builder.icmp_signed("<", turned, _same(0))
 
             found = builder.select(is_set(0), middle, low)
             return builder.select(is_set(1), high, found)
@@ -197,7 +202,7 @@ def make_nearest_of_three(dim: int, stride: int):
 
 def _lead(builder: Any, size: Any, dim: int, term: Callable[[Any, int], Any]) -> Any:
     """The place of the least sum of terms, -1 if none is finite."""
-    zeros = _integers([0] * LIST)
+    zeros = _same(0)
     chunks = _Chunks(builder, size, _floats(float(np.finfo(np.float32).max)), zeros)
     least, number = chunks.carried
     error = term(chunks.wide, 0)

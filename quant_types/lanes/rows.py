@@ -48,9 +48,7 @@ def lowest_bit(builder: Any, bits: Any) -> tuple[Any, Any]:
 
 def _addresses(builder: Any, address: Any, places: Any, kind: Any) -> Any:
     base = builder.bitcast(address, kind.element.as_pointer())
-    at = instructions.GEPInstr(
-        builder.block, base, [places], False, "", source_etype=kind.element
-    )
+    at = instructions.GEPInstr(builder.block, base, [places], False, "", source_etype=kind.element)
     at.type = ir.VectorType(base.type, LANES)
     builder._insert(at)
     return at

@@ -43,10 +43,9 @@ def test_lists(name: str) -> None:
         assert (every <= apart[-1]).sum() == len(points)
         near = grid.near[first:].transpose(0, 2, 1).reshape(-1, grid.dim)[: len(points)]
         assert np.array_equal(near, grid.odd[points])
-        if len(grid.listed):
-            listed = grid.listed[first:].reshape(-1)[: len(points)]
-            off = grids.OFF if grid.dim == 4 else 0
-            assert np.array_equal(listed, grid.packed[points] | off)
+        listed = grid.listed[first:].reshape(-1)[: len(points)]
+        off = 0 if name == "IQ1_S" else grids.OFF
+        assert np.array_equal(listed, grid.packed[points] | off)
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -87,7 +86,7 @@ def test_tables_are_made_once() -> None:
     one, two = (quant_types.table_bytes(names) for names in (["IQ1_S"], ["IQ1_M", "IQ1_S", "Q4_K"]))
     assert one == two == grids.grid("IQ1_S").table.nbytes
     assert quant_types.table_bytes(["F16"]) == 0
-    assert quant_types.table_bytes(quant_types.FORMATS) < 18 << 20
+    assert quant_types.table_bytes(quant_types.FORMATS) < 21 << 20
 
 
 @pytest.mark.parametrize("engine", ["lanes", "array"])
@@ -153,11 +152,13 @@ def test_empty_sub_blocks(name: str, engine: str) -> None:
 @pytest.mark.parametrize("engine", ["lanes", "array"])
 @pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", *list(GRIDS)[1:]])
 def test_between_levels(name: str, engine: str) -> None:
-    """Weights on the border between two levels, equal ones, and channels that count for nothing."""
+    """Weights on the border between two levels, equal ones, and channels that count for nothing.
+    The greatest of a sub-block is a multiple of an inverse scale that is tried."""
     rng = np.random.default_rng(7)
-    x = rng.integers(-16, 17, (128, 256)).astype(np.float32)
-    x[:, ::32] = 16
-    x[64:] *= np.float32(2.0**-9)
+    top = np.array([16, 41, 47, 59], np.float32).repeat(32)[:, None]
+    x = np.round(rng.uniform(-top, top, (128, 256))).astype(np.float32)
+    x[:, ::16] = top
+    x[::2] *= np.float32(2.0**-9)
     for given in (np.ones(256), rng.random(256) < 0.3, rng.random(256) ** 30):
         values = np.asarray(given, np.float32)
         found = quant_types.quantize(x, name, values, engine)
