@@ -35,7 +35,7 @@ from quant_types.lanes.rows import (
 
 AT, LAST = 10, 15  # bits of a run's word: below them its place in `cells`, then its last try; above
 # its code
-# Of tries: what is computed errs by 2e-5 of one. Beyond it a weight is 3e-6 of `2 * level + 1` from
+# Of tries: what is computed errs by 2e-5 of one. Beyond it a weight is 1e-6 of `2 * level + 1` from
 # the border at least, and rounding in `nearest` does not turn which level is nearer to it.
 _UNSURE = 2.0**-14
 _ROUND, _ROUND_BITS = 1.5 * 2.0**23, 0x4B400000

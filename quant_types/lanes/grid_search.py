@@ -31,7 +31,8 @@ _TOLERANCE = np.float32(64 * 2.0**-24)
 # A weight is between two levels where rounding decides which it is nearer to.
 _BORDER = np.float32(0.5 - 2.0**-15)
 _WIDE = np.float32(1e6)  # levels: beyond, rounding may go wrong
-_TINY = np.float32(1e-36)  # of errors below it, of weights up to `_GREAT`, more may be lost
+# Of errors below it, of weights up to `_GREAT`, more may be lost; scales below may be inexact.
+_TINY = np.float32(1e-36)
 _GREAT = np.float32(1e4)
 _NOTHING = np.float32(np.nan)  # is certain
 
@@ -122,7 +123,8 @@ def make_search(name: str, how: Search):
 
     @inner
     def far_out(ws):
-        """Whether a weight is so far out of range that rounding may go wrong."""
+        """Whether a weight is so far out of range, or scales are so small that their inverse may be
+        infinite, that rounding may go wrong."""
         wild = False
         for j in range(LANES):
             ws.scratch[j] = ZERO
@@ -131,7 +133,8 @@ def make_search(name: str, how: Search):
                 x, farthest = abs(ws.x[i * LANES + j]), ws.scratch[j]
                 ws.scratch[j] = x if x > farthest else farthest
         for j in range(LANES):
-            fine = ws.scratch[j] < ws.trials[(tries - 1) * LANES + j] * _WIDE
+            narrowest = ws.trials[(tries - 1) * LANES + j]
+            fine = (ws.scratch[j] < narrowest * _WIDE) & (narrowest > _TINY)
             wild |= (not fine) & (ws.empty[j] == 0)
         return wild
 

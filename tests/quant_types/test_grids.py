@@ -163,3 +163,16 @@ def test_between_levels(name: str, engine: str) -> None:
         values = np.asarray(given, np.float32)
         found = quant_types.quantize(x, name, values, engine)
         assert np.array_equal(found, oracle.quantize(x, name, values))
+
+
+@pytest.mark.parametrize("engine", ["lanes", "array"])
+@pytest.mark.parametrize("name", list(GRIDS)[1:])
+def test_denormal_sub_blocks(name: str, engine: str) -> None:
+    """Scales whose inverse is infinite, and importance that makes their errors count."""
+    rng = np.random.default_rng(8)
+    for great, weight in ((1, 1e30), (1e3, 1e20), (1e3, 1e30)):
+        x = (np.abs(rng.standard_normal((16, 512))) * 1e-44).astype(np.float32)
+        x[:, 5::256] = great
+        given = np.full(512, weight, np.float32)
+        found = quant_types.quantize(x, name, given, engine)
+        assert np.array_equal(found, oracle.quantize(x, name, given))
