@@ -26,7 +26,8 @@ from quant_types.lanes.scalars import ONE, ROUND, ZERO, clamped
 _HALF = np.float32(0.5)
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _OFF = np.int32(OFF)
-# Rounding errs by 26 units of 2 ** -24 of the squares in an error, and by 24 in `lead`'s sums.
+# Rounding errs by 26 units of 2 ** -24 of the squares in an error, by 24 in `lead`'s sums, and what
+# the scales of `add_trials` are from ggml's is 8 more.
 _TOLERANCE = np.float32(64 * 2.0**-24)
 # A weight is between two levels where rounding decides which it is nearer to.
 _BORDER = np.float32(0.5 - 2.0**-15)
