@@ -223,7 +223,7 @@ def merged(parts: Sequence[tuple[str, Sums]], chunk_size: int = 0) -> Sums:
     """Matrices, each with the name that a person knows it by, added up as llama-imatrix does.
 
     Means of a `.dat` become sums again with `chunk_size` tokens a call (0: what the first GGUF
-    among them says, or 512). Raises ImatrixError: two are not of one model.
+    among them says, or 512). Raises ImatrixError: two are not of one model, or one is damaged.
     """
     size = chunk_size or next((s.chunk_size for _, s in parts if s.chunk_size), CHUNK_SIZE)
     total: dict[str, Entry] = {}
@@ -231,6 +231,11 @@ def merged(parts: Sequence[tuple[str, Sums]], chunk_size: int = 0) -> Sums:
         if total and not total.keys() & part.entries.keys():
             raise ImatrixError(f"{label} is of another model than {parts[0][0]}: no tensor in both")
         for name, entry in part.entries.items():
+            if not (np.isfinite(entry.squares) & (entry.squares >= 0)).all():
+                raise ImatrixError(
+                    f"{label}: NaN, infinite or negative importances for {name}; "
+                    "the file is damaged"
+                )
             given = entry
             if part.is_dat:
                 scaled = entry.squares * np.float32(size)

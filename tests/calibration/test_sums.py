@@ -113,6 +113,14 @@ def test_matrices_of_two_models_are_not_added_up(
         merged([("a", read_sums(golden)), ("b", Sums(entries))])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1.0])
+def test_damaged_matrices_are_not_added_up(golden: Path, value: float) -> None:
+    squares = np.array([1, value], "f4")
+    entries = {"blk.0.attn_q.weight": Entry(squares, np.ones(1, "i8"))}
+    with pytest.raises(ImatrixError, match=r"^b: NaN, .* blk.0.attn_q.weight; the file is damaged"):
+        merged([("b", Sums(entries)), ("a", read_sums(golden))])
+
+
 def test_sums_of_another_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.gguf"
     tensors = {**entry("a", [[1.0, 2.0]], [1.0]), "a.in_sum": [[1.0]]}
