@@ -75,7 +75,7 @@ HY_V3 = Architecture(
         EXPERT_FFN,
         Key("{arch}.expert_shared_feed_forward_length", _shared_ffn),
         Key("{arch}.expert_weights_norm", "route_norm", "BOOL", default=True),
-        Key("{arch}.expert_weights_scale", "router_scaling_factor", "FLOAT32", default=1.0),
+        Key("{arch}.expert_weights_scale", "router_scaling_factor", "FLOAT32", default=2.826),
         SIGMOID,
         NEXTN_KEY_IF_ANY,
     ),
