@@ -63,15 +63,16 @@ def test_what_is_the_same(tokens: list[str], words: str | None) -> None:
 
 
 def test_a_checkpoint_with_one_text_twice(broken: Callable[..., Path], tmp_path: Path) -> None:
-    source = broken("mixtral-4x-hfvocab")
+    """The tokenizers library gives an added token that is there already no second id; nor do we."""
+    source, plain = broken("mixtral-4x-hfvocab"), tmp_path / "plain.gguf"
     path = source / "tokenizer.json"
+    (source / "tokenizer_config.json").write_text("{}")
+    convert(source, plain)
     tokenizer = json.loads(path.read_text())
     added = tokenizer["added_tokens"]
     free = next(i for i, text in enumerate(sorted(tokenizer["model"]["vocab"].values())) if i > 400)
-    entry = {**added[-1], "id": free, "content": added[-1]["content"]}
-    tokenizer["added_tokens"] = [*added, entry]
+    tokenizer["added_tokens"] = [*added, {**added[-1], "id": free}]
     path.write_text(json.dumps(tokenizer))
-    (source / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(errors.ModelError, match="same text"):
-        convert(source, tmp_path / "m.gguf")
-    assert not list(tmp_path.glob("m.gguf*"))
+    twice = tmp_path / "twice.gguf"
+    convert(source, twice)
+    assert twice.read_bytes() == plain.read_bytes()
