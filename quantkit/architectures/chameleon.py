@@ -50,11 +50,7 @@ CHAMELEON = replace(
     ),
     renames=(),
     drops=(*LLAMA.drops, r"model\.vqmodel\..*"),
-    defaults={
-        "vocab_size": 65536, "hidden_size": 4096, "intermediate_size": 11008,
-        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-    },
+    defaults={},
     computed={},
 )  # fmt: skip
 

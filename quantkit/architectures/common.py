@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from quantkit.architectures.class_defaults import class_defaults
 from quantkit.architectures.config import CLASS
 from quantkit.architectures.rope import ROPE_KEYS
 from quantkit.architectures.rules import (
@@ -84,11 +85,11 @@ def no_key(keys: tuple[Key, ...], *names: str) -> tuple[Key, ...]:
 
 def with_head_dim(keys: tuple[Key, ...], *classes: str) -> tuple[Key, ...]:
     """`keys` with the length of a head also where config.json is silent: transformers' class
-    computes it, if that is one of `classes` (any, if none are named)."""
+    computes it, if that is one of `classes` (any that is known, if none are named)."""
 
     def read(config: Config) -> Any:
         name = config.find(CLASS)
-        known = name in classes if classes else name is not None
+        known = name in classes if classes else bool(class_defaults(name))
         return config.head_dim if known else config.get("head_dim", default=None)
 
     return reading(keys, ".key_length", ".value_length", config=read)

@@ -94,7 +94,7 @@ GEMMA3 = replace(
     drops=DROPS,
     # what transformers assumes: multimodal releases leave most of it out
     defaults={
-        "rms_norm_eps": 1e-6, "head_dim": 256, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
+        "rms_norm_eps": 1e-6, "head_dim": 256, "rope_local_base_freq": 10000.0,
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262208,
         "max_position_embeddings": 131072, "sliding_window": 4096, "tie_word_embeddings": True,
     },

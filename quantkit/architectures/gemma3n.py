@@ -19,6 +19,7 @@ from quantkit.architectures.common import (
     qk_norms,
     slides,
 )
+from quantkit.architectures.gemma import FULL_BASE
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -90,6 +91,7 @@ GEMMA3N = Architecture(
         for key in TEXT_KEYS
     ),
     late_keys=(
+        FULL_BASE,
         Key("{arch}.final_logit_softcapping", "final_logit_softcapping", "FLOAT32", default=None),
         Key("{arch}.attention.sliding_window", "sliding_window"),
         Key("{arch}.altup.active_idx", "altup_active_idx"),
@@ -152,7 +154,7 @@ GEMMA3N = Architecture(
     ),
     added=_no_inputs,
     defaults={
-        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_local_base_freq": 10000.0,
+        "rms_norm_eps": 1e-6, "rope_local_base_freq": 10000.0,
         "vocab_size": 262400, "vocab_size_per_layer_input": 262144, "head_dim": 256,
         "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 32768,
         "hidden_size": 2048, "hidden_size_per_layer_input": 256, "intermediate_size": 16384,

@@ -132,12 +132,12 @@ GLM = replace(
             lambda c: int(c.get("hidden_size") // c.get("num_attention_heads")
                           * c.rope.get("partial_rotary_factor", 0.5))),
         Key("tokenizer.ggml.add_bos_token", lambda c: False, "BOOL"),
-        *text_keys("freq_base"),
+        Key("{arch}.rope.freq_base", lambda c: c.rope.get("rope_theta", 10000.0), "FLOAT32"),
     ),
     expects=(SILU, Expect("rope_parameters.rope_type", ("default",)),
              Expect("rope_scaling", (None,))),
     maps=(*EMBEDDINGS, *NORMS, *attention(bias=None), *GLM4.maps[-2:]),
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1.5625e-07, "head_dim": 128},
+    defaults={"rms_norm_eps": 1.5625e-07, "head_dim": 128},
     variant=lambda c: None,
 )  # fmt: skip
 

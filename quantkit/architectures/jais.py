@@ -40,7 +40,7 @@ JAIS2 = Architecture(
         *attention(bias=True, out_bias=True),
         *plain_mlp(bias=True),
     ),
-    defaults={"rope_theta": 10000.0, "layer_norm_eps": 1e-5, "hidden_act": "relu2"},
+    defaults={"layer_norm_eps": 1e-5, "hidden_act": "relu2"},
     fuses=("qkv",),
 )  # fmt: skip
 

@@ -99,7 +99,7 @@ LLAMA = Architecture(
         "LlavaForConditionalGeneration", "VoxtralForConditionalGeneration", "LlamaModel",
     ),
     gguf_arch="llama",
-    keys=with_head_dim(TEXT_KEYS, "llama", "mistral"),
+    keys=with_head_dim(TEXT_KEYS, "llama", "code_llama", "mistral"),
     late_keys=(VOCAB_SIZE, ROPE_DIMENSION),
     expects=(SILU,),
     dims={**DIMS, "head": rotated_head},

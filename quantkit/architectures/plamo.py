@@ -147,7 +147,8 @@ PLAMO2 = Architecture(
         Key("{arch}.embedding_length", "hidden_size"),
         Key("{arch}.attention.key_length", "hidden_size_per_head"),
         Key("{arch}.attention.value_length", "hidden_size_per_head"),
-        *text_keys("block_count", "layer_norm_rms_epsilon", "freq_base"),
+        *text_keys("block_count", "layer_norm_rms_epsilon"),
+        Key("{arch}.rope.freq_base", lambda c: c.rope.get("rope_theta", 10000), "FLOAT32"),
         Key("{arch}.ssm.state_size", "mamba_d_state"),
         Key("{arch}.ssm.conv_kernel", "mamba_d_conv"),
         Key("{arch}.ssm.time_step_rank", "mamba_num_heads"),
@@ -191,7 +192,7 @@ PLAMO2 = Architecture(
     defaults={
         "mamba_step": 2, "num_key_value_heads": 4, "num_attention_heads": 32,
         "max_position_embeddings": 2048, "hidden_size": 4096, "hidden_size_per_head": 128,
-        "rms_norm_eps": 1e-6, "rope_theta": 10000, "mamba_d_state": 64, "mamba_d_conv": 4,
+        "rms_norm_eps": 1e-6, "mamba_d_state": 64, "mamba_d_conv": 4,
         "mamba_num_heads": 64, "intermediate_size": 13312,
     },
     drops=DROPS,

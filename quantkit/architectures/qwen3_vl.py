@@ -41,7 +41,7 @@ QWEN3_VL = replace(
     hf_names=("Qwen3VLForConditionalGeneration",),
     gguf_arch="qwen3vl",
     late_keys=(*POOLING_KEYS, DEEPSTACK),
-    defaults={**QWEN3.defaults, "rope_theta": 500000.0},
+    defaults={**QWEN3.defaults, "rope_theta": 5e6},
 )
 
 # what writes down speech, without the encoder of sound
@@ -80,7 +80,7 @@ QWEN3_VL_MOE = replace(
     ),
     respelled=_turned,
     keys=with_head_dim(QWEN3_MOE.keys, "qwen3_vl_moe", "qwen3_vl_moe_text"),
-    defaults={**QWEN2.defaults, "rope_theta": 500000.0},
+    defaults={**QWEN2.defaults, "rope_theta": 5e6},
 )  # fmt: skip
 
 # the part of Qwen3-Omni that thinks; its names lie below `thinker.`
@@ -92,6 +92,7 @@ QWEN3_OMNI = replace(
     maps=QWEN3_MOE.maps,
     renames=((r"^thinker\.", ""),),
     respelled=QWEN3_MOE.respelled,
+    defaults={**QWEN2.defaults, "rope_theta": 1e6},
 )
 
 FAMILY = (QWEN3_VL, QWEN3_VL_MOE, QWEN3_ASR, QWEN3_OMNI)

@@ -24,6 +24,9 @@ TEXT_CONFIGS = (
     "text_config", "llm_config", "lm_config", "thinker_config.text_config", "language_config",
     "lfm", "transformer_layer_config",
 )  # fmt: skip
+# the rotary base of llama.cpp's runtime; its converter leaves it out where config.json does, if
+# transformers does not know the model
+RUNTIME_BASE = 10000.0
 HEADLESS = (
     "LlamaModel",
     "LlamaBidirectionalModel",
@@ -79,7 +82,10 @@ def read_config(
         whole = used = arch.draft
         arch = find(used)
     reader = class_of(raw.values, *text)
-    assumed = {**arch.defaults, **class_defaults(reader)}
+    of_class = class_defaults(reader)
+    assumed = {**arch.defaults, **of_class}
+    if not of_class and assumed.get("rope_theta") == RUNTIME_BASE:
+        del assumed["rope_theta"]
     tables = {name: beside(files, file) for name, file in arch.files.items()}
     values = {**assumed, **raw.values, **dict(*text), **tables, "architectures": [used]}
     values[CLASS] = reader

@@ -56,3 +56,4 @@ VALUES: dict[str, dict[str, Any]] = {
         "chatglm.attention.layer_norm_rms_epsilon": float(np.float32(1.5625e-07)),
     },
 }
+VALUES["glm-hf-stranger"] = VALUES["glm-hf"]
