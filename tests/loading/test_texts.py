@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import errors
 from quantkit.gguf.container import array
 from quantkit.jobs import convert
 from quantkit.loading.values import texts
