@@ -27,6 +27,7 @@ from quantkit.architectures.common import (
     router,
     router_bias,
 )
+from quantkit.architectures.rope import rope_of_class
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -151,6 +152,7 @@ LAGUNA = Architecture(
     },
     expert_order=GATE_UP_DOWN,
     defaults={"rms_norm_eps": 1e-6, "head_dim": 128, "moe_routed_scaling_factor": 1.0},
+    aliases={"rope_parameters": rope_of_class(5e5, 1e4, rotated=0.5)},
     fuses=(),
 )
 

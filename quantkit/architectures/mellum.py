@@ -24,6 +24,7 @@ from quantkit.architectures.common import (
     router,
 )
 from quantkit.architectures.qwen import QWEN3_MOE
+from quantkit.architectures.rope import rope_of_class
 from quantkit.architectures.rules import Config, Expect, Key
 
 
@@ -62,6 +63,7 @@ MELLUM = replace(
     ),
     maps=MAPS,
     defaults={"rms_norm_eps": 1e-6, "head_dim": 128, "norm_topk_prob": True},
+    aliases={"rope_parameters": rope_of_class(5e5, 1e4)},
 )  # fmt: skip
 
 MAPLE = replace(

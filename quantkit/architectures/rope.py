@@ -81,6 +81,21 @@ def _sections(config: Config) -> list[int] | None:
     return None if found is None else [*found, 0, 0, 0, 0][:4]
 
 
+def rope_of_class(full: float, sliding: float, rotated: float = 1.0) -> Callable[[Config], Any]:
+    """The rotary settings of a class that has a base for each kind of layer, and the part of a head
+    that turns in layers with full attention, for a config.json that has none of them."""
+
+    def read(config: Config) -> Any:
+        if config.first(("rope_parameters", "rope_scaling", "rope_theta")) is not None:
+            return None
+        return {
+            "full_attention": {"rope_theta": full, "partial_rotary_factor": rotated},
+            "sliding_attention": {"rope_theta": sliding, "partial_rotary_factor": 1.0},
+        }
+
+    return read
+
+
 ROPE_KEYS = (
     Key("{arch}.rope.scaling.type", _scaling_type, "STRING"),
     Key("{arch}.rope.scaling.factor", _scaled("factor", "linear", "yarn"), "FLOAT32"),
