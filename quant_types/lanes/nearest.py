@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from quant_types.grids import LEVELS_BIT, LIST
 from quant_types.lanes.compile import splat
 
-_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+_I1, _I32, _I64 = (ir.IntType(bits) for bits in (1, 32, 64))
 _F32 = ir.FloatType()
 _FLOATS, _INTS = ir.VectorType(_F32, LIST), ir.VectorType(_I32, LIST)
 _MASK = ir.IntType(LIST)

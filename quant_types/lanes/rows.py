@@ -59,7 +59,7 @@ _EVERY = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
 
 def gathered(builder: Any, address: Any, places: Any, kind: Any = INTS) -> Any:
     """Numbers of four bytes at places behind an address."""
-    name = f"llvm.masked.gather.v{LANES}{'f32' if kind is FLOATS else 'i32'}.v{LANES}p0"
+    name = f"llvm.masked.gather.v{LANES}{'f32' if kind.element == F32 else 'i32'}.v{LANES}p0"
     at = _addresses(builder, address, places, kind)
     return call(builder, name, kind, at, I32(4), _EVERY, ir.Constant(kind, ir.Undefined))
 

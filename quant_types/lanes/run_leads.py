@@ -15,15 +15,15 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.ir as ir
-from llvmlite.ir import instructions
 from numba import types
 from numba.extending import intrinsic
 
 from quant_types.grids import LIST, SIZE, SIZE_BITS
 from quant_types.lanes.compile import splat
 from quant_types.lanes.nearest import call
+from quant_types.lanes.rows import gathered
 
-_I1, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 RUNS = 16  # side by side
 TURNED = 4  # values of a row that are turned at a time
 END = 16  # bits of a run's place, above which is the try behind its last one
@@ -51,19 +51,6 @@ class Side:
     def store(self, value: Any, address: Any) -> None:
         where = self.builder.bitcast(address, value.type.as_pointer())
         self.builder.store(value, where, align=4)
-
-    def gather(self, address: Any, places: Any, kind: Any) -> Any:
-        """Values of four bytes at places behind an address."""
-        builder = self.builder
-        base = builder.bitcast(address, kind.element.as_pointer())
-        at = instructions.GEPInstr(
-            builder.block, base, [places], False, "", source_etype=kind.element
-        )
-        at.type = ir.VectorType(base.type, RUNS)
-        builder._insert(at)
-        every = ir.Constant(ir.VectorType(_I1, RUNS), [1] * RUNS)
-        name = f"llvm.masked.gather.v{RUNS}{'f32' if kind is self.floats else 'i32'}.v{RUNS}p0"
-        return call(builder, name, kind, at, _I32(4), every, ir.Constant(kind, ir.Undefined))
 
     def fused(self, a: Any, b: Any, c: Any) -> Any:
         """a * b + c, rounded once or twice: the tolerance covers both."""
@@ -210,7 +197,7 @@ def make_lead(dim: int, bits: int, places: int, numerators: list[float]):
 
     def half(side: Side, halves: Any, t: Any, lane: Any) -> Any:
         at = side.builder.or_(side.builder.mul(t, side.number(LIST)), lane)
-        return side.gather(halves, at, side.floats)
+        return gathered(side.builder, halves, at, side.floats)
 
     def lead_code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         runs, halves, tolerance, x, w, words, far, close = arguments
@@ -244,7 +231,7 @@ def make_lead(dim: int, bits: int, places: int, numerators: list[float]):
         lists = scalars(builder, runs, [_I64(2 * i + 1) for i in range(RUNS)])
         values = each(side, words, lists, sizes, start, body)
         place = builder.and_(run, side.number(places - 1))
-        tolerances = side.gather(tolerance, place, side.floats)
+        tolerances = gathered(builder, tolerance, place, side.floats)
         sure = [
             builder.fcmp_ordered(">", values[i + 1], builder.fadd(values[i], tolerances))
             for i in (0, 3)
@@ -265,14 +252,14 @@ def make_lead(dim: int, bits: int, places: int, numerators: list[float]):
         rows = group_rows(builder, scalars(builder, runs, firsts))
         xs, ws = (side.turned(a, rows, dim, side.floats) for a in (x, w))
         chosen = side.load(which, side.ints)
-        one, two = (side.gather(a, chosen, side.ints) for a in (far, close))
+        one, two = (gathered(builder, a, chosen, side.ints) for a in (far, close))
         chosen = builder.shl(chosen, side.number(1))
-        run = side.gather(runs, chosen, side.ints)
-        sizes = side.gather(runs, builder.or_(chosen, side.number(1)), side.ints)
+        run = gathered(builder, runs, chosen, side.ints)
+        sizes = gathered(builder, runs, builder.or_(chosen, side.number(1)), side.ints)
         sizes = builder.and_(sizes, side.number(SIZE))
         first, last, lane = ends(side, run)
         place = builder.and_(run, side.number(places - 1))
-        tolerances = side.gather(tolerance, place, side.floats)
+        tolerances = gathered(builder, tolerance, place, side.floats)
         (a, b), (other_a, other_b) = (sums(side, word, xs, ws) for word in (one, two))
         apart = builder.fdiv(side.real(1.0), builder.fsub(a, other_a))
         meet = builder.fmul(builder.fsub(b, other_b), apart)
@@ -291,7 +278,9 @@ def make_lead(dim: int, bits: int, places: int, numerators: list[float]):
         unsure = builder.fmul(tolerances, magnitude)
         later, sooner = builder.fsub(meet, unsure), builder.fadd(meet, unsure)
         # half of the divisor over the numerator is below where the numerator is above
-        ahead = builder.fdiv(side.gather(divisor, lane, side.floats), builder.fadd(later, later))
+        ahead = builder.fdiv(
+            gathered(builder, divisor, lane, side.floats), builder.fadd(later, later)
+        )
         ahead = builder.fsub(ahead, side.real(numerators[0]))
         ahead = builder.fmul(ahead, side.real(1 / (numerators[1] - numerators[0])))
         ahead = side.either("<", ahead, side.real(len(numerators)))

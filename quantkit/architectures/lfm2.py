@@ -194,7 +194,7 @@ LFM2_EMBED = replace(
     renames=((r"^lfm2\.", "model."),),
     learned=_projected,
     weights=("1_Dense/model.safetensors?",),
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 
 # LFM2.5-Audio's way from codes back to sound: vectors go in, and a spectrum comes out
 LFM25_AUDIO_TOKENIZER = replace(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.calibration.sums import Sums, read_sums
+from quantkit.calibration.sums import Sums, read_sums, usable
 from quantkit.errors import ImatrixError, UsageError
 from quantkit.gguf.container import KeyValue, string, uint32
 from quantkit.recipes.facts import category, is_quantized
@@ -241,7 +241,7 @@ def coverage(
 
 def check_usable(imatrix: Imatrix) -> None:
     """Raises ImatrixError: values that cannot weigh anything."""
-    if invalid := [name for name, values in imatrix.values.items() if not _usable(values)]:
+    if invalid := [name for name, values in imatrix.values.items() if not usable(values)]:
         raise ImatrixError(
             f"{imatrix.file}: NaN, infinite or negative importances for "
             f"{_some(invalid)}; the file is damaged"
@@ -287,10 +287,6 @@ def _counts(name: str, shape: Sequence[int]) -> bool:
 
 def _fits(shape: Sequence[int], data: Values) -> bool:
     return data.size == prod(_experts_and_width(shape))
-
-
-def _usable(data: Values) -> bool:
-    return bool((np.isfinite(data) & (data >= 0)).all())
 
 
 def _disagreement(name: str, shape: Sequence[int], data: Values) -> str:

@@ -231,7 +231,7 @@ def merged(parts: Sequence[tuple[str, Sums]], chunk_size: int = 0) -> Sums:
         if total and not total.keys() & part.entries.keys():
             raise ImatrixError(f"{label} is of another model than {parts[0][0]}: no tensor in both")
         for name, entry in part.entries.items():
-            if not (np.isfinite(entry.squares) & (entry.squares >= 0)).all():
+            if not usable(entry.squares):
                 raise ImatrixError(
                     f"{label}: NaN, infinite or negative importances for {name}; "
                     "the file is damaged"
@@ -248,6 +248,11 @@ def merged(parts: Sequence[tuple[str, Sums]], chunk_size: int = 0) -> Sums:
         _chunks(total.values(), size),
         max(part.nextn for _, part in parts),
     )
+
+
+def usable(values: NDArray[np.float32]) -> bool:
+    """Whether values can weigh anything: finite, none negative."""
+    return bool((np.isfinite(values) & (values >= 0)).all())
 
 
 def _sum(a: Entry, b: Entry, label: str, name: str) -> Entry:

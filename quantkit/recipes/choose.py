@@ -107,8 +107,9 @@ def choose(
     """
     if recipe.mixture == "moe":
         return _moe(recipe, facts, tensors, overrides)
-    _check_patterns(overrides, [name for name, _, _ in tensors])
-    _check_formats(overrides.formats, [name for name, _, _ in tensors])
+    names = [name for name, _, _ in tensors]
+    _check_patterns(overrides, names)
+    _check_formats(overrides.formats, names)
     ends = recipe.ends if not overrides.pure else ""
     categories = [category(name) for name, _, _ in tensors]
     alike = Counter(categories)
