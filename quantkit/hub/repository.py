@@ -35,17 +35,22 @@ SMALL = (
     "*config*.json", "*token*.json", "*.index.json", "chat_template.*", "vocab*.json",
     "merges.txt", "*.model", "*.tiktoken", "README.md", "additional_chat_templates/*.jinja",
     "params.json", "tekken.json", "tokenizer.model.v*", "vocab.txt", "modules.json",
+    "tokenizer.jsonl", "rwkv_vocab_*.txt",
 )  # fmt: skip
 
 # what sentence-transformers runs on top; what tells OpenJev from the Qwen3.5 that it is made of;
-# Laya's encoder and vocabulary
+# Laya's encoder and vocabulary; what MiMo hears with
 _MODULE = re.compile(
-    r"([0-9]+_[A-Za-z]+|encoder)/config\.json|helper/shim\.py"
+    r"([0-9]+_[A-Za-z]+|encoder|audio_tokenizer)/config\.json|helper/shim\.py"
     r"|tokenizer/(merges\.txt|(vocab|tokenizer(_config)?|special_tokens_map|added_tokens)\.json)"
 )
 
+# weights of such parts, in folders of their own
+_PART = re.compile(r"([0-9]+_[A-Za-z]+|audio_tokenizer)/model\.safetensors")
+
 MOST_SMALL = 256  # of them
 LARGEST_SMALL = 1 << 28  # bytes of one
+CARD, LARGEST_CARD = "README.md", 1 << 24  # bytes of a model card, of which the rest is not read
 LARGEST_LISTING = 1 << 26  # bytes; 100,000 files need some 30 MB
 LONGEST_LISTING = 300  # seconds
 AT_ONCE = 8
@@ -95,7 +100,8 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at one commit: its small files in a directory of its name, all files by name.
+    """A model at one commit: its small files in a directory of its name, all files by name (those
+    of parts in folders of their own: by path).
 
     With a GGUF `file`, `files` are those that lie beside it and the directory is empty.
     """
@@ -155,6 +161,8 @@ def snapshot(source: Address) -> Iterator[Snapshot]:
         raise SourceNotFound(f"{source}: no config.json in it{hint}")
     folder = file.path.rpartition("/")[0] if file else ""
     beside = {f.name: f for f in files if f.path.rpartition("/")[0] == folder}
+    if file is None:
+        beside |= {f.path: f for f in files if _PART.fullmatch(f.path)}
     with TemporaryDirectory(prefix="quantkit-") as parent:
         directory = Path(parent).resolve() / repo.partition("/")[2]
         directory.mkdir()
@@ -179,10 +187,12 @@ def _fetch(files: Sequence[RemoteFile], directory: Path) -> None:
 
 
 def _whole(f: RemoteFile) -> bytes:
-    """The bytes of a small file. Raises UnsupportedSource, SourceError."""
-    if f.size > LARGEST_SMALL:
-        raise UnsupportedSource(f"{f}: {f.size} bytes; {LARGEST_SMALL} of such a file are read")
-    return bytes(Reader(f).pread(f.size, 0))
+    """The bytes of a small file, and of a long model card those that are read. Raises
+    UnsupportedSource, SourceError."""
+    size = min(f.size, LARGEST_CARD + 1) if f.path == CARD else f.size
+    if size > LARGEST_SMALL:
+        raise UnsupportedSource(f"{f}: {size} bytes; {LARGEST_SMALL} of such a file are read")
+    return bytes(Reader(f).pread(size, 0))
 
 
 def read_small(source: Address, name: str) -> bytes | None:

@@ -26,7 +26,7 @@ class Kind:
 
 
 TEXT, TEXT_OR_LIST = Kind("text", (str,)), Kind("text", (str, list))
-INTEGER, NUMBER = Kind("a number", (int,)), Kind("a number", (int, float))
+INTEGER, NUMBER = Kind("a whole number", (int,)), Kind("a number", (int, float))
 LIST = Kind("a list", (list,))
 
 # the fields of gguf.Metadata, which does not check them itself

@@ -112,7 +112,7 @@ def with_target(config: Config, files: CheckpointFiles, options: ConversionOptio
             f"{config.where}: a draft for another model, whose vocabulary it has: name the "
             "directory of that one (--target-model-dir)"
         )
-    if files.has("mask_embedding.pt"):
+    if files.weight("mask_embedding.pt") is not None:
         raise ConfigError(f"{files.where}: mask_embedding.pt is not read")
     label, values = str(options.target), CheckpointFiles.local(options.target).json("config.json")
     text = _text_part(Config(values))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions, Key
 from quantkit.errors import ConfigError, CorruptFile, TokenizerError
 from quantkit.gguf.container import KeyValue
+from quantkit.hub.repository import CARD
 from quantkit.model.authorship import FIELDS, override
 from quantkit.model.pooling import add_reranker
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -140,6 +141,7 @@ def add_general(
     with (
         malformed(CorruptFile, f"{files.where}: malformed README.md or generation_config.json"),
         _named(files) as directory,
+        _quiet("metadata"),
     ):
         _check_card(files)
         _check_names(files.optional("config.json") or {}, files.label("config.json"))
@@ -160,17 +162,30 @@ def add_general(
 
 
 @contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """gguf logs entries of a card that it passes over, without the card's name."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
 def _named(files: CheckpointFiles) -> Iterator[Path]:
     """A directory called as the model is, with the small files that gguf reads: it takes names
-    from the directory's."""
+    from the directory's, and reads the whole of a card."""
     directory = files.directory.resolve()
-    if directory.name == files.name:
+    cut = files.has(CARD) and len(files.data(CARD)) < files.path(CARD).stat().st_size
+    if directory.name == files.name and not cut:
         yield directory
         return
     with tempfile.TemporaryDirectory() as parent:
         named = Path(parent, files.name)
         named.mkdir()
-        for name in ("README.md", "config.json", "generation_config.json"):
+        for name in (CARD, "config.json", "generation_config.json"):
             if files.has(name):
                 (named / name).write_bytes(files.data(name))
         yield named
@@ -178,13 +193,13 @@ def _named(files: CheckpointFiles) -> Iterator[Path]:
 
 def _check_card(files: CheckpointFiles) -> None:
     """The front matter of the model card, which gguf reads without limits. Raises CorruptFile."""
-    if not files.has("README.md"):
+    if not files.has(CARD):
         return
-    first, *lines = files.text("README.md").splitlines() or [""]
+    first, *lines = files.text(CARD).splitlines() or [""]
     if first != "---":
         return
     end = lines.index("---") if "---" in lines else len(lines)
-    label = files.label("README.md")
+    label = files.label(CARD)
     front = parse_yaml("\n".join(lines[:end]).replace("\t", "  ") + "\n", label)
     if isinstance(front, dict):
         for name, value in front.items():
@@ -219,19 +234,20 @@ def _check_names(config: Mapping[str, Any], label: str) -> None:
 
 def _check(metadata: Metadata, files: CheckpointFiles) -> None:
     """Every field holds what it may; YAML's numbers and dates become text where text belongs, and
-    what it takes for false among languages is Norwegian (`no`).
+    what it takes for false among languages is Norwegian (`no`). True and false are the numbers 1
+    and 0, as to llama.cpp's converter.
 
     Raises CorruptFile.
     """
     for name, kind in FIELDS.items():
         value = getattr(metadata, name)
-        if value is None:
-            continue
+        if value is None or (str in kind.types and not value):
+            continue  # gguf leaves out a text that is empty, 0, false or []
         if str in kind.types and isinstance(value, int | float | date):
             setattr(metadata, name, str(value))
-        elif not isinstance(value, kind.types) or isinstance(value, bool):
+        elif not isinstance(value, kind.types):
             sampling = name.startswith("sampling_")
-            label = files.label("generation_config.json" if sampling else "README.md")
+            label = files.label("generation_config.json" if sampling else CARD)
             raise CorruptFile(f"{label}: {name} is {value!r}, not {kind.words}")
     for name in ("tags", "languages"):
         if (values := getattr(metadata, name)) is not None:

@@ -146,10 +146,10 @@ def dense_modules(files: CheckpointFiles, arch: Architecture) -> dict[str, Sourc
                 f"{files.label(folder)}: a bias or an activation, and llama.cpp runs a matrix alone"
             )
         name = f"{folder}/model.safetensors"
-        if not files.has(name):
+        if (file := files.weight(name)) is None:
             raise SourceNotFound(f"{files.label(name)} is not there: download the checkpoint whole")
         target = "dense_2.weight" if folder == "2_Dense" else "dense_3.weight"
-        source = next((t for t in read_weights(files.path(name)) if t.name == MATRIX), None)
+        source = next((t for t in read_weights(file) if t.name == MATRIX), None)
         if source is None:
             raise TensorMissing(f"{files.label(name)}: no tensor {MATRIX} is in it")
         out[target] = replace(source, name=target)

@@ -10,7 +10,7 @@ from typing import Any
 from quantkit.errors import CorruptFile
 from quantkit.hub.repository import read_small
 from quantkit.source.location import Source
-from quantkit.storage.parse import parse_yaml
+from quantkit.storage.parse import MAX_YAML, parse_yaml
 
 MERGE = "mergekit_moe_config.yml"
 HUB = "https://huggingface.co/"
@@ -36,7 +36,10 @@ def read_merge(source: Source) -> Merge | None:
         data = None if source.address.file else read_small(source.address, MERGE)
     else:
         path = source.local() / MERGE
-        data = path.read_bytes() if path.is_file() else None
+        data = None
+        if path.is_file():
+            with path.open("rb") as file:
+                data = file.read(MAX_YAML + 1)
     if data is None:
         return None
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CorruptFile, SourceError, SourceNotFound, UnsupportedSource
+from quantkit.hub.repository import CARD, LARGEST_CARD, LARGEST_SMALL
 from quantkit.source.hub_cache import cached_model
 from quantkit.storage.inputs import File
 from quantkit.storage.parse import is_no_json, parse_json
@@ -68,14 +69,24 @@ class CheckpointFiles:
         return self.weights.get(name) or (self.path(name) if self.has(name) else None)
 
     def data(self, name: str) -> bytes:
-        """A small file's bytes. Raises SourceNotFound, SourceError, UnsupportedSource."""
+        """A small file's bytes; of a model card that is too long, the lines that are read. Raises
+        SourceNotFound, SourceError, UnsupportedSource."""
         if name not in self._contents:
+            most = LARGEST_CARD if name == CARD else LARGEST_SMALL
             try:
-                data = self.path(name).read_bytes()
+                with self.path(name).open("rb") as file:
+                    data = file.read(most + 1)
             except FileNotFoundError:
                 raise SourceNotFound(f"{self.label(name)}: no such file") from None
             except OSError as e:
                 raise SourceError(f"{self.label(name)}: cannot be read ({e.strerror})") from None
+            if len(data) > most and name != CARD:
+                size = self.path(name).stat().st_size
+                raise UnsupportedSource(
+                    f"{self.label(name)}: {size} bytes; {most} of such a file are read"
+                )
+            if len(data) > most:
+                data = data[: data.rfind(b"\n") + 1]
             if not name.endswith(".md") and (what := substitute(data)):
                 raise UnsupportedSource(f"{self.label(name)}: {what}")
             self._contents[name] = data

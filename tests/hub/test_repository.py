@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 
 from quantkit import errors
+from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.splits import Splits
 from quantkit.hub import repository
 from quantkit.hub.repository import Address
 from quantkit.jobs import Run, convert, merge, quantize, split
-from quantkit.model.open import open_source
+from quantkit.model.open import Reading, open_source
 from quantkit.planning.schedule import Schedule
 from quantkit.source.checkpoint import read_weights
 from quantkit.source.safetensors import GUESS
 from quantkit.source.tensors import Files
 from quantkit.storage.inputs import AT_ONCE
 from quantkit.verification.verify import verify
-from tests.checkpoints import write_safetensors
+from tests.checkpoints import architectures, encoders, write_safetensors
 from tests.conftest import sha256
 from tests.fake_hub import Hub, Request
 from tests.fake_hub_models import MODEL, SHARDED, TOKEN, TYPES, altered, command, sums, there
@@ -73,6 +74,31 @@ def test_rows_that_are_made_of_others(case: str, checkpoint: Get, hub: Hub, tmp_
     requests = [r.kind for r in hub.log].count("blob")
     tensors = sum(len(read_weights(p)) for p in source.glob("*.safetensors"))
     assert requests < 20 * tensors
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [("plamo2", {}), ("rwkv6", {}), ("lfm2-colbert", {}), ("embeddinggemma-dense", {"dense_modules": True}),
+     ("mimov2-mmproj", {"mmproj": True})],
+)  # fmt: skip
+def test_files_of_other_names_and_in_folders(
+    case: str, options: dict[str, bool], checkpoint: Get, hub: Hub, tmp_path: Path
+) -> None:
+    source = checkpoint(case)
+    name = f"hf://org/{source.name}"
+    hub.publish(f"org/{source.name}", source)
+    here, far = there(tmp_path, "here"), there(tmp_path, "far")
+    reading = Reading(options=ConversionOptions(**options))
+    ours, theirs = (convert(s, to, reading=reading) for s, to in ((name, far), (source, here)))
+    assert sums(ours) == sums(theirs)
+
+
+def test_every_small_file_of_the_goldens_is_fetched() -> None:
+    """But for code of the models' own, which is never run, and a draft's other model."""
+    recipes = [case["recipe"] for case in (*architectures().values(), *encoders().values())]
+    names = {n for r in recipes for n in (*r["files"], *r["tokenizer_files"])}
+    names = {n for n in names if not n.startswith(("target/", "tokenization_"))}
+    assert [n for n in sorted(names) if not repository._is_small(n)] == []
 
 
 def test_a_file_is_verified_against_the_hub(sharded: Path, hub: Hub, tmp_path: Path) -> None:

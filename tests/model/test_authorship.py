@@ -134,8 +134,8 @@ def test_the_keys_are_those_that_gguf_reads(tmp_path: Path) -> None:
         ({"general.sampling.temp": True}, "general.sampling.temp is True, not a number"),
         ({"general.sampling.temp": 1e39}, "general.sampling.temp is 1e+39, not a number"),
         (b'{"general.sampling.temp": NaN}', "general.sampling.temp is nan, not a number"),
-        ({"general.sampling.top_k": 2**31}, "general.sampling.top_k is 2147483648, not a number"),
-        ({"general.sampling.top_k": 1.5}, "general.sampling.top_k is 1.5, not a number"),
+        ({"general.sampling.top_k": 2**31}, "general.sampling.top_k is 2147483648, not a whole"),
+        ({"general.sampling.top_k": 1.5}, "general.sampling.top_k is 1.5, not a whole number"),
     ],
 )  # fmt: skip
 def test_what_a_file_may_not_hold(

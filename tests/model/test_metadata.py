@@ -51,6 +51,47 @@ def test_numbers_and_dates_where_text_belongs(tmp_path: Path) -> None:
     assert keys["tags"] == ["1", "a"]
 
 
+def test_what_gguf_leaves_out_of_texts(tmp_path: Path) -> None:
+    """An empty text, 0, false and an empty list, whatever they stand for."""
+    keys = card(tmp_path, "version: 0\nauthor: no\ndescription: []\nlicense_link: {}\nfinetune: ''")
+    assert not {"version", "author", "description", "license.link", "finetune"} & keys.keys()
+    assert "name" not in card(tmp_path, "name: no")
+
+
+def test_true_and_false_are_numbers(tmp_path: Path) -> None:
+    """Python's packing, in llama.cpp's converter as well."""
+    directory = write_files(README, tmp_path)
+    settings = {"temperature": True, "top_k": False, "min_p": 0}
+    (directory / "generation_config.json").write_text(json.dumps(settings))
+    keys = general(directory, [])
+    found = {k: keys[f"general.sampling.{k}"]["value"] for k in ("temp", "top_k", "min_p")}
+    assert found == {"temp": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+def test_a_card_of_gigabytes(tmp_path: Path) -> None:
+    """Its first lines are read, by gguf too; what follows may be anything."""
+    directory = write_files(README, tmp_path)
+    text = "---\nauthor: Ann\n---\n" + "word\n" * 10
+    (directory / "README.md").write_text(text, encoding="utf-8")
+    short = general(directory, [])
+    with (directory / "README.md").open("r+b") as file:
+        file.truncate(3 << 30)  # a hole: takes no room on the disk
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    files = CheckpointFiles.local(directory)
+    assert files.text("README.md") == text
+    assert general(directory, []) == short
+    assert short["general.author"]["value"] == "Ann"
+
+
+@pytest.mark.parametrize("front", ["", "- a list", "base_model: [3, null]"])
+def test_gguf_says_nothing_of_its_own(
+    front: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    card(tmp_path, front)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_several_base_models(tmp_path: Path) -> None:
     keys = card(tmp_path, "base_model: [org/Some-7B, 'https://huggingface.co/a/Other-v2']")
     assert keys["base_model.count"] == 2

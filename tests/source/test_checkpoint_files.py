@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.errors import CorruptFile, SourceError, SourceNotFound
+from quantkit.errors import CorruptFile, SourceError, SourceNotFound, UnsupportedSource
 from quantkit.model.open import open_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.vocabularies import vocabulary, write_files
@@ -130,6 +130,15 @@ def test_what_is_no_object(
         files.json("a.json")
     assert str(tmp_path) not in str(caught.value)
     assert (files.optional("a.json") is None) if data is None else files.has("a.json")
+
+
+def test_what_is_too_large(tmp_path: Path) -> None:
+    """Nothing of some gigabytes is read into memory for a small file."""
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(3 << 30)
+    files = CheckpointFiles(tmp_path, "hf://org/model", {})
+    with pytest.raises(UnsupportedSource, match=r"^hf://org/model/tokenizer\.json: 3221225472 byt"):
+        files.json("tokenizer.json")
 
 
 def test_what_is_no_text(tmp_path: Path) -> None:
