@@ -160,7 +160,7 @@ BAILING_V3_VL = replace(
     late_keys=(
         *BAILING_V3.late_keys, Key("{arch}.rope.dimension_sections", _sections, "INT32"),
     ),
-    drops=(*BAILING_V3.drops, r"linear_proj\..*"),
+    drops=(r"linear_proj\..*",),
 )  # fmt: skip
 
 FAMILY = (BAILING_V3, BAILING_V3_VL)

@@ -48,7 +48,7 @@ BITNET = Architecture(
     maps=(*_OTHERS, *(replace(m, rows=edited(m.rows, ("ternary",))) for m in _MATRICES)),
     renames=((r"\.attn_sub_norm\.", ".inner_attn_ln."), (r"\.ffn_sub_norm\.", ".ffn_layernorm.")),
     variant=_packed,
-    drops=(r".*\.rotary_emb\.inv_freq", r"lm_head\.weight"),
+    drops=(r"lm_head\.weight",),
 )
 
 FAMILY = (BITNET,)

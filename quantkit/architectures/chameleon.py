@@ -49,7 +49,7 @@ CHAMELEON = replace(
         *gated_mlp(),
     ),
     renames=(),
-    drops=(*LLAMA.drops, r"model\.vqmodel\..*"),
+    drops=(r"model\.vqmodel\..*",),
     defaults={},
     computed={},
 )  # fmt: skip

@@ -34,7 +34,6 @@ CODESHELL = Architecture(
     # no table of positions, and a head of its own
     maps=tuple(m for m in STARCODER.maps if "wpe" not in m.source),
     renames=((r"^(?=(h\.\d+|wte|ln_f)\.)", "transformer."),),
-    drops=(*STARCODER.drops, r".*\.attn\.rotary_emb\.inv_freq"),
     defaults={"layer_norm_epsilon": 1e-5, "num_query_groups": 4},
 )  # fmt: skip
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from quantkit.architectures.common import (
     DIMS,
     DOWN_GATE_UP,
-    DROPS,
     EMBEDDINGS,
     MTP_LAYERS,
     NEXTN_KEY_IF_ANY,
@@ -85,7 +84,7 @@ COHERE = Architecture(
     layers={
         "query and key norms": lambda c, bid: c.get("use_qk_norm", kind="BOOL", default=False),
     },
-    drops=(*DROPS, r"lm_head\.weight"),
+    drops=(r"lm_head\.weight",),
     defaults={
         "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "logit_scale": 0.0625,
         "tie_word_embeddings": True,

@@ -303,6 +303,7 @@ OTHER_MODES = (
     r"patch_embed).*",
     r"(model\.)?connector\..*",
 )
+# what no converter keeps, of any family
 DROPS = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
 
 

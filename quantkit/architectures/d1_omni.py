@@ -127,7 +127,7 @@ D1_OMNI = replace(
         (r"^encoder\.", "model."), (r"^head\.head\.layers\.", "head.layers."),
         (r"\.in_proj_(weight|bias)$", r".in_proj.\1"), (r"^head\.(type_emb|scorer)\.", r"\1."),
     ),
-    drops=(*LFM2.drops, r"(vision|audio)\..*"),
+    drops=(r"(vision|audio)\..*",),
     variant=_whole,
     fuses=(),
 )  # fmt: skip

@@ -45,7 +45,7 @@ DEEPSEEK_OCR = tied_head_dropped(replace(
     ),
     assumes=(),
     maps=(*EMBEDDINGS, *NORMS, *attention(), *SPARSE),
-    drops=(*DEEPSEEK.drops, r".*(sam_model|qwen2_model).*"),
+    drops=(r".*(sam_model|qwen2_model).*",),
     defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0},
 ))  # fmt: skip
 

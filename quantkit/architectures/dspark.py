@@ -55,7 +55,7 @@ DSPARK = replace(
         *(replace(m, optional=True)
           for m in linear("model.confidence_head.proj", ("one", "after"), "conf_proj")),
     ),
-    drops=(*DFLASH.drops, r"(model\.)?(d2t|t2d)", r"lm_head\.weight"),
+    drops=(r"(model\.)?(d2t|t2d)", r"lm_head\.weight"),
     learned=learned_of_draft,
     added=ids_of_target,
 )  # fmt: skip

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     EXPERT_FFN,
     GATE_UP_DOWN,
@@ -130,7 +129,7 @@ ERNIE4_5_MOE = Architecture(
         "dense MLP": lambda c, bid: not _sparse(c, bid),
     },
     expert_order=GATE_UP_DOWN,
-    drops=(*DROPS, r"model\.mtp_.*"),  # llama.cpp does not convert what predicts further tokens
+    drops=(r"model\.mtp_.*",),  # llama.cpp does not convert what predicts further tokens
     defaults={"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "moe_layer_interval": 1,
               "tie_word_embeddings": True},
     fuses=("qkv",),

@@ -50,7 +50,7 @@ EUROBERT = replace(
     maps=(*EMBEDDINGS[:2], *NORMS, *attention(), *gated_mlp()),
     # without its head for masked tokens
     renames=(),
-    drops=(*LLAMA.drops, r"lm_head\..*"),
+    drops=(r"lm_head\..*",),
     defaults={
         "rope_theta": 250000.0, "rms_norm_eps": 1e-5, "vocab_size": 128256, "hidden_act": "silu",
         "tie_word_embeddings": True,

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     NORMS,
     OPTIONAL_HEAD,
@@ -24,6 +23,7 @@ from quantkit.architectures.common import (
 from quantkit.architectures.pooled import POOLING_KEYS
 from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import Architecture, Config, Expect, Key, vector
+from quantkit.loading.patterns import WIDE_SCALE
 
 _NORMS = shifted(
     EMBEDDINGS[1],
@@ -32,6 +32,18 @@ _NORMS = shifted(
     vector(f"{L}.pre_feedforward_layernorm", "ffn_norm"),
     vector(f"{L}.post_feedforward_layernorm", "post_ffw_norm"),
 )
+
+
+def _scaled_by(config: Config) -> tuple[int]:
+    """What llama.cpp's attention is scaled by the root of: the channels of a head, but for the 27B,
+    which it knows by the number of its layers."""
+    name = "gemma2" if config.find("architectures") == ["Gemma2ForCausalLM"] else "gemma3"
+    if config.layers != WIDE_SCALE[name]:
+        return (config.head_dim,)
+    return (config.one("hidden_size") // config.one("num_attention_heads"),)
+
+
+SCALE = Expect("query_pre_attn_scalar", _scaled_by)
 
 GEMMA2 = Architecture(
     hf_names=("Gemma2ForCausalLM",),
@@ -45,9 +57,10 @@ GEMMA2 = Architecture(
         Key("{arch}.attention.sliding_window", "sliding_window"),
     ),
     expects=(RMS_NORM, Expect("hidden_activation", ("gelu_pytorch_tanh",))),
+    assumes=(SCALE,),
     dims=DIMS,
     maps=(EMBEDDINGS[0], *_NORMS, *attention(), *gated_mlp()),
-    drops=(*DROPS, r"lm_head\.weight"),  # its runtime has no place for one
+    drops=(r"lm_head\.weight",),  # its runtime has no place for one
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0, "sliding_window": 4096, "tie_word_embeddings": True,
@@ -61,6 +74,7 @@ GEMMA = replace(
     hf_names=("GemmaForCausalLM",),
     gguf_arch="gemma",
     late_keys=(),
+    assumes=(),
     maps=(EMBEDDINGS[0], *shifted(EMBEDDINGS[1], *NORMS), *attention(), *gated_mlp()),
     defaults={"rms_norm_eps": 1e-6, "head_dim": 256, "tie_word_embeddings": True},
 )
@@ -88,10 +102,11 @@ GEMMA3 = replace(
         Key("{arch}.attention.sliding_window", _window),
     ),
     expects=(*GEMMA2.expects, Expect("attn_logit_softcapping", (None,))),
+    assumes=(SCALE, Expect("use_bidirectional_attention", (False,))),
     maps=(
         EMBEDDINGS[0], OPTIONAL_HEAD, *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp(),
     ),
-    drops=DROPS,
+    drops=(),
     # what transformers assumes: multimodal releases leave most of it out
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "rope_local_base_freq": 10000.0,
@@ -104,6 +119,7 @@ GEMMA_EMBEDDING = replace(
     GEMMA3,
     hf_names=("Gemma3TextModel",),
     gguf_arch="gemma-embedding",
+    assumes=(Expect("query_pre_attn_scalar", lambda c: (c.head_dim,)),),
     late_keys=(
         *GEMMA3.late_keys[:2],
         Key("{arch}.attention.sliding_window", "sliding_window"),

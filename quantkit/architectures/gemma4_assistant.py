@@ -29,7 +29,7 @@ GEMMA4_ASSISTANT = replace(
         *linear("pre_projection", ("hidden", "2target"), "nextn.pre_projection", bias=False),
         *linear("post_projection", ("target", "hidden"), "nextn.post_projection", bias=False),
     ),
-    drops=(*GEMMA4.drops, r"lm_head\.weight", r".*masked_embedding.*"),
+    drops=(r"lm_head\.weight", r".*masked_embedding.*"),
     variant=lambda config: None,
 )  # fmt: skip
 

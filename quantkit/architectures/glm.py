@@ -38,6 +38,7 @@ from quantkit.architectures.common import (
     text_keys,
 )
 from quantkit.architectures.llama import kv_heads_if_said
+from quantkit.architectures.rope import always_based
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -132,7 +133,7 @@ GLM = replace(
             lambda c: int(c.get("hidden_size") // c.get("num_attention_heads")
                           * c.rope.get("partial_rotary_factor", 0.5))),
         Key("tokenizer.ggml.add_bos_token", lambda c: False, "BOOL"),
-        Key("{arch}.rope.freq_base", lambda c: c.rope.get("rope_theta", 10000.0), "FLOAT32"),
+        Key("{arch}.rope.freq_base", always_based, "FLOAT32"),
     ),
     expects=(SILU, Expect("rope_parameters.rope_type", ("default",)),
              Expect("rope_scaling", (None,))),
@@ -184,7 +185,7 @@ CHATGLM = replace(
         *linear(f"{E}.mlp.dense_4h_to_h", ("hidden", "ffn"), "ffn_down", bias=False),
     ),
     renames=((r"^transformer\.", ""),),
-    drops=(*GLM.drops, r"rotary_pos_emb\.inv_freq"),
+    drops=(r"rotary_pos_emb\.inv_freq",),
     defaults={"layernorm_epsilon": 1e-5},
 )  # fmt: skip
 

@@ -140,7 +140,7 @@ GRANITE_SWITCH = Architecture(
         *_halves(),
     ),
     # the head is the embedding; what finds tokens is made again when the file is loaded
-    drops=(*GRANITE.drops, r"lm_head\.weight", r"(model\.)?switch\..*",
+    drops=(r"lm_head\.weight", r"(model\.)?switch\..*",
            r"(.*\.)?(adapter_token_ids|control_to_substitute_lut)"),
     added=_zeros,
     rounds=frozenset(f"{role}.lora_{half}" for role in _ADAPTED for half in "ab"),

@@ -223,7 +223,7 @@ HY_V4 = tied_head_dropped(
             (r"\.hc_pre\.(hc_(attn|mlp)_layer)\.", r".\1.hc_pre."),
             (r"(\.mlp\.(shared_experts\.)?)linear_gate\.", r"\1gate_proj."),
         ),
-        drops=(*DEEPSEEK_V2.drops, r"model\.mtp_layers\..*"),  # llama.cpp does not convert them
+        drops=(r"model\.mtp_layers\..*",),  # llama.cpp does not convert them
         defaults={"rms_norm_eps": 1e-5},
         exact=frozenset({"hc_attn_fn", "hc_ffn_fn", "output_hc_fn"}),
         mtp=lambda c: 0,

@@ -9,7 +9,6 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EXPERT_FFN,
     GATE_DOWN_UP,
     GATING,
@@ -106,7 +105,7 @@ LFM2_MOE = Architecture(
         "dense MLP": lambda c, bid: not _sparse(c, bid),
     },
     expert_order=GATE_DOWN_UP,
-    drops=(*DROPS, r"lm_head\.weight"),  # llama.cpp takes the embedding
+    drops=(r"lm_head\.weight",),  # llama.cpp takes the embedding
     defaults={"rope_theta": 1e6, "norm_eps": 1e-5, "tie_word_embeddings": True},
     fuses=("qkv",),
 )  # fmt: skip
@@ -155,7 +154,7 @@ LFM2 = replace(
             for m in LFM2_MOE.maps if m.layers != "experts"
         ),
     ),
-    drops=DROPS,
+    drops=(),
     layers={
         "attention": lambda c, bid: _attending(c)[bid],
         "convolution": lambda c, bid: not _attending(c)[bid],
@@ -210,7 +209,7 @@ LFM25_AUDIO_TOKENIZER = replace(
         *(m for m in LFM2.maps if m is not OPTIONAL_HEAD),
         *linear("lin", ("spectrum", "hidden"), "dense_2", bias=None),
     ),
-    drops=(*DROPS, r"istft\.window", r"emb\.emb.*"),
+    drops=(r"istft\.window", r"emb\.emb.*"),
     no_vocabulary=True,
 )
 

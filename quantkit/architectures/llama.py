@@ -120,7 +120,7 @@ SARASHINA2_VL = replace(
 JANUS = replace(
     LLAMA,
     hf_names=("JanusForConditionalGeneration",),
-    drops=(*LLAMA.drops, r"model\.(vqmodel|aligner|generation_\w+)\..*"),
+    drops=(r"model\.(vqmodel|aligner|generation_\w+)\..*",),
 )
 
 # an encoder, as embedding models are

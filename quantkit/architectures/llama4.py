@@ -10,6 +10,7 @@ from dataclasses import replace
 from quantkit.architectures.common import (
     DIMS,
     EMBEDDINGS,
+    EXPERT_COUNT,
     NORMS,
     ROPE_DIMENSION,
     TEXT_KEYS,
@@ -24,7 +25,8 @@ from quantkit.architectures.common import (
     with_head_dim,
 )
 from quantkit.architectures.llama import LLAMA
-from quantkit.architectures.rules import Config, Key, reading
+from quantkit.architectures.rules import Config, Expect, Key, reading
+from quantkit.loading.patterns import UNNORMED
 
 FF = f"{L}.feed_forward"
 
@@ -41,6 +43,21 @@ def _no_window(config: Config) -> int | None:
     return 0 if types is not None and {*types} == {"full_attention"} else None
 
 
+def _norms_heads(config: Config) -> tuple[bool]:
+    """llama.cpp norms queries and keys, but for the model of 128 experts."""
+    return (config.get(*EXPERT_COUNT, default=0) != UNNORMED,)
+
+
+def _slides(config: Config) -> bool:
+    return _no_window(config) is None
+
+
+def _unturned(config: Config) -> tuple[list[int], ...]:
+    """Every fourth layer has no rotary positions, if layers have windows; the list may be empty."""
+    all_turn = not _slides(config)
+    return [int(all_turn or (bid + 1) % 4 != 0) for bid in range(config.layers)], []
+
+
 LLAMA4 = replace(
     LLAMA,
     hf_names=("Llama4ForConditionalGeneration", "Llama4ForCausalLM"),
@@ -52,6 +69,14 @@ LLAMA4 = replace(
         Key("{arch}.interleave_moe_layer_step", "interleave_moe_layer_step"),
         Key("{arch}.expert_feed_forward_length", "intermediate_size"),
         Key("{arch}.attention.sliding_window", _no_window),
+    ),
+    assumes=(
+        Expect("use_qk_norm", _norms_heads),
+        Expect("no_rope_layers", _unturned),
+        Expect("attn_temperature_tuning", lambda c: (True, 4) if _slides(c) else (False,)),
+        Expect("floor_scale", lambda c: (8192,) if _slides(c) else ()),
+        Expect("attn_scale", lambda c: (0.1,) if _slides(c) else ()),
+        Expect("attention_chunk_size", lambda c: (8192,) if _slides(c) else ()),
     ),
     dims={
         **DIMS,

@@ -53,7 +53,7 @@ NEMOTRON_H_PUZZLE = replace(
         "2expert_ffn": lambda c: [2 * n for n in _of_blocks("moe_intermediate_size")(c)],
     },
     maps=NEMOTRON_H_MOE.maps[: -len(PREDICTING)],
-    drops=(*NEMOTRON_H.drops, r"mtp\..*"),  # llama.cpp does not run it
+    drops=(r"mtp\..*",),  # llama.cpp does not run it
     mtp=lambda c: 0,
 )
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     TEXT_KEYS,
     VOCAB_SIZE,
     optional_key,
     text_keys,
 )
+from quantkit.architectures.rope import always_based
 from quantkit.architectures.rules import (
     Architecture,
     Config,
@@ -148,7 +148,7 @@ PLAMO2 = Architecture(
         Key("{arch}.attention.key_length", "hidden_size_per_head"),
         Key("{arch}.attention.value_length", "hidden_size_per_head"),
         *text_keys("block_count", "layer_norm_rms_epsilon"),
-        Key("{arch}.rope.freq_base", lambda c: c.rope.get("rope_theta", 10000), "FLOAT32"),
+        Key("{arch}.rope.freq_base", always_based, "FLOAT32"),
         Key("{arch}.ssm.state_size", "mamba_d_state"),
         Key("{arch}.ssm.conv_kernel", "mamba_d_conv"),
         Key("{arch}.ssm.time_step_rank", "mamba_num_heads"),
@@ -195,7 +195,6 @@ PLAMO2 = Architecture(
         "rms_norm_eps": 1e-6, "mamba_d_state": 64, "mamba_d_conv": 4,
         "mamba_num_heads": 64, "intermediate_size": 13312,
     },
-    drops=DROPS,
 )  # fmt: skip
 
 

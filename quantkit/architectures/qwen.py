@@ -11,7 +11,6 @@ from dataclasses import replace
 from quantkit.architectures.common import (
     DIMS,
     DOWN_GATE_UP,
-    DROPS,
     EMBEDDINGS,
     EXPERT_FFN,
     NORMALIZED,
@@ -187,7 +186,7 @@ GROVE_MOE = replace(
             stack("ffn_down_chexps.weight", "chunks"), experts="chunks"),
     ),
     expert_order=(*DOWN_GATE_UP, "ffn_down_chexps", "ffn_gate_chexps", "ffn_up_chexps"),
-    drops=(*DROPS, r".*\.expert_bias"),  # the model does not use it
+    drops=(r".*\.expert_bias",),  # the model does not use it
 )  # fmt: skip
 
 FAMILY = (

@@ -33,7 +33,7 @@ QWEN = Architecture(
         *linear(f"{H}.mlp.w2", ("half", "hidden"), "ffn_gate", bias=False),
         *linear(f"{H}.mlp.c_proj", ("hidden", "half"), "ffn_down", bias=False),
     ),
-    drops=(r".*\.rotary_emb\.inv_freq", r"transformer\.visual\..*"),
+    drops=(r"transformer\.visual\..*",),
 )
 
 FAMILY = (QWEN,)

@@ -242,7 +242,7 @@ QWEN35 = replace(
 MINICPM_V = replace(
     QWEN35,
     hf_names=("MiniCPMV4_6ForConditionalGeneration",),
-    drops=(*QWEN35.drops, r"(model\.)?merger\..*"),
+    drops=(r"(model\.)?merger\..*",),
 )
 
 FAMILY = (QWEN3_NEXT, QWEN35_MOE, QWEN35, MINICPM_V)

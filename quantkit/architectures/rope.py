@@ -19,6 +19,12 @@ def rope_of(config: Config) -> dict[str, Any]:
     return found
 
 
+def always_based(config: Config) -> Any:
+    """The rotary base, also where config.json is silent, of a family whose converter says it
+    then."""
+    return config.rope.get("rope_theta", 10000.0)
+
+
 def _scaling_type(config: Config) -> str | None:
     rope = rope_of(config)
     kind = rope.get("rope_type")

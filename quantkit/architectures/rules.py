@@ -118,31 +118,36 @@ def reading(keys: tuple[Key, ...], *names: str, **how: Any) -> tuple[Key, ...]:
 @dataclass(frozen=True)
 class Expect:
     """What the config has to say: one of `values` where the key is present (any value if none are
-    listed), and the key itself where it is `required`."""
+    listed), and the key itself where it is `required`. `values` may follow from the config."""
 
     config: str
-    values: tuple[Any, ...] = ()
+    values: tuple[Any, ...] | Callable[[Config], tuple[Any, ...]] = ()
     required: bool = False
+
+    def allowed(self, config: Config) -> tuple[Any, ...]:
+        """The values that it may have."""
+        return self.values(config) if callable(self.values) else self.values
 
     def check(self, config: Config) -> None:
         """Raises ConfigError."""
         value = config.find(self.config)
         if value is None and self.required:
             raise ConfigError(f"{config.where}: '{self.config}' is missing")
-        if value is not None and self.values and value not in self.values:
-            allowed = " or ".join(repr(v) for v in self.values)
+        values = self.allowed(config)
+        if value is not None and values and value not in values:
+            allowed = " or ".join(repr(v) for v in values)
             raise ConfigError(
                 f"{config.where}: '{self.config}' is {value!r}; this architecture needs {allowed}"
             )
 
     def differs(self, config: Config) -> str | None:
         """A line for people where the config says something else than is computed with."""
-        value = config.find(self.config)
-        if value is None or value in self.values:
+        value, values = config.find(self.config), self.allowed(config)
+        if value is None or not values or value in values:
             return None
         return (
             f"'{self.config}' is {value!r}, and llama.cpp computes as if it were "
-            f"{self.values[0]!r}: the GGUF file will answer differently from the checkpoint"
+            f"{values[0]!r}: the GGUF file will answer differently from the checkpoint"
         )
 
 
@@ -275,8 +280,9 @@ class Architecture:
     variant: Callable[[Config], Architecture | None] = lambda config: None
     # roles in the order in which llama.cpp emits the stacked experts of a block
     expert_order: tuple[str, ...] = ()
-    # names of source tensors that are dropped, as regular expressions
-    drops: tuple[str, ...] = (r".*\.attention\.(masked_)?bias", r".*\.rotary_emb\.inv_freq")
+    # names of source tensors that are dropped, as regular expressions, beside those that all
+    # families drop (`common.DROPS`, `common.OTHER_MODES`)
+    drops: tuple[str, ...] = ()
     # our name of a config key -> the family's own (`a.b` is key b of table a), or what it follows
     # from (None: it is as it stands)
     aliases: Mapping[str, str | Callable[[Config], Any]] = field(default_factory=dict)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from quantkit.architectures.common import (
     DIMS,
-    DROPS,
     EMBEDDINGS,
     TEXT_KEYS,
     L,
@@ -58,7 +57,7 @@ STARCODER = Architecture(
         *linear(f"{H}.attn.c_proj", ("hidden", "hidden"), "attn_output", bias=True),
         *plain_mlp(f"{H}.mlp", ("c_fc", "c_proj"), bias=True),
     ),
-    drops=(*DROPS, r".*\.attn\.(masked_)?bias"),
+    drops=(r".*\.attn\.(masked_)?bias",),
     defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
 )  # fmt: skip
 

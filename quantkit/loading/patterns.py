@@ -53,6 +53,10 @@ RECURRENT_WITHOUT_KV = {
     "bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2",
     "lfm2moe", "nemotron_h", "nemotron_h_moe", "plamo2",
 }  # fmt: skip
+# the number of layers with which attention is scaled by the width of the model, divided by its
+# heads; with any other it is by that of a head (gemma2.cpp, gemma3.cpp)
+WIDE_SCALE = {"gemma2": 46, "gemma3": 62}
+UNNORMED = 128  # the number of experts with which Llama 4's queries and keys are not normed
 ALWAYS_SLIDE = {"afmoe"}  # whose graph is built for a window whatever its width
 
 

@@ -12,6 +12,7 @@ from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import ALIGNMENT, KeyValue, string, uint32
 from quantkit.loading.keys import KEYS
+from quantkit.loading.patterns import UNNORMED
 from quantkit.model.metadata import count_and_label
 from quantkit.model.model import Model, ModelTensor
 from quantkit.source.segments import Segment
@@ -30,6 +31,11 @@ def keep_experts(model: Model, keep: Sequence[int]) -> Model:
     count = _expert_count(model)
     if not keep or len(set(keep)) != len(keep) or not all(0 <= x < count for x in keep):
         raise RecipeError(f"experts {list(keep)} cannot be kept; the model has 0 to {count - 1}")
+    if model.arch == "llama4" and (count == UNNORMED) != (len(keep) == UNNORMED):
+        raise RecipeError(
+            f"{len(keep)} of {count} experts cannot be kept: llama.cpp norms the queries and keys "
+            f"of llama4, but not with {UNNORMED} experts"
+        )
     groups = _number(model, "expert_group_count") or 0
     if groups and len(keep) % groups:
         raise RecipeError(f"{len(keep)} experts do not divide into the model's {groups} groups")

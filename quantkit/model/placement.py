@@ -186,8 +186,8 @@ class Layout:
 
     @cached_property
     def dropped(self) -> list[re.Pattern[str]]:
-        others = () if self.arch.gguf_arch == ENCODER else (*DROPS, *OTHER_MODES)
-        return [re.compile(d) for d in (*self.arch.drops, *others)]
+        others = () if self.arch.gguf_arch == ENCODER else OTHER_MODES
+        return [re.compile(d) for d in (*self.arch.drops, *DROPS, *others)]
 
     @cached_property
     def maps(self) -> dict[str, list[Map]]:

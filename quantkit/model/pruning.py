@@ -11,7 +11,14 @@ from quantkit.errors import RecipeError, UsageError
 from quantkit.gguf import tensor_names
 from quantkit.gguf.container import KeyValue, array, uint32
 from quantkit.loading.keys import KEYS
-from quantkit.loading.patterns import LED_BY_FIRST, PATTERNS, STEPS, UNPRUNABLE, Pattern
+from quantkit.loading.patterns import (
+    LED_BY_FIRST,
+    PATTERNS,
+    STEPS,
+    UNPRUNABLE,
+    WIDE_SCALE,
+    Pattern,
+)
 from quantkit.model.model import Model, ModelTensor
 
 # counts of layers: of the first ones, and of the last
@@ -148,9 +155,21 @@ class _Metadata:
     def _window(self, default: int) -> int:
         return _number(self.values, "attention.sliding_window", default)
 
+    def _scaled_otherwise(self) -> bool:
+        """Whether it is the width of a head or that of the model that scales makes a difference."""
+        heads = _number(self.values, "attention.head_count", 8)
+        width = _number(self.values, "embedding_length", 0) // max(heads, 1)
+        return width != _number(self.values, "attention.key_length", width)
+
     def _check_steps(self, kept: Sequence[int]) -> None:
         if self.arch == "exaone4" and self.layers == 64:
             raise RecipeError("layers of exaone4 cannot be pruned: only 64 slide in llama.cpp")
+        wide = WIDE_SCALE.get(self.arch)
+        if wide in (self.layers, len(kept)) and self._scaled_otherwise():
+            raise RecipeError(
+                f"layers of {self.arch} cannot be pruned: llama.cpp scales attention in another "
+                f"way with {wide} layers than with any other number"
+            )
         if self.arch in LED_BY_FIRST and kept[:1] != [0]:
             raise RecipeError(
                 f"layer 0 of {self.arch} cannot be pruned: it gives all others its values"
