@@ -32,7 +32,7 @@ from quantkit.model.prepared import (
     with_scalars,
 )
 from quantkit.model.zero_rows import with_zero_rows
-from quantkit.source.checkpoint import read_tensors
+from quantkit.source.checkpoint import has_weights, read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.codings import Settings, decoded, read_settings, settings_note
 from quantkit.source.segments import Segment
@@ -102,7 +102,15 @@ def _converted(
 ) -> Model:
     from quantkit.model.metadata import checkpoint_metadata
 
-    stored = read_tensors(files, "consolidated" if name == FORMAT else "model")
+    prefix = "consolidated" if name == FORMAT else "model"
+    if options.vocab_only and not has_weights(files, prefix):
+        mtp = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
+        learned = arch.learned({}, values_of) if arch.drafts and arch.learned else {}
+        config = replace(config, mtp=mtp, values={**config.values, **learned})
+        file_type = OUTTYPES[chosen_outtype(outtype, (), ())][0]
+        kv, notes = checkpoint_metadata(files, arch, config, (), file_type, pre, options)
+        return Model(files.name, arch.gguf_arch, (), {}, kv, notes=notes)
+    stored = read_tensors(files, prefix)
     stored = [*stored, *further(files, arch, {t.name for t in stored})]
     settings = coding_settings(files, config)
     if settings.as_it_runs and arch.gguf_arch != "bitnet":  # whose rows round what they read

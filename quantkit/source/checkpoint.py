@@ -28,6 +28,19 @@ _RAW = {"F8_E4M3": "I8", "F8_E5M2": "I8", "F8_E8M0": "I8", "U8": "I8", "I8": "I8
         "F64": "F64"}  # fmt: skip
 
 
+_KINDS = (INDEX, "model*.safetensors"), (BIN_INDEX, "pytorch_model*.bin")
+
+
+def has_weights(files: CheckpointFiles, prefix: str = "model") -> bool:
+    """Whether a file of weights, or an index of such, is there; `prefix` as of `read_tensors`."""
+    if any(fnmatchcase(name, f"{prefix}*.safetensors") for name in files.weights):
+        return True
+    return prefix == "model" and any(
+        files.has(index) or any(fnmatchcase(name, pattern) for name in files.weights)
+        for index, pattern in _KINDS
+    )
+
+
 def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTensor]:
     """Every tensor of a checkpoint: file after file, sorted by name in each (those of `.bin` files
     in their own order).
@@ -40,7 +53,7 @@ def read_tensors(files: CheckpointFiles, prefix: str = "model") -> list[SourceTe
         if not names:
             raise SourceNotFound(f"{files.where}: no {prefix}*.safetensors in it")
         return _read_all([files.weights[name] for name in names])
-    for index, pattern in (INDEX, "model*.safetensors"), (BIN_INDEX, "pytorch_model*.bin"):
+    for index, pattern in _KINDS:
         if files.has(index):
             return _indexed(files, index)
         if names := sorted(name for name in files.weights if fnmatchcase(name, pattern)):

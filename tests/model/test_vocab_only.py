@@ -7,6 +7,7 @@ The sums are of files that the converter (b11549) made of these golden cases wit
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def test_same_file_as_llama_cpp(case: str, checkpoint: Get, tmp_path: Path) -> N
     """Also where keys that are read from weights are left out, those that are for the model that a
     draft is for stay, and weights would be kept as they are."""
     source, path = checkpoint(case), tmp_path / "v.gguf"
+    jobs.convert(source, path, "bf16", reading=asked(case, source))
+    assert sha256(path) == SUMS[case]
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_the_same_without_weights(case: str, checkpoint: Get, tmp_path: Path) -> None:
+    """As of a directory that holds a tokenizer and config.json, nothing else."""
+    source, path = tmp_path / checkpoint(case).name, tmp_path / "v.gguf"
+    shutil.copytree(checkpoint(case), source)
+    for name in ("*.safetensors", "*.safetensors.index.json", "*.bin"):
+        for weights in source.glob(name):
+            weights.unlink()
     jobs.convert(source, path, "bf16", reading=asked(case, source))
     assert sha256(path) == SUMS[case]
 
