@@ -9,7 +9,12 @@ QuantTypesError (a ValueError)
 ├── NotFinite        NaN or infinity among the weights; `.row` says where
 ├── OutOfRange       finite weights too large for a search: their errors overflow float32
 └── KernelError      a kernel that cannot be compiled on this machine
+    └── CacheFull        no room on the disk for what was compiled; `.folder` says where
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class QuantTypesError(ValueError):
@@ -74,3 +79,18 @@ class OutOfRange(QuantTypesError):
 
 class KernelError(QuantTypesError):
     """A kernel of the lanes engine that could not be compiled or kept."""
+
+
+class CacheFull(KernelError):
+    """The disk is full that compiled kernels are kept on.
+
+    Attributes:
+        folder: the directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        super().__init__(
+            f"{folder}: no space is left for compiled kernels; make room there, or name a "
+            "directory that has some in QUANTKIT_CACHE_DIR"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from quant_types import isolated, shipped
-from quant_types.errors import KernelError
+from quant_types.errors import CacheFull, KernelError
 
 SYMBOL = "kernel"  # of the function in its object file
 MEMORY = 1 << 18  # bytes that a kernel is given to work in
@@ -182,14 +183,23 @@ def _kept(path: Path) -> bytes | None:
 
 
 def keep(path: Path, code: bytes) -> None:
-    """Write object code to a file of the cache, whole or not at all."""
-    fd, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    """Write object code to a file of the cache, whole or not at all.
+
+    Raises:
+        CacheFull: there is no room for it.
+    """
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(partial, path)
-    except OSError:
-        os.unlink(partial)
+        fd, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(partial, path)
+        except OSError:
+            os.unlink(partial)
+            raise
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise CacheFull(path.parent) from None
         raise
 
 
@@ -212,6 +222,8 @@ def _compile(names: list[str]) -> None:
     )
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        if said.startswith(f"{CacheFull.__module__}.{CacheFull.__name__}:"):
+            raise CacheFull(folder)
         left = [name for name in names if _kept(path_of(name, folder)) is None]
         name = left[0] if left else names[-1]
         raise KernelError(f"the kernel {name} could not be compiled ({said}); {_WITHOUT}")

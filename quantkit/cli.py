@@ -190,18 +190,6 @@ def _short_of(e: Exception) -> str | None:
     return None
 
 
-def _no_room_for_kernels(text: str) -> str | None:
-    """What to do where the disk is full that kernels are kept on; None if it is something else."""
-    from quant_types.kernels import cache_dir
-
-    if not any(f"[Errno {code}]" in text for code in _FULL):
-        return None
-    return (
-        f"{one_line(str(cache_dir()))}: no space is left for compiled kernels; make room there, or "
-        "name a directory that has some in QUANTKIT_CACHE_DIR"
-    )
-
-
 def main() -> None:
     """The `quantkit` command. Exit code 1 for errors, 2 for wrong usage, 130 for Ctrl-C."""
     from quantkit.errors import PlanError, QuantkitError
@@ -241,7 +229,7 @@ def main() -> None:
 
         if not isinstance(e, KernelError):
             raise
-        _say_error(_no_room_for_kernels(str(e)) or str(e), kind="KernelError", code=1)
+        _say_error(one_line(str(e)), kind=type(e).__name__, code=1)
         sys.exit(1)
     finally:
         gc.freeze()  # the process ends: nothing is to be looked for

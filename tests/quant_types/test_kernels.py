@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import quant_types
 from quant_types import kernels
 from quant_types.engines import kernel_name
+from quant_types.errors import CacheFull
 from quant_types.grids import grid
 
 PACKAGE = Path(quant_types.__file__).parent
@@ -177,6 +179,31 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "executable", None)
     with pytest.raises(quant_types.KernelError, match="no Python to compile with"):
         quant_types.quantize(x, "Q8_0")
+
+
+def test_no_room_for_what_was_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that compiles says it, and so does the one that wants the kernel."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(CacheFull, match="QUANTKIT_CACHE_DIR"):
+            kernels.keep(tmp_path / "k.kernel", b"code")
+    assert list(tmp_path.iterdir()) == []
+    fault = tmp_path / "fault.py"
+    fault.write_text(
+        "from pathlib import Path\nfrom quant_types.errors import CacheFull\n"
+        "raise CacheFull(Path('somewhere'))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(PACKAGE.parent))
+    monkeypatch.setattr(kernels, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_loaded", {})
+    monkeypatch.setattr(kernels.isolated, "command", lambda *_: [sys.executable, str(fault)])
+    with pytest.raises(CacheFull) as caught:
+        quant_types.quantize(np.ones(32, np.float32), "Q8_0")
+    assert caught.value.folder == tmp_path
 
 
 def test_kernels_are_prepared_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
