@@ -28,6 +28,7 @@ from quantkit.planning.schedule import schedule
 from quantkit.progress import SILENT, Progress
 from quantkit.recipes.choose import Overrides, needs_importance
 from quantkit.recipes.file_types import find_recipe
+from quantkit.recipes.unheeded import unheeded
 from quantkit.source.codings import kept_as
 from quantkit.source.location import Source, SourceLike
 from quantkit.storage.os_files import real
@@ -170,7 +171,11 @@ def prepare(
     request = replace(request, kv=kv, late_kv=late_kv, importances=importances)
     paths = _paths(model, [r.name for r in recipes], output)
     plan = plan_quantization(model, list(zip(recipes, paths, strict=True)), request)
-    notes = [*_recipe_notes(plan, request.overrides), *_requantized_notes(plan)]
+    notes = [
+        *_recipe_notes(plan, request.overrides),
+        *_unheeded_notes(model, plan, request.overrides),
+        *_requantized_notes(plan),
+    ]
     model = replace(model, notes=(*model.notes, *notes))
     if imatrix:
         notes = check_importance(imatrix, plan, imatrix_strict, old_names)
@@ -193,6 +198,16 @@ def _recipe_notes(plan: Plan, overrides: Overrides) -> list[str]:
         )
         if some
     ]
+
+
+def _unheeded_notes(model: Model, plan: Plan, overrides: Overrides) -> list[str]:
+    """Which options for formats change nothing."""
+    shapes = {t.name: t.shape for t in model.tensors}
+    made = {
+        o.type: {name: (t.format, t.fallback_from) for name, t in o.by_name.items()}
+        for o in plan.outputs
+    }
+    return unheeded(overrides, model.arch, shapes, made)
 
 
 def _requantized_notes(plan: Plan) -> list[str]:
