@@ -44,7 +44,7 @@ from quantkit.encoders.common import (
     width,
 )
 from quantkit.encoders.rules import Encoder
-from quantkit.encoders.siglip import EXACT_PATCHES, patches, tower
+from quantkit.encoders.siglip import EXACT_PATCHES, FLAT_NAMES, HEAD, patches, tower
 
 S = "vision_tower.vision_model"
 P = "multi_modal_projector"
@@ -72,9 +72,10 @@ GEMMA3 = Encoder(
         Map(f"{P}.mm_soft_emb_norm.weight", ("v",),
             edited(whole("mm.soft_emb_norm.weight"), ("add", 1.0))),
     ),
+    renames=FLAT_NAMES,
     drops=(
         r"(?!(model\.)?(vision_tower|vision_model|multi_?modal_projector)\.).*",
-        r".*vision_model\.head\..*",  # of SigLIP by itself
+        HEAD,
     ),
     defaults={
         VISION: {
@@ -271,7 +272,11 @@ GEMMA4 = Encoder(
     ),
 )  # fmt: skip
 
-EMBEDDING_GEMMA2 = replace(GEMMA4, hf_names=("EmbeddingGemma2Model",))
+EMBEDDING_GEMMA2 = replace(
+    GEMMA4,
+    hf_names=("EmbeddingGemma2Model",),
+    defaults={**GEMMA4.defaults, "text_config": {"hidden_size": 512}},
+)
 
 E = "model.vision_embedder"
 

@@ -112,7 +112,7 @@ GLM_OCR = replace(
             **GLM4V.defaults[VISION], "hidden_size": 1024, "num_heads": 16,
             "out_hidden_size": 1536, "intermediate_size": 4096,
         },
-        "text_config": {"hidden_size": 1536},
+        "text_config": {"hidden_size": 1024},
     },
 )  # fmt: skip
 

@@ -37,6 +37,9 @@ from quantkit.errors import ConfigError
 # patches and positions stay in float32, whatever the file's type
 EXACT_PATCHES = ((r"v\.patch_embd\.weight", "F32"), *KERNELS)
 P = "multi_modal_projector"
+# transformers 5 saves what it has made itself without the level between
+FLAT_NAMES = ((r"\bvision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),)
+HEAD = r".*vision_(model|tower)\.head\..*"  # of SigLIP by itself
 
 
 def patches(tower: str) -> tuple[Map, ...]:
@@ -167,7 +170,8 @@ LFM2_VL = Encoder(
         *lin(f"{P}.linear_1", ("projected", "shuffled"), "mm.1", "", None),
         *lin(f"{P}.linear_2", ("text", "projected"), "mm.2", "", None),
     ),
-    drops=(rf"(?!(model\.)?(vision_tower|{P})\.).*",),
+    renames=FLAT_NAMES,
+    drops=(rf"(?!(model\.)?(vision_tower|{P})\.).*", HEAD),
     aliases={f"{VISION}.image_size": lambda c: 256},  # images of any size: a number for the key
     defaults={
         VISION: {
@@ -215,7 +219,8 @@ COHERE2_VISION = Encoder(
         *lin(f"model.{P}.linear_1", ("aligned", "shuffled"), "mm.1", ""),
         *lin(f"model.{P}.linear_2", ("text", "gated"), "mm.2", ""),
     ),
-    drops=(rf"(?!model\.(vision_tower|{P})\.).*", r".*vision_model\.head\..*"),
+    renames=FLAT_NAMES,
+    drops=(rf"(?!model\.(vision_tower|{P})\.).*", HEAD),
     defaults={
         VISION: {
             "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,

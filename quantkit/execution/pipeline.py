@@ -21,7 +21,7 @@ import numpy as np
 from quantkit.calibration.imatrix import Importance
 from quantkit.errors import NonFiniteWeight, WeightTooLarge
 from quantkit.execution.outputs import OutputFile, open_outputs
-from quantkit.execution.rows import dequantize, fetch, source_row, source_rows
+from quantkit.execution.rows import bounded, dequantize, fetch, source_row, source_rows
 from quantkit.execution.stages import Stage, in_stages
 from quantkit.execution.sums import NoteSums, SumsInPassing
 from quantkit.gguf.types import type_by_name
@@ -292,7 +292,7 @@ def _quantized(
                 for fmt, room in zip(formats, rooms, strict=True):
                     _check_blocks(room, fmt, rows, chunk)
         else:
-            quant_types.check_finite(rows)
+            quant_types.check_finite(bounded(rows, chunk.tensor))
     except quant_types.NotFinite as e:
         raise NonFiniteWeight(
             f"{source.path.name}: tensor {source.name} has NaN or infinity "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from math import isnan
 from typing import Any
 
 import numpy as np
 
+from quantkit.gguf.tensor_names import no_bound
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk
 from quantkit.source.codings import read
@@ -15,6 +17,12 @@ from quantkit.source.tensors import Files, SourceTensor
 from quantkit.source.torch_functions import torch_exp, torch_softplus
 
 Rows = np.ndarray[Any, Any]
+
+
+def bounded(rows: Rows, tensor: str) -> Rows:
+    """The rows, with 0 for an infinity that says of a bound that there is none."""
+    none = no_bound(tensor)
+    return rows if isnan(none) else np.where(rows == none, rows.dtype.type(0), rows)
 
 
 def fetch(chunk: Chunk, plan: Plan, files: Files) -> Rows:

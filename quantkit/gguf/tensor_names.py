@@ -7,6 +7,7 @@ A role is the middle of a GGUF tensor name: `blk.7.ffn_gate_exps.weight` has the
 from __future__ import annotations
 
 import re
+from math import inf, nan
 from typing import NamedTuple
 
 # numbers of more digits count nothing: such a name is a role
@@ -57,6 +58,14 @@ def in_block(role: str, bid: int | None) -> str:
         return role.format(bid=bid)
     half = role[:4] if role.startswith(("enc.", "dec.")) else ""
     return f"{half}blk.{bid}.{role.removeprefix(half)}"
+
+
+def no_bound(name: str) -> float:
+    """What a bound of what goes into a matrix of an encoder, or comes out, is where there is none:
+    infinity, negative for the least. NaN for the tensors that bound nothing."""
+    if name.endswith((".input_max", ".output_max")):
+        return inf
+    return -inf if name.endswith((".input_min", ".output_min")) else nan
 
 
 def stays_f32(name: Name, n_dims: int) -> bool:

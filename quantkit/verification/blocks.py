@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from quantkit.execution.rows import bounded
 from quantkit.execution.stages import in_threads
 from quantkit.progress import SILENT, Progress
 from quantkit.source.tensors import Files, SourceTensor
@@ -37,6 +38,8 @@ def faults(tensors: Sequence[SourceTensor], threads: int, progress: Progress = S
         def look(piece: _Piece) -> int:
             t, first, count = piece
             rows = files.read_rows(t, first, count)
+            if t.ggml.name == "F32":
+                rows = bounded(rows, t.name)
             blocks = rows.view(np.uint8).reshape(count, t.ggml.type_size)
             if (bad := quant_types.invalid_block(blocks, t.ggml.name)) >= 0:
                 found[t.name] = min(first + bad, found.get(t.name, first + bad))

@@ -17,7 +17,7 @@ import numpy as np
 
 from quantkit.calibration.imatrix import Importance
 from quantkit.errors import NonFiniteWeight
-from quantkit.execution.rows import dequantize, fetch
+from quantkit.execution.rows import bounded, dequantize, fetch
 from quantkit.execution.stages import in_threads
 from quantkit.gguf.types import GGMLType
 from quantkit.planning.plan import Plan
@@ -145,7 +145,7 @@ def _compare(
         importance = importance[place(plan, chunk)[1] if len(importance) > 1 else 0]
     made = _quantize(rows, source, held, importance)
     differs = _first_difference(made, stored)
-    w, q = floats(rows, source), floats(stored, held)
+    w, q = (bounded(floats(x, t), held.name) for x, t in ((rows, source), (stored, held)))
     finite = bool(np.isfinite(q).all())
     with np.errstate(over="ignore", invalid="ignore"):
         errors = _by_block((w - q) ** 2, held.ggml)
@@ -207,6 +207,8 @@ def _quantize(
     ggml = held.ggml
     if ggml == source.ggml and (not ggml.is_float or rows.dtype == numpy_dtype(ggml)):
         return np.ascontiguousarray(rows).view(np.uint8)
+    if ggml.name == "F32" and source.ggml.is_float:  # no bit is lost, whatever they are
+        return np.ascontiguousarray(floats(rows, source)).view(np.uint8)
     if not any(f.name == ggml.name for f in quant_types.FORMATS):
         return None
     if not quant_types.get_format(ggml.name).takes_importance:

@@ -14,7 +14,7 @@ import pytest
 
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.encoders import FAMILIES, family, find_encoder, supported_encoders
-from quantkit.errors import NotLoadable
+from quantkit.errors import NonFiniteWeight, NotLoadable
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert, quantize
 from quantkit.loading import projector
@@ -186,6 +186,40 @@ def test_a_thinker_is_the_same_with_its_prefix(broken: Callable[..., Path], tmp_
     edit_tensors(source, prefix)
     convert(source, tmp_path / "thinker.gguf", "bf16", reading=MMPROJ)
     assert sha256(tmp_path / "bare.gguf") == sha256(tmp_path / "thinker.gguf")
+
+
+@pytest.mark.parametrize("case", ["gemma3-tiny-mmproj", "lfm2vl-mmproj", "cohere2vision-mmproj"])
+def test_a_tower_that_transformers_5_saves(
+    case: str, broken: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without `vision_model` before its names, and with SigLIP's own head, which nothing asks."""
+    source = broken(case)
+    convert(source, tmp_path / "usual.gguf", "bf16", reading=MMPROJ)
+
+    def flat(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if "vision_tower.vision_model." in name]:
+            tensors[name.replace(".vision_model", "")] = tensors.pop(name)
+        (layer,) = (name for name in tensors if name.endswith("embeddings.patch_embedding.bias"))
+        tensors[layer.replace("embeddings.patch_embedding", "head.layernorm")] = tensors[layer]
+
+    edit_tensors(source, flat)
+    convert(source, tmp_path / "flat.gguf", "bf16", reading=MMPROJ)
+    assert sha256(tmp_path / "flat.gguf") == sha256(tmp_path / "usual.gguf")
+
+
+def test_bounds_that_bound_nothing(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """Infinity is none, as transformers begins; what would let nothing through is damage."""
+    source, path = broken("gemma4-unbounded-mmproj"), tmp_path / "mmproj.gguf"
+    convert(source, path, "bf16", reading=MMPROJ)
+    assert verify(path, source).good
+    quantize(path, ["Q8_0"], tmp_path / "q8.gguf")
+    assert verify(tmp_path / "q8.gguf").good
+    bound = "model.vision_tower.encoder.layers.0.mlp.gate_proj.input_max"
+    for code in (b"\x80\xff", b"\xc0\x7f"):  # -infinity, NaN
+        edit_tensors(source, lambda t, code=code: t.update({bound: ("BF16", [], code)}))  # type: ignore[misc]
+        with pytest.raises(NonFiniteWeight, match=bound):
+            convert(source, tmp_path / "wrong.gguf", "bf16", reading=MMPROJ)
+        assert not (tmp_path / "wrong.gguf").exists()
 
 
 def test_gemma_3n_as_it_is_released(broken: Callable[..., Path], tmp_path: Path) -> None:
