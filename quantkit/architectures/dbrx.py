@@ -8,6 +8,7 @@ from quantkit.architectures.common import text_keys
 from quantkit.architectures.rules import (
     Architecture,
     Dims,
+    Expect,
     Key,
     Map,
     Piece,
@@ -46,7 +47,8 @@ DBRX = Architecture(
         # transformers 5 writes a table of rotary settings beside it, which has its own default
         Key("{arch}.rope.freq_base", "rope_theta", "FLOAT32", default=10000.0),
     ),
-    expects=(),
+    expects=(Expect("ffn_config.ffn_act_fn.name", ("silu",)),),
+    assumes=(Expect("ffn_config.moe_normalize_expert_weights", (1.0,)),),
     aliases={
         "num_hidden_layers": "n_layers",
         "max_position_embeddings": "max_seq_len",

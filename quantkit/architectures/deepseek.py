@@ -172,11 +172,17 @@ SHARES = (
     Key("{arch}.rope.dimension_count", "qk_rope_head_dim"),
 )  # fmt: skip
 
+
+def _groups(config: Config) -> tuple[str, ...]:
+    """llama.cpp chooses groups of experts by the two best of each, if there are several."""
+    return ("noaux_tc",) if config.get("n_group", default=1) > 1 else ()
+
+
 DEEPSEEK_V2 = replace(
     DEEPSEEK,
     hf_names=("DeepseekV2ForCausalLM",),
     gguf_arch="deepseek2",
-    assumes=(),
+    assumes=(Expect("topk_method", _groups),),
     keys=(*no_key(TEXT_KEYS, ".key_length", ".value_length"), *map(early, LENGTHS)),
     late_keys=(
         Key("{arch}.attention.head_count_kv", lambda c: 1),
@@ -212,6 +218,7 @@ DEEPSEEK_V2 = replace(
         "two": _two_query_matrices,
         "one query matrix": lambda c, bid: not _two_query_matrices(c, bid),
     },
+    expects=(*DEEPSEEK.expects, Expect("rope_interleave", (True,))),
     defaults={**DEEPSEEK.defaults, "first_k_dense_replace": 0, "routed_scaling_factor": 1.0},
     mtp=nextn_layers,
     fuses=(),

@@ -51,7 +51,8 @@ LLADA = replace(
     ),
     expects=(
         Expect("activation_type", ("silu",)), Expect("block_type", ("llama",)),
-        Expect("rope", (True,)), Expect("attention_layer_norm", (False,)),
+        Expect("rope", (True,)), Expect("alibi", (False,)),
+        Expect("attention_layer_norm", (False,)),
         Expect("scale_logits", (False,)), Expect("input_emb_norm", (False,)),
     ),
     aliases={

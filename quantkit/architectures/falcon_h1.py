@@ -123,7 +123,11 @@ FALCON_H1 = Architecture(
         RMS_NORM, SILU, Expect("projectors_bias", (False,)), Expect("mamba_proj_bias", (False,)),
         Expect("attention_bias", (False,)), Expect("mlp_bias", (False,)),
     ),
-    assumes=(Expect("tie_word_embeddings", (False,)),),
+    assumes=(
+        Expect("tie_word_embeddings", (False,)),
+        Expect("mamba_norm_before_gate",
+               lambda c: (False,) if c.find("mamba_rms_norm") else ()),
+    ),
     dims={**DIMS, **mamba2_dims(*_SIZES), "inner": _inner},
     maps=(
         EMBEDDINGS[0],

@@ -6,6 +6,7 @@ The routed experts' gate and up matrices are one tensor, as are the shared exper
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from quantkit.architectures.common import (
@@ -22,21 +23,38 @@ from quantkit.architectures.common import (
     expert_dims,
     gated_mlp,
     no_key,
-    optional_key,
     router,
 )
 from quantkit.architectures.mamba import mamba2, mamba2_dims, per_layer, ssm_keys
-from quantkit.architectures.rules import Architecture, Config, Key, Map, halves, vector, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    halves,
+    vector,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 MOE = f"{L}.block_sparse_moe"
 SHARED = f"{L}.shared_mlp"
 
-SCALES = (
-    optional_key("attention.scale", "attention_multiplier", kind="FLOAT32"),
-    optional_key("embedding_scale", "embedding_multiplier", kind="FLOAT32"),
-    optional_key("residual_scale", "residual_multiplier", kind="FLOAT32"),
-    optional_key("logit_scale", "logits_scaling", kind="FLOAT32"),
+
+def _scale(name: str) -> Callable[[Config], float | None]:
+    """A multiplier; 0 is none."""
+    return lambda config: config.get(name, kind="FLOAT32", default=None) or None
+
+
+SCALES = tuple(
+    Key(f"{{arch}}.{name}", _scale(multiplier), "FLOAT32")
+    for name, multiplier in (
+        ("attention.scale", "attention_multiplier"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+    )
 )
 
 # of Granite 4 Vision: the layer that it sees, the layer of the text that it feeds, its kind, its
@@ -234,6 +252,10 @@ GRANITE_HYBRID = replace(
         "shared expert": lambda c, bid: _has_experts(c) and bool(_shared_ffn(c)),
         "one MLP": lambda c, bid: not _has_experts(c),
     },
+    # positions are encoded where there is no layer of Mamba
+    assumes=(
+        Expect("position_embedding_type", lambda c: ("nope",) if _has_mamba(c) else ("rope",)),
+    ),
     aliases={"mamba_d_head": _mamba_head},
     defaults={"rms_norm_eps": 1e-6},
     variant=_without_mamba,
@@ -253,6 +275,7 @@ BAMBA = replace(
         *(key for key in GRANITE_HYBRID.late_keys if key.name.endswith(".head_count_kv")),
         Key("{arch}.rope.scaling.finetuned", lambda c: True, "BOOL"),
     ),
+    assumes=(),
     maps=(
         EMBEDDINGS[0],
         vector("model.final_layernorm", "output_norm"),

@@ -12,6 +12,7 @@ from quantkit.architectures.common import (
     EXPERT_FFN,
     GATE_DOWN_UP,
     GATING,
+    NORMALIZED,
     OPTIONAL_HEAD,
     TEXT_KEYS,
     VOCAB_SIZE,
@@ -70,6 +71,7 @@ LFM2_MOE = Architecture(
         Expect("conv_bias", (False,)),
         Expect("use_expert_bias", (True,)),
     ),
+    assumes=(NORMALIZED, Expect("routed_scaling_factor", (1.0,))),
     dims={
         **DIMS,
         **expert_dims(),

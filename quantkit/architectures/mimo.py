@@ -11,6 +11,7 @@ from quantkit.architectures.common import (
     EMBEDDINGS,
     EXPERT_FFN,
     GATE_UP_DOWN,
+    NORMALIZED,
     NORMS,
     SILU,
     TEXT_KEYS,
@@ -162,6 +163,9 @@ MIMO_V2 = Architecture(
         Key("{arch}.nextn_predict_layers", lambda c: c.mtp or None),
     ),
     expects=(SILU, Expect("topk_method", ("noaux_tc",)), Expect("n_shared_experts", (0,))),
+    assumes=(
+        NORMALIZED, Expect("scoring_func", ("sigmoid",)), Expect("routed_scaling_factor", (1.0,)),
+    ),
     dims={
         **DIMS,
         **expert_dims(),

@@ -20,7 +20,7 @@ from quantkit.architectures.common import (
     text_keys,
 )
 from quantkit.architectures.rope import rope_factors
-from quantkit.architectures.rules import Architecture, Config, Key, linear, vector
+from quantkit.architectures.rules import Architecture, Config, Expect, Key, linear, vector
 
 
 def _number(config: Config, name: str) -> float:
@@ -121,6 +121,11 @@ MINICPM3 = replace(
         *linear(f"{A}.kv_b_proj", ("kv_b", "kv_lora"), "attn_kv_b", bias=False),
         *linear(f"{A}.o_proj", ("hidden", "values"), "attn_output", bias=False),
         *gated_mlp(),
+    ),
+    assumes=(
+        Expect("scale_emb", (12,)),
+        Expect("scale_depth", (1.4,)),
+        Expect("dim_model_base", (256,)),
     ),
     computed=_computed(lambda c: c.get("qk_rope_head_dim")),
     fuses=(),

@@ -151,7 +151,7 @@ LLADA_MOE = replace(
         Key("diffusion.shift_logits", lambda c: False, "BOOL"),
     ),
     expects=(RMS_NORM, SILU, Expect("qk_layernorm", (True,))),
-    assumes=(NOT_NORMALIZED,),
+    assumes=(NOT_NORMALIZED, Expect("moe_router_score_function", ("softmax",))),
     dims={**DIMS, **expert_dims("expert_intermediate_size")},
     defaults=QWEN2.defaults,
 )

@@ -17,7 +17,7 @@ from quantkit.architectures.common import (
     no_key,
     router,
 )
-from quantkit.architectures.rules import Architecture, Config, Key
+from quantkit.architectures.rules import Architecture, Config, Expect, Key
 
 MOE = f"{L}.block_sparse_moe"
 FFN = "moe_ffn_hidden_size"
@@ -33,6 +33,16 @@ def _window(config: Config) -> int | None:
     return n or None if any(config.find("sliding_window_layout") or ()) else None
 
 
+def _turned(config: Config) -> tuple[list[int]]:
+    """Layers with rotary positions are those with a window, or all."""
+    return ([int(_window(config) is None or bid % 4 != 0) for bid in range(config.layers)],)
+
+
+def _windows(config: Config) -> tuple[list[int], ...]:
+    """Every fourth layer sees all, the first among them."""
+    return () if _window(config) is None else _turned(config)
+
+
 SMALLTHINKER = Architecture(
     hf_names=("SmallThinkerForCausalLM",),
     gguf_arch="smallthinker",
@@ -46,6 +56,11 @@ SMALLTHINKER = Architecture(
         Key("{arch}.attention.sliding_window", _window),
     ),
     expects=(RMS_NORM,),
+    assumes=(
+        Expect("rope_layout", _turned),
+        Expect("sliding_window_layout", _windows),
+        Expect("sliding_window_size", lambda c: (4096,) if _window(c) else ()),
+    ),
     aliases={
         "num_experts": "moe_num_primary_experts",
         "num_experts_per_tok": "moe_num_active_primary_experts",

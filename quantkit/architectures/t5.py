@@ -109,6 +109,7 @@ T5 = Architecture(
     ),
     late_keys=(),
     expects=(Expect("feed_forward_proj", ("relu", "gated-gelu")),),
+    assumes=(Expect("relative_attention_max_distance", (128,)),),
     aliases={
         "hidden_size": "d_model", "num_attention_heads": "num_heads", "head_dim": "d_kv",
         "intermediate_size": "d_ff",

@@ -31,6 +31,7 @@ from quantkit.model.prepared import (
     values_of,
     with_scalars,
 )
+from quantkit.model.windows import window_note
 from quantkit.model.zero_rows import with_zero_rows
 from quantkit.source.checkpoint import has_weights, read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -170,6 +171,7 @@ def _converted(
         settings_note(stored, settings),
         _dequantized_note(arch, outtype, sources),
         *(e.differs(config) for e in arch.assumes),
+        window_note(arch, config, kv),
     )
     notes = (*filter(None, said), *notes)
     partial = frozenset(name for name in sources if arch.plain(name) in arch.cuts)

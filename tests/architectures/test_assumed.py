@@ -40,6 +40,18 @@ WIDE = {"hidden_size": 4608, "num_attention_heads": 32, "head_dim": 128}  # of G
         ("llama4", {"attn_scale": 0.2}, "'attn_scale' is 0.2"),
         ("llama4-full", {}, None),
         ("llama4-full", {"attn_temperature_tuning": True}, "'attn_temperature_tuning' is True"),
+        ("minicpm3", {"scale_emb": 10}, "'scale_emb' is 10"),
+        ("t5-small", {"relative_attention_max_distance": 64}, "_max_distance' is 64"),
+        (
+            "smallthinker",
+            {"rope_layout": [1, 1, 1, 1], "sliding_window_size": 4096},
+            "'rope_layout' is [1, 1",
+        ),
+        ("granitehybrid", {"position_embedding_type": "rope"}, "'position_embedding_type'"),
+        ("lfm2moe", {"norm_topk_prob": False}, "'norm_topk_prob' is False"),
+        ("mimo2", {"routed_scaling_factor": 2.5}, "'routed_scaling_factor' is 2.5"),
+        ("deepseek-v2", {"n_group": 2, "topk_method": "group_limited_greedy"}, "'topk_method'"),
+        ("deepseek-v2", {"n_group": 1, "topk_method": "greedy"}, None),
     ],
 )
 def test_another_value_is_told(
@@ -53,6 +65,31 @@ def test_another_value_is_told(
     pre = architectures()[case]["golden"]["pre"]
     notes = from_checkpoint(CheckpointFiles.local(source), "bf16", pre).notes
     found = [note for note in notes if "llama.cpp computes as if" in note]
+    assert [told in note for note in found] == [True] if told else not found
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "told"),
+    [
+        ("mistral-dense", {"sliding_window": 64}, "2 of 2 layers see 64 tokens"),
+        ("mistral-dense", {"sliding_window": 1 << 20}, None),  # more than the context
+        ("qwen3-dense", {"sliding_window": 64}, None),
+        ("qwen3-dense", {"sliding_window": 64, "use_sliding_window": True,
+                         "max_window_layers": 1}, "1 of 2 layers see 64 tokens"),
+        ("qwen3-dense", {"sliding_window": 64, "use_sliding_window": True,
+                         "layer_types": ["full_attention"] * 2}, None),
+        ("phi3", {"sliding_window": 64}, "layers see 64 tokens"),
+        ("gemma2-dense", {"sliding_window": 64}, None),
+    ],
+)  # fmt: skip
+def test_windows_that_llama_cpp_has_not_are_told(
+    case: str, changes: dict[str, Any], told: str | None, broken: Callable[..., Path]
+) -> None:
+    source = broken(case)
+    edit_config(source, **changes)
+    pre = "default" if case not in architectures() else architectures()[case]["golden"]["pre"]
+    notes = from_checkpoint(CheckpointFiles.local(source), "bf16", pre).notes
+    found = [note for note in notes if "differently to longer texts" in note]
     assert [told in note for note in found] == [True] if told else not found
 
 
