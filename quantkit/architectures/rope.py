@@ -3,7 +3,7 @@ TextModel.set_gguf_parameters)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from quantkit.architectures.rules import Config, Key
@@ -46,6 +46,25 @@ def _check_unscaled(config: Config, rope: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{config.where}: rope scaling says yarn and no 'factor': llama.cpp would not scale "
             f"positions at all, and the context grew from {old} to {new}; write the factor there"
+        )
+
+
+# what a file has to hold beside the type
+_FACTORS = {
+    "llama3": "rope_freqs.weight",
+    "longrope": "rope_factors_long.weight",
+    "su": "rope_factors_long.weight",
+}
+
+
+def check_factors(config: Config, arch: str, computed: Collection[str]) -> None:
+    """Raises ConfigError where positions are scaled channel by channel, and the family has no
+    tensor that says how much: llama.cpp would not scale them at all."""
+    kind = rope_of(config).get("rope_type")
+    if isinstance(kind, str) and kind in _FACTORS and _FACTORS[kind] not in computed:
+        raise ConfigError(
+            f"{config.where}: rope_type {kind!r} is not one that llama.cpp runs with {arch}: "
+            "positions would not be scaled"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from quantkit.architectures import find
 from quantkit.architectures.class_defaults import class_defaults, class_of
 from quantkit.architectures.config import CLASS
+from quantkit.architectures.rope import check_factors
 from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.model.decisions import ENCODER, decision_model, has_head_apart
@@ -102,6 +103,7 @@ def read_config(
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
+    check_factors(config, arch.gguf_arch, arch.computed)
     return arch, pooled(files, arch, config)
 
 

@@ -120,3 +120,18 @@ def test_experts_of_128_cannot_be_left_out_of_llama4(checkpoint: Get) -> None:
     kv = tuple(uint32(i.key, 128) if i.key == "llama4.expert_count" else i for i in whole.kv)
     with pytest.raises(errors.RecipeError, match="but not with 128 experts"):
         keep_experts(replace(whole, kv=kv), range(64))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [("qwen3-dense", "llama3"), ("granite-dense", "llama3"), ("qwen3-dense", "longrope"),
+     ("gemma2-dense", "su")],
+)  # fmt: skip
+def test_positions_that_no_tensor_scales_are_refused(
+    case: str, kind: str, broken: Callable[..., Path]
+) -> None:
+    """llama.cpp's converter stops, or its file scales nothing."""
+    source = broken(case)
+    edit_config(source, rope_scaling={"rope_type": kind, "factor": 8.0})
+    with pytest.raises(errors.ConfigError, match=f"{kind}' is not one that llama.cpp runs with"):
+        from_checkpoint(CheckpointFiles.local(source), "bf16", "qwen2")
