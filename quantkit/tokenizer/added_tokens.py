@@ -32,7 +32,7 @@ def add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
     config = tokenizer_config(files)
     decoder = config.get("added_tokens_decoder")
     if not isinstance(decoder, dict):
-        config = {**config, **(files.optional("special_tokens_map.json") or {})}
+        config = _with_map(config, files.optional("special_tokens_map.json") or {})
     defaults = class_tokens(config, files.optional("config.json") or {})
     names = dict.fromkeys(_named({**defaults, **config}))  # in their order
     present = {repr(t) for t in hf.get_added_tokens_decoder().values()}
@@ -59,20 +59,35 @@ def add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
     hf.add_special_tokens([t for t in added if t.content in names and not t.special])
 
 
+def _with_map(config: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
+    """What a special_tokens_map.json says before a tokenizer_config.json; the lists of further
+    tokens of both."""
+    lists = [found.get("additional_special_tokens") for found in (config, beside)]
+    both = {"additional_special_tokens": lists[0] + lists[1]} if _are_lists(lists) else {}
+    return {**config, **beside, **both}
+
+
+def _are_lists(values: list[Any]) -> bool:
+    return all(isinstance(value, list) for value in values)
+
+
 def _named(config: dict[str, Any]) -> list[str]:
-    """The texts of the special tokens that a tokenizer_config.json names. Raises TokenizerError
-    where one is no text."""
+    """The texts of the special tokens that a tokenizer_config.json names. Further ones are a list
+    of transformers 5, or a list and a table of names of version 4. Raises TokenizerError where one
+    is no text."""
     for kind in TYPES:
         entry = config.get(f"{kind}_token")
         if entry is not None and not isinstance(content(entry), str):
             raise TokenizerError(f"{kind}_token of tokenizer_config.json is {entry!r}, no text")
-    for name in ("extra_special_tokens", "additional_special_tokens"):
-        if extra := config.get(name):
-            break
-    more = list(extra.values()) if isinstance(extra, dict) else extra or []
-    if not isinstance(more, list) or not all(isinstance(content(e), str) for e in more):
-        raise TokenizerError(f"{name} of tokenizer_config.json is {extra!r}, no list of texts")
-    entries = [*(config.get(f"{kind}_token") for kind in TYPES), *more]
+    entries = [config.get(f"{kind}_token") for kind in TYPES]
+    extra = config.get("extra_special_tokens")
+    names = ("additional_special_tokens", "extra_special_tokens")
+    for name in names[1:] if extra and isinstance(extra, list) else names:
+        value = config.get(name) or []
+        more = list(value.values()) if isinstance(value, dict) else value
+        if not isinstance(more, list) or not all(isinstance(content(e), str) for e in more):
+            raise TokenizerError(f"{name} of tokenizer_config.json is {value!r}, no list of texts")
+        entries += more
     texts = (e.get("content") if isinstance(e, dict) else e for e in entries)
     return [t for t in texts if isinstance(t, str) and t]
 

@@ -15,6 +15,7 @@ from quantkit.errors import SourceError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import trial, wordpiece
 from quantkit.tokenizer.added_tokens import add_configured
+from quantkit.tokenizer.class_tokens import class_name
 from quantkit.tokenizer.pre_tokenizer import find_pre, find_words_pre, known_pre
 from quantkit.tokenizer.pre_tokenizer_patterns import SPLITS
 from quantkit.tokenizer.special_tokens import kind_of, read_merges, tokenizer_config
@@ -168,17 +169,19 @@ def whitespace(files: CheckpointFiles, tokenizer: dict[str, Any], size: int | No
 # --- vocab.json and merges.txt ----------------------------------------------------------------
 
 # transformers' tokenizer classes of vocab.json -> (their pre-tokenizer, whether they apply NFC)
-_CLASSES = {"Qwen2Tokenizer": ("qwen2", True), "GPT2Tokenizer": ("gpt-2", False)}
+_CLASSES = {"Qwen2Tokenizer": ("qwen2", True), "GPT2Tokenizer": ("gpt-2", False),
+            "CodeGenTokenizer": ("gpt-2", False)}  # fmt: skip
 
 
 def from_vocab_and_merges(files: CheckpointFiles) -> dict[str, Any]:
     """What `vocab.json` and `merges.txt` would be as a tokenizer.json. Raises TokenizerError,
     CorruptFile."""
     config = tokenizer_config(files)
-    kind = str(config.get("tokenizer_class", "GPT2Tokenizer")).removesuffix("Fast")
+    kind = class_name(config, files.optional("config.json") or {})
     if kind not in _CLASSES:
+        whose = f"a {kind}" if kind else "a tokenizer_class that no file names"
         raise TokenizerError(
-            f"{files.where}: vocab.json of a {kind}, which is not read without tokenizer.json "
+            f"{files.where}: vocab.json of {whose}, which is not read without tokenizer.json "
             f"(those of {' and '.join(_CLASSES)} are)"
         )
     split, nfc = _CLASSES[kind]

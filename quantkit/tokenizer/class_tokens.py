@@ -56,10 +56,15 @@ _OF_MODELS = {
 }  # fmt: skip
 
 
-def class_tokens(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token` ... -> text, of the class that tokenizer_config.json names (`config`), or that
-    config.json (`model`) names or implies."""
+def class_name(config: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """The class, without "Fast" at its end, that tokenizer_config.json names (`config`), or that
+    config.json (`model`) names or implies; "" if none."""
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     name = name or _OF_MODELS.get(str(model.get("model_type")), "")
-    tokens = TOKENS.get(str(name).removesuffix("Fast"), {})
+    return str(name).removesuffix("Fast")
+
+
+def class_tokens(config: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token` ... -> text, of the tokens of that class."""
+    tokens = TOKENS.get(class_name(config, model), {})
     return {f"{kind}_token": text for kind, text in tokens.items()}

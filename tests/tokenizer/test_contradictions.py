@@ -156,6 +156,54 @@ def test_what_a_class_adds(config: dict[str, Any], found: list[str], tmp_path: P
     assert vocab.tokens[first + len(found)] == f"[PAD{first + len(found)}]"
 
 
+@pytest.mark.parametrize(
+    ("config", "beside", "found"),
+    [
+        (
+            {"additional": ["<a>", "<b>"], "extra": {"image_token": "<e>"}},
+            None,
+            ["<a>", "<b>", "<e>"],
+        ),
+        ({"additional": ["<a>"], "extra": ["<e>"]}, None, ["<e>"]),
+        ({"additional": ["<a>"]}, ["<s>", "<a>"], ["<a>", "<s>"]),
+        ({"extra": {"image_token": "<e>"}}, ["<s>"], ["<s>", "<e>"]),
+    ],
+)
+def test_further_special_tokens_of_several_files(
+    config: dict[str, Any], beside: list[str] | None, found: list[str], tmp_path: Path
+) -> None:
+    """As the converter has them with transformers 4.57, or with 5.23, which alone knows a list of
+    extra ones. A special_tokens_map.json counts where there is no decoder."""
+    directory = write_files("llama-dense", tmp_path)
+    path, more = directory / "tokenizer_config.json", "_special_tokens"
+    data = {**read_json(path), **{f"{name}{more}": value for name, value in config.items()}}
+    if beside is not None:
+        del data["added_tokens_decoder"]
+        (directory / "special_tokens_map.json").write_text(
+            json.dumps({f"additional{more}": beside})
+        )
+    path.write_text(json.dumps(data))
+    vocab = vocabulary(directory)
+    assert vocab.tokens[506 : 506 + len(found)] == found
+    assert vocab.tokens[506 + len(found)].startswith("[PAD")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("qwen3", "Qwen2Tokenizer"), ("gpt2", "GPT2Tokenizer")]
+)
+def test_a_class_that_the_model_implies(model_type: str, name: str, tmp_path: Path) -> None:
+    """Of vocab.json with merges.txt; a class decides how texts are split."""
+    directory = write_files("vocab-slow-nodecoder", tmp_path)
+    edit_json(directory / "tokenizer_config.json", tokenizer_class=name)
+    expected = vocabulary(directory)
+    edit_json(directory / "tokenizer_config.json", tokenizer_class=None)
+    edit_json(directory / "config.json", model_type=model_type)
+    assert vocabulary(directory) == expected
+    edit_json(directory / "config.json", model_type="another")
+    with pytest.raises(TokenizerError, match="of a tokenizer_class that no file names, which is"):
+        vocabulary(directory)
+
+
 @pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Gemma4ForCausalLM"])
 def test_ids_of_a_lone_tokenizer_json_are_the_librarys(architecture: str, tmp_path: Path) -> None:
     """What it lists has the ids it states; another text that tokenizer_config.json puts there comes
