@@ -8,6 +8,7 @@ as passwords.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import random
@@ -27,6 +28,7 @@ from quantkit.errors import (
     SourceForbidden,
     SourceNotFound,
     SourceUnreachable,
+    UsageError,
 )
 
 SCHEME = "hf://"
@@ -42,32 +44,72 @@ _log = logging.getLogger("quantkit")
 _T = TypeVar("_T")
 
 
-def endpoint() -> str:
-    """The server's address."""
-    from huggingface_hub import constants
+def library(module: str) -> Any:
+    """A module of huggingface_hub, which reads the environment as it starts. Raises UsageError."""
+    try:
+        return importlib.import_module(f"huggingface_hub.{module}")
+    except ValueError as e:
+        raise UsageError(
+            f"huggingface_hub does not start ({e}); mend or unset the variables HF_... of the "
+            "environment"
+        ) from None
 
-    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
+
+def endpoint() -> str:
+    """The server's address. Raises UsageError."""
+    found: str = os.environ.get("HF_ENDPOINT", library("constants").ENDPOINT).rstrip("/")
+    try:
+        parts = urlsplit(found)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or any(c.isspace() for c in found):
+        raise UsageError(
+            "HF_ENDPOINT is no address of a server, such as https://huggingface.co; mend or unset it"
+        )
+    return found
 
 
 def headers() -> dict[str, str]:
-    """Headers of a request to the Hub, the token among them if there is one."""
+    """Headers of a request to the Hub, the token among them if there is one. Raises
+    SourceForbidden."""
     found: dict[str, str] = _utils().build_hf_headers(
         library_name="quantkit", library_version=__version__
     )
+    if not is_token(found.get("authorization", "")):
+        raise SourceForbidden(f"the token holds characters that no token has; {LOGIN}")
     return found
+
+
+def is_token(text: str) -> bool:
+    """Whether a header can hold it."""
+    return text.isascii() and text.isprintable()
 
 
 def timeout() -> float:
     """Seconds to wait for a connection, and for each part of an answer."""
-    from huggingface_hub import constants
-
-    return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    return float(library("constants").HF_HUB_DOWNLOAD_TIMEOUT)
 
 
 def _utils() -> Any:
-    from huggingface_hub import utils
+    return library("utils")
 
-    return utils
+
+def _session() -> Any:
+    """What requests go through. Raises UsageError: the environment names no proxy, or no
+    certificates, that it could use."""
+    try:
+        return _utils().get_session()
+    except OSError:
+        raise UsageError(
+            "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read; mend or "
+            "unset it"
+        ) from None
+    except (ValueError, ImportError):
+        raise UsageError(
+            "the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names cannot be used; an address "
+            "such as http://HOST:PORT is expected"
+        ) from None
 
 
 def check_name(repo: str) -> None:
@@ -121,7 +163,7 @@ def _bare(etag: str | None) -> str:
 @contextmanager
 def get(url: str, headers: dict[str, str]) -> Iterator[Answer]:
     """A GET whose body is read as far as the caller reads `parts`."""
-    session = _utils().get_session()
+    session = _session()
     if callable(getattr(session, "stream", None)):  # httpx: huggingface_hub 1.0 and later
         with session.stream("GET", url, headers=headers, timeout=timeout()) as r:
             first = r.history[0].headers if r.history else r.headers
@@ -189,8 +231,7 @@ def answers(where: str) -> Iterator[None]:
 
     `where` is a model or a file on the Hub, for the message.
     """
-    from huggingface_hub import errors
-
+    errors = library("errors")
     root: Any = errors.HfHubHTTPError.__bases__  # the libraries' roots, or OSError, are among them
     try:
         yield
@@ -205,9 +246,22 @@ def answers(where: str) -> Iterator[None]:
     except ValueError:  # requests' JSONDecodeError is an OSError as well
         raise strange(where) from None
     except (OSError, *root) as e:
-        if type(e).__name__ == "TooManyRedirects":  # of either library; waiting does not help
-            raise SourceUnreachable(f"{where}: its server sends us round in a circle") from None
+        if words := hopeless(e):
+            raise SourceUnreachable(f"{where}: {words}") from None
         raise Again(f"no answer ({type(e).__name__})", silent=True) from None
+
+
+_HOPELESS = {  # by the names that either HTTP library gives them
+    "TooManyRedirects": "its server sends us round in a circle",
+    "UnsupportedProtocol": "its server sends us to where no web is",
+    "InvalidURL": "its server sends us to where no web is",
+}
+
+
+def hopeless(e: BaseException) -> str:
+    """What is the matter where waiting does not help; nothing if it may."""
+    kinds = (type(e).__name__, type(e.__context__).__name__)
+    return next((_HOPELESS[kind] for kind in kinds if kind in _HOPELESS), "")
 
 
 def strange(where: str) -> SourceUnreachable:

@@ -64,11 +64,9 @@ class Upload:
 
 def check_name(repo: str) -> None:
     """Raises PushRefused for a name that no repository can have."""
-    from huggingface_hub.errors import HFValidationError
-
     try:
-        _utils().validate_repo_id(repo)
-    except HFValidationError:
+        http.check_name(repo)
+    except http.library("errors").HFValidationError:
         good = False
     else:
         good = repo.count("/") == 1
@@ -80,11 +78,16 @@ def check_name(repo: str) -> None:
 
 
 def check_login(target: HubTarget) -> None:
-    """Raises NotLoggedIn if there is no token."""
+    """Raises NotLoggedIn if there is no token, or none that can be one."""
     import huggingface_hub
 
-    if huggingface_hub.get_token() is None:
+    token = huggingface_hub.get_token()
+    if token is None:
         raise NotLoggedIn(f"{target.repo}: no token to push with; {http.LOGIN}")
+    if not http.is_token(token):
+        raise NotLoggedIn(
+            f"{target.repo}: the token holds characters that no token has; {http.LOGIN}"
+        )
 
 
 def create(target: HubTarget) -> None:
@@ -168,9 +171,7 @@ def _api() -> Any:
 
 
 def _utils() -> Any:
-    from huggingface_hub import utils
-
-    return utils
+    return http.library("utils")
 
 
 @contextmanager
@@ -198,8 +199,7 @@ def _ask(repo: str, step: Callable[[], _T]) -> _T:
 
 
 def _named(repo: str, step: Callable[[], _T]) -> _T:
-    from huggingface_hub import errors
-
+    errors = http.library("errors")
     root: Any = errors.HfHubHTTPError.__bases__  # the HTTP library's, or OSError, are among them
     try:
         return step()
@@ -208,6 +208,8 @@ def _named(repo: str, step: Callable[[], _T]) -> _T:
     except errors.HfHubHTTPError as e:
         raise _refusal(repo, e.response) from None
     except (OSError, RuntimeError, *root) as e:  # the way to the store fails with RuntimeError
+        if told := http.hopeless(e):
+            raise SourceUnreachable(f"{repo}: {told}") from None
         words = f"the push was cut ({type(e.__cause__ or e).__name__})"
         raise http.Again(words, silent=not isinstance(e, RuntimeError)) from None
     except ValueError as e:

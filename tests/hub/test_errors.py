@@ -6,7 +6,10 @@ The server is `tests/hub.py`, on 127.0.0.1.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from tests.fake_hub import Fault, Hub
 from tests.fake_hub_models import MODEL, SHARDED, TOKEN, TYPES, command, there
 
 Get = Callable[[str], Path]
+ROOT = Path(__file__).parents[2]
 
 
 def says(error: type[errors.QuantkitError], words: str, source: str, out: Path) -> None:
@@ -107,6 +111,58 @@ def test_nobody_there(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     words = "no answer (ConnectError) from 127.0.0.1 & HF_ENDPOINT & HTTPS_PROXY & HF_HUB_OFFLINE"
     says(errors.SourceUnreachable, words, MODEL, tmp_path)
     assert len(tries) == 2  # pauses: one in each of two jobs
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("file:///etc/passwd", "sends us to where no web is"),
+        ("ftp://127.0.0.1/x", "sends us to where no web is"),
+        ("data:,x", "sends us to where no web is"),
+        ("/org/ckpt/resolve/main/config.json", "round in a circle"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["api", "resolve"])
+def test_an_address_that_waiting_does_not_mend(
+    address: str, words: str, kind: str, sharded: Path, hub: Hub, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("quantkit.hub.http.random.uniform", lambda a, b: pytest.fail("it waits"))
+    moved = Fault(status=302, headers={"Location": address})
+    hub.fault = lambda r: moved if r.kind in (kind, "resolve") else None
+    says(errors.SourceUnreachable, words, MODEL, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "error", "words"),
+    [
+        ("HF_ENDPOINT", "", errors.UsageError, "HF_ENDPOINT is no address"),
+        ("HF_ENDPOINT", "huggingface.co", errors.UsageError, "HF_ENDPOINT is no address"),
+        ("HF_ENDPOINT", "file:///etc", errors.UsageError, "HF_ENDPOINT is no address"),
+        ("HF_ENDPOINT", "http://[::", errors.UsageError, "mend or unset the variables HF_"),
+        ("HF_ENDPOINT", "http://h:99999", errors.UsageError, "HF_ENDPOINT is no address"),
+        ("HF_ENDPOINT", "http://a b", errors.UsageError, "HF_ENDPOINT is no address"),
+        ("HF_TOKEN", "h\u00e4", errors.SourceForbidden, "the token holds characters"),
+        ("HTTPS_PROXY", "socks9://x", errors.UsageError, "the proxy that HTTPS_PROXY"),
+        ("SSL_CERT_FILE", "/nowhere", errors.UsageError, "the certificates that SSL_CERT_FILE"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "x", errors.UsageError, "huggingface_hub does not start"),
+    ],
+)
+def test_an_environment_that_cannot_be(
+    variable: str, value: str, error: type[errors.QuantkitError], words: str, tmp_path: Path
+) -> None:
+    """At once, and by the name of the variable."""
+    program = (
+        "from quantkit.model.open import open_source\nfrom quantkit import errors\n"
+        "try: open_source('hf://org/model')\n"
+        "except errors.QuantkitError as e: print(type(e).__name__, ascii(str(e)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "HF_ENDPOINT": "https://127.0.0.1:9", variable: value},
+    )  # fmt: skip
+    assert run.stdout.startswith(error.__name__), run.stdout + run.stderr
+    assert words in run.stdout
 
 
 def test_a_server_that_has_answered_is_given_time(
