@@ -37,22 +37,24 @@ TOKENS: dict[str, dict[str, str]] = {
 
 # model_type -> class, where no file names one
 _OF_MODELS = {
-    **dict.fromkeys(("gpt2", "gpt_bigcode", "starcoder2", "dbrx", "exaone4", "olmo3"),
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj", "starcoder2", "dbrx", "exaone4", "olmo3",
+                     "flex_olmo", "granite", "granitemoe", "granitemoehybrid", "granitemoeshared"),
                     "GPT2Tokenizer"),
     **dict.fromkeys(("gpt_neox", "mamba", "mamba2", "falcon_mamba", "mpt", "olmo", "olmo2", "olmoe",
-                     "stablelm"), "GPTNeoXTokenizer"),
+                     "rwkv", "stablelm"), "GPTNeoXTokenizer"),
     **dict.fromkeys(("qwen2", "qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen2_audio",
                      "qwen3", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_vl",
-                     "qwen3_vl_moe"), "Qwen2Tokenizer"),
+                     "qwen3_vl_moe", "internvl"), "Qwen2Tokenizer"),
     **dict.fromkeys(("llama", "llama4", "llava", "mistral", "mistral3", "mixtral", "phi3", "phimoe",
                      "jamba", "janus", "arcee", "chameleon", "deepseek_v2", "deepseek_v3",
                      "ernie4_5", "ernie4_5_moe"), "LlamaTokenizer"),
-    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n"), "GemmaTokenizer"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n",
+                     "gemma3n_text"), "GemmaTokenizer"),
     **dict.fromkeys(("cohere", "cohere2"), "CohereTokenizer"),
     **dict.fromkeys(("t5", "umt5"), "T5Tokenizer"), "mt5": "MT5Tokenizer",
     "phi": "CodeGenTokenizer", "bloom": "BloomTokenizer", "roberta": "RobertaTokenizer",
     "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
 }  # fmt: skip
 
 

@@ -189,7 +189,10 @@ def of_merges_alone(files: CheckpointFiles, tokenizer: dict[str, Any], size: int
         found = config.get(f"{kind}_special_tokens") or []
         named |= {content(t) for t in (found.values() if isinstance(found, dict) else found)}
     vocab: dict[str, int] = tokenizer["model"]["vocab"]
-    more = {t.content: i for i, t in loaded(files, tokenizer).items()}
+    tokens = loaded(files, tokenizer)
+    if not tokenizer_config(files):  # no file names any
+        named |= {t.content for t in tokens.values() if t.special}
+    more = {t.content: i for i, t in tokens.items()}
     merges = read_merges(tokenizer, files.label("tokenizer.json"))
     merged = {left + right for left, _, right in (merge.partition(" ") for merge in merges)}
     lost = {p for p in more if p in vocab and len(p) > 1 and p not in merged and SPACE not in p}

@@ -14,6 +14,7 @@ from typing import Any
 
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.tokenizer.class_tokens import class_tokens
 from quantkit.tokenizer.sentencepiece import prepends_space, read_pieces
 from quantkit.tokenizer.special_tokens import TYPES, content, tokenizer_config
 from quantkit.tokenizer.token_types import TokenType
@@ -83,6 +84,7 @@ def from_json(files: CheckpointFiles, tokenizer: Mapping[str, Any], size: int | 
     ):
         raise TokenizerError(f"{label}: its vocabulary is not a list of pieces with scores")
     config = tokenizer_config(files)
+    config = {**class_tokens(config, files.optional("config.json") or {}), **config}
     added = {int(t["id"]): t for t in tokenizer.get("added_tokens") or []}
     named = {content(config.get(f"{kind}_token")) for kind in TYPES}
     ids = {t["content"]: i for i, t in added.items()}
@@ -91,10 +93,9 @@ def from_json(files: CheckpointFiles, tokenizer: Mapping[str, Any], size: int | 
     def kind(i: int, text: str) -> TokenType:
         if i == unknown:
             return TokenType.UNKNOWN
-        if i not in added:
-            return TokenType.NORMAL
-        special = bool(added[i].get("special")) or text in named
-        return TokenType.CONTROL if special else TokenType.USER_DEFINED
+        if text in named or (i in added and added[i].get("special")):
+            return TokenType.CONTROL
+        return TokenType.USER_DEFINED if i in added else TokenType.NORMAL
 
     table = _padded(max(size or 0, len(vocab)))
     _set(table, ((i, (t, float(s), kind(i, t))) for i, (t, s) in enumerate(vocab)))
