@@ -50,6 +50,8 @@ def not_done(
             f"tokenizer.json changes a text before it is split ({', '.join(steps)}); llama.cpp "
             "does not"
         )
+    if any(step.get("add_prefix_space") for step in _byte_steps(tokenizer.get("pre_tokenizer"))):
+        lines.append("tokenizer.json puts a space before a text; llama.cpp does not")
     first, last = _around(tokenizer.get("post_processor"))
     for where, kind, theirs in (("before", "bos", first), ("behind", "eos", last)):
         known = special.add.get(kind) and kind in special.ids
@@ -87,6 +89,15 @@ def _changes(step: Any) -> Iterator[str]:
     spaces = step.get("type") == "Replace" and step.get("pattern") == {"String": " "}
     if step.get("type") not in _DONE and not (spaces and step.get("content") == "\u2581"):
         yield str(step.get("type"))
+
+
+def _byte_steps(step: Any) -> Iterator[dict[str, Any]]:
+    """The byte-level steps of a pre-tokenizer."""
+    if isinstance(step, dict):
+        for inner in step.get("pretokenizers") or ():
+            yield from _byte_steps(inner)
+        if step.get("type") == "ByteLevel":
+            yield step
 
 
 def _around(post: Any) -> tuple[list[str], list[str]]:

@@ -33,6 +33,10 @@ PROBE = (
     "&and *star -dash--- ===== http://x.yz/ω.html\u00a0nbsp\u3000wide  \nl'dopa d'Mello "
     "rock'n'roll'S two  12 digits   345 seven       spaces 'twas\n!a $b (c /d 'e ¡f ㄅㄆㄇ "
     "ᄀᄁ ，中文，标点：；（）《》 no.１２３ <sentinel:12> x  \n end  "
+    # each contraction before letters, which it is cut from or not; line ends of all kinds behind
+    # letters, marks and spaces; letters behind numbers that are no digits
+    "a'sb a'tb a'reb a'veb a'mb a'llb a'db A'SB A'TB A'REB A'VEB A'MB A'LLB A'DB a\rb\r\rc !\r\nd "
+    ".\r\re,\n\r\nf  \r g \r\n h\r \ri \n\r j \t\r\n\tk Ⅳabc ²x ½y ٣a １b 1c\n"
 )  # fmt: skip
 
 

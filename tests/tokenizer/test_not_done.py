@@ -107,3 +107,11 @@ def test_merges_of_marked_pieces(name: str, tmp_path: Path) -> None:
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(TokenizerError, match=f"{name} is '</w>'; llama.cpp joins pieces without"):
         vocabulary(directory)
+
+
+def test_a_space_before_a_text(tmp_path: Path) -> None:
+    directory = write_files("qwen3moe", tmp_path)
+    pre = read_json(directory / "tokenizer.json")["pre_tokenizer"]
+    assert told(directory, pre_tokenizer=pre) == []
+    pre["pretokenizers"][-1]["add_prefix_space"] = True
+    assert told(directory, pre_tokenizer=pre) == ["puts a space before a text; llama.cpp does not"]

@@ -150,6 +150,22 @@ def test_split_that_is_spelled_otherwise(
     assert "splits text as tokenizer.json does" in why
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("|'re", ""), ("|'ll", ""), ("|'d)", ")"), ("(?i:", "(?:"), (r"\p{N}|", r"\p{N}{1,2}|"),
+        (r"[^\r\n\p{L}\p{N}]?", r"[^\n\p{L}\p{N}]?"), (r"\p{N}", r"\d"), (r"\p{N}", "[0-9]"),
+        (r"[\r\n]*", r"\n*"), (r"[\r\n]*", r"[\r\n]?"), (r"[\r\n]*", r"[\r\n/]*"),
+        (r"\s*[\r\n]+", r"\s*\n+"), (r"\s+(?!\S)|", ""), (r"\p{L}+", r"[\p{L}\p{N}]+"),
+    ],
+)  # fmt: skip
+def test_a_split_that_is_a_little_different(old: str, new: str, unsplit: dict[str, Any]) -> None:
+    """It is not taken for the one that it was made of."""
+    assert old in QWEN2
+    with pytest.raises(TokenizerError, match="no pre-tokenizer of llama.cpp splits text as"):
+        find_pre(with_steps(unsplit, split_step(QWEN2.replace(old, new))))
+
+
 @pytest.mark.parametrize(("pattern", "name"), [(None, "olmo"), (r"\p{N}", "command-r")])
 def test_normalization_tells_names_apart(
     pattern: str | None, name: str, unsplit: dict[str, Any]
