@@ -327,9 +327,11 @@ def nextn_layers(config: Config) -> int:
 
 
 def _nextn(config: Config) -> int | None:
-    """As many as are converted; 0 is written where config.json says it."""
+    """As many as are converted; 0 is written where config.json says it, and nobody leaves them
+    out."""
     declared = config.find("num_nextn_predict_layers")
-    return config.mtp if config.mtp or declared == 0 else None
+    said = declared == 0 and not config.find("no_mtp")
+    return config.mtp if config.mtp or said else None
 
 
 NEXTN_KEY = Key("{arch}.nextn_predict_layers", _nextn)

@@ -85,7 +85,7 @@ DBRX = Architecture(
             whole("ffn_up_exps.weight", "experts", "ffn", "hidden")),
         Map(f"{MLP}.w2", ("experts_ffn", "hidden"), _down),
     ),
-    rounds=frozenset({"ffn_gate_inp"}),
+    rounds=frozenset({"ffn_gate_inp", "token_embd", "output"}),
 )  # fmt: skip
 
 FAMILY = (DBRX,)

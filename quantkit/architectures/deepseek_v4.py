@@ -173,6 +173,7 @@ DEEPSEEK_V4 = Architecture(
     },
     expert_order=GATE_DOWN_UP,
     drops=(r"(mtp|aligner)\..*", r"image_.*", r"layers\.\d+\.ffn\.gate\.bias"),
+    unread=(r"aligner\..*", r"image_.*"),
     mtp=nextn_layers,
     keeps_types=True,
     template_first=True,

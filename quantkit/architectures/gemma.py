@@ -61,6 +61,7 @@ GEMMA2 = Architecture(
     dims=DIMS,
     maps=(EMBEDDINGS[0], *_NORMS, *attention(), *gated_mlp()),
     drops=(r"lm_head\.weight",),  # its runtime has no place for one
+    unread=(r"lm_head\.weight",),
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0, "sliding_window": 4096, "tie_word_embeddings": True,
@@ -107,6 +108,7 @@ GEMMA3 = replace(
         EMBEDDINGS[0], OPTIONAL_HEAD, *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp(),
     ),
     drops=(),
+    unread=(),
     # what transformers assumes: multimodal releases leave most of it out
     defaults={
         "rms_norm_eps": 1e-6, "head_dim": 256, "rope_local_base_freq": 10000.0,

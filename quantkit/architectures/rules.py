@@ -283,6 +283,8 @@ class Architecture:
     # names of source tensors that are dropped, as regular expressions, beside those that all
     # families drop (`common.DROPS`, `common.OTHER_MODES`)
     drops: tuple[str, ...] = ()
+    # those of them that the converter passes over before it looks for the type of the weights
+    unread: tuple[str, ...] = ()
     # our name of a config key -> the family's own (`a.b` is key b of table a), or what it follows
     # from (None: it is as it stands)
     aliases: Mapping[str, str | Callable[[Config], Any]] = field(default_factory=dict)
@@ -319,7 +321,8 @@ class Architecture:
     says_mtp: str | None = None
     # tensors that may be joined: of "qkv", "gate_up_exps"
     fuses: tuple[str, ...] = ()
-    # roles that llama.cpp's converter leaves in float32 elsewhere, and not here
+    # roles that llama.cpp's converter leaves in float32 (of three values a weight, in float16)
+    # elsewhere, and not here
     rounds: frozenset[str] = frozenset()
     # the same, in the layers that predict further tokens
     rounds_ahead: frozenset[str] = frozenset()

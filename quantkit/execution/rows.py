@@ -66,8 +66,9 @@ def _computable(rows: Rows) -> Rows:
 
 
 def _add(rows: Rows, x: float) -> Rows:
+    """Plus a number, which torch rounds to the rows' dtype first (a factor it does not)."""
     rows = _computable(rows)
-    out: Rows = (rows.astype(np.float32) + np.float32(x)).astype(rows.dtype)
+    out: Rows = (rows.astype(np.float32) + rows.dtype.type(x).astype(np.float32)).astype(rows.dtype)
     return out
 
 

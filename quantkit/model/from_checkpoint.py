@@ -4,7 +4,7 @@ the headers are read here, and the few that become keys."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -104,6 +104,8 @@ def _converted(
     from quantkit.model.metadata import checkpoint_metadata
 
     prefix = "consolidated" if name == FORMAT else "model"
+    asked = {"only_mtp": options.mtp == "only", "no_mtp": options.mtp == "without"}
+    config = replace(config, values={**config.values, **asked})
     if options.vocab_only and not has_weights(files, prefix):
         mtp = arch.mtp(config) if arch.keeps_mtp and options.mtp != "without" else 0
         learned = arch.learned({}, values_of) if arch.drafts and arch.learned else {}
@@ -127,19 +129,16 @@ def _converted(
     config = with_scalars(arch, config, by_name)
     by_name = with_shared(arch, config, by_name)
     learned = {} if arch.learned is None else arch.learned(by_name, values_of)
-    only = {"only_mtp": options.mtp == "only"}
-    config = replace(config, values={**config.values, **only, **learned})
+    config = replace(config, values={**config.values, **learned})
     by_name = {**copies(arch, by_name), **by_name} | added(arch, config, by_name, files)
     shapes = {arch.plain(name): t.shape for name, t in by_name.items()}
     arch = arch.respelled(config, shapes) or arch
-    others = [re.compile(pattern) for pattern in OTHER_MODES]
-    own = (t for t in stored if not any(o.fullmatch(t.name) for o in others))
-    outtype = chosen_outtype(outtype, own, by_name.values())
     config = with_zero_rows(files, arch, config, by_name)
     config = replace(config, mtp=predicting_layers(arch, config, by_name, options))
     dense = dense_modules(files, arch) if options.dense_modules else {}
     config = replace(config, values={**config.values, **dense_values(dense)})
     placed, sources = place(arch, config, by_name, options)
+    outtype = chosen_outtype(outtype, _seen(stored, arch, options, sources), by_name.values())
     precision = precision_keys(placed, sources, settings)
     placed = with_scales(placed, sources)
     placed = _with_computed(placed, sources, arch, config, files)
@@ -292,6 +291,29 @@ def _dequantized_note(
     )
 
 
+def _seen(
+    stored: Iterable[SourceTensor],
+    arch: Architecture,
+    options: ConversionOptions,
+    used: Mapping[str, SourceTensor],
+) -> Iterator[SourceTensor]:
+    """The tensors among which the converter looks for a type: those that it does not pass over."""
+    unread = [re.compile(pattern) for pattern in (*OTHER_MODES, *arch.unread)]
+    names = {name for t in used.values() for name in _names(t)}
+    for t in stored:
+        if options.mtp == "only" and t.name not in names:
+            continue
+        if not any(pattern.fullmatch(t.name) for pattern in unread):
+            yield t
+
+
+def _names(t: SourceTensor) -> Iterator[str]:
+    """A tensor's name, and those of what it is made of."""
+    yield t.name
+    for part in t.parts:
+        yield from _names(part)
+
+
 def chosen_outtype(
     outtype: str | None, stored: Iterable[SourceTensor], sources: Iterable[SourceTensor]
 ) -> str:
@@ -317,11 +339,12 @@ def _stored(
     wanted, role = type_by_name(OUTTYPES[outtype][1]), tensor_names.parse(name)
     if not source.ggml.is_float:
         return source.ggml.name
-    if outtype in TERNARY and role.role in UNTERNARY:
+    if outtype in TERNARY and role.role in UNTERNARY and role.role not in arch.rounds:
         wanted = type_by_name("F16")
     paired = source.coding == "beside"
     fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
-    if (fp8 and (options.fp8_as_q8 or arch.keeps_types)) or (paired and arch.keeps_types):
+    as_q8 = options.fp8_as_q8 and arch.gguf_arch != "dbrx"  # the option does nothing there
+    if (fp8 and (as_q8 or arch.keeps_types)) or (paired and arch.keeps_types):
         wanted = type_by_name("Q8_0")
     elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:
         wanted = source.ggml

@@ -31,6 +31,13 @@ from quantkit.errors import (
 from quantkit.gguf.tensor_names import in_block, parse
 from quantkit.loading.kinds import ENCODER
 from quantkit.model.blocks import BLOCKS, leaving
+from quantkit.model.joining import (
+    Joins,
+    asked_joins,
+    joined_pieces,
+    joined_role,
+    tensors_apart,
+)
 from quantkit.model.missing import check_nothing_missing
 from quantkit.model.names import NUMBER, known_names, predicts
 from quantkit.model.order import Order, order_of
@@ -44,12 +51,6 @@ from quantkit.source.tensors import SourceTensor
 
 # GGUF tensor name -> its shape (NumPy order) and the segments that tile it
 Placed = dict[str, tuple[tuple[int, ...], tuple[Segment, ...]]]
-
-# what --fuse-qkv and --fuse-gate-up-exps join, one below another, and what it becomes
-_JOINS = {
-    "qkv": (("attn_q", "attn_k", "attn_v"), "attn_qkv"),
-    "gate_up_exps": (("ffn_gate_exps", "ffn_up_exps"), "ffn_gate_up_exps"),
-}
 
 
 def place(
@@ -198,36 +199,20 @@ class Layout:
         return out
 
     @cached_property
-    def renamed(self) -> dict[str, tuple[str, tuple[str, ...]]]:
-        """Role -> the role it is joined into, and all that are."""
-        wanted = [
-            name
-            for name, on in (
-                ("qkv", self.options.fuse_qkv),
-                ("gate_up_exps", self.options.fuse_gate_up_exps),
-            )
-            if on
-        ]
-        out: dict[str, tuple[str, tuple[str, ...]]] = {}
-        for name in wanted:
-            if name not in self.arch.fuses:
-                raise ConfigError(
-                    f"{self.config.where}: {self.arch.gguf_arch} has no joined {name} in llama.cpp"
-                )
-            kin, target = _JOINS[name]
-            for suffix in (".weight", ".bias"):
-                names = tuple(role + suffix for role in kin)
-                out.update((role, (target + suffix, names)) for role in names)
-        return out
+    def joins(self) -> Joins:
+        """What is joined, as a person asks."""
+        return asked_joins(self)
+
+    @cached_property
+    def apart(self) -> set[tuple[int | None, str]]:
+        """The block and the role of every tensor that is a source tensor by itself."""
+        return tensors_apart(self)
 
     @cached_property
     def own_names(self) -> bool:
         """Whether layers that predict further tokens are counted by themselves."""
         ahead = ["bid" in m.fields for m in self.arch.maps if m.layers == "mtp"]
         return bool(ahead) and not any(ahead)
-
-    def joined(self, role: str) -> str:
-        return self.renamed[role][0] if role in self.renamed else role
 
     def blocks_of(self, m: Map) -> Sequence[int | None]:
         """The blocks that must have the tensor."""
@@ -288,41 +273,7 @@ class Layout:
 
     def pieces(self, m: Map, bid: int | None, xid: int) -> list[Piece]:
         found = m.rows(self.dims[bid or 0], self.shape(m, bid), xid)
-        if not any(p.role in self.renamed for p in found):
-            return list(found)
-        return [q for p in found for q in self._join(p, bid)]
-
-    def _join(self, p: Piece, bid: int | None) -> Iterator[Piece]:
-        """The piece with its rows below those of its kin, matrix by matrix."""
-        target, kin = self.renamed[p.role]
-        heights = [self._height(role, bid) for role in kin]
-        mine, before = heights[kin.index(p.role)], sum(heights[: kin.index(p.role)])
-        if p.role.endswith(".weight"):
-            shape = (*p.shape[:-2], sum(heights), p.shape[-1])
-        else:
-            shape = (*p.shape[:-1], sum(heights))
-        done = 0
-        while done < p.rows.count:
-            matrix, row = divmod(p.rows.first_row + done, mine)
-            count = min(mine - row, p.rows.count - done)
-            part = replace(
-                p.rows,
-                count=count,
-                first_row=matrix * sum(heights) + before + row,
-                source_row=p.rows.source_row + (0 if p.rows.height else done * p.rows.step),
-                column=p.rows.column + (done * p.rows.step if p.rows.height else 0),
-            )
-            yield Piece(target, shape, part)
-            done += count
-
-    def _height(self, role: str, bid: int | None) -> int:
-        """Rows of a role's tensor, or of each of its matrices."""
-        for m in self.arch.maps:
-            if self.has(m, bid):
-                for p in m.rows(self.dims[bid or 0], self.shape(m, bid), 0):
-                    if p.role == role:
-                        return p.shape[-2] if role.endswith(".weight") else p.shape[-1]
-        raise ConfigError(f"{self.config.where}: layer {bid} has no {role} to join")
+        return joined_pieces(self, found, bid) if self.joins else list(found)
 
     def check_dims(self) -> None:
         for m in self.arch.maps:
@@ -340,7 +291,7 @@ def kin_of(names: Iterable[str], bid: int | None, layout: Layout) -> list[str]:
     none, if these are not among those that it puts in order."""
     kinds = {parse(name).role.rpartition("_")[2] for name in names}
     found = [
-        in_block(layout.joined(f"{role}.weight"), bid)
+        in_block(joined_role(layout, f"{role}.weight"), bid)
         for role in layout.arch.expert_order
         if role.rpartition("_")[2] in kinds
     ]
