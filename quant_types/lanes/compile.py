@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,7 @@ OPTIONS: dict[str, Any] = {
 }
 _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _APART = "quant_types_apart"
+_IN_PAIRS = re.compile(r"k_|blocks_32\..*_importance$")  # kernels, see `_side_by_side`
 _LIBM = {"log2", "sqrtf"}
 PERMUTE = "llvm.x86.avx512.permvar.sf.512"  # of a table of 16 float32, those at 16 places
 
@@ -277,14 +279,37 @@ def _entry(kernel: Any, weighted: bool) -> Any:
     return numba.cfunc(signature, **OPTIONS)(function)
 
 
-def object_code(name: str) -> bytes:
-    """A kernel's object code, which refers to nothing outside but C's library."""
-    machine = kernels.machine()
-    code: bytes = machine.emit_object(optimized(name, machine))
+def object_code(name: str, machine: Any = None, symbol: str = kernels.SYMBOL) -> bytes:
+    """A kernel's object code, which refers to nothing outside but C's library: for this processor,
+    or for `machine`, and the name of its one function."""
+    machine = machine or kernels.machine()
+    with _side_by_side(name, machine):
+        module = _module_of(name, machine)
+        module.get_function(kernels.SYMBOL).name = symbol
+        code: bytes = machine.emit_object(module)
     return code
 
 
-def optimized(name: str, machine: Any) -> Any:
+@contextmanager
+def _side_by_side(name: str, machine: Any) -> Iterator[None]:
+    """For AVX2, loops that search a scale do two vectors at once, instruction by instruction: within
+    one, sums wait for each other. LLVM's scheduler would put one vector behind the other again.
+    (IQ4 loses by it, and so does AVX-512.)"""
+    wanted = _is_narrow(machine) and _IN_PAIRS.match(name)
+    if wanted:
+        llvm.set_option("", "-force-vector-interleave=2")
+        llvm.set_option("", "-enable-misched=false")
+    yield
+    if wanted:
+        llvm.set_option("", "-force-vector-interleave=0")  # as LLVM finds best
+        llvm.set_option("", "-enable-misched=true")
+
+
+def _is_narrow(machine: Any) -> bool:
+    return machine.triple.startswith("x86") and vector_width() < 16
+
+
+def _module_of(name: str, machine: Any) -> Any:
     """A kernel as an LLVM module of one function, `kernels.SYMBOL`, for `machine`."""
     place, function = name.split(".")
     kernel = getattr(import_module(f"quant_types.lanes.{place}"), function)
@@ -299,7 +324,7 @@ def optimized(name: str, machine: Any) -> Any:
         raise TypeError(
             f"kernel {name} calls {', '.join(strange)}, which is not there to link with"
         )
-    if machine.triple.startswith("x86") and vector_width() < 16:
+    if _is_narrow(machine):
         module = llvm.parse_assembly(_without_masked_stores(str(module)))
     return module
 

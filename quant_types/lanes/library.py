@@ -124,16 +124,14 @@ def compile_object(name: str, triple: str, cpu: str, features: str, symbol: str,
     os.environ.update(kernels.NUMBA)
     import llvmlite.binding as llvm
 
-    from quant_types.lanes.compile import optimized
+    from quant_types.lanes.compile import object_code
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(triple).create_target_machine(
         cpu, features, opt=3, reloc="pic", codemodel="small"
     )
-    module = optimized(name, machine)
-    module.get_function(kernels.SYMBOL).name = symbol
-    Path(path).write_bytes(machine.emit_object(module))
+    Path(path).write_bytes(object_code(name, machine, symbol))
 
 
 if __name__ == "__main__":

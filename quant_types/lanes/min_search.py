@@ -5,6 +5,9 @@ constant offsets, so that LLVM sees that they do not overlap and turns the loops
 SIMD. 32 lanes go through all steps before the next 32. All weights of a lane are added in a row to
 a local: ggml's order, and no sum is loaded or stored on the way.
 
+A level is stored where X and W, which are loaded next, have other lanes at that offset in a page:
+AMD's Zen 4 takes some pages for each other, and waits for the store.
+
 What counts is instructions (`docs/formats.md` has them): the weights are there twice, so that a
 difference and a product each take theirs from memory. Without importance levels that cannot leave
 their range are not clamped; with it some lane's nearly always can, and all are.
@@ -30,7 +33,7 @@ _INSIDE, _ABOVE, _BELOW, _OUTSIDE, _FLAT = (np.int32(bit) for bit in (0, 1, 2, 4
 # Offsets in the workspace, in arrays of [32, LANES], then of [LANES].
 X = 0  # weights
 W = X + 32 * LANES  # weight of each error
-Q = W + 32 * LANES  # levels of the step
+Q = W + 32 * LANES + WIDTH  # levels of the step, by the lanes at work beside the others of W
 COPY = Q + 32 * LANES  # weights again
 X_LOW = COPY + 32 * LANES  # smallest weight
 HIGH = X_LOW + LANES  # largest weight

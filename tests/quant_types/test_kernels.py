@@ -303,3 +303,29 @@ def test_what_x86_would_store_by_a_mask() -> None:
 """
     marked = code.replace("%old = load <", "%old = load volatile <")
     assert _without_masked_stores(code) == marked
+
+
+@pytest.mark.slow
+def test_a_kernel_is_the_same_after_one_in_pairs(tmp_path: Path) -> None:
+    """LLVM's options for some kernels are those of the process, and set back after each."""
+    pytest.importorskip("numba")
+    program = """
+import llvmlite.binding as llvm
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+from quant_types.lanes.compile import object_code
+machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine("x86-64-v3")
+
+
+def instructions(name):
+    found = llvm.ObjectFileRef.from_data(object_code(name, machine))  # names may have other numbers
+    return [bytes(part.data()) for part in found.sections() if part.is_text()]
+
+
+first = instructions("iq4.iq4_nl")
+instructions("k_symmetric.q3_k")
+assert instructions("iq4.iq4_nl") == first
+"""
+    variables = {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "", **kernels.NUMBA}
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env={**os.environ, **variables}, cwd=PACKAGE.parent, check=True)
