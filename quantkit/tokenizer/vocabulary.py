@@ -394,7 +394,9 @@ def _apply(rules: VocabRules, vocab: Vocabulary, files: CheckpointFiles) -> None
             (vocab.special.ids if kind in vocab.special.ids else vocab.late_ids)[kind] = number
     for kind, flag in rules.add:
         (vocab.special.add if kind in vocab.special.add else vocab.late_add)[kind] = flag
-    prefix = config.get("add_prefix_space")
+    prefix = config.get("add_prefix_space", "")
+    if prefix is None and rules.config_space_prefix != "first":
+        prefix = False  # null, as llama.cpp's converter packs it
     if rules.config_space_prefix and isinstance(prefix, int):
         prefix = bool(prefix)
         if rules.config_space_prefix == "first":

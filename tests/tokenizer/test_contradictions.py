@@ -113,6 +113,20 @@ def test_a_space_in_front_by_number(value: Any, key: bool | None, tmp_path: Path
     assert vocabulary(directory).space_prefix is key
 
 
+@pytest.mark.parametrize(
+    ("architecture", "key"), [("Ernie4_5_ForCausalLM", False), ("MixtralForCausalLM", None)]
+)
+def test_a_space_in_front_that_is_null(architecture: str, key: bool | None, tmp_path: Path) -> None:
+    """False, but in the Llama family, where the converter asks for a value."""
+    directory = write_files("mixtral-4x", tmp_path)
+    path = directory / "tokenizer_config.json"
+    path.write_text(json.dumps({**read_json(path), "add_prefix_space": None}))
+    edit_json(directory / "config.json", architectures=[architecture])
+    vocab = vocabulary(directory)
+    assert vocab.late_space_prefix is key
+    assert vocab.space_prefix is None
+
+
 @pytest.mark.parametrize("model", [None, {"vocab": {"a": 1.5, "b": -1}}])
 def test_a_tokenizer_json_that_nobody_needs(model: Any, tmp_path: Path) -> None:
     """Beside a tokenizer.model."""
