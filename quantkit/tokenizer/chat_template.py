@@ -109,6 +109,25 @@ def compile_fault(template: str) -> str:
         return str(e)
 
 
+def no_jinja(templates: Mapping[str, str]) -> list[str]:
+    """Lines on templates, by name, that do not even parse: nobody can render them, llama.cpp either.
+    They are parsed here, and not compiled."""
+    from jinja2 import Environment, TemplateError
+
+    lines = []
+    for name, template in templates.items():
+        try:
+            environment(Environment).parse(template_text(template[:LONGEST]))
+        except (TemplateError, RecursionError) as e:
+            at = f", line {line}" if (line := getattr(e, "lineno", None)) else ""
+            which = "" if name == "default" else f" '{name}'"
+            lines.append(
+                f"the chat template{which} is no Jinja ({f'{e}'[:160]}{at}): llama.cpp will not take "
+                "it; mend it, or name another when the file is run (--chat-template)"
+            )
+    return lines
+
+
 def _answer(question: Any) -> dict[str, Any] | str | None:
     if "compile" in question:
         try:

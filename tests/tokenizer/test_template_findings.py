@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from quantkit.architectures.rules import ConversionOptions
 from quantkit.cli import app
-from quantkit.model.open import open_source
+from quantkit.model.open import Reading, open_checkpoint, open_source
 from quantkit.tokenizer import template_findings
+from quantkit.tokenizer.chat_template import no_jinja
 from quantkit.tokenizer.template_findings import Findings, of_metadata
 from tests.checkpoints import from_recipe
+from tests.vocabularies import edit_json, write_files
 
 # what ggufdoctor 0.3.0 (jinja2 engine) says of files converted from these goldens; c4nary 0.3.1 has
 # no finding on their templates. S003: a conversation that cannot be rendered
@@ -126,3 +129,27 @@ def test_inspect_tells(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["inspect", "--headers", "--json", str(source)])
     problems = json.loads(done.stdout)["problems"]
     assert problems[0].startswith("chat template: it asks for __class__, by which code is run")
+
+
+def test_a_template_that_is_no_jinja() -> None:
+    """It is parsed, not compiled: nothing of it is computed."""
+    good = {
+        "default": "{% for m in messages %}{% generation %}{{ m['content'] | x }}{% endgeneration %}"
+        "{% break %}{% endfor %}",
+        "named": "{{ 9 ** 9 ** 9 }}", "empty": "", "by name": "mistral-v7-tekken",
+    }  # fmt: skip
+    assert no_jinja(good) == []
+    fault, deep = no_jinja(
+        {"default": "a\n{% if %}", "rag": "{{ " + 5000 * "(" + 5000 * ")" + "}}"}
+    )
+    assert fault.startswith("the chat template is no Jinja (Expected an expression, got ")
+    assert ", line 2): llama.cpp will not take it; mend it, or name another" in fault
+    assert deep.startswith("the chat template 'rag' is no Jinja (maximum recursion depth")
+
+
+def test_convert_says_so(tmp_path: Path) -> None:
+    directory = write_files("qwen3moe", tmp_path)
+    edit_json(directory / "tokenizer_config.json", chat_template="{% endfor %}")
+    options = ConversionOptions(vocab_only=True)
+    model = open_checkpoint(directory, "auto", Reading("qwen2", options))
+    assert [n for n in model.notes if "no Jinja" in n]
