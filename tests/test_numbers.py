@@ -17,7 +17,7 @@ from quantkit.planning.build import Request
 from quantkit.reporting.inspection import inspect
 from quantkit.verification.verify import verify
 from tests.conftest import sha256
-from tests.test_errors import edit_tensors
+from tests.damage import edit_tensors
 
 TABLE = "blk.0.ffn_gate_tid2eid.weight"  # DeepSeek V4's, which no recipe quantizes
 DTYPES = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F64": "<f8"}

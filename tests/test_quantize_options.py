@@ -353,7 +353,7 @@ def test_a_row_that_does_not_divide_falls_back_and_says_so(
     broken: Callable[..., Path], tmp_path: Path
 ) -> None:
     """A model 288 wide: 288 is nine blocks of 32 and no block of 256."""
-    from tests.test_errors import edit_config, edit_tensors
+    from tests.damage import edit_config, edit_tensors
 
     source = broken("llama-dense")
 

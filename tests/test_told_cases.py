@@ -26,7 +26,7 @@ from quantkit.planning.build import Request
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.location import Source
 from tests.checkpoints import read_safetensors, write_safetensors
-from tests.test_errors import edit_config
+from tests.damage import edit_config
 from tests.vocabularies import edit_json
 
 Broken = Callable[..., Path]

@@ -126,6 +126,11 @@ def other_version(digest: str) -> str | None:
     return f"{'an older' if version < DIGEST_VERSION else 'a newer'} version of quantkit"
 
 
+def is_complete(fd: int) -> bool:
+    """Whether the journal in the file `fd` says that every row is there."""
+    return f"\n{_COMPLETE}\n".encode() in os_files.pread(fd, os.fstat(fd).st_size, 0)
+
+
 class Journal:
     """The rows of one file that are on disk. Callers must not append from two threads at once."""
 

@@ -19,7 +19,14 @@ from quantkit.errors import (
     OutputInUse,
     SourceChanged,
 )
-from quantkit.execution.journal import Identity, Journal, RowRange, identities, source_digest
+from quantkit.execution.journal import (
+    Identity,
+    Journal,
+    RowRange,
+    identities,
+    is_complete,
+    source_digest,
+)
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.storage import direct_io, os_files
 from quantkit.storage.whole import output_error
@@ -161,6 +168,7 @@ def check_outputs(plan: Plan, force: bool) -> None:
         if os_files.real(f.path) in inputs:
             raise OutputError(f"{f.path} is the input; name another output with -o")
         if f.path.exists() and not force and not journal_path(f.path).exists():
+            _remove_journals(plan)
             raise OutputExists(f"{f.path} exists already; --force overwrites it")
         begun = os_files.allocated(partial_path(f.path))
         needed[there] = needed.get(there, 0) + max(f.size - begun, 0)
@@ -170,6 +178,19 @@ def check_outputs(plan: Plan, force: bool) -> None:
                 f"{parent}: {_amount(size)} needed, {_amount(free)} free; "
                 "make room, or name another disk with -o"
             )
+
+
+def _remove_journals(plan: Plan) -> None:
+    """Remove those of files that have their names: a run that is killed at its very end leaves
+    them, and no other looks at them again if it removed the first."""
+    for f in plan.files:
+        path = journal_path(f.path)
+        if path.is_file() and f.path.is_file() and not partial_path(f.path).exists():
+            with suppress(OSError), ExitStack() as held:  # it may be at it right now
+                lock = os_files.open_locked(path)
+                held.callback(os.close, lock)
+                if is_complete(lock):
+                    os_files.remove_open(path, held.close)
 
 
 def _amount(nbytes: int) -> str:

@@ -32,8 +32,8 @@ from tests import golden
 from tests.architectures.differences import EIGHT_OF_FOUR, MISSED, OWN, SILENT, VALUES
 from tests.checkpoints import architectures
 from tests.conftest import sha256
+from tests.damage import edit_config, edit_tensors
 from tests.sampling import one_in
-from tests.test_errors import edit_config, edit_tensors
 
 ARCHITECTURES = [row for file in FAMILIES for row in family(file)]
 

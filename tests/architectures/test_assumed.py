@@ -19,8 +19,8 @@ from quantkit.model.open import open_checkpoint
 from quantkit.model.pruning import prune
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.checkpoints import architectures
+from tests.damage import edit_config
 from tests.model.test_pruning import model
-from tests.test_errors import edit_config
 
 Get = Callable[[str], Path]
 WIDE = {"hidden_size": 4608, "num_attention_heads": 32, "head_dim": 128}  # of Gemma 2's 27B

@@ -22,7 +22,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from tests import checkpoints, golden
 from tests.architectures.test_architectures import convert
 from tests.checkpoints import architectures
-from tests.test_errors import edit_config, edit_tensors
+from tests.damage import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 

@@ -25,8 +25,8 @@ from quantkit.planning.schedule import Schedule
 from quantkit.recipes.file_types import find_recipe
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.conftest import sha256
+from tests.damage import edit_config, edit_tensors
 from tests.runtime import Llama
-from tests.test_errors import edit_config, edit_tensors
 
 Get = Callable[[str], Path]
 PROMPT = [1, 5, 9, 33, 7, 100, 2]

@@ -11,7 +11,7 @@ from quantkit.errors import ModelError
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.config_fuzz import Case, mutations, run, smallest
-from tests.test_errors import edit_config
+from tests.damage import edit_config
 
 # mutations of each; the whole walk is `python -m tests.architectures.config_fuzz`
 MANY = [6, pytest.param(80, marks=pytest.mark.slow)]

@@ -14,7 +14,7 @@ from quantkit.jobs import convert, quantize
 from quantkit.llama.llama_cpp import Llama
 from quantkit.model.open import Reading
 from tests.checkpoints import architectures
-from tests.test_errors import edit_config
+from tests.damage import edit_config
 
 pytest.importorskip("transformers")
 # transformers and torch warn of their own matters

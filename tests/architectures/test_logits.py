@@ -19,8 +19,8 @@ from quantkit.planning.schedule import Schedule
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests import golden
 from tests.checkpoints import architectures, write_safetensors
+from tests.damage import edit_config, edit_tensors
 from tests.runtime import Llama
-from tests.test_errors import edit_config, edit_tensors
 
 pytest.importorskip("transformers")
 # transformers and torch warn of their own matters

@@ -20,8 +20,8 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.test_architectures import convert
 from tests.architectures.test_wrapped import read, rewrite
 from tests.checkpoints import architectures, read_safetensors
+from tests.damage import edit_config, edit_tensors
 from tests.golden import tensors
-from tests.test_errors import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 EXPERT = re.compile(r"(.*)\.(mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight")

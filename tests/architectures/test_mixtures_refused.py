@@ -16,7 +16,7 @@ from quantkit.execution.rows import torch_sum
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.checkpoints import architectures
-from tests.test_errors import edit_config, edit_tensors
+from tests.damage import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 

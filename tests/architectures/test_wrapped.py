@@ -13,7 +13,7 @@ from quantkit import errors
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
-from tests.test_errors import edit_tensors
+from tests.damage import edit_tensors
 
 Broken = Callable[..., Path]
 INNER = "DeepseekV3ForCausalLM"

@@ -26,9 +26,9 @@ from quantkit.verification.verify import verify
 from tests import golden
 from tests.checkpoints import DATA, encoders
 from tests.conftest import sha256
+from tests.damage import edit_tensors
 from tests.fake_hub import Hub
 from tests.sampling import one_in
-from tests.test_errors import edit_tensors
 
 Get = Callable[[str], Path]
 

@@ -14,7 +14,7 @@ from quantkit import errors
 from quantkit.architectures.rules import ConversionOptions
 from quantkit.jobs import convert
 from quantkit.model.open import Reading, open_checkpoint
-from tests.test_errors import edit_config, edit_tensors
+from tests.damage import edit_config, edit_tensors
 
 Get = Callable[[str], Path]
 

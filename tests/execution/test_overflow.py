@@ -22,8 +22,8 @@ from quantkit.reporting.inspection import inspect
 from quantkit.verification.verify import verify
 from tests import oracle
 from tests.checkpoints import DTYPES
+from tests.damage import edit_tensors
 from tests.sampling import one_in
-from tests.test_errors import edit_tensors
 from tests.verification.damage import rewritten, span
 
 NAME, ROW = "model.layers.1.self_attn.q_proj.weight", 5

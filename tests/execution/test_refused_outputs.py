@@ -12,7 +12,7 @@ from quantkit import errors
 from quantkit.jobs import Run, convert, quantize
 from quantkit.releases.release import release
 from quantkit.storage import os_files
-from tests.test_errors import Broken, edit_tensors, fails
+from tests.damage import Broken, edit_tensors, fails
 
 
 def test_no_room_is_known_before_the_first_byte(

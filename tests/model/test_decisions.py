@@ -17,7 +17,7 @@ from quantkit.gguf.container import read_header
 from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.test_architectures import convert
-from tests.test_errors import edit_config
+from tests.damage import edit_config
 
 Broken = Callable[..., Path]
 

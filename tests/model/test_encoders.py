@@ -23,7 +23,7 @@ from quantkit.source.checkpoint import read_weights
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.tensors import Files
 from tests.checkpoints import read_safetensors, write_safetensors
-from tests.test_errors import edit_config, edit_tensors
+from tests.damage import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 

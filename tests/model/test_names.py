@@ -16,7 +16,7 @@ from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.checkpoints import read_safetensors, write_safetensors
-from tests.test_errors import edit_config, edit_tensors
+from tests.damage import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 CASES = ("qwen3moe", "gemma3-dense", "llama-dense", "mixtral-4x", "glm4moe", "qwen3next")

@@ -15,7 +15,7 @@ from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.checkpoints import read_safetensors, write_safetensors
-from tests.test_errors import edit_config
+from tests.damage import edit_config
 
 Broken = Callable[..., Path]
 

@@ -116,7 +116,7 @@ def test_shares_divide_the_encoders_too(checkpoint: Get, tmp_path: Path) -> None
 
 def test_a_checkpoint_without_its_encoder(broken: Callable[..., Path], tmp_path: Path) -> None:
     """The text's files are made, and a line says what is lacking."""
-    from tests.test_errors import edit_tensors
+    from tests.damage import edit_tensors
 
     source = broken("qwen3vl-mmproj")
 

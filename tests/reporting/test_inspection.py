@@ -18,7 +18,7 @@ from quantkit.cli import app
 from quantkit.jobs import quantize
 from quantkit.reporting.inspection import Experts, Inspection, inspect, lines
 from quantkit.reporting.numbers import billions, ranges
-from tests.test_errors import edit_config, edit_tensors
+from tests.damage import edit_config, edit_tensors
 
 run = CliRunner().invoke
 MOE = "model.layers.{}.block_sparse_moe"

@@ -15,7 +15,7 @@ from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.token_types import TokenType
 from quantkit.tokenizer.unigram import is_unigram
 from quantkit.tokenizer.vocabulary import Vocabulary, read_vocabulary
-from tests.test_errors import edit_config
+from tests.damage import edit_config
 
 Broken = Callable[..., Path]
 
