@@ -338,6 +338,8 @@ def check_name(output: Path | None) -> None:
     """Raises UsageError for the name of a file that is none of ours, and no directory."""
     if output is not None and output.suffix.lower() in OTHER_FILES and not output.is_dir():
         raise UsageError(f"{output}: the name of a file that is written ends in .gguf")
+    if output is not None and output.name.lower() == ".gguf":
+        raise UsageError(f"{output}: the file's name is empty; is a variable of the shell not set?")
 
 
 def names_file(output: Path | None) -> TypeGuard[Path]:

@@ -86,7 +86,7 @@ def measure(
     """
     library()
     for path in texts:
-        _check_text(path)
+        check_text(path)
     state = output.with_name(output.name + ".partial")
     if output.exists() and not force and not state.exists():
         raise OutputExists(f"{output} exists; give --force to overwrite it")
@@ -143,7 +143,8 @@ def _beside(told: Mapping[str, Any]) -> str:
     return f"perplexity {told['perplexity']:.4f}" if told["perplexity"] else ""
 
 
-def _check_text(path: Path) -> None:
+def check_text(path: Path) -> None:
+    """Raises SourceNotFound, ImatrixError: a text that is empty, or not UTF-8."""
     try:
         data = path.read_bytes()
     except OSError as e:

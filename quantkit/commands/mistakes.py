@@ -45,6 +45,27 @@ def is_type(word: str) -> bool:
     return True
 
 
+_PLACES = ("DIR", "FILE", "MODEL", "PATH", "SOURCE")  # of options that name a file or a directory
+
+
+def check_empty(command: Any, args: Sequence[str]) -> None:
+    """An empty word is no path, though `Path` takes it for the directory at hand: a variable of the
+    shell was not set. Raises UsageError."""
+    options = {name: p for p in command.params for name in p.opts}
+    for word, last in zip(args, ["", *args], strict=False):
+        name, equals, value = word.partition("=")
+        if word and not (equals and not value and name in options):
+            continue
+        option = options.get(name if equals else last)
+        if option is None or option.param_type_name == "argument" or option.is_flag:
+            given = "an argument"
+        elif option.metavar in _PLACES:
+            given = name if equals else last
+        else:
+            continue
+        raise UsageError(f"{given} is empty; is a variable of the shell not set?")
+
+
 def settle_words(command: str, params: dict[str, Any], argument: str, rest: Sequence[str]) -> None:
     """Put words that stand alone where they belong: types after `--type` are types. `params` are
     the command's, `argument` the name of its one positional, `rest` what came after that.

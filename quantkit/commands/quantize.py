@@ -177,6 +177,8 @@ def quantize(
     ):
         if given and imatrix in (None, api.AUTO):
             raise UsageError(f"{option} goes with --imatrix FILE")
+    if imatrix_strict and imatrix is None:
+        raise UsageError("--imatrix-strict goes with --imatrix")
     with progress:
         written = api.quantize(
             source,

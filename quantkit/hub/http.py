@@ -65,7 +65,8 @@ def endpoint() -> str:
         good = False
     if not good or any(c.isspace() for c in found):
         raise UsageError(
-            "HF_ENDPOINT is no address of a server, such as https://huggingface.co; mend or unset it"
+            "HF_ENDPOINT is no address of a server, such as https://huggingface.co; mend or unset "
+            "it"
         )
     return found
 

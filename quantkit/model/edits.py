@@ -15,6 +15,7 @@ from quantkit.loading.keys import KEYS
 from quantkit.loading.patterns import UNNORMED
 from quantkit.model.metadata import count_and_label
 from quantkit.model.model import Model, ModelTensor
+from quantkit.plain_text import first_of
 from quantkit.source.segments import Segment
 
 # GGUF type -> the TYPE of KEY=TYPE:VALUE
@@ -30,7 +31,8 @@ def keep_experts(model: Model, keep: Sequence[int]) -> Model:
     the counts in the metadata. Raises RecipeError."""
     count = _expert_count(model)
     if not keep or len(set(keep)) != len(keep) or not all(0 <= x < count for x in keep):
-        raise RecipeError(f"experts {list(keep)} cannot be kept; the model has 0 to {count - 1}")
+        named = first_of([str(x) for x in keep if not 0 <= x < count] or [*map(str, keep)])
+        raise RecipeError(f"experts {named} cannot be kept; the model has 0 to {count - 1}")
     if model.arch == "llama4" and (count == UNNORMED) != (len(keep) == UNNORMED):
         raise RecipeError(
             f"{len(keep)} of {count} experts cannot be kept: llama.cpp norms the queries and keys "

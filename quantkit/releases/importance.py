@@ -17,7 +17,7 @@ import numpy as np
 from quantkit import jobs
 from quantkit.calibration import ahead, own_text
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
-from quantkit.calibration.measure import Measured, Options, measure, sampled
+from quantkit.calibration.measure import Measured, Options, check_text, measure, sampled
 from quantkit.calibration.run import PREFIX, usual
 from quantkit.calibration.statistics import routing
 from quantkit.calibration.sums import hub_file, read_sums
@@ -82,8 +82,13 @@ def make(
 
 
 def _given(texts: Sequence[Path]) -> Sequence[Path]:
-    """The texts, of which the word `self` is none, unless there is a file of that name."""
-    return () if list(texts) == [Path(SELF)] and not Path(SELF).exists() else texts
+    """The texts, of which the word `self` is none, unless there is a file of that name. Raises
+    SourceNotFound, ImatrixError: one that is empty, or not UTF-8, before a model is made for it."""
+    if list(texts) == [Path(SELF)] and not Path(SELF).exists():
+        return ()
+    for path in texts:
+        check_text(path)
+    return texts
 
 
 def _check_file(source: Source, with_type: str | None, reading: Reading) -> None:

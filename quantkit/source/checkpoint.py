@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
 from quantkit.gguf.types import type_by_name
@@ -16,6 +17,7 @@ from quantkit.source.safetensors import read_entries
 from quantkit.source.tensors import SourceTensor
 from quantkit.source.torch_zip import read_torch_entries
 from quantkit.storage.inputs import File, map_files
+from quantkit.storage.substitutes import unfinished
 
 INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
@@ -137,6 +139,8 @@ def _unique(tensors: list[SourceTensor]) -> list[SourceTensor]:
 def read_weights(path: File) -> list[SourceTensor]:
     """The tensors of one safetensors file, sorted by name, or of one `.bin` file. Raises
     CorruptFile, UnsupportedSource, and for a file on the Hub what reading it raises."""
+    if isinstance(path, Path) and (what := unfinished(path)):
+        raise CorruptFile(f"{path}: {what}")
     tensors = []
     for e in read_torch_entries(path) if path.suffix == ".bin" else read_entries(path):
         ggml = _WEIGHTS.get(e.dtype) or _RAW.get(e.dtype)

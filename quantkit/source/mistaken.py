@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.storage.substitutes import piece
+from quantkit.storage.substitutes import UNFINISHED, piece
 
 # endings of weights that only other programs read -> what to do
 _OTHERS = {
@@ -50,6 +50,10 @@ def no_model(files: CheckpointFiles) -> str | None:
         return f"{links[0].name} is a link to a file that is not there; download it again"
     if what := next(filter(None, map(piece, names)), None):
         return f"it has {what}"
+    held = files.directory / ".cache/huggingface/download"
+    for name in [*names, *(sorted(p.name for p in held.iterdir()) if held.is_dir() else ())]:
+        if name.endswith(UNFINISHED):
+            return f"{name} is of a download that is not finished; finish it"
     for endings, what in _OTHERS.items():
         if found := [name for name in names if name.endswith(endings)]:
             return f"{found[0]} is not read; {what}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _POINTER = b"version https://git-lfs"
 _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
@@ -16,6 +17,24 @@ _COUNTED = re.compile(
 _ORDERED = re.compile(
     r"(?P<whole>.+\.(gguf|safetensors))(?P<sign>[.-](split|part)-?|\.)([a-z]{1,2}|\d{1,3})"
 )
+
+
+# how files are named while they are written: here, by the Hub's client, by browsers and wget
+UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".aria2")
+
+
+def unfinished(path: Path) -> str | None:
+    """That a file is not whole yet, though it may have its size: by its name, or by what aria2
+    keeps beside one that it is downloading."""
+    if path.name.endswith(UNFINISHED):
+        return "not whole yet, by its name: it is being written or downloaded; finish that first"
+    beside = path.with_name(f"{path.name}.aria2")
+    if beside.exists():
+        return (
+            f"not whole yet: {beside.name} lies beside it, which aria2 removes when a download is "
+            "done; finish it, or download it again"
+        )
+    return None
 
 
 def substitute(data: bytes) -> str | None:

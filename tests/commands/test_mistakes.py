@@ -18,6 +18,8 @@ from quantkit.jobs import convert, split
 
 ONE = "one source is expected, and"
 SIZE = "is not a size; for instance 300M or 4G"
+UNSET = "is empty; is a variable of the shell not set?"
+END = "it is being written or downloaded; finish that first"
 ALL = (
     "commands: convert, quantize, split, merge, edit, inspect, report, plan, release, verify, fit, "
     "imatrix"
@@ -158,6 +160,29 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "--include-weights goes with --imatrix FILE"),
     ("quantize ckpt --type Q8_0 --imatrix auto --exclude-weights attn", 2,
      "--exclude-weights goes with --imatrix FILE"),
+    ("quantize ckpt -t Q8_0 --imatrix-strict", 2, "--imatrix-strict goes with --imatrix"),
+    ("quantize ckpt -t Q8_0 --keep-experts 0-99", 1,
+     "experts 4, 5, 6 ... cannot be kept; the model has 0 to 3"),
+    ("quantize '' -t Q8_0", 2, f"an argument {UNSET}"),
+    ("quantize ckpt -t Q8_0 -o ''", 2, f"-o {UNSET}"),
+    ("quantize ckpt -t Q8_0 --output=", 2, f"--output {UNSET}"),
+    ("quantize ckpt -t Q8_0 --imatrix ''", 2, f"--imatrix {UNSET}"),
+    ("report m.gguf ''", 2, f"an argument {UNSET}"),
+    ("convert ckpt -o .gguf", 2,
+     ".gguf: the file's name is empty; is a variable of the shell not set?"),
+    ("quantize ckpt -t Q8_0 --imatrix auto --calibration nowhere.txt", 1,
+     "nowhere.txt: cannot be read (No such file or directory)"),
+    ("quantize ckpt -t Q8_0 --imatrix auto --calibration empty.txt", 1, "empty.txt: an empty text"),
+    ("imatrix ckpt -f latin.txt -o i.gguf", 1,
+     "latin.txt: not UTF-8: byte 0xe4 at 0; convert it first"),
+    ("inspect begun/m.gguf.partial", 1, f"begun/m.gguf.partial: not whole yet, by its name: {END}"),
+    ("quantize begun/m.gguf -t Q8_0", 1,
+     "begun/m.gguf: not whole yet: m.gguf.aria2 lies beside it, which aria2 removes when ..."),
+    ("convert loading", 1,
+     "loading/model.safetensors: not whole yet: model.safetensors.aria2 lies beside it, ..."),
+    ("convert loaded", 1,
+     "loaded: no model*.safetensors or pytorch_model*.bin in it; model.safetensors.part is of a "
+     "download that is not finished; finish it"),
     ("report", 2, "FILE... is missing: GGUF files, or directories of them; see quantkit report"
      " --help"),
     ("fit ckpt --bpw nan", 2, "--bpw: nan bits per weight are none; for instance 4.5"),
@@ -215,6 +240,15 @@ def place(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     (here / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     (here / "pipeline" / "model_index.json").write_text("{}")
     shutil.copy(ckpt / "model.safetensors", here / "alone.safetensors")
+    for name, path in (("loading", ckpt), ("loaded", ckpt), ("begun", here / "parts")):
+        shutil.copytree(path, here / name)
+    (here / "loading" / "model.safetensors.aria2").write_bytes(b"")
+    (here / "loaded" / "model.safetensors").rename(here / "loaded" / "model.safetensors.part")
+    for name in ("m.gguf", "m.gguf.partial"):
+        shutil.copy(here / "m.gguf", here / "begun" / name)
+    (here / "begun" / "m.gguf.aria2").write_bytes(b"")
+    (here / "empty.txt").write_bytes(b"")
+    (here / "latin.txt").write_bytes("ähnlich".encode("latin-1"))
     (here / "model.zip").write_bytes(b"PK\3\4")
     (here / "notes").write_text("mine")
     return here

@@ -78,8 +78,8 @@ def test_rows_that_are_made_of_others(case: str, checkpoint: Get, hub: Hub, tmp_
 
 @pytest.mark.parametrize(
     ("case", "options"),
-    [("plamo2", {}), ("rwkv6", {}), ("lfm2-colbert", {}), ("embeddinggemma-dense", {"dense_modules": True}),
-     ("mimov2-mmproj", {"mmproj": True})],
+    [("plamo2", {}), ("rwkv6", {}), ("lfm2-colbert", {}),
+     ("embeddinggemma-dense", {"dense_modules": True}), ("mimov2-mmproj", {"mmproj": True})],
 )  # fmt: skip
 def test_files_of_other_names_and_in_folders(
     case: str, options: dict[str, bool], checkpoint: Get, hub: Hub, tmp_path: Path
