@@ -86,12 +86,14 @@ def read(
     from tokenizers import Tokenizer
 
     label = files.label("tokenizer.json")
+    words = kind_of(tokenizer["model"]) == "WordPiece"
+    if words:
+        wordpiece.check_mark(tokenizer, label)
     try:
         if files.has("tokenizer.json"):
             hf = Tokenizer.from_buffer(files.data("tokenizer.json"))
         else:
             hf = Tokenizer.from_str(json.dumps(tokenizer))
-        words = kind_of(tokenizer["model"]) == "WordPiece"
         hf.no_truncation()
         hf.no_padding()
         if pre is not None:
@@ -146,6 +148,7 @@ def read(
         )
     if words:
         vocab.model, vocab.tokens = "bert", wordpiece.spelled(vocab.tokens, vocab.types)
+        vocab.notes += wordpiece.not_done(tokenizer)
     elif name == MMBERT:
         _spaces_are_pieces(vocab)
     return vocab

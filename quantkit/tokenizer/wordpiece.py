@@ -20,6 +20,32 @@ _SPECIAL = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mas
 _IDS = {"bos": 101, "eos": 102, "unk": 100, "sep": 102, "pad": 0, "mask": 103}
 
 
+def check_mark(tokenizer: Mapping[str, Any], label: str) -> None:
+    """Pieces that go on with a word are marked with `##`, which llama.cpp's converter takes off.
+    Raises TokenizerError."""
+    mark = tokenizer["model"].get("continuing_subword_prefix", "##")
+    if mark != "##":
+        raise TokenizerError(
+            f"{label}: continuing_subword_prefix is {mark!r}; llama.cpp's pieces go on after '##'"
+        )
+
+
+_ALWAYS = {
+    "handle_chinese_chars": "takes each Chinese character for a word",
+    "clean_text": "leaves out control characters",
+}
+
+
+def not_done(tokenizer: Mapping[str, Any]) -> list[str]:
+    """Lines on what llama.cpp does to a text and the tokenizer does not: no key asks for less."""
+    step = tokenizer.get("normalizer") or {}
+    return [
+        f"{name} is false in tokenizer.json's normalizer; llama.cpp {what} all the same"
+        for name, what in _ALWAYS.items()
+        if step.get(name) is False
+    ]
+
+
 def special_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """The ids of a vocabulary whose special tokens no other file names, where they are not those
     that llama.cpp takes. Its converter finds none there, and other tokens begin and end a text."""

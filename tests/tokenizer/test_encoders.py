@@ -44,6 +44,28 @@ def test_words_and_what_goes_on(broken: Broken) -> None:
     assert vocab.merges == []
 
 
+def test_words_with_another_mark(broken: Broken) -> None:
+    source = broken("bert-bge")
+    model = json.loads((source / "tokenizer.json").read_text())["model"]
+    edit_tokenizer(source, model={**model, "continuing_subword_prefix": "@@"})
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer\.json: continuing_subword_prefix is '@@'; l"
+    ):
+        read(source, "BertModel")
+
+
+def test_what_is_always_done_to_words(broken: Broken) -> None:
+    source = broken("bert-bge")
+    normalizer = json.loads((source / "tokenizer.json").read_text())["normalizer"]
+    before = read(source, "BertModel").notes
+    edit_tokenizer(source, normalizer={**normalizer, "handle_chinese_chars": False})
+    (line,) = (n for n in read(source, "BertModel").notes if n not in before)
+    assert line == (
+        "handle_chinese_chars is false in tokenizer.json's normalizer; llama.cpp takes each Chinese "
+        "character for a word all the same"
+    )
+
+
 def test_a_vocab_txt_of_other_ids_says_them(broken: Broken) -> None:
     """llama.cpp's converter finds no ids there, and its runtime takes those of BERT's own."""
     own = broken("bert-bge")
