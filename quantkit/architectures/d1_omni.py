@@ -129,7 +129,6 @@ D1_OMNI = replace(
     ),
     drops=(r"(vision|audio)\..*",),
     variant=_whole,
-    fuses=(),
 )  # fmt: skip
 
 FAMILY = (D1_OMNI,)

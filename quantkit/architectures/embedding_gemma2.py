@@ -46,6 +46,7 @@ EMBEDDING_GEMMA2 = replace(
         "global_head_dim": lambda c: _unless_listed(c, "global_head_dim", 512),
     },
     computed={},
+    fuses=(),
 )  # fmt: skip
 
 FAMILY = (EMBEDDING_GEMMA2,)

@@ -86,7 +86,7 @@ ERNIE4_5 = Architecture(
 
 # its text part; the encoder's tensors are left out as every family's are
 PADDLEOCR = replace(
-    ERNIE4_5, hf_names=("PaddleOCRVLForConditionalGeneration",), gguf_arch="paddleocr", fuses=()
+    ERNIE4_5, hf_names=("PaddleOCRVLForConditionalGeneration",), gguf_arch="paddleocr"
 )
 
 ERNIE4_5_MOE = Architecture(

@@ -198,6 +198,7 @@ GEMMA4 = Architecture(
     computed={"rope_freqs.weight": _rope_factors},
     variant=_with_inputs,
     respelled=_as_kept,
+    fuses=("qkv",),
 )  # fmt: skip
 
 GEMMA4_INPUTS = replace(

@@ -31,6 +31,7 @@ GEMMA4_ASSISTANT = replace(
     ),
     drops=(r"lm_head\.weight", r".*masked_embedding.*"),
     variant=lambda config: None,
+    fuses=(),
 )  # fmt: skip
 
 FAMILY = (GEMMA4_ASSISTANT,)

@@ -70,6 +70,7 @@ GRANITE_SWA = replace(
         "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0,
         "tie_word_embeddings": True,
     },
+    fuses=(),
 )  # fmt: skip
 
 

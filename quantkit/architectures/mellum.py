@@ -64,6 +64,7 @@ MELLUM = replace(
     maps=MAPS,
     defaults={"rms_norm_eps": 1e-6, "head_dim": 128, "norm_topk_prob": True},
     aliases={"rope_parameters": rope_of_class(5e5, 1e4)},
+    fuses=(),
 )  # fmt: skip
 
 MAPLE = replace(
@@ -88,6 +89,7 @@ MAPLE = replace(
     assumes=(),
     maps=MAPS,
     defaults={},
+    fuses=(),
 )
 
 FAMILY = (MELLUM, MAPLE)

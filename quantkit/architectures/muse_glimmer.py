@@ -90,6 +90,7 @@ MUSE_GLIMMER = Architecture(
         *gated_mlp(),
     ),
     added=_norms,
+    fuses=("qkv",),
 )  # fmt: skip
 
 MUSE_ASSISTANT = replace(

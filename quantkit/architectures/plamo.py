@@ -76,6 +76,7 @@ PLAMO = Architecture(
         *linear(f"{B}.mlp.up_proj", ("ffn", "hidden"), "ffn_up", bias=False),
         *linear(f"{B}.mlp.down_proj", ("hidden", "ffn"), "ffn_down", bias=False),
     ),
+    fuses=("qkv",),
 )  # fmt: skip
 
 

@@ -55,6 +55,7 @@ SPARK = Architecture(
         *linear(f"{L}.self_attn.o_proj", ("hidden", "q"), "attn_output", bias=False),
         *gated_mlp(),
     ),
+    fuses=("qkv",),
 )  # fmt: skip
 
 FAMILY = (SPARK,)

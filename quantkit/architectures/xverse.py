@@ -28,7 +28,6 @@ XVERSE = replace(
     renames=(),
     defaults={},
     computed={},
-    fuses=(),
 )
 
 FAMILY = (XVERSE,)
