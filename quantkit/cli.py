@@ -79,7 +79,7 @@ class Command(typer.core.TyperCommand):
 
             mistakes.check_empty(self, args)
         try:
-            left = super().parse_args(ctx, args)
+            left = super().parse_args(ctx, list(args))
         except _WRONG_USAGE as e:
             e.ctx = e.ctx or ctx
             raise
@@ -87,7 +87,8 @@ class Command(typer.core.TyperCommand):
             from quantkit.commands import mistakes
 
             first = next(p.name for p in self.params if p.param_type_name == "argument")
-            mistakes.settle_words(str(self.name), ctx.params, str(first), ctx.args)
+            given = mistakes.others_given(self, args)
+            mistakes.settle_words(str(self.name), ctx.params, str(first), ctx.args, given)
             ctx.args, left = [], []
         return left
 

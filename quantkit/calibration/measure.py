@@ -144,9 +144,10 @@ def _beside(told: Mapping[str, Any]) -> str:
 
 
 def check_text(path: Path) -> None:
-    """Raises SourceNotFound, ImatrixError: a text that is empty, or not UTF-8."""
+    """Raises SourceNotFound (a pipe, too: texts are read more than once), ImatrixError: a text that
+    is empty, or not UTF-8."""
     try:
-        data = path.read_bytes()
+        data = os_files.read_file(path)
     except OSError as e:
         raise SourceNotFound(f"{path}: cannot be read ({e.strerror})") from None
     if not data.strip():

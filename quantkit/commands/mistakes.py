@@ -66,9 +66,32 @@ def check_empty(command: Any, args: Sequence[str]) -> None:
         raise UsageError(f"{given} is empty; is a variable of the shell not set?")
 
 
-def settle_words(command: str, params: dict[str, Any], argument: str, rest: Sequence[str]) -> None:
+def others_given(command: Any, args: Sequence[str]) -> list[str]:
+    """The options among the words of a command, with their values, but for those that a command
+    with words in another tool's order is given anew."""
+    options = {name: p for p in command.params for name in p.opts}
+    kept: list[str] = []
+    words = iter(args)
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if (option := options.get(name)) is None or option.param_type_name == "argument":
+            continue
+        value = [] if option.is_flag or equals else [next(words, "")]
+        if option.name not in ("types", "output"):
+            kept += [word, *value]
+    return kept
+
+
+def settle_words(
+    command: str,
+    params: dict[str, Any],
+    argument: str,
+    rest: Sequence[str],
+    given: Sequence[str] = (),
+) -> None:
     """Put words that stand alone where they belong: types after `--type` are types. `params` are
-    the command's, `argument` the name of its one positional, `rest` what came after that.
+    the command's, `argument` the name of its one positional, `rest` what came after that, `given`
+    the options to be repeated.
 
     Raises UsageError, which says what to type.
     """
@@ -78,10 +101,17 @@ def settle_words(command: str, params: dict[str, Any], argument: str, rest: Sequ
     if params.get("types") and len(others) == 1:
         params[argument], params["types"] = others[0], [*params["types"], *kinds]
         return
-    raise UsageError(_meant(command, params, others, kinds) or f"what is {rest[0]!r} for?")
+    meant = _meant(command, params, others, kinds, given)
+    raise UsageError(meant or f"what is {rest[0]!r} for?")
 
 
-def _meant(command: str, params: Mapping[str, Any], others: list[str], kinds: list[str]) -> str:
+def _meant(
+    command: str,
+    params: Mapping[str, Any],
+    others: list[str],
+    kinds: list[str],
+    options: Sequence[str],
+) -> str:
     """The command that was meant by words in llama.cpp's order; empty if it cannot be told."""
     numbers = [word for word in others if word.isdecimal()]
     source, *others = [word for word in others if word not in numbers]
@@ -101,9 +131,11 @@ def _meant(command: str, params: Mapping[str, Any], others: list[str], kinds: li
         return f"one source is expected, and {len(others) + 1} are given: {source}, {others[0]} ..."
     if others:
         given += ["-o", others[0]]
+    elif params.get("output") is not None:
+        given += ["-o", str(params["output"])]
     if numbers and command == "quantize":
         given += ["--threads", numbers[0]]
-    return f"say it with options: {shlex.join(given)}"
+    return f"say it with options: {shlex.join([*given, *options])}"
 
 
 def _one(command: str, source: str, kinds: Iterable[str]) -> str:
@@ -145,6 +177,8 @@ def words(error: Any, commands: Mapping[str, Any]) -> str:
         return f"{_name(param)} is missing: {what}; see {see}"
     if kind == "BadOptionUsage":
         option = next((o for o in _options(context) if error.option_name in o.opts), None)
+        if option and option.is_flag:
+            return f"{error.option_name} takes no value; see {see}"
         value = f", {option.metavar}" if option and option.metavar else ""
         return f"{error.option_name} takes a value{value}; see {see}"
     if param is not None and param.metavar in NUMBERS:

@@ -66,6 +66,12 @@ def open_read(path: Path) -> int:
     return fd
 
 
+def read_file(path: Path) -> bytes:
+    """All bytes of a file. Raises OSError as `open_read` does."""
+    with open(open_read(path), "rb") as file:
+        return file.read()
+
+
 def open_new(path: Path) -> int:
     """A descriptor for a new, empty file."""
     flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | NO_LINK

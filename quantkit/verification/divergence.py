@@ -20,6 +20,7 @@ import numpy as np
 from quantkit.errors import LlamaError
 from quantkit.llama.llama_cpp import Llama
 from quantkit.progress import SILENT, Progress
+from quantkit.storage.os_files import read_file
 
 BATCH = 2048  # tokens that are decoded at once (llama-perplexity's default)
 LOGITS = 1 << 26  # bytes of a model's logits that are held at once, if a chunk's are not more
@@ -105,7 +106,7 @@ def mean(rows: Sequence[Divergence]) -> Divergence:
 
 def _text(path: Path) -> bytes:
     """A text as llama.cpp's tools read it: without the newline at its end."""
-    return path.read_bytes().removesuffix(b"\n")
+    return read_file(path).removesuffix(b"\n")
 
 
 def _chunks(path: Path, ids: Ids, context: int) -> Ids:

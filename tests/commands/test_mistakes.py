@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -104,6 +105,11 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("quantize m.gguf Q4_K_M", 2, "say it with options: quantkit quantize m.gguf --type Q4_K_M"),
     ("quantize m.gguf out.gguf 15 8", 2,
      "say it with options: quantkit quantize m.gguf --type Q4_K_M -o out.gguf --threads 8"),
+    ("quantize --imatrix i.gguf --pure m.gguf o.gguf q4_0", 2,
+     "say it with options: quantkit quantize m.gguf --type Q4_0 -o o.gguf --imatrix i.gguf --pure"),
+    ("quantize m.gguf 7 -o o.gguf", 2,
+     "say it with options: quantkit quantize m.gguf --type Q8_0 -o o.gguf"),
+    ("convert ckpt --json=yes", 2, "--json takes no value; see quantkit convert --help"),
     ("quantize ckpt out.gguf -t q4km,Q8_0", 2,
      "say it with options: quantkit quantize ckpt --type Q4_K_M --type Q8_0 -o out.gguf"),
     ("release ckpt new Q8_0", 2,
@@ -173,6 +179,7 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("quantize ckpt -t Q8_0 --imatrix auto --calibration nowhere.txt", 1,
      "nowhere.txt: cannot be read (No such file or directory)"),
     ("quantize ckpt -t Q8_0 --imatrix auto --calibration empty.txt", 1, "empty.txt: an empty text"),
+    ("imatrix ckpt -f pipe -o i.gguf", 1, "pipe: cannot be read (a pipe or a device, not a file)"),
     ("imatrix ckpt -f latin.txt -o i.gguf", 1,
      "latin.txt: not UTF-8: byte 0xe4 at 0; convert it first"),
     ("inspect begun/m.gguf.partial", 1, f"begun/m.gguf.partial: not whole yet, by its name: {END}"),
@@ -248,6 +255,8 @@ def place(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
         shutil.copy(here / "m.gguf", here / "begun" / name)
     (here / "begun" / "m.gguf.aria2").write_bytes(b"")
     (here / "empty.txt").write_bytes(b"")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(here / "pipe")
     (here / "latin.txt").write_bytes("ähnlich".encode("latin-1"))
     (here / "model.zip").write_bytes(b"PK\3\4")
     (here / "notes").write_text("mine")
@@ -269,6 +278,8 @@ def test_what_a_mistake_gets(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if "pipe " in typed and not hasattr(os, "mkfifo"):
+        pytest.skip("no pipes in a directory here")
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["quantkit", *shlex.split(typed)])
     before = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
