@@ -194,7 +194,8 @@ def activation(name: str, **default: Any) -> Key:
     """`clip.use_gelu` and the like, where the images' encoder has that activation."""
 
     def read(config: Config) -> bool | None:
-        return config.get(*vision("hidden_act"), kind="STRING", **default) == name or None
+        found: str = config.get(*vision("hidden_act"), kind="STRING", **default)
+        return found.lower() == name or None
 
     return Key(f"clip.use_{name}", read, "BOOL")
 

@@ -143,6 +143,10 @@ GLM5_NEXT = replace(
         _budget("max"),
     ),
     dims={**GLM_OCR.dims, "wide": told(f"{M}.gate_proj.weight")},
+    defaults={
+        VISION: {**GLM_OCR.defaults[VISION], "swiglu_limit": 10.0},
+        "text_config": {"hidden_size": 4096},
+    },
 )
 
 FAMILY = (GLM4V, GLM_OCR, GLM5_NEXT)

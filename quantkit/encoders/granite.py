@@ -270,6 +270,9 @@ GRANITE4_VISION = Encoder(
     ),
     drops=(r".*vision_model\.head.*", r"lm_head.*"),
     variant=_with_projectors,
+    defaults={
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    },
     forced=KERNELS,
 )  # fmt: skip
 

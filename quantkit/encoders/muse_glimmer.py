@@ -76,6 +76,14 @@ MUSE_GLIMMER = Encoder(
             * c.one(*vision("merge_size"))
         ),
     },
+    defaults={
+        VISION: {
+            "patch_size": 14, "patch_temporal": 2, "pos_emb_height": 32, "pos_emb_width": 32,
+            "merge_size": 2, "num_attention_heads": 16, "num_hidden_layers": 50,
+            "hidden_size": 1536, "intermediate_size": 8960, "layer_norm_eps": 1e-5,
+        },
+        "text_config": {"hidden_size": 6656},
+    },
     forced=KERNELS,
 )  # fmt: skip
 

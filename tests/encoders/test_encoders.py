@@ -222,6 +222,17 @@ def test_bounds_that_bound_nothing(broken: Callable[..., Path], tmp_path: Path) 
         assert not (tmp_path / "wrong.gguf").exists()
 
 
+def test_an_activation_in_capitals(broken: Callable[..., Path], tmp_path: Path) -> None:
+    """llama.cpp's converter takes GELU for gelu in GLM-4V and Janus."""
+    source = broken("glm4v-gelu-mmproj")
+    convert(source, tmp_path / "small.gguf", "bf16", reading=MMPROJ)
+    config = source / "config.json"
+    config.write_text(config.read_text().replace('"gelu"', '"GELU"'))
+    assert '"GELU"' in config.read_text()
+    convert(source, tmp_path / "large.gguf", "bf16", reading=MMPROJ)
+    assert sha256(tmp_path / "large.gguf") == sha256(tmp_path / "small.gguf")
+
+
 def test_gemma_3n_as_it_is_released(broken: Callable[..., Path], tmp_path: Path) -> None:
     """With the norms of the convolutions over sound, which llama.cpp's converter refuses."""
     source = broken("gemma3n-mmproj")
