@@ -179,6 +179,7 @@ COHERE2_MOE = Architecture(
         "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "norm_topk_prob": True,
         "expert_selection_fn": "softmax", "tie_word_embeddings": True,
     },
+    fuses=("gate_up_exps",),
 )  # fmt: skip
 
 FAMILY = (COHERE, COHERE2, COHERE2_MOE)

@@ -44,6 +44,7 @@ DEEPSEEK_OCR = tied_head_dropped(replace(
         Key("{arch}.rope.scaling.yarn_log_multiplier", log_multiplier, "FLOAT32"),
     ),
     assumes=(),
+    fuses=("qkv", "gate_up_exps"),
     maps=(*EMBEDDINGS, *NORMS, *attention(), *SPARSE),
     drops=(r".*(sam_model|qwen2_model).*",),
     defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0},
