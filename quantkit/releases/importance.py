@@ -23,6 +23,7 @@ from quantkit.calibration.statistics import routing
 from quantkit.calibration.sums import hub_file, read_sums
 from quantkit.errors import OutputExists, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.execution.journal import identities
+from quantkit.execution.outputs import check_outputs
 from quantkit.gguf.container import read_header
 from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import tensor_bytes
@@ -40,7 +41,13 @@ from quantkit.reporting.table import memory_of
 from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 from quantkit.storage.os_files import real
-from quantkit.storage.whole import check_place, make_directory, replace_file, write_text
+from quantkit.storage.whole import (
+    check_place,
+    made_directories,
+    make_directory,
+    replace_file,
+    write_text,
+)
 
 Ask = Callable[..., object]
 SELF = "self"  # the word for no text
@@ -68,13 +75,13 @@ def make(
     is read as it is, was to be read otherwise.
     """
     check_place(output, run.force or output.with_name(f"{output.name}.partial").exists())
-    make_directory(output.parent)
     source, options, texts = Source.parse(source), options or Options(), _given(texts)
     if not source.is_checkpoint:
         _check_file(source, with_type, reading)
     if options.nextn:  # before a file is made
         ahead.wanted(_ahead(open_source(source, reading)), source)
-    with as_file(source, with_type or TYPE, output, reading, run) as model:
+    made = made_directories([output.parent])
+    with made, as_file(source, with_type or TYPE, output, reading, run) as model:
         if run.memory:
             at_once = chunks_at_once(model, options.context, run.memory, options.nextn)
             options = replace(options, at_once=at_once)
@@ -199,6 +206,7 @@ def as_file(
     if not (path.exists() and note.exists() and note.read_text() == made_from):
         if note.exists() and note.read_text() != made_from:
             shutil.rmtree(directory)
+        check_outputs(job.plan, force=True)
         make_directory(directory)
         write_text(note, made_from)
         if not path.exists():
@@ -242,8 +250,7 @@ def auto(
         )
     if ask is not None:
         ask(imatrix=_foreseen(model, output))
-    make_directory(directory)
-    with as_file(source, TYPE, output, reading, run) as file:
+    with made_directories([directory]), as_file(source, TYPE, output, reading, run) as file:
         _measured(file, calibration, output, options, replace(run, force=True), made_from)
     return read_imatrix(output)
 
