@@ -292,7 +292,7 @@ def object_code(name: str, machine: Any = None, symbol: str = kernels.SYMBOL) ->
 
 @contextmanager
 def _side_by_side(name: str, machine: Any) -> Iterator[None]:
-    """For AVX2, loops that search a scale do two vectors at once, instruction by instruction: within
+    """For AVX2, loops that search a scale do two vectors at once, instruction by instruction: in
     one, sums wait for each other. LLVM's scheduler would put one vector behind the other again.
     (IQ4 loses by it, and so does AVX-512.)"""
     wanted = _is_narrow(machine) and _IN_PAIRS.match(name)

@@ -62,13 +62,10 @@ def add_configured(hf: Tokenizer, files: CheckpointFiles) -> None:
 def _with_map(config: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
     """What a special_tokens_map.json says before a tokenizer_config.json; the lists of further
     tokens of both."""
-    lists = [found.get("additional_special_tokens") for found in (config, beside)]
-    both = {"additional_special_tokens": lists[0] + lists[1]} if _are_lists(lists) else {}
+    name = "additional_special_tokens"
+    one, other = config.get(name), beside.get(name)
+    both = {name: one + other} if isinstance(one, list) and isinstance(other, list) else {}
     return {**config, **beside, **both}
-
-
-def _are_lists(values: list[Any]) -> bool:
-    return all(isinstance(value, list) for value in values)
 
 
 def _named(config: dict[str, Any]) -> list[str]:

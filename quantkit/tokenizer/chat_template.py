@@ -110,7 +110,7 @@ def compile_fault(template: str) -> str:
 
 
 def no_jinja(templates: Mapping[str, str]) -> list[str]:
-    """Lines on templates, by name, that do not even parse: nobody can render them, llama.cpp either.
+    """Lines on templates, by name, that do not even parse: nobody can render them, nor llama.cpp.
     They are parsed here, and not compiled."""
     from jinja2 import Environment, TemplateError
 
@@ -122,8 +122,8 @@ def no_jinja(templates: Mapping[str, str]) -> list[str]:
             at = f", line {line}" if (line := getattr(e, "lineno", None)) else ""
             which = "" if name == "default" else f" '{name}'"
             lines.append(
-                f"the chat template{which} is no Jinja ({f'{e}'[:160]}{at}): llama.cpp will not take "
-                "it; mend it, or name another when the file is run (--chat-template)"
+                f"the chat template{which} is no Jinja ({f'{e}'[:160]}{at}): llama.cpp will not "
+                "take it; mend it, or name another when the file is run (--chat-template)"
             )
     return lines
 

@@ -61,8 +61,8 @@ def test_what_is_always_done_to_words(broken: Broken) -> None:
     edit_tokenizer(source, normalizer={**normalizer, "handle_chinese_chars": False})
     (line,) = (n for n in read(source, "BertModel").notes if n not in before)
     assert line == (
-        "handle_chinese_chars is false in tokenizer.json's normalizer; llama.cpp takes each Chinese "
-        "character for a word all the same"
+        "handle_chinese_chars is false in tokenizer.json's normalizer; llama.cpp takes each "
+        "Chinese character for a word all the same"
     )
 
 

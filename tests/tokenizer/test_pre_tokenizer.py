@@ -162,7 +162,7 @@ def test_split_that_is_spelled_otherwise(
 def test_a_split_that_is_a_little_different(old: str, new: str, unsplit: dict[str, Any]) -> None:
     """It is not taken for the one that it was made of."""
     assert old in QWEN2
-    with pytest.raises(TokenizerError, match="no pre-tokenizer of llama.cpp splits text as"):
+    with pytest.raises(TokenizerError, match=r"no pre-tokenizer of llama\.cpp splits text as"):
         find_pre(with_steps(unsplit, split_step(QWEN2.replace(old, new))))
 
 

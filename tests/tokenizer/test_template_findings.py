@@ -134,8 +134,8 @@ def test_inspect_tells(tmp_path: Path) -> None:
 def test_a_template_that_is_no_jinja() -> None:
     """It is parsed, not compiled: nothing of it is computed."""
     good = {
-        "default": "{% for m in messages %}{% generation %}{{ m['content'] | x }}{% endgeneration %}"
-        "{% break %}{% endfor %}",
+        "default": "{% for m in messages %}{% generation %}{{ m['content'] | x }}"
+        "{% endgeneration %}{% break %}{% endfor %}",
         "named": "{{ 9 ** 9 ** 9 }}", "empty": "", "by name": "mistral-v7-tekken",
     }  # fmt: skip
     assert no_jinja(good) == []
