@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import mistral, plamo
+from quantkit.tokenizer.byte_level import is_byte_level
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.not_done import check_affixes, not_done
 from quantkit.tokenizer.past_the_end import left_out
@@ -191,6 +192,8 @@ def _read(
 ) -> Vocabulary:
     if size is not None:
         size = -(-size // rules.round_to) * rules.round_to
+    if rules.model and is_byte_level(files.optional("tokenizer.json") or {}):
+        rules = VocabRules()  # another model's, and as its files say
     own = architecture == mistral.FORMAT
     if own or (rules.tekken and mistral.alone(files)):
         return _of_mistral(mistral.read(files, size, template_file=own))

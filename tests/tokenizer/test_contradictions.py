@@ -330,3 +330,17 @@ def test_a_template_of_llama_cpps_own(case: str, begins: str, broken: Callable[.
 def test_a_template_by_the_date_of_a_model() -> None:
     newer = own_template("deepseek-v4.jinja", "DeepSeek-V4-Flash-0731")
     assert newer != own_template("deepseek-v4.jinja", "DeepSeek-V4-Flash")
+
+
+def test_another_models_vocabulary_in_gemma_4(tmp_path: Path) -> None:
+    """Bytes written as characters, which Gemma's own merges do not join: llama.cpp's converter
+    stops, and a file of the family's kind would lose every space."""
+    directory = write_files(QWEN, tmp_path)
+    found = []
+    for architecture in "Qwen3MoeForCausalLM", "Gemma4ForCausalLM":
+        edit_json(directory / "config.json", architectures=[architecture])
+        writer = KeyValueWriter("llama")
+        vocabulary(directory, "qwen2").write(writer)
+        found.append([(e.key, e.value) for e in writer.entries if e.key.startswith("tokenizer.")])
+    assert found[0] == found[1]
+    assert ("tokenizer.ggml.model", "gpt2") in found[0]
