@@ -41,6 +41,9 @@ QuantkitError
     └── PlanError              the plan contradicts itself (a bug in quantkit, never the user's)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from quantkit.plain_text import LONGEST, one_line
 
 
@@ -198,3 +201,18 @@ class DiskFull(OutputError):
 
 class PlanError(OutputError):
     """A plan that does not tile its outputs exactly. Always a bug in quantkit."""
+
+
+@contextmanager
+def malformed(error: type[QuantkitError], what: str) -> Iterator[None]:
+    """Whatever is raised inside becomes `error`, which says `what`; errors of quantkit pass.
+
+    For code that only reads and interprets small files, in which anything may stand.
+    """
+    try:
+        yield
+    except (QuantkitError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as e:  # a panic of a library in Rust is no Exception
+        reason = " ".join(str(e).split())
+        raise error(f"{what} ({type(e).__name__}: {reason})") from e

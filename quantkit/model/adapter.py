@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from quantkit.architectures.rules import Architecture, Config
-from quantkit.errors import ConfigError, SourceError, SourceNotFound, UsageError
+from quantkit.errors import ConfigError, SourceError, SourceNotFound, UsageError, malformed
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.hub.repository import read_small
@@ -26,7 +26,6 @@ from quantkit.model.pairs import placed_pairs
 from quantkit.model.peft import CONFIG, invocation_tokens, read_adapter_config, read_pairs
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.location import Source, SourceLike
-from quantkit.tokenizer.vocabulary import malformed
 
 _TEMPLATE = "tokenizer.chat_template"
 _BASE = "config.json"  # all that is wanted of the base

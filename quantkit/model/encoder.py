@@ -14,7 +14,7 @@ from quantkit.architectures.rules import DEFAULTS, Config, ConversionOptions
 from quantkit.encoders import find_encoder, supported_encoders
 from quantkit.encoders.common import AUDIO, VISION, count
 from quantkit.encoders.rules import Encoder
-from quantkit.errors import ConfigError, TensorMissing
+from quantkit.errors import ConfigError, TensorMissing, malformed
 from quantkit.gguf.container import KeyValue
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.kinds import PREFIX
@@ -32,7 +32,6 @@ from quantkit.source.codings import decoded
 from quantkit.source.codings.codebooks import codebooks
 from quantkit.source.tensors import SourceTensor
 from quantkit.tokenizer.mistral import FORMAT
-from quantkit.tokenizer.vocabulary import malformed
 
 # tables of positions, which the converter never rounds (`conversion/base.py`, prepare_tensors)
 _POSITIONS = ("v.position_embd.weight", "a.position_embd.weight")

@@ -12,7 +12,7 @@ import numpy as np
 from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.drafts import misfit
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError
+from quantkit.errors import ConfigError, malformed
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.asked import does_without_head
@@ -39,7 +39,6 @@ from quantkit.source.codings import Settings, decoded, read_settings, settings_n
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.tokenizer.mistral import FORMAT
-from quantkit.tokenizer.vocabulary import malformed
 
 # --outtype -> (general.file_type, the format of the weights): llama.h `llama_ftype`
 OUTTYPES = {"f32": (0, "F32"), "f16": (1, "F16"), "bf16": (32, "BF16"), "q8_0": (7, "Q8_0"),

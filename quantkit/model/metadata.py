@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions, Key
-from quantkit.errors import ConfigError, CorruptFile, TokenizerError
+from quantkit.errors import ConfigError, CorruptFile, TokenizerError, malformed
 from quantkit.gguf.container import KeyValue
 from quantkit.hub.repository import CARD
 from quantkit.model.authorship import FIELDS, override
@@ -21,7 +21,7 @@ from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.storage.parse import parse_yaml
 from quantkit.tokenizer.chat_template import no_jinja
 from quantkit.tokenizer.families import rules_for
-from quantkit.tokenizer.vocabulary import malformed, read_vocabulary
+from quantkit.tokenizer.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from gguf import Metadata

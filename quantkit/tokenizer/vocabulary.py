@@ -10,12 +10,11 @@ of its own (`mistral.py`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import QuantkitError, TokenizerError
+from quantkit.errors import TokenizerError, malformed
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import mistral, plamo
 from quantkit.tokenizer.byte_level import is_byte_level
@@ -170,21 +169,6 @@ def read_vocabulary(
     """
     with malformed(TokenizerError, f"{files.where}: malformed tokenizer files"):
         return _read(files, vocab_size, pre, rules or VocabRules(), architecture)
-
-
-@contextmanager
-def malformed(error: type[QuantkitError], what: str) -> Iterator[None]:
-    """Whatever is raised inside becomes `error`, which says `what`; errors of quantkit pass.
-
-    For code that only reads and interprets small files, in which anything may stand.
-    """
-    try:
-        yield
-    except (QuantkitError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as e:  # a panic of a library in Rust is no Exception
-        reason = " ".join(str(e).split())
-        raise error(f"{what} ({type(e).__name__}: {reason})") from e
 
 
 def _read(

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.errors import LlamaError, LlamaMissing, TokenizerError
+from quantkit.errors import LlamaError, LlamaMissing, TokenizerError, malformed
 from quantkit.llama import apart
 from quantkit.llama.llama_cpp import library
 from quantkit.storage.parse import parse_json
 from quantkit.tokenizer import trial
-from quantkit.tokenizer.vocabulary import malformed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
