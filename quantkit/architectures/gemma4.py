@@ -193,8 +193,10 @@ GEMMA4 = Architecture(
     },
     defaults={
         "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "num_kv_shared_layers": 0,
-        "hidden_size_per_layer_input": 0,
+        "hidden_size_per_layer_input": 0, "max_position_embeddings": 131072,
     },
+    aliases={"hidden_size_per_layer_input":
+             lambda c: c.get("hidden_size_per_layer_input", default=0)},  # null is none
     computed={"rope_freqs.weight": _rope_factors},
     variant=_with_inputs,
     respelled=_as_kept,

@@ -21,7 +21,7 @@ GEMMA4_ASSISTANT = replace(
     ),
     expects=(*GEMMA4.expects, Expect("enable_moe_block", (False,)),
              Expect("use_double_wide_mlp", (False,)), Expect("hidden_size_per_layer_input", (0,))),
-    aliases={"num_kv_shared_layers": lambda c: c.layers},
+    aliases={**GEMMA4.aliases, "num_kv_shared_layers": lambda c: c.layers},
     dims={**GEMMA4.dims, "target": lambda c: c.get("backbone_hidden_size"),
           "2target": lambda c: 2 * c.get("backbone_hidden_size")},
     maps=(

@@ -68,7 +68,7 @@ def _turned(arch: Architecture) -> Architecture:
 
 
 def _multi_axis(config: Config) -> Architecture | None:
-    return _turned(GLM4) if "mrope_section" in config.rope else None
+    return _turned(GLM4) if config.rope.get("mrope_section") else None
 
 
 def _halves_of_heads(role: str, heads: str) -> RowMap:
@@ -118,7 +118,7 @@ GLM_OCR: Architecture = replace(
     layers=MTP_LAYERS,
     mtp=nextn_layers,
     keeps_mtp=True,
-    variant=lambda c: _turned(GLM_OCR) if "mrope_section" in c.rope else None,
+    variant=lambda c: _turned(GLM_OCR) if c.rope.get("mrope_section") else None,
 )
 
 # llama.cpp's converter writes the width for the context, and 1e-5 for the norms' epsilon

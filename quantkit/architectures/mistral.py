@@ -17,7 +17,7 @@ from quantkit.architectures.common import (
     with_head_dim,
 )
 from quantkit.architectures.llama import LLAMA
-from quantkit.architectures.mistral4 import MISTRAL4
+from quantkit.architectures.mistral4 import MISTRAL4, rope_of_mistral4
 from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import (
     Architecture,
@@ -75,6 +75,7 @@ MISTRAL3 = replace(
     ),
     renames=(),
     defaults={"rope_theta": 1e9, "rms_norm_eps": 1e-5, "num_attention_heads": 32},
+    aliases={"rope_parameters": rope_of_mistral4},
 )
 
 A, N = "layers.{bid}.attention", "layers.{bid}"

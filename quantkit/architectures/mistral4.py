@@ -6,12 +6,26 @@ llama.cpp: `conversion/mistral3.py` (Mistral4Model).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from quantkit.architectures.common import TEXT_KEYS, L, no_key
 from quantkit.architectures.deepseek import DEEPSEEK_V2, LENGTHS, early
-from quantkit.architectures.rules import Map, tied_head_dropped, whole
+from quantkit.architectures.rules import Config, Map, tied_head_dropped, whole
 
 X = f"{L}.mlp.experts"
+
+
+def rope_of_mistral4(config: Config) -> dict[str, Any] | None:
+    """The rotary settings of transformers' class, for a config.json that has none. None
+    for other models, and where there are some."""
+    said = config.first(("rope_parameters", "rope_scaling"))
+    if said is not None or config.find("model_type") != "mistral4":
+        return None
+    return {
+        "rope_type": "yarn", "factor": 128.0, "original_max_position_embeddings": 8192,
+        "beta_fast": 32.0, "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }  # fmt: skip
 
 
 MISTRAL4 = tied_head_dropped(replace(
@@ -28,6 +42,7 @@ MISTRAL4 = tied_head_dropped(replace(
     ),
     defaults={"rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": True,
               "n_shared_experts": 1},
+    aliases={**DEEPSEEK_V2.aliases, "rope_parameters": rope_of_mistral4},
 ))  # fmt: skip
 
 FAMILY = (MISTRAL4,)

@@ -90,7 +90,10 @@ NEMOTRON_H_KEYS = (
 
 
 def _experts_of(config: Config) -> Architecture | None:
-    return NEMOTRON_H_MOE if config.find("num_experts_per_tok") else None
+    """Where layers are listed, they tell: transformers 5 gives every model experts' numbers."""
+    pattern = _pattern(config)
+    sparse = any(_KINDS.get(kind) == "experts" for kind in pattern) or not pattern
+    return NEMOTRON_H_MOE if sparse and config.find("num_experts_per_tok") else None
 
 
 # releases call the trunk one or the other
@@ -151,10 +154,15 @@ def _ahead(config: Config) -> int | None:
 
 _HEAD = Map("lm_head.weight", ("vocab", "hidden"), whole("output.weight"))
 
+_KEYS = no_key(TEXT_KEYS, ".key_length", ".value_length")
+# what transformers 5 says of models without experts, too
+_OF_EXPERTS = (".expert_count", ".expert_used_count", ".expert_group_count",
+               ".expert_group_used_count", ".expert_gating_func")  # fmt: skip
+
 NEMOTRON_H = Architecture(
     hf_names=("NemotronHForCausalLM",),
     gguf_arch="nemotron_h",
-    keys=no_key(TEXT_KEYS, ".key_length", ".value_length"),
+    keys=no_key(_KEYS, *_OF_EXPERTS),
     late_keys=(
         *NEMOTRON_H_KEYS,
         per_layer("feed_forward_length", "intermediate_size", _is("MLP")),
@@ -200,6 +208,7 @@ PREDICTING = (
 NEMOTRON_H_MOE = replace(
     NEMOTRON_H,
     gguf_arch="nemotron_h_moe",
+    keys=_KEYS,
     late_keys=(
         *NEMOTRON_H_KEYS,
         per_layer("feed_forward_length", "moe_intermediate_size", _is("experts")),

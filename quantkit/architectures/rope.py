@@ -75,7 +75,7 @@ def _scaled(name: str, *kinds: str) -> Callable[[Config], Any]:
         rope = rope_of(config)
         if _scaling_type(config) not in kinds:
             return None
-        if name == "original_max_position_embeddings" and name not in rope:
+        if name == "original_max_position_embeddings" and rope.get(name) is None:
             raise ConfigError(f"{config.where}: rope scaling needs '{name}'")
         return rope.get(name)
 

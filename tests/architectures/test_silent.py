@@ -1,0 +1,126 @@
+"""A config.json that leaves a key out, or has null in its place, and one as transformers 5 saves
+it. What is expected is what llama.cpp's converter writes (with transformers 4.57.6 or 5.23), but
+where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit import errors
+from quantkit.model.from_checkpoint import from_checkpoint
+from quantkit.model.model import Model
+from quantkit.source.checkpoint_files import CheckpointFiles
+from tests.checkpoints import architectures
+from tests.damage import edit_config
+
+Broken = Callable[..., Path]
+GONE: Any = object()
+
+
+def _model(source: Path, case: str) -> Model:
+    pre = architectures()[case]["golden"]["pre"]
+    return from_checkpoint(CheckpointFiles.local(source), "bf16", pre)
+
+
+def _changed(source: Path, place: str, value: Any) -> None:
+    """Sets a key, of a table in a table (`text_config.rope_parameters.factor`), or takes it out."""
+    config = CheckpointFiles.local(source).json("config.json")
+    *tables, last = place.split(".")
+    inner = config
+    for name in tables:
+        inner = inner[name]
+    if value is GONE:
+        del inner[last]
+    else:
+        inner[last] = value
+    edit_config(source, **{place.partition(".")[0]: config.get(place.partition(".")[0])})
+
+
+YARN = {
+    "mistral4.rope.scaling.type": "yarn",
+    "mistral4.rope.scaling.factor": 128.0,
+    "mistral4.rope.scaling.original_context_length": 8192,
+    "mistral4.rope.freq_base": 10000.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "place", "value", "expected"),
+    [
+        ("gemma4-assistant", "text_config.max_position_embeddings", GONE,
+         {"gemma4-assistant.context_length": 131072}),
+        ("gemma4-unified", "text_config.hidden_size_per_layer_input", None,
+         {"gemma4.embedding_length_per_layer_input": 0}),
+        ("mistral4", "text_config.rope_parameters", GONE, YARN),
+        ("mistral4", "text_config.rope_parameters", None, YARN),
+        ("ministral3", "text_config.rope_parameters.rope_theta", GONE,
+         {"mistral3.rope.freq_base": 10000.0}),
+    ],
+)  # fmt: skip
+def test_what_is_written(
+    case: str, place: str, value: Any, expected: dict[str, Any], broken: Broken
+) -> None:
+    source = broken(case)
+    _changed(source, place, value)
+    found = {item.key: item.value for item in _model(source, case).kv}
+    assert {key: found.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("case", ["mistral4", "gpt-oss-bf16", "deepseek-v2-lite"])
+def test_no_length_that_positions_were_scaled_from(case: str, broken: Broken) -> None:
+    """llama.cpp's converter stops; without the key its runtime takes the new length for the old."""
+    source = broken(case)
+    config = CheckpointFiles.local(source).json("config.json")
+    place = "rope_scaling" if "rope_scaling" in config else "text_config.rope_parameters"
+    _changed(source, f"{place}.original_max_position_embeddings", None)
+    with pytest.raises(errors.ConfigError, match="needs 'original_max_position_embeddings'"):
+        _model(source, case)
+
+
+@pytest.mark.parametrize("case", ["glmocr-text", "glm4v"])
+def test_axes_that_are_null_are_none(case: str, broken: Broken) -> None:
+    """Rows stay as they are, as where the key is not there; llama.cpp's converter stops."""
+    source, made = broken(case), []
+    config = CheckpointFiles.local(source).json("config.json")
+    outer = config.get("text_config", config)
+    rope = "rope_parameters" if "rope_parameters" in outer else "rope_scaling"
+    prefix = "text_config." if "text_config" in config else ""
+    for value in (None, GONE):
+        _changed(source, f"{prefix}{rope}.mrope_section", value)
+        made.append(_model(source, case))
+    assert made[0].tensors == made[1].tensors
+    assert made[0].kv == made[1].kv
+
+
+def test_nemotron_h_without_experts_as_transformers_saves_it(
+    broken: Broken, checkpoint: Broken
+) -> None:
+    """Numbers of experts stand in every config then. llama.cpp's converter writes widths of zero
+    (4.57.6), or calls it a mixture (5.23)."""
+    case = "nemotron-h-dense"
+    source = broken(case)
+    config = CheckpointFiles.local(source).json("config.json")
+    names = {"M": "linear_attention", "*": "full_attention", "-": "mlp"}
+    edit_config(
+        source,
+        layers_block_type=[names[kind] for kind in config["hybrid_override_pattern"]],
+        hybrid_override_pattern=None,
+        num_hidden_layers=None,
+        mtp_layers_block_type=["full_attention", "moe"],
+        moe_intermediate_size=7688,
+        moe_shared_expert_intermediate_size=7688,
+        n_group=1,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        norm_topk_prob=True,
+        num_experts_per_tok=2,
+        num_nextn_predict_layers=0,
+        routed_scaling_factor=1.0,
+        topk_group=1,
+    )
+    found, released = _model(source, case), _model(checkpoint(case), case)
+    assert (found.kv, found.tensors) == (released.kv, released.tensors)
