@@ -64,6 +64,67 @@ def _heads(name: str) -> Callable[[Config], list[int]]:
     return read
 
 
+def _either(old: str, new: str) -> Callable[[Config], Any]:
+    """What the release calls `old` and transformers 5 `new`."""
+    return lambda config: config.first((old, new))
+
+
+def _by_kind(name: str, kind: str) -> Callable[[Config], Any]:
+    """A rotary setting of a kind of layers, as transformers 5 lists them."""
+    return lambda config: config.find(f"rope_parameters.{kind}.{name}")
+
+
+def _types(config: Config) -> list[str] | None:
+    """The kinds of layers, with those that predict further tokens, which transformers 5 lists
+    apart."""
+    types, ahead = config.find("layer_types"), config.find("mtp_layer_types")
+    both = isinstance(types, list) and isinstance(ahead, list) and len(types) == config.layers
+    return [*types, *ahead] if both else types
+
+
+def _shares(config: Config) -> Any:
+    """Which part of a head turns, layer by layer."""
+    said = config.find("partial_rotary_factors")
+    if said is not None or _by_kind("rope_theta", "full_attention")(config) is None:
+        return said
+    kinds = [*(_types(config) or ()), *["full_attention"] * config.layers]
+    return [_by_kind("partial_rotary_factor", kind)(config) for kind in kinds]
+
+
+def _thetas(config: Config) -> Any:
+    """The rotary bases of layers that see all, and of those with a window."""
+    kinds = ("full_attention", "sliding_attention")
+    found = [_by_kind("rope_theta", kind)(config) for kind in kinds]
+    return config.find("rope_theta") if None in found else found
+
+
+def _sliding_heads(config: Config) -> Any:
+    heads = config.find("num_sliding_attention_heads")
+    said = config.find("attention_other_setting")
+    return said if said is not None or heads is None else {"num_attention_heads": heads}
+
+
+def _enumerated(config: Config) -> Any:
+    """The layers with experts."""
+    kinds, said = config.find("mlp_layer_types"), config.find("moe_layers_enum")
+    if said is not None or not isinstance(kinds, list):
+        return said
+    return ",".join(str(bid) for bid, kind in enumerate(kinds) if kind == "sparse")
+
+
+# as transformers 5 saves it; the rotary settings are those of layers that see all
+_SAVED: dict[str, Callable[[Config], Any]] = {
+    "num_attention_groups": _either("num_attention_groups", "num_key_value_heads"),
+    "attention_other_setting": _sliding_heads,
+    "moe_num_experts": _either("moe_num_experts", "n_routed_experts"),
+    "moe_top_k": _either("moe_top_k", "num_experts_per_tok"),
+    "moe_layers_enum": _enumerated,
+    "layer_types": _types,
+    "partial_rotary_factors": _shares,
+    "rope_theta": _thetas,
+    "rope_parameters": lambda config: config.find("rope_parameters.full_attention"),
+}
+
 HEADS, KV_HEADS = _heads("num_attention_heads"), _heads("num_attention_groups")
 
 
@@ -153,7 +214,7 @@ STEP35 = Architecture(
     gguf_arch="step35",
     keys=tuple(
         replace(key, config=_KEYS.get(key.name, key.config))
-        for key in no_key(TEXT_KEYS, ".head_count_kv")
+        for key in no_key(TEXT_KEYS, ".head_count_kv", ".expert_count", ".expert_used_count")
     ),
     late_keys=(
         Key("{arch}.attention.head_count_kv", KV_HEADS),
@@ -228,6 +289,7 @@ STEP35 = Architecture(
         "dense MLP": lambda c, bid: not _sparse(c, bid),
     },
     defaults={"moe_every_n_layer": 1},
+    aliases=_SAVED,
     computed={"rope_freqs.weight": _rope_factors},
     mtp=nextn_layers,
     keeps_mtp=True,

@@ -124,3 +124,36 @@ def test_nemotron_h_without_experts_as_transformers_saves_it(
     )
     found, released = _model(source, case), _model(checkpoint(case), case)
     assert (found.kv, found.tensors) == (released.kv, released.tensors)
+
+
+def test_step_3_5_as_transformers_saves_it(broken: Broken, checkpoint: Broken) -> None:
+    """llama.cpp's converter stops at it."""
+    case = "step35"
+    source = broken(case)
+    turned = {"full_attention": (0.5, 5000000.0), "sliding_attention": (1.0, 10000.0)}
+    rope = {
+        kind: {"rope_type": "default", "partial_rotary_factor": part, "rope_theta": theta}
+        for kind, (part, theta) in turned.items()
+    }
+    config = CheckpointFiles.local(source).json("config.json")
+    rope["full_attention"] |= config["rope_scaling"]
+    gone = (
+        "num_attention_groups", "partial_rotary_factors", "attention_other_setting", "rope_theta",
+        "rope_scaling", "moe_num_experts", "moe_top_k", "moe_layers_enum",
+    )  # fmt: skip
+    edit_config(
+        source,
+        **dict.fromkeys(gone),
+        layer_types=config["layer_types"][:4],
+        mlp_layer_types=["dense", "sparse", "sparse", "sparse"],
+        mtp_layer_types=["sliding_attention"],
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        num_key_value_heads=2,
+        num_sliding_attention_heads=6,
+        rope_parameters=rope,
+        swiglu_limits=config["swiglu_limits"][:4],
+        swiglu_limits_shared=config["swiglu_limits_shared"][:4],
+    )
+    found, released = _model(source, case), _model(checkpoint(case), case)
+    assert (found.kv, found.tensors) == (released.kv, released.tensors)
