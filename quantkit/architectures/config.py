@@ -156,6 +156,10 @@ class Config:
         rope = dict(found)
         if "full_attention" in rope or "sliding_attention" in rope:
             return rope
+        if odd := [name for name, value in rope.items() if isinstance(value, dict)]:
+            raise ConfigError(
+                f"{self.where}: rotary settings of a kind that is not known: {', '.join(odd)}"
+            )
         if (local := self.first(_LOCAL_THETA)) is not None:
             rope["sliding_attention"] = {"rope_theta": local}
         if "type" in rope:

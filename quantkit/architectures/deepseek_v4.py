@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from quantkit.architectures.common import (
     DIMS,
@@ -90,6 +91,48 @@ def _alone(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
             "layer compresses"
         )
     return None
+
+
+_RATES = {"sliding_attention": 0, "compressed_sparse_attention": POOLED,
+          "heavily_compressed_attention": 128}  # fmt: skip
+
+
+def _saved_ratios(config: Config) -> list[int] | None:
+    """`compress_ratios`, which transformers 5 saves as kinds of layers and a table of
+    rates. Raises ConfigError."""
+    kinds = config.find("layer_types")
+    if config.find("compress_ratios") is not None or not isinstance(kinds, list):
+        return None
+    rates = {**_RATES, **(config.find("compress_rates") or {})}
+    if odd := [kind for kind in kinds if kind not in rates]:
+        raise ConfigError(f"{config.where}: 'layer_types' has {odd[0]!r}, which compresses as none")
+    ahead = config.one("num_nextn_predict_layers", default=0)
+    return [*(rates[kind] for kind in kinds), *[0] * ahead]
+
+
+def _saved_tables(config: Config) -> int | None:
+    """`num_hash_layers`, of the first layers, as transformers 5 saves it. Raises ConfigError."""
+    kinds = config.find("mlp_layer_types")
+    if config.find("num_hash_layers") is not None or not isinstance(kinds, list):
+        return None
+    n = kinds.count("hash_moe")
+    if kinds[:n] != ["hash_moe"] * n:
+        raise ConfigError(f"{config.where}: 'mlp_layer_types' has 'hash_moe' after other layers")
+    return n
+
+
+def _saved_rope(config: Config) -> dict[str, Any] | None:
+    """Scaling, which transformers 5 saves for layers that compress. It does not sharpen: an
+    `attention_factor` of 1 says so, and llama.cpp's file says nothing. Raises ConfigError."""
+    main, scaled = (config.find(f"rope_parameters.{kind}") for kind in ("main", "compress"))
+    if main is None and scaled is None:
+        return None
+    if not isinstance(main, dict) or not isinstance(scaled, dict):
+        raise ConfigError(f"{config.where}: 'rope_parameters' must have 'main' and 'compress'")
+    if main.get("rope_type", "default") != "default" or scaled.get("attention_factor", 1) != 1:
+        raise ConfigError(f"{config.where}: 'rope_parameters' are not those of DeepSeek-V4")
+    own = ("rope_theta", "attention_factor", "partial_rotary_factor")
+    return {k: v for k, v in scaled.items() if k not in own} | {"rope_theta": main["rope_theta"]}
 
 
 DEEPSEEK_V4 = Architecture(
@@ -177,6 +220,14 @@ DEEPSEEK_V4 = Architecture(
     mtp=nextn_layers,
     keeps_types=True,
     template_first=True,
+    aliases={
+        "compress_ratios": _saved_ratios, "num_hash_layers": _saved_tables,
+        "compress_rope_theta": lambda c: (
+            c.get("compress_rope_theta", "rope_parameters.compress.rope_theta", kind="FLOAT32",
+                  default=None)
+        ),
+        "rope_parameters": _saved_rope,
+    },
     draft="DeepseekV4DSparkModel",
     respelled=_alone,
 )  # fmt: skip

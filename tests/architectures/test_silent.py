@@ -157,3 +157,56 @@ def test_step_3_5_as_transformers_saves_it(broken: Broken, checkpoint: Broken) -
     )
     found, released = _model(source, case), _model(checkpoint(case), case)
     assert (found.kv, found.tensors) == (released.kv, released.tensors)
+
+
+V4_ROPE = {
+    "main": {"partial_rotary_factor": 0.25, "rope_theta": 10000, "rope_type": "default"},
+    "compress": {
+        "attention_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "factor": 16,
+        "original_max_position_embeddings": 65536, "partial_rotary_factor": 0.25,
+        "rope_theta": 160000, "rope_type": "yarn", "type": "yarn",
+    },
+}  # fmt: skip
+
+
+def _v4(source: Path, **changes: Any) -> Path:
+    kinds = ("compressed_sparse_attention", "heavily_compressed_attention")
+    edit_config(
+        source,
+        **dict.fromkeys(("num_hash_layers", "rope_scaling", "compress_ratios")),
+        compress_rates=dict(zip(kinds, (4, 128), strict=True)),
+        layer_types=["sliding_attention", *kinds, kinds[0]],
+        mlp_layer_types=["hash_moe", "moe", "moe", "moe"],
+        partial_rotary_factor=0.25,
+    )
+    edit_config(source, **{"rope_parameters": V4_ROPE, **changes})
+    return source
+
+
+def test_deepseek_v4_as_transformers_saves_it(broken: Broken, checkpoint: Broken) -> None:
+    """llama.cpp's converter stops at it."""
+    case = "deepseek-v4"
+    found, released = _model(_v4(broken(case)), case), _model(checkpoint(case), case)
+    assert (found.kv, found.tensors) == (released.kv, released.tensors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mlp_layer_types": ["moe", "hash_moe", "moe", "moe"]}, "'hash_moe' after other layers"),
+        ({"layer_types": ["full_attention"] * 4}, "'full_attention', which compresses as"),
+        ({"rope_parameters": {"main": V4_ROPE["main"]}}, "must have 'main' and 'compress'"),
+        ({"rope_parameters": {**V4_ROPE, "main": V4_ROPE["compress"]}}, "not those of DeepSeek-V4"),
+    ],
+)
+def test_deepseek_v4_of_another_kind(changes: dict[str, Any], words: str, broken: Broken) -> None:
+    with pytest.raises(errors.ConfigError, match=words):
+        _model(_v4(broken("deepseek-v4"), **changes), "deepseek-v4")
+
+
+def test_rotary_settings_by_kinds_that_are_not_known(broken: Broken) -> None:
+    """None of them would be written."""
+    source = broken("qwen3moe")
+    edit_config(source, rope_parameters={"main": {"rope_type": "yarn", "factor": 4.0}})
+    with pytest.raises(errors.ConfigError, match="of a kind that is not known: main"):
+        _model(source, "qwen3moe")
