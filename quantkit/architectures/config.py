@@ -82,9 +82,9 @@ class Config:
         """The first of `names` that is there and not null; `default` if none is.
 
         `a.b` is key b of table a. Heads that are listed layer by layer, as many in each, are one
-        number, but for `lists`, which are wanted as they stand. A flag without a default that is
-        null is False, as llama.cpp and transformers take it. Raises ConfigError if none is there
-        and no default is given, or the value is not `kind`.
+        number, but for `lists`, which are wanted as they stand. A flag that is null is False, as
+        llama.cpp and transformers take it, where it has no default or True for one. Raises
+        ConfigError if none is there and no default is given, or the value is not `kind`.
         """
         for name in names:
             if (value := self.find(name)) is not None:
@@ -92,9 +92,10 @@ class Config:
                 if alike and value == value[:1] * len(value):
                     value = value[0]
                 return self.typed(name, value, kind)
+        flag = kind == "BOOL" and (default is REQUIRED or default is True)
+        if flag and any(name in self.values for name in names):
+            return False
         if default is REQUIRED:
-            if kind == "BOOL" and any(name in self.values for name in names):
-                return False
             raise ConfigError(f"{self.where}: '{names[0]}' is missing")
         return default
 

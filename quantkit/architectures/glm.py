@@ -116,6 +116,7 @@ GLM_OCR: Architecture = replace(
     late_keys=(*GLM4.late_keys, NEXTN_KEY),
     maps=(*GLM4.maps, *NEXTN_MAPS),
     layers=MTP_LAYERS,
+    defaults={**GLM4.defaults, "rms_norm_eps": 1e-5},
     mtp=nextn_layers,
     keeps_mtp=True,
     variant=lambda c: _turned(GLM_OCR) if c.rope.get("mrope_section") else None,

@@ -14,6 +14,7 @@ from quantkit.architectures.rules import (
     vector,
     whole,
 )
+from quantkit.errors import ConfigError
 
 N = "layers.{bid}"
 
@@ -24,6 +25,23 @@ def _head(config: Config, bid: int) -> bool:
 
 def _normed(config: Config, bid: int) -> bool:
     return bid > 0
+
+
+def _period(config: Config) -> int | None:
+    """Of how many layers the first sees all of the text; transformers 5 saves the kind of each.
+    Raises ConfigError where they are in another order, which llama.cpp does not run."""
+    kinds = config.find("layer_types")
+    if not isinstance(kinds, list):
+        return None
+    said: int = config.one("global_attn_every_n_layers", default=3)
+    full = [bid for bid, kind in enumerate(kinds) if kind == "full_attention"]
+    for n in (said, *full[1:2]):
+        if n > 0 and full == [*range(0, len(kinds), n)]:
+            return n
+    raise ConfigError(
+        f"{config.where}: 'layer_types' must have full attention in the first of every so many "
+        "layers: llama.cpp runs no others"
+    )
 
 
 MODERN_BERT = Architecture(
@@ -70,6 +88,7 @@ MODERN_BERT = Architecture(
     renames=((r"^model\.", ""),),
     # what predicts masked tokens
     drops=(r"decoder\..*", r"head\..*"),
+    aliases={"global_attn_every_n_layers": _period},
     defaults={
         "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152,
         "num_hidden_layers": 22, "num_attention_heads": 12, "max_position_embeddings": 8192,

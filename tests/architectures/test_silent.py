@@ -4,6 +4,7 @@ where it stops."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def _changed(source: Path, place: str, value: Any) -> None:
         del inner[last]
     else:
         inner[last] = value
-    edit_config(source, **{place.partition(".")[0]: config.get(place.partition(".")[0])})
+    (source / "config.json").write_text(json.dumps(config))
 
 
 YARN = {
@@ -59,6 +60,14 @@ YARN = {
         ("mistral4", "text_config.rope_parameters", None, YARN),
         ("ministral3", "text_config.rope_parameters.rope_theta", GONE,
          {"mistral3.rope.freq_base": 10000.0}),
+        ("mpt", "attn_config.alibi", GONE, {"mpt.attention.max_alibi_bias": 8.0}),
+        ("mpt", "attn_config.alibi", None, {"mpt.attention.max_alibi_bias": 0.0}),
+        ("gpt-neox-seq", "use_parallel_residual", None, {"gptneox.use_parallel_residual": False}),
+        ("hy3-no-shared", "route_norm", None, {"hy_v3.expert_weights_norm": False}),
+        ("glm53-f16", "text_config.index_kpool_always_select_tail", None,
+         {"glm5-next.attention.indexer.kpool_select_tail": False}),
+        ("glmocr-no-head-dim", "text_config.rms_norm_eps", GONE,
+         {"glm4.attention.layer_norm_rms_epsilon": 9.999999747378752e-06}),
     ],
 )  # fmt: skip
 def test_what_is_written(
@@ -210,3 +219,37 @@ def test_rotary_settings_by_kinds_that_are_not_known(broken: Broken) -> None:
     edit_config(source, rope_parameters={"main": {"rope_type": "yarn", "factor": 4.0}})
     with pytest.raises(errors.ConfigError, match="of a kind that is not known: main"):
         _model(source, "qwen3moe")
+
+
+def test_gpt_neox_as_transformers_saves_it(broken: Broken, checkpoint: Broken) -> None:
+    """llama.cpp's converter takes a quarter of each head (4.57.6), or stops (5.23)."""
+    case = "gpt-neox-seq"
+    source = broken(case)
+    rope = {"partial_rotary_factor": 1.0, "rope_theta": 20000, "rope_type": "default"}
+    edit_config(source, rotary_pct=None, rotary_emb_base=None, rope_parameters=rope)
+    found, released = (
+        {item.key: item.value for item in _model(where, case).kv if item.key.startswith("gptneox")}
+        for where in (source, checkpoint(case))
+    )
+    assert found == released
+    assert found["gptneox.rope.dimension_count"] == 64
+
+
+@pytest.mark.parametrize(
+    ("full", "period"), [((0, 3), 3), ((0, 2), 2), ((0, 2, 3), None), ((1,), None)]
+)
+def test_modern_bert_as_transformers_saves_it(
+    full: tuple[int, ...], period: int | None, broken: Broken
+) -> None:
+    """llama.cpp's converter says three, or nothing, whatever the layers are."""
+    case = "modernbert-reranker"
+    source = broken(case)
+    layers = CheckpointFiles.local(source).json("config.json")["num_hidden_layers"]
+    kinds = ["full" if bid in full else "sliding" for bid in range(layers)]
+    edit_config(source, layer_types=[f"{kind}_attention" for kind in kinds])
+    if period is None:
+        with pytest.raises(errors.ConfigError, match="first of every so many"):
+            _model(source, case)
+        return
+    found = {item.key: item.value for item in _model(source, case).kv}
+    assert found["modern-bert.attention.sliding_window_pattern"] == period
