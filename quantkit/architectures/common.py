@@ -319,6 +319,20 @@ DENSE_FIRST: dict[str, Callable[[Config, int], bool]] = {
 }
 
 
+def leading_dense(config: Config) -> int:
+    """How many layers at the beginning have no experts. Raises ConfigError."""
+    types, said = config.find("mlp_layer_types"), config.find("first_k_dense_replace")
+    if types is None:
+        return 1 if said is None else int(said)
+    dense = next((i for i, kind in enumerate(types) if kind != "dense"), len(types))
+    if "dense" in types[dense:] or said not in (None, dense):
+        raise ConfigError(
+            f"{config.where}: 'mlp_layer_types' must be dense layers, as many as "
+            "'first_k_dense_replace' says, and then sparse ones"
+        )
+    return dense
+
+
 # DeepSeek's layers after the last, which predict further tokens ("NextN")
 def nextn_layers(config: Config) -> int:
     """How many there are."""

@@ -32,6 +32,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    leading_dense,
     nextn_layers,
     no_key,
     optional_key,
@@ -250,6 +251,7 @@ GLM4_MOE_LITE = replace(
     maps=(*DEEPSEEK_V2.maps, *NEXTN_MAPS),
     layers={**DEEPSEEK_V2.layers, **MTP_LAYERS},
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
+    aliases={**DEEPSEEK_V2.aliases, "first_k_dense_replace": leading_dense},
     keeps_mtp=True,
 )
 

@@ -45,6 +45,7 @@ EMBEDDING_GEMMA2 = replace(
         "num_global_key_value_heads": lambda c: _unless_listed(c, "num_global_key_value_heads", 1),
         "global_head_dim": lambda c: _unless_listed(c, "global_head_dim", 512),
     },
+    defaults={**GEMMA4_INPUTS.defaults, "max_position_embeddings": 262144},
     computed={},
     fuses=(),
 )  # fmt: skip

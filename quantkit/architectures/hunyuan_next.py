@@ -26,6 +26,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    leading_dense,
     nextn_layers,
     qk_norms,
     router,
@@ -46,20 +47,6 @@ from quantkit.architectures.rules import (
 from quantkit.errors import ConfigError
 
 SIGMOID = Key("{arch}.expert_gating_func", lambda c: GATING["sigmoid"])
-
-
-def leading_dense(config: Config) -> int:
-    """How many layers at the beginning have no experts. Raises ConfigError."""
-    types, said = config.find("mlp_layer_types"), config.find("first_k_dense_replace")
-    if types is None:
-        return 1 if said is None else int(said)
-    dense = next((i for i, kind in enumerate(types) if kind != "dense"), len(types))
-    if "dense" in types[dense:] or said not in (None, dense):
-        raise ConfigError(
-            f"{config.where}: 'mlp_layer_types' must be dense layers, as many as "
-            "'first_k_dense_replace' says, and then sparse ones"
-        )
-    return dense
 
 
 def _shared_ffn(config: Config) -> int:

@@ -49,7 +49,7 @@ def _norms(config: Config) -> dict[str, Any]:
 
 def _windows(config: Config) -> list[bool] | None:
     """Layers with a window, which are those that rotate. Raises ConfigError."""
-    found, base = slides(config), rope_of(config).get("rope_theta")
+    found, base = slides(config), rope_of(config).get("rope_theta") or 10000.0
     bases = config.find("layer_rope_theta")
     if bases is not None and bases != [base if window else 0 for window in found or []]:
         raise ConfigError(

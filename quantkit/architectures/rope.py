@@ -59,8 +59,15 @@ _FACTORS = {
 
 def check_factors(config: Config, arch: str, computed: Collection[str]) -> None:
     """Raises ConfigError where positions are scaled channel by channel, and the family has no
-    tensor that says how much: llama.cpp would not scale them at all."""
-    kind = rope_of(config).get("rope_type")
+    tensor that says how much, or by a factor whose type is null, or a `type` where only `rope_type`
+    is read: llama.cpp would not scale them at all."""
+    rope = rope_of(config)
+    kind, factor = rope.get("rope_type"), rope.get("factor")
+    if kind is None and {"rope_type", "type"} & rope.keys() and factor not in (None, 1):
+        raise ConfigError(
+            f"{config.where}: rope scaling has a 'factor' of {factor} and no 'rope_type': "
+            "positions would not be scaled"
+        )
     if isinstance(kind, str) and kind in _FACTORS and _FACTORS[kind] not in computed:
         raise ConfigError(
             f"{config.where}: rope_type {kind!r} is not one that llama.cpp runs with {arch}: "

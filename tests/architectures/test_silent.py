@@ -68,6 +68,8 @@ YARN = {
          {"glm5-next.attention.indexer.kpool_select_tail": False}),
         ("glmocr-no-head-dim", "text_config.rms_norm_eps", GONE,
          {"glm4.attention.layer_norm_rms_epsilon": 9.999999747378752e-06}),
+        ("embedding-gemma2", "text_config.max_position_embeddings", GONE,
+         {"gemma-embedding2.context_length": 262144}),
     ],
 )  # fmt: skip
 def test_what_is_written(
@@ -253,3 +255,47 @@ def test_modern_bert_as_transformers_saves_it(
         return
     found = {item.key: item.value for item in _model(source, case).kv}
     assert found["modern-bert.attention.sliding_window_pattern"] == period
+
+
+@pytest.mark.parametrize("kinds", [["dense", "sparse"], None])
+def test_glm_4_7_flash_without_a_number_of_dense_layers(
+    kinds: list[str] | None, broken: Broken, checkpoint: Broken
+) -> None:
+    """The class has `mlp_layer_types` in its place, with one dense layer by itself; llama.cpp's
+    converter writes 0, and its runtime stops."""
+    case = "glm4moelite"
+    source = broken(case)
+    edit_config(source, first_k_dense_replace=None, **({"mlp_layer_types": kinds} if kinds else {}))
+    found, released = _model(source, case), _model(checkpoint(case), case)
+    assert (found.kv, found.tensors) == (released.kv, released.tensors)
+
+
+@pytest.mark.parametrize("base", [10000.0, 500000.0])
+def test_muse_glimmer_without_a_rotary_base(base: float, broken: Broken) -> None:
+    """Its layers turn by `layer_rope_theta`, and llama.cpp by 10,000."""
+    source = broken("muse-glimmer")
+    _changed(source, "text_config.rope_parameters", GONE)
+    _changed(source, "text_config.layer_rope_theta", [base, base, base, 0])
+    if base != 10000:
+        with pytest.raises(errors.ConfigError, match="must be 10000.0 in layers with a window"):
+            _model(source, "muse-glimmer")
+        return
+    found = {item.key: item.value for item in _model(source, "muse-glimmer").kv}
+    assert found.get("muse-glimmer.rope.freq_base", base) == base
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": None, "factor": 4.0},
+        {"rope_type": None, "type": "yarn", "factor": 4.0},
+        {"full_attention": {"type": "linear", "factor": 4.0}},
+    ],
+)
+@pytest.mark.parametrize("case", ["qwen3-dense", "llama-plain"])
+def test_a_factor_without_a_type(case: str, rope: dict[str, Any], broken: Broken) -> None:
+    """llama.cpp's converter stops, or scales nothing; transformers has no such type."""
+    source = broken(case)
+    edit_config(source, rope_parameters=rope)
+    with pytest.raises(errors.ConfigError, match="a 'factor' of 4.0 and no 'rope_type'"):
+        _model(source, case)
