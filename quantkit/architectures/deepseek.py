@@ -153,11 +153,13 @@ LENGTHS = (
 
 
 def early(key: Key) -> Key:
-    """A length that the converter writes twice, where it is written early."""
+    """A length that the converter writes twice, where it is written early: the classes have a
+    `head_dim` of their own, which a null takes from all but DeepSeek-V2's."""
 
     def read(config: Config) -> int | None:
-        known = config.values.get("model_type") in ("deepseek_v2", "deepseek_v3", "youtu")
-        known = known and not config.wrapper
+        null = "head_dim" in config.values and config.values["head_dim"] is None
+        classes = ("deepseek_v2",) if null else ("deepseek_v2", "deepseek_v3", "youtu")
+        known = config.values.get("model_type") in classes and not config.wrapper
         return key.read(config) if known or config.values.get("head_dim") else None
 
     return replace(key, config=read)

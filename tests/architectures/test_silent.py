@@ -277,7 +277,7 @@ def test_muse_glimmer_without_a_rotary_base(base: float, broken: Broken) -> None
     _changed(source, "text_config.rope_parameters", GONE)
     _changed(source, "text_config.layer_rope_theta", [base, base, base, 0])
     if base != 10000:
-        with pytest.raises(errors.ConfigError, match="must be 10000.0 in layers with a window"):
+        with pytest.raises(errors.ConfigError, match=r"must be 10000\.0 in layers with a window"):
             _model(source, "muse-glimmer")
         return
     found = {item.key: item.value for item in _model(source, "muse-glimmer").kv}
@@ -297,5 +297,16 @@ def test_a_factor_without_a_type(case: str, rope: dict[str, Any], broken: Broken
     """llama.cpp's converter stops, or scales nothing; transformers has no such type."""
     source = broken(case)
     edit_config(source, rope_parameters=rope)
-    with pytest.raises(errors.ConfigError, match="a 'factor' of 4.0 and no 'rope_type'"):
+    with pytest.raises(errors.ConfigError, match=r"a 'factor' of 4\.0 and no 'rope_type'"):
         _model(source, case)
+
+
+@pytest.mark.parametrize(("case", "early"), [("deepseek-v2", True), ("deepseek-v3", False)])
+def test_a_head_width_that_is_null(case: str, early: bool, broken: Broken) -> None:
+    """llama.cpp's converter writes it where the class has it, and where the family does; the first
+    place counts."""
+    source = broken(case)
+    _changed(source, "head_dim", None)
+    keys = [item.key for item in _model(source, case).kv]
+    place = keys.index("deepseek2.attention.key_length")
+    assert (place < keys.index("deepseek2.attention.kv_lora_rank")) == early
