@@ -49,6 +49,29 @@ def _check_unscaled(config: Config, rope: Mapping[str, Any]) -> None:
         )
 
 
+def check_said_once(config: Config) -> None:
+    """Raises ConfigError where `rope_scaling` stands beside `rope_parameters` and says otherwise:
+    transformers 5 goes by the former, llama.cpp's converter with transformers 4 by the latter."""
+    new, old = config.values.get("rope_parameters"), config.values.get("rope_scaling")
+    if not (isinstance(new, dict) and isinstance(old, dict) and new and old):
+        return
+    new = new.get("full_attention", new)
+    if not isinstance(new, dict) or _scaling(new) != _scaling(old):
+        raise ConfigError(
+            f"{config.where}: 'rope_scaling' says otherwise than 'rope_parameters', and software "
+            "differs in which it goes by; write one table, with the base in it"
+        )
+
+
+def _scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How positions are scaled, or None."""
+    kind = rope.get("rope_type", rope.get("type"))
+    if kind in (None, "default", "mrope", "xdrope"):
+        return None
+    aside = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section")
+    return {"kind": kind, **{name: rope[name] for name in rope if name not in aside}}
+
+
 # what a file has to hold beside the type
 _FACTORS = {
     "llama3": "rope_freqs.weight",
@@ -63,7 +86,8 @@ def check_factors(config: Config, arch: str, computed: Collection[str]) -> None:
     is read: llama.cpp would not scale them at all."""
     rope = rope_of(config)
     kind, factor = rope.get("rope_type"), rope.get("factor")
-    if kind is None and {"rope_type", "type"} & rope.keys() and factor not in (None, 1):
+    scales = isinstance(factor, int | float) and factor != 1
+    if kind is None and scales and {"rope_type", "type"} & rope.keys():
         raise ConfigError(
             f"{config.where}: rope scaling has a 'factor' of {factor} and no 'rope_type': "
             "positions would not be scaled"

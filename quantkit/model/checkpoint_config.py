@@ -9,7 +9,7 @@ from typing import Any
 from quantkit.architectures import find
 from quantkit.architectures.class_defaults import class_defaults, class_of
 from quantkit.architectures.config import CLASS
-from quantkit.architectures.rope import check_factors
+from quantkit.architectures.rope import check_factors, check_said_once
 from quantkit.architectures.rules import Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, SourceNotFound
 from quantkit.model.decisions import ENCODER, decision_model, has_head_apart
@@ -82,6 +82,8 @@ def read_config(
             raise ConfigError(f"{label}: {used} holds no DSpark draft (--dspark)")
         whole = used = arch.draft
         arch = find(used)
+    for table in (raw.values, *text):
+        check_said_once(Config(table, label))
     reader = class_of(raw.values, *text)
     of_class = class_defaults(reader)
     assumed = {**arch.defaults, **of_class}

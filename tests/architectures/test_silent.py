@@ -310,3 +310,37 @@ def test_a_head_width_that_is_null(case: str, early: bool, broken: Broken) -> No
     keys = [item.key for item in _model(source, case).kv]
     place = keys.index("deepseek2.attention.key_length")
     assert (place < keys.index("deepseek2.attention.kv_lora_rank")) == early
+
+
+SCALED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+BASE = {"rope_type": "default", "rope_theta": 50000.0}
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "agree"),
+    [
+        (BASE, SCALED, False),
+        (BASE, {"type": "linear", "factor": 4.0}, False),
+        ({**BASE, **SCALED}, {"rope_type": "default"}, False),
+        ({**BASE, **SCALED}, {**SCALED, "factor": 2.0}, False),
+        ({"full_attention": BASE, "sliding_attention": BASE}, SCALED, False),
+        ({**BASE, **SCALED}, {"type": "yarn", **SCALED}, True),
+        (BASE, {"type": "default"}, True),
+        (BASE, {}, True),
+        ({}, SCALED, True),
+    ],
+)
+def test_two_tables_of_rotary_settings(
+    new: dict[str, Any], old: dict[str, Any], agree: bool, broken: Broken
+) -> None:
+    """YaRN that is added as for transformers 4 to what transformers 5 has saved: llama.cpp's
+    converter loses it with the one, and the base with the other."""
+    source = broken("qwen3-dense")
+    edit_config(source, rope_parameters=new, rope_scaling=old)
+    if agree:
+        keys = {item.key: item.value for item in _model(source, "qwen3-dense").kv}
+        scaled = "factor" in {**new, **old}
+        assert keys.get("qwen3.rope.scaling.factor") == (4.0 if scaled else None)
+        return
+    with pytest.raises(errors.ConfigError, match="says otherwise than 'rope_parameters'"):
+        _model(source, "qwen3-dense")
