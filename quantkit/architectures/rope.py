@@ -3,6 +3,7 @@ TextModel.set_gguf_parameters)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -117,6 +118,36 @@ def _sharpened(config: Config) -> Any:
     """By how much YaRN sharpens attention; a null is there, and leaves the key out."""
     given = "attention_factor" in rope_of(config)
     return _scaled("attention_factor" if given else "attn_factor", "yarn")(config)
+
+
+# whose graphs have a factor of their own
+_OWN_SHARPENING = {"grok", "deepseek4"}
+
+
+def sharpening_note(config: Config, arch: str, written: Collection[str]) -> str | None:
+    """A line for people where YaRN sharpens attention otherwise in the checkpoint than in
+    llama.cpp, which goes by `factor` alone; `written`: the file's keys."""
+    rope = rope_of(config)
+    factor = rope.get("factor")
+    keys = [f"{arch}.rope.scaling.{name}" for name in ("factor", "yarn_log_multiplier")]
+    if rope.get("rope_type") != "yarn" or [key in written for key in keys] != [True, False]:
+        return None
+    if arch in _OWN_SHARPENING or not isinstance(factor, int | float) or factor <= 0:
+        return None
+
+    def scale(by: float) -> float:
+        return 1 + 0.1 * by * math.log(max(factor, 1))
+
+    said: Any = rope.get("attention_factor")
+    by: list[Any] = [rope.get("mscale"), rope.get("mscale_all_dim")]
+    if said is None and all(isinstance(n, int | float) and n > 0 for n in by):
+        said = scale(by[0]) / scale(by[1])
+    if not isinstance(said, int | float) or abs(said - scale(1)) < 1e-3:
+        return None
+    return (
+        f"YaRN multiplies queries and keys by {said:.4g} in the checkpoint, and by {scale(1):.4g} "
+        "in llama.cpp, whatever the file says: it will answer differently"
+    )
 
 
 def rope_factors(config: Config, name: str, channels: int) -> Any:

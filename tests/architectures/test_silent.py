@@ -344,3 +344,22 @@ def test_two_tables_of_rotary_settings(
         return
     with pytest.raises(errors.ConfigError, match="says otherwise than 'rope_parameters'"):
         _model(source, "qwen3-dense")
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({}, None),
+        ({"attention_factor": 1.1386294361119891}, None),
+        ({"attention_factor": 1.0}, "by 1 in the checkpoint, and by 1.139 in llama.cpp"),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, "by 1 in the checkpoint, and by 1.139"),
+        ({"mscale": 1.0}, None),
+    ],
+)
+def test_what_yarn_sharpens(rope: dict[str, Any], said: str | None, broken: Broken) -> None:
+    """llama.cpp's runtime does not read `rope.scaling.yarn_attn_factor`."""
+    source = broken("qwen3-dense")
+    edit_config(source, rope_scaling={**SCALED, **rope})
+    notes = [note for note in _model(source, "qwen3-dense").notes if "YaRN" in note]
+    assert len(notes) == (said is not None)
+    assert all(said in note for note in notes if said)
