@@ -120,34 +120,49 @@ def _sharpened(config: Config) -> Any:
     return _scaled("attention_factor" if given else "attn_factor", "yarn")(config)
 
 
-# whose graphs have a factor of their own
+# whose graphs have a factor of their own, and those that read the ends of the ramp
 _OWN_SHARPENING = {"grok", "deepseek4"}
+_READS_RAMP = {"grok", "k2-horizon", "mistral3"}
+_RAMP = {"beta_fast": 32, "beta_slow": 1}
 
 
-def sharpening_note(config: Config, arch: str, written: Collection[str]) -> str | None:
-    """A line for people where YaRN sharpens attention otherwise in the checkpoint than in
-    llama.cpp, which goes by `factor` alone; `written`: the file's keys."""
+def yarn_note(config: Config, arch: str, written: Collection[str]) -> str | None:
+    """A line for people where YaRN is another in the checkpoint than in llama.cpp, most of whose
+    graphs read its `factor` alone; `written`: the file's keys."""
     rope = rope_of(config)
-    factor = rope.get("factor")
-    keys = [f"{arch}.rope.scaling.{name}" for name in ("factor", "yarn_log_multiplier")]
-    if rope.get("rope_type") != "yarn" or [key in written for key in keys] != [True, False]:
+    prefix, factor = f"{arch}.rope.scaling.", rope.get("factor")
+    if rope.get("rope_type") != "yarn" or f"{prefix}factor" not in written:
         return None
-    if arch in _OWN_SHARPENING or not isinstance(factor, int | float) or factor <= 0:
+    if not isinstance(factor, int | float):
         return None
+    said = []
+    if arch not in _OWN_SHARPENING and f"{prefix}yarn_log_multiplier" not in written:
+        theirs, ours = _sharpening(rope, factor), _scale(factor)
+        if theirs is not None and abs(theirs - ours) > 1e-3:
+            said.append(f"queries and keys are multiplied by {ours:.4g}, not {theirs:.4g}")
+    if arch not in _READS_RAMP:
+        said += [
+            f"{name} is {usual}, not {value:g}"
+            for name, usual in _RAMP.items()
+            if isinstance(value := rope.get(name), int | float) and value not in (0, usual)
+        ]
+    if not said:
+        return None
+    return f"YaRN in llama.cpp is not the checkpoint's, whatever the file says: {'; '.join(said)}"
 
-    def scale(by: float) -> float:
-        return 1 + 0.1 * by * math.log(max(factor, 1))
 
-    said: Any = rope.get("attention_factor")
-    by: list[Any] = [rope.get("mscale"), rope.get("mscale_all_dim")]
-    if said is None and all(isinstance(n, int | float) and n > 0 for n in by):
-        said = scale(by[0]) / scale(by[1])
-    if not isinstance(said, int | float) or abs(said - scale(1)) < 1e-3:
-        return None
-    return (
-        f"YaRN multiplies queries and keys by {said:.4g} in the checkpoint, and by {scale(1):.4g} "
-        "in llama.cpp, whatever the file says: it will answer differently"
-    )
+def _scale(factor: float, by: float = 1) -> float:
+    return 1 + 0.1 * by * math.log(max(factor, 1))
+
+
+def _sharpening(rope: Mapping[str, Any], factor: float) -> float | None:
+    """What transformers multiplies queries and keys by, where that is not of `factor` alone."""
+    said, above, below = (rope.get(k) for k in ("attention_factor", "mscale", "mscale_all_dim"))
+    if isinstance(said, int | float):
+        return float(said)
+    if said is None and isinstance(above, int | float) and isinstance(below, int | float):
+        return _scale(factor, above) / _scale(factor, below) if above and below else None
+    return None
 
 
 def rope_factors(config: Config, name: str, channels: int) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.drafts import misfit
-from quantkit.architectures.rope import sharpening_note
+from quantkit.architectures.rope import yarn_note
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
 from quantkit.errors import ConfigError, malformed
 from quantkit.gguf import tensor_names
@@ -171,7 +171,7 @@ def _converted(
         _dequantized_note(arch, outtype, sources),
         *(e.differs(config) for e in arch.assumes),
         window_note(arch, config, kv),
-        sharpening_note(config, arch.gguf_arch, {item.key for item in kv}),
+        yarn_note(config, arch.gguf_arch, {item.key for item in kv}),
     )
     notes = (*filter(None, said), *notes)
     partial = frozenset(name for name in sources if arch.plain(name) in arch.cuts)

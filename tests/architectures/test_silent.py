@@ -351,13 +351,16 @@ def test_two_tables_of_rotary_settings(
     [
         ({}, None),
         ({"attention_factor": 1.1386294361119891}, None),
-        ({"attention_factor": 1.0}, "by 1 in the checkpoint, and by 1.139 in llama.cpp"),
-        ({"mscale": 1.0, "mscale_all_dim": 1.0}, "by 1 in the checkpoint, and by 1.139"),
+        ({"attention_factor": 1.0}, "queries and keys are multiplied by 1.139, not 1"),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, "multiplied by 1.139, not 1"),
         ({"mscale": 1.0}, None),
+        ({"beta_fast": 32, "beta_slow": 1.0}, None),
+        ({"beta_fast": 64.0}, "beta_fast is 32, not 64"),
+        ({"beta_fast": None, "beta_slow": 2}, "beta_slow is 1, not 2"),
     ],
 )
-def test_what_yarn_sharpens(rope: dict[str, Any], said: str | None, broken: Broken) -> None:
-    """llama.cpp's runtime does not read `rope.scaling.yarn_attn_factor`."""
+def test_what_yarn_does(rope: dict[str, Any], said: str | None, broken: Broken) -> None:
+    """llama.cpp's runtime reads none of YaRN's keys but the factor, in most families."""
     source = broken("qwen3-dense")
     edit_config(source, rope_scaling={**SCALED, **rope})
     notes = [note for note in _model(source, "qwen3-dense").notes if "YaRN" in note]
