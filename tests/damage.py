@@ -13,6 +13,8 @@ from quantkit import errors
 from quantkit.jobs import convert, quantize
 from tests.checkpoints import read_safetensors, write_safetensors
 
+Broken = Callable[..., Path]  # writes a checkpoint that a test may damage
+
 
 def edit_config(checkpoint: Path, **changes: Any) -> None:
     path = checkpoint / "config.json"

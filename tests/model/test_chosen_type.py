@@ -10,7 +10,7 @@ from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.architectures.test_architectures import options
 from tests.checkpoints import architectures
-from tests.test_errors import edit_tensors
+from tests.damage import edit_tensors
 
 
 def _types(source: Path, case: str) -> dict[str, str]:
