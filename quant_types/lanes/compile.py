@@ -295,12 +295,14 @@ def _side_by_side(name: str, machine: Any) -> Iterator[None]:
     """For AVX2, loops that search a scale do two vectors at once, instruction by instruction: in
     one, sums wait for each other. LLVM's scheduler would put one vector behind the other again.
     (IQ4 loses by it, and so does AVX-512.)"""
-    wanted = _is_narrow(machine) and _IN_PAIRS.match(name)
-    if wanted:
-        llvm.set_option("", "-force-vector-interleave=2")
-        llvm.set_option("", "-enable-misched=false")
-    yield
-    if wanted:
+    if not (_is_narrow(machine) and _IN_PAIRS.match(name)):
+        yield
+        return
+    llvm.set_option("", "-force-vector-interleave=2")
+    llvm.set_option("", "-enable-misched=false")
+    try:
+        yield
+    finally:
         llvm.set_option("", "-force-vector-interleave=0")  # as LLVM finds best
         llvm.set_option("", "-enable-misched=true")
 

@@ -93,11 +93,17 @@ class Config:
                     value = value[0]
                 return self.typed(name, value, kind)
         flag = kind == "BOOL" and (default is REQUIRED or default is True)
-        if flag and any(name in self.values for name in names):
+        if flag and any(self._says(name) for name in names):
             return False
         if default is REQUIRED:
             raise ConfigError(f"{self.where}: '{names[0]}' is missing")
         return default
+
+    def _says(self, name: str) -> bool:
+        """Whether a key stands there, also if it is null."""
+        table, _, key = name.rpartition(".")
+        values = self.find(table) if table else self.values
+        return isinstance(values, Mapping) and key in values
 
     def find(self, name: str) -> Any:
         """Whatever stands under `name`, or None."""

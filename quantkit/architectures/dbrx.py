@@ -86,6 +86,7 @@ DBRX = Architecture(
         Map(f"{MLP}.w2", ("experts_ffn", "hidden"), _down),
     ),
     rounds=frozenset({"ffn_gate_inp", "token_embd", "output"}),
+    takes_fp8_as_q8=False,
 )  # fmt: skip
 
 FAMILY = (DBRX,)

@@ -34,16 +34,17 @@ _NORMS = shifted(
 )
 
 
-def _scaled_by(config: Config) -> tuple[int]:
+def _scale(arch: str) -> Expect:
     """What llama.cpp's attention is scaled by the root of: the channels of a head, but for the 27B,
     which it knows by the number of its layers."""
-    name = "gemma2" if config.find("architectures") == ["Gemma2ForCausalLM"] else "gemma3"
-    if config.layers != WIDE_SCALE[name]:
-        return (config.head_dim,)
-    return (config.one("hidden_size") // config.one("num_attention_heads"),)
 
+    def by(config: Config) -> tuple[int]:
+        if config.layers != WIDE_SCALE.get(arch):
+            return (config.head_dim,)
+        return (config.one("hidden_size") // config.one("num_attention_heads"),)
 
-SCALE = Expect("query_pre_attn_scalar", _scaled_by)
+    return Expect("query_pre_attn_scalar", by)
+
 
 GEMMA2 = Architecture(
     hf_names=("Gemma2ForCausalLM",),
@@ -57,7 +58,7 @@ GEMMA2 = Architecture(
         Key("{arch}.attention.sliding_window", "sliding_window"),
     ),
     expects=(RMS_NORM, Expect("hidden_activation", ("gelu_pytorch_tanh",))),
-    assumes=(SCALE,),
+    assumes=(_scale("gemma2"),),
     dims=DIMS,
     maps=(EMBEDDINGS[0], *_NORMS, *attention(), *gated_mlp()),
     drops=(r"lm_head\.weight",),  # its runtime has no place for one
@@ -103,7 +104,7 @@ GEMMA3 = replace(
         Key("{arch}.attention.sliding_window", _window),
     ),
     expects=(*GEMMA2.expects, Expect("attn_logit_softcapping", (None,))),
-    assumes=(SCALE, Expect("use_bidirectional_attention", (False,))),
+    assumes=(_scale("gemma3"), Expect("use_bidirectional_attention", (False,))),
     maps=(
         EMBEDDINGS[0], OPTIONAL_HEAD, *_NORMS, *attention(), *shifted(*qk_norms()), *gated_mlp(),
     ),
@@ -121,7 +122,7 @@ GEMMA_EMBEDDING = replace(
     GEMMA3,
     hf_names=("Gemma3TextModel",),
     gguf_arch="gemma-embedding",
-    assumes=(Expect("query_pre_attn_scalar", lambda c: (c.head_dim,)),),
+    assumes=(_scale("gemma-embedding"),),
     late_keys=(
         *GEMMA3.late_keys[:2],
         Key("{arch}.attention.sliding_window", "sliding_window"),

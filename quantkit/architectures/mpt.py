@@ -15,9 +15,7 @@ def _kv_heads(config: Config) -> int:
 
 
 def _bias(config: Config) -> float:
-    table = config.find("attn_config")
-    none = isinstance(table, dict) and table.get("alibi", True) is None  # null is no
-    if none or not config.get("attn_config.alibi", kind="BOOL", default=True):
+    if not config.get("attn_config.alibi", kind="BOOL", default=True):
         return 0.0
     return float(config.get("attn_config.alibi_bias_max", kind="FLOAT32", default=8))
 

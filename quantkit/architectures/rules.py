@@ -351,6 +351,8 @@ class Architecture:
     says_file_type: bool = True
     # whether every tensor stays in the type that it is kept in (FP8 becomes Q8_0)
     keeps_types: bool = False
+    # whether `--fp8-as-q8` does anything in llama.cpp's converter
+    takes_fp8_as_q8: bool = True
 
     def plain(self, name: str) -> str:
         """The name of a source tensor as the maps spell it."""

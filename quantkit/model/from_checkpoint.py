@@ -344,7 +344,7 @@ def _stored(
         wanted = type_by_name("F16")
     paired = source.coding == "beside"
     fp8 = source.coding == "scaled" and source.parts[0].raw != "I8"
-    as_q8 = options.fp8_as_q8 and arch.gguf_arch != "dbrx"  # the option does nothing there
+    as_q8 = options.fp8_as_q8 and arch.takes_fp8_as_q8
     if (fp8 and (as_q8 or arch.keeps_types)) or (paired and arch.keeps_types):
         wanted = type_by_name("Q8_0")
     elif arch.keeps_types and source.ggml.name in ("F32", "BF16") and not source.coding:

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from quantkit.errors import CorruptFile, ShardMissing, SourceNotFound, UnsupportedSource
 from quantkit.gguf.types import type_by_name
@@ -17,7 +16,7 @@ from quantkit.source.safetensors import read_entries
 from quantkit.source.tensors import SourceTensor
 from quantkit.source.torch_zip import read_torch_entries
 from quantkit.storage.inputs import File, map_files
-from quantkit.storage.substitutes import unfinished
+from quantkit.storage.substitutes import check_finished
 
 INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
@@ -139,8 +138,7 @@ def _unique(tensors: list[SourceTensor]) -> list[SourceTensor]:
 def read_weights(path: File) -> list[SourceTensor]:
     """The tensors of one safetensors file, sorted by name, or of one `.bin` file. Raises
     CorruptFile, UnsupportedSource, and for a file on the Hub what reading it raises."""
-    if isinstance(path, Path) and (what := unfinished(path)):
-        raise CorruptFile(f"{path}: {what}")
+    check_finished(path)
     tensors = []
     for e in read_torch_entries(path) if path.suffix == ".bin" else read_entries(path):
         ggml = _WEIGHTS.get(e.dtype) or _RAW.get(e.dtype)

@@ -20,14 +20,13 @@ from quantkit.source.checkpoint import _unique
 from quantkit.source.mistaken import no_gguf
 from quantkit.source.tensors import SourceTensor
 from quantkit.storage.inputs import File, map_files
-from quantkit.storage.substitutes import unfinished
+from quantkit.storage.substitutes import check_finished
 
 
 def open_gguf(path: File) -> tuple[Header, list[SourceTensor]]:
     """The header of a GGUF file, its metadata of the kinds that are expected, and its tensors in
     file order. Raises CorruptFile beside `read_header`'s."""
-    if isinstance(path, Path) and (what := unfinished(path)):
-        raise CorruptFile(f"{path}: {what}")
+    check_finished(path)
     header = read_header(path)
     check(header.kv, path)
     tensors = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from quantkit.errors import CorruptFile
+
 _POINTER = b"version https://git-lfs"
 _PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
 _BEFORE_GGUF = (b"lmgg", b"fmgg", b"tjgg", b"algg")  # ggml.c's magics of 2023, as they are stored
@@ -23,9 +25,16 @@ _ORDERED = re.compile(
 UNFINISHED = (".partial", ".incomplete", ".part", ".crdownload", ".download", ".aria2")
 
 
-def unfinished(path: Path) -> str | None:
-    """That a file is not whole yet, though it may have its size: by its name, or by what aria2
-    keeps beside one that it is downloading."""
+def check_finished(path: object) -> None:
+    """Raises CorruptFile where a file on this machine is not whole yet, though it may have its
+    size."""
+    if isinstance(path, Path) and (what := _unfinished(path)):
+        raise CorruptFile(f"{path}: {what}")
+
+
+def _unfinished(path: Path) -> str | None:
+    """That it is not whole, by its name, or by what aria2 keeps beside one that it is
+    downloading."""
     if path.name.endswith(UNFINISHED):
         return "not whole yet, by its name: it is being written or downloaded; finish that first"
     beside = path.with_name(f"{path.name}.aria2")
