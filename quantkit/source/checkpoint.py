@@ -13,7 +13,7 @@ from quantkit.plain_text import first_of
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.source.mistaken import no_model
 from quantkit.source.safetensors import read_entries
-from quantkit.source.tensors import SourceTensor
+from quantkit.source.tensors import SourceTensor, same_bytes
 from quantkit.source.torch_zip import read_torch_entries
 from quantkit.storage.inputs import File, map_files
 from quantkit.storage.substitutes import check_finished
@@ -124,15 +124,17 @@ def _read_all(shards: list[File]) -> list[SourceTensor]:
 
 
 def _unique(tensors: list[SourceTensor]) -> list[SourceTensor]:
+    """The tensors, of which each counts once, where it stands first. Raises CorruptFile if it is
+    another where it stands again: llama.cpp's converter would take the last."""
     seen: dict[str, SourceTensor] = {}
     for t in tensors:
-        if t.name in seen:
+        first = seen.setdefault(t.name, t)
+        if first is not t and not same_bytes(first, t):
             raise CorruptFile(
-                f"{t.path.parent}: tensor {t.name} is in {seen[t.name].path.name} and in "
+                f"{t.path.parent}: tensor {t.name} is in {first.path.name} and another in "
                 f"{t.path.name}; keep the files of one model only"
             )
-        seen[t.name] = t
-    return tensors
+    return [*seen.values()]
 
 
 def read_weights(path: File) -> list[SourceTensor]:

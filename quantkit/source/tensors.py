@@ -28,6 +28,7 @@ _NUMBERS: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I16": np.int16, "I32": np.int32,
     "I64": np.int64,
 }  # fmt: skip
+_AT_ONCE = 1 << 24  # bytes of each of two tensors that are compared
 BANDS = 3  # matrices held whole at once, where the columns of a file on the Hub are wanted
 
 
@@ -188,6 +189,20 @@ class Files:
                 f"{len(data)} there; the file is truncated"
             )
         return data
+
+
+def same_bytes(one: SourceTensor, other: SourceTensor) -> bool:
+    """Whether two tensors of files are the same to the last bit. Raises SourceError."""
+    if (one.ggml, one.raw, one.shape) != (other.ggml, other.raw, other.shape):
+        return False
+    step = max(1, _AT_ONCE // one.row_bytes)
+    with Files([one.path, other.path]) as files:
+        for at in range(0, one.n_rows, step):
+            n = min(step, one.n_rows - at)
+            a, b = (files.read_rows(t, at, n).view(np.uint8) for t in (one, other))
+            if not np.array_equal(a, b):
+                return False
+    return True
 
 
 def numpy_dtype(ggml: GGMLType) -> Any:

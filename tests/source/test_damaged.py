@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from quantkit import errors
+from tests.checkpoints import read_safetensors, write_safetensors
 from tests.damage import edit_tensors, fails
 
 Broken = Callable[..., Path]
@@ -117,3 +118,15 @@ def test_a_file_that_is_no_gguf(broken: Broken, tmp_path: Path) -> None:
     fails(errors.UnsupportedSource, words, source / "config.json", tmp_path / "out")
     (source / "model.md").write_text("GGML")
     fails(errors.CorruptFile, "not a GGUF file", source / "model.md", tmp_path / "other")
+
+
+def test_a_tensor_that_is_another_in_a_second_shard(broken: Broken, tmp_path: Path) -> None:
+    """The same in both is no mistake (case mixtral-4x-twice); one of another type, or of one other
+    byte, is not known to be the model's."""
+    source = broken("mixtral-4x-sharded")
+    first, last = (source / f"model-0000{n}-of-00003.safetensors" for n in (1, 3))
+    dtype, shape, data = read_safetensors(last)["model.norm.weight"]
+    for other in ((dtype, shape, bytes([data[0] ^ 1]) + data[1:]), ("I16", shape, data)):
+        write_safetensors(first, {**read_safetensors(first), "model.norm.weight": other})
+        words = f"model.norm.weight is in {first.name} and another in {last.name}"
+        fails(errors.CorruptFile, words, source, tmp_path / f"out-{other[0]}")
