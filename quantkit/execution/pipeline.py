@@ -7,7 +7,7 @@ the chunks under way, and a run that died goes on with those that are not on dis
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -23,7 +23,7 @@ from quantkit.errors import NonFiniteWeight, WeightTooLarge
 from quantkit.execution.outputs import OutputFile, open_outputs
 from quantkit.execution.rows import bounded, dequantize, fetch, source_row, source_rows
 from quantkit.execution.stages import Stage, in_stages
-from quantkit.execution.sums import NoteSums, SumsInPassing
+from quantkit.execution.sums import NoteSums, Piece, Stream, SumsInPassing, add
 from quantkit.gguf.types import type_by_name
 from quantkit.planning.plan import Plan
 from quantkit.planning.schedule import Chunk, Schedule
@@ -47,6 +47,7 @@ class Work(NamedTuple):
     targets: list[Destination]  # the files that do not have it yet
     rows: Any = None  # as they were read, where that took long
     made: tuple[Made, ...] = ()
+    pieces: tuple[Piece, ...] = ()  # that are still to be added up
 
 
 def execute(
@@ -69,7 +70,7 @@ def execute(
         files = opened.enter_context(Files(plan.inputs))
         opened.enter_context(made_directories({os_files.real(f.path.parent) for f in plan.files}))
         outputs = opened.enter_context(open_outputs(plan, importance, force, kernels.result))
-        sums = {o: SumsInPassing(o.planned) for o in outputs if note and not o.resumed}
+        sums = SumsInPassing([o.planned for o in outputs if note and not o.resumed])
         targets = _targets(outputs)
         room = max(order.room, order.least_memory)
         memory = direct_io.BlockPool(room, order.most_made() + direct_io.PAGE * len(plan.outputs))
@@ -84,11 +85,13 @@ def execute(
 
         def write(work: Work) -> Work:
             _write(work, plan, files)
-            return _only(work, sums)
+            return Work(work.chunk, [], pieces=_pieces(work, sums))
 
         at_once = order.stages
         stages = [Stage(read, at_once.read), Stage(make, at_once.make), Stage(write, at_once.write)]
-        stages += _adding_up(sums, at_once.write)
+        stages += [
+            Stage(partial(_add_up, share), in_order=True) for share in sums.shares(at_once.make)
+        ]
         with closing(
             in_stages(order.chunks(), stages, order.chunk_bytes, room, files.stop)
         ) as done:
@@ -98,9 +101,9 @@ def execute(
             for work in done:
                 so_far += _source_bytes(work.chunk, plan)
                 progress.update(step, so_far, total)
-    for output, found in sums.items():
-        if note and (digests := found.digests()):
-            note(output.planned.path, digests)
+    if note:
+        for path, found in sums.digests():
+            note(path, found)
 
 
 def _targets(outputs: list[OutputFile]) -> dict[str, list[Destination]]:
@@ -144,7 +147,7 @@ def _make(
     work: Work, plan: Plan, files: Files, importance: Any, memory: direct_io.BlockPool
 ) -> Work:
     """The rows of a chunk in every format that is wanted."""
-    chunk, targets, rows, _ = work
+    chunk, targets, rows = work.chunk, work.targets, work.rows
     if _copied(chunk, plan, files):
         return work
     rows = fetch(chunk, plan, files) if rows is None else rows
@@ -235,29 +238,21 @@ def _source_bytes(chunk: Chunk, plan: Plan) -> int:
     return chunk.segment.source_bytes(plan.sources[chunk.segment.source], chunk.count)
 
 
-def _adding_up(sums: Mapping[OutputFile, SumsInPassing], threads: int) -> list[Stage]:
-    """Stages that add up what was written, each some of the files."""
-    outputs, n = list(sums), min(threads, len(sums))
-    return [
-        Stage(partial(_add_up, {o: sums[o] for o in outputs[i::n]}), in_order=True)
-        for i in range(n)
-    ]
+def _pieces(work: Work, sums: SumsInPassing) -> tuple[Piece, ...]:
+    """What was written of a chunk, as it is to be added up."""
+    tensor, row, count = work.chunk.tensor, work.chunk.row, work.chunk.count
+    pieces = []
+    for outputs, data in work.made:
+        row_bytes = len(data) // count
+        offsets = {o.planned.path: o.offset(tensor, row, row_bytes) for o in outputs}
+        kind = outputs[0].tensors[tensor][1].format
+        if takers := sums.takers(tensor, kind, row * row_bytes, offsets):
+            pieces.append((takers, data))
+    return tuple(pieces)
 
 
-def _add_up(sums: Mapping[OutputFile, SumsInPassing], work: Work) -> Work:
-    """The pieces of a chunk into the sums of their files. What is of others is left."""
-    chunk = work.chunk
-    for outputs, data in _only(work, sums).made:
-        for output in outputs:
-            offset = output.offset(chunk.tensor, chunk.row, len(data) // chunk.count)
-            sums[output].add(offset, data)
-    return _only(work, [o for outputs, _ in work.made for o in outputs if o not in sums])
-
-
-def _only(work: Work, wanted: Container[OutputFile]) -> Work:
-    """A chunk with those of its pieces alone that go to the files that are wanted."""
-    made = [([o for o in outputs if o in wanted], data) for outputs, data in work.made]
-    return Work(work.chunk, [], made=tuple(piece for piece in made if piece[0]))
+def _add_up(share: Container[Stream], work: Work) -> Work:
+    return work._replace(pieces=add(share, work.pieces))
 
 
 def _copied(chunk: Chunk, plan: Plan, files: Files) -> tuple[int, int] | None:
