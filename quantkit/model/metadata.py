@@ -19,7 +19,7 @@ from quantkit.model.authorship import FIELDS, override
 from quantkit.model.pooling import add_reranker
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.storage.parse import parse_yaml
-from quantkit.tokenizer.chat_template import no_jinja
+from quantkit.tokenizer.chat_template import not_for_llama
 from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.vocabulary import read_vocabulary
 
@@ -106,7 +106,7 @@ def with_vocabulary(
     vocab = read_vocabulary(files, size, pre, rules_for(architecture, size), architecture)
     with malformed(TokenizerError, f"{files.where}: malformed tokenizer files"):
         vocab.write(writer)
-    return writer.entries, (*vocab.notes, *no_jinja(vocab.special.templates))
+    return writer.entries, (*vocab.notes, *not_for_llama(vocab.special.templates))
 
 
 def count_and_label(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> tuple[int, str]:

@@ -15,14 +15,14 @@ from typing import Any
 
 from quantkit.plain_text import is_utf8
 from quantkit.storage import child
+from quantkit.tokenizer.llama_jinja import differences
 
 SECONDS, MEMORY = 5, 1 << 29  # of the process in which a template is rendered
 LONGEST = 1 << 20  # characters of a template; and, a tenth of them, of what it writes around words
 Message = Mapping[str, str]
 Render = Callable[[Sequence[Message]], str]
-_GENERATION = re.compile(
-    r"\{%-?\s*(end)?generation\s*-?%\}"
-)  # marks for training; they write nothing
+# marks for training, which write nothing; the spaces around them are treated as a block's
+_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
 @dataclass(frozen=True)
@@ -109,22 +109,25 @@ def compile_fault(template: str) -> str:
         return str(e)
 
 
-def no_jinja(templates: Mapping[str, str]) -> list[str]:
-    """Lines on templates, by name, that do not even parse: nobody can render them, nor llama.cpp.
-    They are parsed here, and not compiled."""
+def not_for_llama(templates: Mapping[str, str]) -> list[str]:
+    """Lines on templates, by name, that do not even parse, so that nobody can render them, and on
+    what others have that llama.cpp's Jinja has not. They are parsed here, and not compiled."""
     from jinja2 import Environment, TemplateError
 
     lines = []
     for name, template in templates.items():
+        which = "the chat template" + ("" if name == "default" else f" '{name}'")
+        parser = environment(Environment)
         try:
-            environment(Environment).parse(template_text(template[:LONGEST]))
+            found = differences(parser, template_text(template[:LONGEST]))
         except (TemplateError, RecursionError) as e:
             at = f", line {line}" if (line := getattr(e, "lineno", None)) else ""
-            which = "" if name == "default" else f" '{name}'"
             lines.append(
-                f"the chat template{which} is no Jinja ({f'{e}'[:160]}{at}): llama.cpp will not "
+                f"{which} is no Jinja ({f'{e}'[:160]}{at}): llama.cpp will not "
                 "take it; mend it, or name another when the file is run (--chat-template)"
             )
+        else:
+            lines += [f"{which} {line}" for line in found.lines()]
     return lines
 
 
@@ -193,16 +196,33 @@ def environment(kind: Callable[..., Any]) -> Any:
     def refuse(message: str) -> None:
         raise ValueError(message)
 
+    def to_json(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
     made = kind(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    made.filters["tojson"] = lambda x, **how: json.dumps(x, ensure_ascii=False, **how)
+    made.filters["tojson"] = to_json
     made.globals["raise_exception"] = refuse
     made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made
 
 
 def template_text(template: str) -> str:
-    """A template without marks that are for training."""
-    return _GENERATION.sub("", template)
+    """A template without marks that are for training: a block that is always there instead."""
+    return _GENERATION.sub(
+        lambda m: f"{{%{m[1]} {'endif' if m[2] else 'if true'} {m[3]}%}}", template
+    )
 
 
 def special_token(values: Mapping[str, Any], name: str) -> str:

@@ -21,6 +21,7 @@ from quantkit.tokenizer.chat_template import (
     special_token,
     template_text,
 )
+from quantkit.tokenizer.llama_jinja import differences
 
 SHOWN = 3  # of anything that there may be many of
 _SPECIAL = re.compile(r"<\|[^|>\s]{1,60}\|>")
@@ -99,9 +100,12 @@ def _some(texts: Sequence[str]) -> str:
 
 def _answer(question: Any) -> dict[str, list[str]]:
     template, tokens = question["template"], question["tokens"]
+    from jinja2 import Environment
+
     wrong, notes = _in_text(template)
     try:
         wrong += _in_program(template)
+        other = differences(environment(Environment), template_text(template))
         render = renderer(template, tokens)
     except Exception as e:  # jinja2 raises all kinds
         return {
@@ -110,6 +114,9 @@ def _answer(question: Any) -> dict[str, list[str]]:
             "written": [],
         }
     more_wrong, more_notes, written = _in_prompts(render, tokens, question["adds_bos"])
+    lines = [f"it {line}" for line in other.lines()]
+    refused = 1 if other.refused else 0
+    wrong, notes = wrong + lines[:refused], notes + lines[refused:]
     return {"wrong": wrong + more_wrong, "notes": notes + more_notes, "written": written}
 
 

@@ -13,7 +13,7 @@ from quantkit.architectures.rules import ConversionOptions
 from quantkit.cli import app
 from quantkit.model.open import Reading, open_checkpoint, open_source
 from quantkit.tokenizer import template_findings
-from quantkit.tokenizer.chat_template import no_jinja
+from quantkit.tokenizer.chat_template import not_for_llama
 from quantkit.tokenizer.template_findings import Findings, of_metadata
 from tests.checkpoints import from_recipe
 from tests.vocabularies import edit_json, write_files
@@ -131,15 +131,15 @@ def test_inspect_tells(tmp_path: Path) -> None:
     assert problems[0].startswith("chat template: it asks for __class__, by which code is run")
 
 
-def test_a_template_that_is_no_jinja() -> None:
+def test_a_template_that_is_not_for_llama() -> None:
     """It is parsed, not compiled: nothing of it is computed."""
     good = {
         "default": "{% for m in messages %}{% generation %}{{ m['content'] | x }}"
         "{% endgeneration %}{% break %}{% endfor %}",
-        "named": "{{ 9 ** 9 ** 9 }}", "empty": "", "by name": "mistral-v7-tekken",
+        "named": "{{ 'a' * 9 * 9 }}", "empty": "", "by name": "mistral-v7-tekken",
     }  # fmt: skip
-    assert no_jinja(good) == []
-    fault, deep = no_jinja(
+    assert not_for_llama(good) == []
+    fault, deep = not_for_llama(
         {"default": "a\n{% if %}", "rag": "{{ " + 5000 * "(" + 5000 * ")" + "}}"}
     )
     assert fault.startswith("the chat template is no Jinja (Expected an expression, got ")
