@@ -209,7 +209,7 @@ def _of_comparison(node: nodes.Compare) -> Found:
 
 def _of_filter(node: nodes.Filter) -> Found:
     name, args = node.name, node.args
-    given = {pair.key: pair.value for pair in node.kwargs}
+    given: dict[Any, Any] = {pair.key: pair.value for pair in node.kwargs}
     if name in _FILTERS:
         yield "fails", f"the filter {name}", node.lineno
     elif name == "map" and args:
