@@ -21,7 +21,9 @@ FAMILIES: Mapping[str, str] = {
         "BailingMoeForCausalLM BailingMoeV2ForCausalLM SarvamMoEForCausalLM "
         "modeling_sarvam_moe.SarvamMoEForCausalLM"
     ),
-    "bailing_hybrid": "BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration",
+    "bailing_hybrid": (
+        "BailingMoeV3ForCausalLM BailingHybridForCausalLM BailingMoeV3VLForConditionalGeneration"
+    ),
     "bert": (
         "BertModel BertForMaskedLM BertForSequenceClassification DistilBertModel "
         "DistilBertForMaskedLM DistilBertForSequenceClassification RobertaModel "

@@ -25,6 +25,7 @@ from quantkit.architectures.common import (
     expert_dims,
     experts,
     gated_mlp,
+    leading_dense,
     nextn_layers,
     optional_key,
     router,
@@ -35,10 +36,14 @@ from quantkit.architectures.kimi_linear import DELTA, DELTA_MAPS, LATENT_MAPS, l
 from quantkit.architectures.rules import (
     Architecture,
     Config,
+    Dims,
     Expect,
     Key,
     Map,
+    Piece,
+    Shape,
     edited,
+    piece,
     vector,
     whole,
 )
@@ -49,8 +54,11 @@ A, LATENT = f"{L}.attention", "latent attention"
 
 def _is_latent(config: Config, bid: int) -> bool:
     """The last layer of each group, those after the last whole group, and those that predict
-    further tokens."""
+    further tokens; before those, what `layer_types` says, where transformers has saved it."""
     size, layers = config.get("layer_group_size"), config.layers
+    types = config.find("layer_types")
+    if types and bid < layers:
+        return bool(types[bid] == "full_attention")
     return bool((bid + 1) % size == 0 or bid >= layers // size * size)
 
 
@@ -163,4 +171,64 @@ BAILING_V3_VL = replace(
     drops=(r"linear_proj\..*",),
 )  # fmt: skip
 
-FAMILY = (BAILING_V3, BAILING_V3_VL)
+# names that transformers 5 has for the authors', where it saves what it holds in memory
+_IN_MEMORY = (
+    (".word_embeddings.", ".embed_tokens."),
+    (".attention.dense.", ".self_attn.o_proj."),
+    (".attention.f_proj.", ".self_attn.forget_gate.f_proj."),
+    (".attention.dt_bias", ".self_attn.forget_gate.dt_bias"),
+    (".attention.A_log", ".self_attn.forget_gate.A_log"),
+    (".attention.", ".self_attn."),
+    (".gate.expert_bias", ".gate.e_score_correction_bias"),
+)
+
+
+def _in_memory(m: Map) -> tuple[Map, ...]:
+    """A row under the name that transformers 5 has for it, if that is another."""
+    name = m.source
+    for theirs, ours in _IN_MEMORY:
+        name = name.replace(theirs, ours)
+    changed = name != m.source and "_conv1d." not in name
+    return (replace(m, source=name, like=m.like or m.source),) if changed else ()
+
+
+def _convolutions(dims: Dims, source: Shape, xid: int) -> list[Piece]:
+    """Those of queries, keys and values, one below another."""
+    n, kernel = dims["delta"], dims["kernel"]
+    return [
+        piece(f"ssm_conv1d_{name}.weight", (1, n, 1, kernel), n, at=i * n)
+        for i, name in enumerate("qkv")
+    ]
+
+
+# what transformers' own class saves: under the authors' names, but for one matrix, or its own
+BAILING_HYBRID = replace(
+    BAILING_V3,
+    hf_names=("BailingHybridForCausalLM",),
+    aliases={
+        **BAILING_V3.aliases,
+        "head_dim": "linear_head_dim",  # `head_dim` is that of what rotates
+        "norm_topk_prob": "moe_renormalize",
+        "n_group": "num_expert_group",
+        "first_k_dense_replace": leading_dense,
+        "moe_shared_expert_intermediate_size": lambda c: (
+            c.find("moe_shared_expert_intermediate_size")
+            or c.one("num_shared_experts") * c.one("moe_intermediate_size")
+        ),
+    },
+    defaults={
+        "no_kda_lora": True, "gated_attention_proj_granularity_type": "head_wise",
+        "scoring_func": "sigmoid",
+    },
+    dims={**BAILING_V3.dims, "3delta": lambda c: 3 * c.get("num_attention_heads") * c.head_dim},
+    maps=(
+        *BAILING_V3.maps,
+        *(found for m in BAILING_V3.maps for found in _in_memory(m)),
+        Map(f"{A}.dense.weight", ("hidden", "delta"), whole("attn_output.weight"), DELTA,
+            like=f"{A}.o_proj.weight"),
+        Map(f"{L}.self_attn.conv1d.weight", ("3delta", "one", "kernel"), _convolutions, DELTA,
+            like=f"{A}.k_conv1d.weight"),
+    ),
+)  # fmt: skip
+
+FAMILY = (BAILING_V3, BAILING_HYBRID, BAILING_V3_VL)

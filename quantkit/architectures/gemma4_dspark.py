@@ -5,6 +5,7 @@ Gemma4DSparkModel.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from quantkit.architectures.dflash import DFLASH
 from quantkit.architectures.drafts import learned_of_draft
 from quantkit.architectures.dspark import DSPARK, MARKOV
 from quantkit.architectures.gemma4 import rotating
+from quantkit.architectures.gemma4_layers import of_full_layers
 from quantkit.architectures.rope import rope_of
 from quantkit.architectures.rules import Config, Expect, Key, Map, vector, whole
 from quantkit.errors import ConfigError
@@ -25,13 +27,25 @@ def _full_layers(config: Config) -> int:
     types = config.find("layer_types")
     if types != ["full_attention"] * config.layers:
         raise ConfigError(f"{config.where}: 'layer_types' must be full attention in every layer")
-    return config.one("global_head_dim")
+    return _of_every("global_head_dim", "head_dim")(config)
+
+
+def _of_every(name: str, inner: str) -> Callable[[Config], int]:
+    """A size of every layer: `name`, or what transformers 5.23 writes in its place. Raises
+    ConfigError."""
+
+    def read(config: Config) -> int:
+        found = of_full_layers(config, name, inner)
+        saved = config.find("per_layer_config") is not None
+        return found or config.one(inner if saved else name)
+
+    return read
 
 
 def _rope_factors(config: Config) -> Any:
     """One for the channels that are rotated, and 1e30, which stops the others, float32
     `[head / 2]`; None where all are."""
-    rope, n = rope_of(config), config.one("global_head_dim")
+    rope, n = rope_of(config), _full_layers(config)
     if rope.get("rope_type") == "default":
         return None
     share = rope.get("partial_rotary_factor", 0.25)
@@ -41,8 +55,7 @@ def _rope_factors(config: Config) -> Any:
     return rotating(rotated, n // 2)
 
 
-def _kv_heads(config: Config) -> int:
-    return config.one("num_global_key_value_heads")
+_kv_heads = _of_every("num_global_key_value_heads", "num_key_value_heads")
 
 
 GEMMA4_DSPARK = replace(
