@@ -31,7 +31,6 @@ from quantkit.reporting.table import Table, read_rows
 from quantkit.reporting.written import Written
 from quantkit.source.gguf_set import model_files
 from quantkit.source.location import Source, SourceLike
-from quantkit.storage.whole import check_place
 
 if TYPE_CHECKING:
     from quantkit.calibration.measure import Measured, Options
@@ -265,10 +264,10 @@ def merge_imatrix(
 ) -> None:
     """Add importance matrices of one model up, or write one in the other format (`dat`: the older
     one)."""
-    from quantkit.calibration.sums import merged, read_sums, write
+    from quantkit.calibration.sums import check_matrix, merged, read_sums, write
 
     path = Path(output)
-    check_place(path, force)
+    check_matrix(path, force)
     write(path, merged([(os.fspath(file), read_sums(file)) for file in files]), dat)
 
 

@@ -272,6 +272,36 @@ def test_options_of_the_command(checkpoint: Get, tmp_path: Path) -> None:
     assert found["output.weight"] == "BF16"
 
 
+def test_files_of_tensor_types(checkpoint: Get, tmp_path: Path) -> None:
+    """Files and single ones count in the order of the command, as in llama-quantize. A file may be
+    for a whole family, one with nothing for this model is for another."""
+    family, more = tmp_path / "family.txt", tmp_path / "more.txt"
+    family.write_text("attn_q=Q8_0 ffn_gate_shexp=Q6_K\nffn_up_shexp=Q6_K ffn_up=Q5_1\n")
+    more.write_text("attn_(q|k)=Q5_0")
+    words = ["--tensor-type-file", str(family), "--tensor-type=attn_k=IQ4_NL", "--tensor-type",
+             "attn_q=Q4_1", "--tensor-type-file", str(more)]  # fmt: skip
+    out = tmp_path / "m.gguf"
+    given = ["quantize", str(checkpoint("mixtral-4x")), "-t", "Q4_K_M", "-o", str(out), "--force"]
+    kinds = []
+    for order in (words, words[5:] + words[2:5] + words[:2]):
+        result = run(app, [*given, *order])
+        assert result.exit_code == 0, result.output
+        assert (
+            "2 of 5 tensor types of the file name no tensor of this model: ffn_gate_shexp=Q6_K, "
+            "ffn_up_shexp=Q6_K" in " ".join(result.stderr.split())
+        )
+        found = by_name(out)
+        kinds.append([found[f"blk.0.{name}.weight"][0] for name in ("attn_q", "attn_k")])
+        assert found["blk.1.ffn_up_exps.weight"][0] == "Q5_1"
+    assert kinds == [["Q8_0", "IQ4_NL"], ["Q5_0", "Q5_0"]]
+    family.write_text("attn_qkv=Q8_0\nffn_gate_shexp=Q6_K")
+    result = run(app, [*given, *words[:2]])
+    assert result.exit_code == 1
+    assert "is for another model: no tensor's name holds attn_qkv=Q8_0, ffn_g" in str(
+        result.exception
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

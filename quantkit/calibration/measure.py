@@ -12,7 +12,7 @@ from typing import Any
 
 from quantkit import errors
 from quantkit.calibration import ahead
-from quantkit.calibration.run import Task
+from quantkit.calibration.run import Task, Texts
 from quantkit.calibration.sums import CHUNK_SIZE
 from quantkit.errors import ImatrixError, OutputExists, SourceNotFound
 from quantkit.gguf.container import read_header
@@ -158,6 +158,24 @@ def check_text(path: Path) -> None:
         raise ImatrixError(
             f"{path}: not UTF-8: byte {data[e.start]:#04x} at {e.start}; convert it first"
         ) from None
+
+
+def check_length(
+    vocabulary: Path, texts: Sequence[Path], names: Sequence[str], options: Options
+) -> None:
+    """Raises ImatrixError: a text has too few tokens for a chunk, going by a GGUF file that need
+    have no tensors; LlamaMissing, LlamaError."""
+    library()
+    question = Texts(
+        str(vocabulary.absolute()),
+        tuple(str(p.absolute()) for p in texts),
+        tuple(names),
+        options.context,
+        options.first,
+        options.special,
+    )
+    for _ in apart.tell("quantkit.calibration.run", asdict(question), question.model):
+        pass
 
 
 def _identity(model: Path, texts: Sequence[Path], options: Options) -> str:

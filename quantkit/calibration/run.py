@@ -39,6 +39,19 @@ _ALL = 1 << 30
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts and the chunks that they are cut into, as `Task` has them; `model` need have nothing
+    but its vocabulary."""
+
+    model: str
+    texts: tuple[str, ...]
+    datasets: tuple[str, ...]
+    context: int
+    first: int
+    special: bool
+
+
+@dataclass(frozen=True)
 class Task:
     """What is to be done. Paths are absolute; `datasets` as they are named in the matrix; `chunks`
     of `context` tokens, from chunk `first` on; `least`: tokens that every expert is to see;
@@ -126,9 +139,8 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
         raise OutputInUse(f"{output} is being made by another run") from None
     try:
         known, at = _kept(task, state)
-        with Llama(Path(task.model), 0) as model:
-            chunks = _chunks(task, model)
-            used, experts, key = _experts(Path(task.model))
+        chunks = _chunks(task)
+        used, experts, key = _experts(Path(task.model))
         for stage in _stages(task, len(chunks), used, experts):
             if stage.number < at.stage:
                 continue
@@ -143,6 +155,11 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
     finally:
         lock.unlink(missing_ok=True)
         os.close(held)
+
+
+def looked_at(texts: Texts) -> Iterator[dict[str, Any]]:
+    """How many chunks there are. Raises LlamaError, ImatrixError: a text fills none."""
+    yield {"chunks": len(_chunks(texts))}
 
 
 @dataclass(frozen=True)
@@ -288,18 +305,20 @@ def _surprise(logits: NDArray[np.float32], ids: Ids) -> float:
     return float((np.log(shifted.sum(axis=1, dtype=np.float64)) - came).sum())
 
 
-def _chunks(task: Task, model: Llama) -> Ids:
-    """Token ids `[chunks, context]`, text after text; what does not fill a chunk is left out."""
+def _chunks(task: Task | Texts) -> Ids:
+    """Token ids `[chunks, context]`, text after text; what does not fill a chunk is left out.
+    Raises ImatrixError: a text that fills none."""
     parts = []
-    for text, name in zip(task.texts, task.datasets, strict=True):
-        data = Path(text).read_bytes().removesuffix(b"\n")
-        ids = model.tokenize(data, special=True, parse=task.special)
-        if len(ids) < task.context:
-            raise ImatrixError(
-                f"{name}: {len(ids)} tokens; a chunk is {task.context}: give more text, or a "
-                "smaller --ctx"
-            )
-        parts.append(ids[: len(ids) // task.context * task.context].reshape(-1, task.context))
+    with Llama(Path(task.model), 0) as model:
+        for text, name in zip(task.texts, task.datasets, strict=True):
+            data = Path(text).read_bytes().removesuffix(b"\n")
+            ids = model.tokenize(data, special=True, parse=task.special)
+            if len(ids) < task.context:
+                raise ImatrixError(
+                    f"{name}: {len(ids)} tokens; a chunk is {task.context}: give more text, or a "
+                    "smaller --ctx"
+                )
+            parts.append(ids[: len(ids) // task.context * task.context].reshape(-1, task.context))
     chunks = np.concatenate(parts)[task.first :]
     if not len(chunks):
         raise ImatrixError(f"the texts have {task.first} chunks or fewer; --from-chunk leaves none")
@@ -376,11 +395,12 @@ def _told(known: Mapping[str, Entry], at: Standing) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do the task on stdin."""
+    """Do the task on stdin, or look at its texts."""
 
     def work(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        texts, datasets = tuple(task.pop("texts")), tuple(task.pop("datasets"))
-        return run(Task(**task, texts=texts, datasets=datasets))
+        for name in ("texts", "datasets"):
+            task[name] = tuple(task[name])
+        return run(Task(**task)) if "output" in task else looked_at(Texts(**task))
 
     apart.serve(work)
 

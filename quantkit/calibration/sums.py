@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.calibration.statistics import SCHEMA, TensorStatistics, tensor_statistics
-from quantkit.errors import ImatrixError, SourceNotFound
+from quantkit.errors import ImatrixError, OutputExists, QuantkitError, SourceNotFound
 from quantkit.gguf.container import (
     MAGIC,
     Header,
@@ -39,7 +39,7 @@ from quantkit.gguf.container import (
 from quantkit.gguf.types import type_by_name
 from quantkit.hub.http import SCHEME
 from quantkit.hub.repository import Address, Reader
-from quantkit.storage.whole import replace_file
+from quantkit.storage.whole import check_place, replace_file
 
 Floats = NDArray[np.float32]
 Counts = NDArray[np.int64]
@@ -282,6 +282,19 @@ def _chunks(entries: Iterable[Entry], size: int) -> int:
 def counted(sums: Sums) -> Sums:
     """With the number of chunks that follows from the counts, as llama-imatrix writes it."""
     return replace(sums, chunks=_chunks(sums.entries.values(), sums.chunk_size or CHUNK_SIZE))
+
+
+def check_matrix(path: Path, force: bool) -> None:
+    """A matrix can be put there, in place of another one if `force` says so: never of a model, or
+    of the text that it is made of. Raises OutputError, OutputExists."""
+    check_place(path, force)
+    try:
+        if path.exists():
+            read_sums(path)
+    except QuantkitError:
+        raise OutputExists(
+            f"{path} exists, and is no importance matrix; name another file, or remove it"
+        ) from None
 
 
 def write(path: Path, sums: Sums, dat: bool = False) -> None:

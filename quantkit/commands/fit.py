@@ -72,12 +72,12 @@ def fit(
     from quantkit.fitting.fit import make
     from quantkit.fitting.fit import picture as drawn
     from quantkit.jobs import Run
-    from quantkit.storage.whole import check_place, write_text
+    from quantkit.storage.whole import check_text_place, write_text
 
     if picture and picture == recipe_file:
         raise UsageError(f"--recipe-file and --picture are both {picture}; name two files")
     for path in filter(None, (recipe_file, picture)):
-        check_place(path, force)
+        check_text_place(path, force)
     matrix = values.read_imatrix(imatrix)
     with progress:
         fit = api.fit(
@@ -96,7 +96,7 @@ def fit(
     recipe_file = recipe_file or Path(f"{fit.name}-fit.txt")
     texts = {recipe_file: fit.recipe()} | ({picture: drawn(fit)} if picture else {})
     for path in texts:
-        check_place(path, force)
+        check_text_place(path, force)
     files = []
     if output is not None:
         with progress:

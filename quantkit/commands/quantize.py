@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     progress=options.watching,
 )
 def quantize(
+    invoked: typer.Context,
     source: options.SourceArgument,
     types: options.Types = [],  # noqa: B006
     output: options.Out = None,
@@ -90,13 +92,13 @@ def quantize(
         ),
     ] = [],  # noqa: B006
     tensor_type_file: Annotated[
-        Path | None,
+        list[Path],
         typer.Option(
             metavar="FILE",
             rich_help_panel=options.TYPES,
-            help="A file of PATTERN=FORMAT, one after another.",
+            help="A file of PATTERN=FORMAT, one after another. May be repeated.",
         ),
-    ] = None,
+    ] = [],  # noqa: B006
     prune_layers: Annotated[
         str | None,
         typer.Option(
@@ -161,14 +163,14 @@ def quantize(
     from quantkit.recipes import choose
     from quantkit.recipes.file_types import find_format
 
-    lines = values.read_lines(tensor_type_file) if tensor_type_file else []
-    listed = [word for line in lines for word in re.sub(r"(^|\s)#.*", "", line).split()]
+    typed, listed = _tensor_types(invoked.obj, tensor_type, tensor_type_file)
     overrides = choose.Overrides(
         pure,
         output_tensor_type and find_format(output_tensor_type),
         token_embedding_type and find_format(token_embedding_type),
         leave_output_tensor,
-        tuple(choose.tensor_type(text) for text in (*tensor_type, *listed)),
+        typed,
+        listed,
     )
     kinds = values.names(types)
     for option, given in (
@@ -204,3 +206,24 @@ def quantize(
             **run,
         )
     show_written(written, as_json, run["dry_run"], progress)
+
+
+def _tensor_types(
+    given: Sequence[str], typed: Sequence[str], files: Sequence[Path]
+) -> tuple[tuple[tuple[str, str], ...], frozenset[tuple[str, str]]]:
+    """(pattern, format) of both options in the order in which the words of the command `given` have
+    them, as llama-quantize takes them, and those that only files have. Raises UsageError."""
+    from quantkit.recipes.choose import tensor_type
+
+    one, many = iter(typed), iter(files)
+    pairs, listed = [], []
+    for word in given:
+        option = word.partition("=")[0]
+        if option == "--tensor-type" and (text := next(one, None)):
+            pairs.append(tensor_type(text))
+        elif option == "--tensor-type-file" and (path := next(many, None)):
+            lines = [re.sub(r"(^|\s)#.*", "", line) for line in values.read_lines(path)]
+            of_file = [tensor_type(text) for line in lines for text in line.split()]
+            pairs += of_file
+            listed += of_file
+    return tuple(pairs), frozenset(listed) - {tensor_type(text) for text in typed}

@@ -13,7 +13,7 @@ from quantkit.architectures.common import OTHER_MODES
 from quantkit.architectures.drafts import misfit
 from quantkit.architectures.rope import yarn_note
 from quantkit.architectures.rules import DEFAULTS, Architecture, Config, ConversionOptions
-from quantkit.errors import ConfigError, malformed
+from quantkit.errors import ConfigError, UsageError, malformed
 from quantkit.gguf import tensor_names
 from quantkit.gguf.types import type_by_name
 from quantkit.loading.asked import does_without_head
@@ -75,6 +75,11 @@ def from_checkpoint(
         odd = _odd_lists(config)
         if arch.drafts:
             config = with_target(config, files, options)
+    if options.target and not arch.drafts:
+        raise UsageError(
+            f"{label}: --target-model-dir is for a draft, and {arch.gguf_arch} is none that takes "
+            "the vocabulary of another model; leave it out"
+        )
     with malformed(ConfigError, f"{label} contradicts itself{odd}"):
         return _converted(files, name, arch, config, outtype, pre, options)
 

@@ -20,6 +20,14 @@ from quantkit.source.gguf_set import models_here
 from quantkit.source.location import Source, SourceLike
 from quantkit.source.mistaken import no_gguf
 
+# fields of ConversionOptions as options of the command line
+_OPTIONS = {
+    "mtp": "--mtp or --no-mtp", "fuse_qkv": "--fuse-qkv", "fuse_gate_up_exps":
+    "--fuse-gate-up-exps", "fp8_as_q8": "--fp8-as-q8", "mistral_format": "--mistral-format",
+    "dense_modules": "--sentence-transformers-dense-modules", "mmproj": "--mmproj",
+    "target": "--target-model-dir", "dspark": "--dspark",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -32,6 +40,14 @@ class Reading:
     keep_experts: tuple[int, ...] = ()
     experts_used: int | None = None
     base: SourceLike | None = None
+
+    @property
+    def of_checkpoints(self) -> list[str]:
+        """The options that are given and go with a checkpoint alone, as a person gives them."""
+        given = {"--pre": self.pre is not None, "--base": self.base is not None}
+        for field, words in _OPTIONS.items():
+            given[words] = getattr(self.options, field) != getattr(DEFAULTS, field)
+        return [words for words, is_given in given.items() if is_given]
 
     def changed(self, model: Model) -> Model:
         """The model with the experts that are asked for. Raises RecipeError."""
@@ -56,6 +72,11 @@ def open_whole(source: SourceLike, reading: Reading = AS_IT_IS) -> Model:
     source = Source.parse(source)
     if source.is_checkpoint:
         return read_checkpoint(source, None, reading)
+    if given := reading.of_checkpoints:
+        raise UsageError(
+            f"{source}: the tensors and the vocabulary of a GGUF file are as they are; "
+            f"{', '.join(given)} goes with a checkpoint"
+        )
     return open_gguf(source)
 
 

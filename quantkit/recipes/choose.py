@@ -31,8 +31,10 @@ class Overrides:
 
     `tensor_types` are (regular expression, format) pairs: the first that is found in a tensor's
     name decides, in place of the rules. It does not touch files of a float type, nor
-    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY. `formats`
-    are those of single tensors, by name, as another file has them.
+    `output_tensor_type` and `token_embedding_type`, which hold for every type but COPY. `listed`
+    are the pairs among them that come from a file: it may be for a whole family, with lines for
+    tensors that this model does not have. `formats` are those of single tensors, by name, as
+    another file has them.
     """
 
     pure: bool = False
@@ -40,12 +42,13 @@ class Overrides:
     token_embedding_type: str | None = None
     leave_output_tensor: bool = False
     tensor_types: tuple[tuple[str, str], ...] = ()
+    listed: frozenset[tuple[str, str]] = frozenset()
     formats: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def patterns(self) -> tuple[tuple[re.Pattern[str], str], ...]:
         """`tensor_types`, compiled."""
-        return tuple((re.compile(pattern), fmt) for pattern, fmt in self.tensor_types)
+        return tuple((_compiled(pattern), fmt) for pattern, fmt in self.tensor_types)
 
     def named(self, name: str) -> str | None:
         """The format that `tensor_types` gives a tensor."""
@@ -73,10 +76,28 @@ def tensor_type(text: str) -> tuple[str, str]:
     if not (pattern and equals and name):
         raise UsageError(f"tensor type {text!r} is not PATTERN=FORMAT, such as ffn_down=Q6_K")
     try:
-        re.compile(pattern.lower())
+        _compiled(pattern.lower())
     except re.error as e:
         raise UsageError(f"tensor type {text!r}: not a regular expression ({e})") from None
     return pattern.lower(), find_format(name)
+
+
+# what llama-quantize's kind of regular expression knows, and Python's would take for characters
+_CLASSES = {
+    "alnum": "a-z0-9", "alpha": "a-z", "digit": "0-9", "d": "0-9", "lower": "a-z", "w": r"\w",
+    "xdigit": "a-f0-9", "punct": r"._\-", "upper": "A-Z", "space": r"\s", "s": r"\s",
+}  # fmt: skip
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A pattern, `[[:digit:]]` and its kin among it. Raises re.error."""
+
+    def meant(found: re.Match[str]) -> str:
+        if found[1] not in _CLASSES:
+            raise re.error(f"no class of characters is called {found[1]}")
+        return _CLASSES[found[1]]
+
+    return re.compile(re.sub(r"\[:(\w+):\]", meant, pattern))
 
 
 # formats that llama-quantize refuses to make without importances, but of embedding and output
@@ -260,10 +281,25 @@ def _check_fits(name: str, n_per_row: int, fmt: str) -> None:
         )
 
 
+def unmatched(overrides: Overrides, names: Sequence[str]) -> list[tuple[str, str]]:
+    """The `tensor_types` that no tensor's name holds."""
+    pairs = zip(overrides.tensor_types, overrides.patterns, strict=True)
+    return [pair for pair, (pattern, _) in pairs if not any(map(pattern.search, names))]
+
+
 def _check_patterns(overrides: Overrides, names: Sequence[str]) -> None:
-    for pattern, fmt in overrides.patterns:
-        if not any(map(pattern.search, names)):
-            known = sorted({*names, *(tensor_names.parse(name).role for name in names)})
-            near = get_close_matches(pattern.pattern, known, n=3, cutoff=0.5)
-            hint = f"; near names: {', '.join(near)}" if near else ""
-            raise RecipeError(f"tensor type {pattern.pattern}={fmt} matches no tensor{hint}")
+    """Raises RecipeError: a pattern that was typed names nothing, or none of a file's does."""
+    idle = unmatched(overrides, names)
+    if overrides.listed and overrides.listed <= {*idle}:
+        lines = [f"{pattern}={fmt}" for pattern, fmt in idle if (pattern, fmt) in overrides.listed]
+        raise RecipeError(
+            f"the file of tensor types is for another model: no tensor's name holds "
+            f"{first_of(lines)}"
+        )
+    for pattern, fmt in idle:
+        if (pattern, fmt) in overrides.listed:
+            continue
+        known = sorted({*names, *(tensor_names.parse(name).role for name in names)})
+        near = get_close_matches(pattern, known, n=3, cutoff=0.5)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise RecipeError(f"tensor type {pattern}={fmt} matches no tensor{hint}")

@@ -8,7 +8,7 @@ from itertools import islice
 
 from quantkit.gguf.types import type_by_name
 from quantkit.plain_text import first_of
-from quantkit.recipes.choose import Overrides
+from quantkit.recipes.choose import Overrides, unmatched
 from quantkit.recipes.facts import category, is_quantized
 from quantkit.recipes.file_types import find_recipe
 
@@ -31,6 +31,12 @@ def unheeded(overrides: Overrides, arch: str, shapes: Shapes, made: Formats) -> 
     kinds = {category(name) for name in shapes}
     if (fmt := overrides.token_embedding_type) and "token_embd" not in kinds:
         lines.append(f"token embedding type {fmt} has no effect: the model has no embedding")
+    if spare := unmatched(overrides, list(shapes)):
+        words = first_of([f"{pattern}={fmt}" for pattern, fmt in spare])
+        lines.append(
+            f"{len(spare)} of {len(overrides.listed)} tensor types of the file name no tensor of "
+            f"this model: {words}"
+        )
     owned: list[list[str]] = [[] for _ in overrides.patterns]
     for name in shapes:
         first = (i for i, (pattern, _) in enumerate(overrides.patterns) if pattern.search(name))
@@ -42,6 +48,8 @@ def unheeded(overrides: Overrides, arch: str, shapes: Shapes, made: Formats) -> 
         left = [name for name in own if name in quantized]
         if not own:
             named = [name for name in shapes if pattern.search(name)]
+            if not named:
+                continue
             why = f"what it names, an earlier one does: {first_of(named)}"
         elif not left:
             why = f"llama.cpp never quantizes what it names: {first_of(own)}"

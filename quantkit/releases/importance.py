@@ -17,14 +17,21 @@ import numpy as np
 from quantkit import jobs
 from quantkit.calibration import ahead, own_text
 from quantkit.calibration.imatrix import Imatrix, read_imatrix
-from quantkit.calibration.measure import Measured, Options, check_text, measure, sampled
+from quantkit.calibration.measure import (
+    Measured,
+    Options,
+    check_length,
+    check_text,
+    measure,
+    sampled,
+)
 from quantkit.calibration.run import PREFIX, usual
 from quantkit.calibration.statistics import routing
-from quantkit.calibration.sums import hub_file, read_sums
+from quantkit.calibration.sums import check_matrix, hub_file, read_sums
 from quantkit.errors import OutputExists, SourceNotFound, UnsupportedSource, UsageError
 from quantkit.execution.journal import identities
 from quantkit.execution.outputs import check_outputs
-from quantkit.gguf.container import read_header
+from quantkit.gguf.container import KeyValue, header_bytes, read_header
 from quantkit.gguf.splits import split_siblings
 from quantkit.gguf.types import tensor_bytes
 from quantkit.hub.http import SCHEME
@@ -42,7 +49,6 @@ from quantkit.source.gguf_set import open_gguf_set
 from quantkit.source.location import Source, SourceLike
 from quantkit.storage.os_files import real
 from quantkit.storage.whole import (
-    check_place,
     made_directories,
     make_directory,
     replace_file,
@@ -50,6 +56,7 @@ from quantkit.storage.whole import (
 )
 
 Ask = Callable[..., object]
+Look = Callable[[Sequence[KeyValue]], None]  # at the keys of a file before it is made
 SELF = "self"  # the word for no text
 OWN = "text of its own"  # what the matrix says that it was made with, where that is so
 MOST = 256  # chunks, which are sequences to llama.cpp (LLAMA_MAX_SEQ)
@@ -74,14 +81,14 @@ def make(
     `measure` does, for a checkpoint what quantizing it raises, and UsageError: a GGUF file, which
     is read as it is, was to be read otherwise.
     """
-    check_place(output, run.force or output.with_name(f"{output.name}.partial").exists())
+    check_matrix(output, run.force or output.with_name(f"{output.name}.partial").exists())
     source, options, texts = Source.parse(source), options or Options(), _given(texts)
     if not source.is_checkpoint:
         _check_file(source, with_type, reading)
     if options.nextn:  # before a file is made
         ahead.wanted(_ahead(open_source(source, reading)), source)
-    made = made_directories([output.parent])
-    with made, as_file(source, with_type or TYPE, output, reading, run) as model:
+    made, look = made_directories([output.parent]), _look_at(texts, options)
+    with made, as_file(source, with_type or TYPE, output, reading, run, look) as model:
         if run.memory:
             at_once = chunks_at_once(model, options.context, run.memory, options.nextn)
             options = replace(options, at_once=at_once)
@@ -186,12 +193,26 @@ def _measured(
     return made
 
 
+def _look_at(texts: Sequence[Path], options: Options) -> Look:
+    """Whether texts are long enough, by the keys of a file that is to be made."""
+
+    def look(kv: Sequence[KeyValue]) -> None:
+        if not texts:  # the model writes as much as is needed
+            return
+        with tempfile.TemporaryDirectory(prefix="quantkit-") as place:
+            vocabulary = Path(place) / "vocabulary.gguf"
+            replace_file(vocabulary, [header_bytes(kv, [])])
+            check_length(vocabulary, texts, list(map(str, texts)), options)
+
+    return look
+
+
 @contextmanager
 def as_file(
-    source: Source, with_type: str, output: Path, reading: Reading, run: Run
+    source: Source, with_type: str, output: Path, reading: Reading, run: Run, look: Look
 ) -> Iterator[Path]:
     """The source as a file that llama.cpp reads. What is made of a checkpoint stays beside `output`
-    if the work is interrupted, and is used again."""
+    if the work is interrupted, and is used again; its keys are looked at before it is made."""
     directory = output.with_name(f".{output.name}.model")
     if not source.is_checkpoint:
         if source.address:
@@ -207,6 +228,7 @@ def as_file(
         if note.exists() and note.read_text() != made_from:
             shutil.rmtree(directory)
         check_outputs(job.plan, force=True)
+        look(job.plan.files[0].kv)
         make_directory(directory)
         write_text(note, made_from)
         if not path.exists():
@@ -250,7 +272,8 @@ def auto(
         )
     if ask is not None:
         ask(imatrix=_foreseen(model, output))
-    with made_directories([directory]), as_file(source, TYPE, output, reading, run) as file:
+    look = _look_at(calibration, options)
+    with made_directories([directory]), as_file(source, TYPE, output, reading, run, look) as file:
         _measured(file, calibration, output, options, replace(run, force=True), made_from)
     return read_imatrix(output)
 

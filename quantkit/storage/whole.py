@@ -13,6 +13,7 @@ from quantkit.errors import DiskFull, OutputError, OutputExists
 from quantkit.storage import os_files
 
 _NO_FILES = "/proc/", "/sys/"
+_BEGINNING = 4096  # bytes of a file, among which one of zero is of no text
 
 
 def output_error(e: OSError, path: Path) -> OutputError:
@@ -38,6 +39,18 @@ def check_place(path: Path, force: bool = True) -> None:
         raise OutputError(f"{path} is no place for a file; name another")
     if path.exists() and not force:
         raise OutputExists(f"{path} exists; give --force to overwrite it")
+
+
+def check_text_place(path: Path, force: bool) -> None:
+    """As `check_place`, for a text, which comes in place of another text alone. Raises OutputError,
+    OutputExists."""
+    check_place(path, force)
+    if path.exists():
+        with path.open("rb") as file:
+            if b"\0" in file.read(_BEGINNING):
+                raise OutputExists(
+                    f"{path} exists, and is no text; name another file, or remove it"
+                )
 
 
 def making(path: Path) -> Path:

@@ -92,9 +92,9 @@ def verify(
         if kind not in (MODEL, DRAFT, PROJECTOR, ADAPTER):
             raise UsageError(f"{file} is {kind.words}, which is held against no source; {kind.use}")
         source = Source.parse(against)
-        if kind is PROJECTOR:
-            reading = replace(reading, options=replace(reading.options, mmproj=True))
-        model = _opened(file, kind, source, _as_written(header, tensors, reading))
+        if source.is_checkpoint:
+            reading = _as_written(header, tensors, kind, reading)
+        model = _opened(file, kind, source, reading)
         checks.append(_check_metadata(header, model))
         has_words = kind in (MODEL, DRAFT) and not faults
         if has_words and source.path:  # llama.cpp would read past the end of short arrays
@@ -106,9 +106,13 @@ def verify(
     return _verdict(file, checks, errors, sound)
 
 
-def _as_written(header: Header, tensors: Sequence[SourceTensor], reading: Reading) -> Reading:
-    """`reading`, of nothing but the layers that predict further tokens where the file has no
-    others."""
+def _as_written(
+    header: Header, tensors: Sequence[SourceTensor], kind: Kind, reading: Reading
+) -> Reading:
+    """`reading` of encoders where the file is of that kind, and of nothing but the layers that
+    predict further tokens where the file has no others."""
+    if kind is PROJECTOR:
+        return replace(reading, options=replace(reading.options, mmproj=True))
     values = of_architecture(str(header.get("general.architecture")), header.kv)
     if reading.options.mtp == "with" and ahead.are_alone(values, (t.name for t in tensors)):
         return replace(reading, options=replace(reading.options, mtp="only"))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantkit import api
+from quantkit import api, jobs
 from quantkit.calibration import own_text
 from quantkit.calibration.measure import Measured, Options, measure
 from quantkit.calibration.run import PREFIX
@@ -326,6 +326,20 @@ def test_texts_that_are_none(model: Path, tmp_path: Path, data: bytes, message: 
     text.write_bytes(data)
     with pytest.raises(ImatrixError, match=rf"text\.txt: .*{message}"):
         measure(model, [text], tmp_path / "m.gguf", SHORT, threads=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_short_text_is_found_before_a_model_is_made(
+    checkpoint: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "carry_out", None)
+    text = tmp_path / "text.txt"
+    text.write_text("a few words")
+    short = r"text\.txt: \d+ tokens; a chunk is 512"
+    with pytest.raises(ImatrixError, match=short):
+        api.imatrix(checkpoint("qwen3moe"), text, tmp_path / "m.gguf")
+    with pytest.raises(ImatrixError, match=short):
+        api.quantize(checkpoint("qwen3moe"), "Q4_0", tmp_path, imatrix="auto", calibration=[text])
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 
 

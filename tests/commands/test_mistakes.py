@@ -229,6 +229,20 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
      "no option --remote; write hf://ORG/MODEL as the source; see quantkit convert --help"),
     ("convert ckpt --mtp --no-mtp", 2, "--mtp and --no-mtp exclude each other"),
     ("verify m.gguf --picture x.svg", 2, "--picture needs --against SOURCE"),
+    ("convert ckpt --target-model-dir ckpt -o new.gguf", 2,
+     "ckpt/config.json: --target-model-dir is for a draft, and llama is none that takes the "
+     "vocabulary of another model; leave it out"),
+    ("quantize m.gguf -t Q4_0 --no-mtp --pre qwen2 -o new.gguf", 2,
+     "m.gguf: the tensors and the vocabulary of a GGUF file are as they are; --pre, --mtp or "
+     "--no-mtp goes with a checkpoint"),
+    ("imatrix m.gguf -f notes --ctx 8 -o m.gguf --force", 1,
+     "m.gguf exists, and is no importance matrix; name another file, or remove it"),
+    ("imatrix ckpt -f notes --ctx 8 -o notes --force", 1,
+     "notes exists, and is no importance matrix; name another file, or remove it"),
+    ("imatrix --merge m.gguf -o alone.safetensors --force", 1,
+     "alone.safetensors exists, and is no importance matrix; name another file, or remove it"),
+    ("fit m.gguf --size 4MB --recipe-file m.gguf --force", 1,
+     "m.gguf exists, and is no text; name another file, or remove it"),
 )  # fmt: skip
 
 

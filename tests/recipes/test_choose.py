@@ -207,6 +207,14 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_near_names() -> None:
         one("Q4_K_M", 256, tensor_types=(("atn_q", "Q6_K"),))
 
 
+def test_classes_of_characters_are_llama_quantize_s() -> None:
+    """std::regex knows `[[:digit:]]`, which Python takes for five letters and a colon."""
+    named = tensor_type(r"blk\.[[:DIGIT:]_]+\.attn_[[:alpha:]]\.[^[:space:]]*=Q6_K")
+    assert one("Q4_K_M", 256, tensor_types=(named,)).format == "Q6_K"
+    with pytest.raises(UsageError, match="no class of characters is called digits"):
+        tensor_type("blk.[[:digits:]]=Q6_K")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
