@@ -2,10 +2,10 @@
 
 Everything is in one flat float32 workspace: `[sub_block, LANES]` arrays and `[LANES]` arrays at
 constant offsets, so that LLVM sees that they do not overlap and turns the loops over lanes into
-SIMD. 32 lanes go through all steps before the next 32. All weights of a lane are added in a row to
-a local: ggml's order, and no sum is loaded or stored on the way.
+SIMD. Four vectors of lanes go through all steps before the next. All weights of a lane are added in
+a row to a local: ggml's order, and no sum is loaded or stored on the way.
 
-A level is stored where X and W, which are loaded next, have other lanes at that offset in a page:
+A level is stored half a row from where X and W, which are loaded next, have that lane in a page:
 AMD's Zen 4 takes some pages for each other, and waits for the store.
 
 What counts is instructions (`docs/formats.md` has them): the weights are there twice, so that a
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant_types.lanes.compile import either, inner, spliced, to_even
+from quant_types.lanes.compile import either, inner, spliced, to_even, vector_width
 from quant_types.lanes.k_blocks import LANES
 from quant_types.lanes.scalars import ONE, ZERO, clamped
 from quant_types.search import MinSteps
 
-WIDTH = 32  # lanes that go through the steps together: with fewer, sums wait for one another
+# Lanes that go through the steps together. With fewer, sums wait for one another; with more, AVX2's
+# 32 KB of the nearest cache are left too small for what a search holds.
+WIDTH = 4 * vector_width()
 _STEP = 8  # weights of a lane in one loop that LLVM unrolls
 INFINITE = np.float32(np.inf)
 _HALF = np.float32(0.5)
@@ -33,7 +35,7 @@ _INSIDE, _ABOVE, _BELOW, _OUTSIDE, _FLAT = (np.int32(bit) for bit in (0, 1, 2, 4
 # Offsets in the workspace, in arrays of [32, LANES], then of [LANES].
 X = 0  # weights
 W = X + 32 * LANES  # weight of each error
-Q = W + 32 * LANES + WIDTH  # levels of the step, by the lanes at work beside the others of W
+Q = W + 32 * LANES + LANES // 2  # levels of the step
 COPY = Q + 32 * LANES  # weights again
 X_LOW = COPY + 32 * LANES  # smallest weight
 HIGH = X_LOW + LANES  # largest weight
