@@ -131,10 +131,23 @@ def _pre(kv: Mapping[str, KeyValue], model: str) -> str:
 
 def _begins(kv: Mapping[str, KeyValue], model: str) -> bool:
     """Whether texts begin with a token of their own: otherwise none is asked for."""
-    item, pre = kv.get("add_bos_token"), _pre(kv, model)
+    item = kv.get("add_bos_token")
+    return begins(model, _pre(kv, model), None if item is None else bool(item.value))
+
+
+def begins(model: str, pre: str, flag: bool | None) -> bool:
+    """Whether llama.cpp begins texts with a token, by a vocabulary's model, its pre-tokenizer and
+    its `add_bos_token`, if there is one."""
     if model in _MERGED:
-        return pre in _FORCED or (pre in _BEGINNING if item is None else bool(item.value))
-    return item is None or bool(item.value)
+        return pre in _FORCED or (pre in _BEGINNING if flag is None else flag)
+    return flag is None or flag
+
+
+def usual_id(kind: str, model: str, pre: str) -> int | None:
+    """The id that llama.cpp takes for "bos" or "eos" where a file names none."""
+    if kind == "bos":
+        return None if pre in _BARE else _FIRST.get(model)
+    return _LAST.get(model)
 
 
 def _edges(kv: Mapping[str, KeyValue], model: str, count: int) -> Iterator[str]:

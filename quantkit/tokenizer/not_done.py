@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from quantkit.errors import TokenizerError
-from quantkit.tokenizer.special_tokens import SpecialTokens
 
 # a normalizer's steps that change nothing which llama.cpp does not change too, or that the docs
 # tell of (NFC)
@@ -30,14 +29,17 @@ def check_affixes(tokenizer: Mapping[str, Any], label: str) -> None:
 def not_done(
     tokenizer: Mapping[str, Any],
     config: Mapping[str, Any],
-    special: SpecialTokens,
+    add: Mapping[str, bool],
+    put: Mapping[str, str],
     tokens: Sequence[str],
 ) -> list[str]:
     """Lines on a tokenizer.json's normalizer, post-processor and tokens, and on the flags of
-    tokenizer_config.json (`config`), where a vocabulary of these `tokens`, some of them `special`,
-    splits texts otherwise."""
+    tokenizer_config.json (`config`), where a vocabulary of these `tokens` splits texts otherwise.
+
+    `add` are the flags that its files have ("bos", "eos"), `put` the tokens that llama.cpp will
+    begin and end texts with."""
     lines = [*_others(tokenizer, tokens)]
-    for kind, flag in special.add.items():
+    for kind, flag in add.items():
         said = config.get(f"add_{kind}_token")
         if isinstance(said, bool) and said != flag:
             lines.append(
@@ -54,12 +56,11 @@ def not_done(
         lines.append("tokenizer.json puts a space before a text; llama.cpp does not")
     first, last = _around(tokenizer.get("post_processor"))
     for where, kind, theirs in (("before", "bos", first), ("behind", "eos", last)):
-        known = special.add.get(kind) and kind in special.ids
-        ours = [tokens[special.ids[kind]]] if known else []
-        if theirs and theirs != ours:
+        ours = [put[kind]] if kind in put else []
+        if theirs != ours:
             lines.append(
-                f"tokenizer.json puts {' '.join(theirs)} {where} a text; llama.cpp will put "
-                f"{' '.join(ours) or 'nothing that its files name'} there"
+                f"tokenizer.json puts {' '.join(theirs) or 'nothing'} {where} a text; llama.cpp "
+                f"will put {' '.join(ours) or 'nothing'} there"
             )
     return lines
 

@@ -18,6 +18,7 @@ from quantkit.errors import TokenizerError, malformed
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import mistral, plamo
 from quantkit.tokenizer.byte_level import is_byte_level
+from quantkit.tokenizer.edges import edges
 from quantkit.tokenizer.families import VocabRules
 from quantkit.tokenizer.not_done import check_affixes, not_done
 from quantkit.tokenizer.past_the_end import left_out
@@ -242,10 +243,12 @@ def _read(
     vocab.late_ids = {k: i for k, i in vocab.late_ids.items() if i < n_vocab or k in fixed}
     vocab.notes += filter(None, [unused_template(files, rules.template_file_wins), _lost(vocab)])
     vocab.notes += left_out(vocab.special, vocab.tokens, files, fixed)
+    put = edges(vocab)
     tokenizer = files.optional("tokenizer.json")
     if tokenizer is not None and vocab.model in ("gpt2", "llama", "gemma4"):
         check_affixes(tokenizer, files.label("tokenizer.json"))
-        vocab.notes += not_done(tokenizer, tokenizer_config(files), vocab.special, vocab.tokens)
+        flags = vocab.special.add
+        vocab.notes += not_done(tokenizer, tokenizer_config(files), flags, put, vocab.tokens)
     return vocab
 
 

@@ -45,8 +45,8 @@ BOS, EOS = "<|im_start|>", "<|im_end|>"
         (around("<|vision_start|>", ""), ["puts <|vision_start|> before a text; llama.cpp will "
                                           f"put {BOS} there"]),
         (around(BOS, EOS, kind="BertProcessing"),
-         [f"puts {BOS} before a text; llama.cpp will put nothing that its files name there",
-          f"puts {EOS} behind a text; llama.cpp will put nothing that its files name there"]),
+         [f"puts {BOS} before a text; llama.cpp will put nothing there",
+          f"puts {EOS} behind a text; llama.cpp will put nothing there"]),
         ({"type": "Sequence", "processors": [around("", EOS), around(BOS, "")]}, []),
         (None, []),
     ],
@@ -92,11 +92,13 @@ def test_flags_that_say_the_opposite(tmp_path: Path) -> None:
     directory = write_files("qwen3moe", tmp_path)
     config = {"bos_token": BOS, "add_bos_token": False, "add_eos_token": True}
     edit_json(directory / "tokenizer_config.json", **config)
+    behind = f"puts nothing behind a text; llama.cpp will put {EOS} there"
     assert told(directory, post_processor=around(BOS, "")) == [
         "add_bos_token is false in tokenizer_config.json, and true by tokenizer.json, which counts "
-        "for llama.cpp's converter too"
+        "for llama.cpp's converter too",
+        behind,
     ]
-    assert told(directory, post_processor=None) == []
+    assert told(directory, post_processor=None) == [behind]
 
 
 @pytest.mark.parametrize("name", ["end_of_word_suffix", "continuing_subword_prefix"])
