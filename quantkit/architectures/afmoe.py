@@ -67,8 +67,11 @@ AFMOE = Architecture(
     layers={"experts": _sparse, "dense MLP": lambda c, bid: not _sparse(c, bid)},
     expert_order=GATE_UP_DOWN,
     # transformers' class has no `route_norm` and always normalizes; llama.cpp does where the key is
-    defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "route_norm": True, "route_scale": 1.0},
+    defaults={
+        "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "route_norm": True, "route_scale": 1.0,
+        "num_dense_layers": 1,
+    },
     fuses=("qkv",),
-)
+)  # fmt: skip
 
 FAMILY = (AFMOE,)

@@ -37,7 +37,7 @@ BLOOM = Architecture(
     expects=(Expect("apply_residual_connection_post_layernorm", (False,)),),
     aliases={
         "hidden_size": lambda c: c.get("hidden_size", "n_embed"),
-        "num_attention_heads": lambda c: c.get("n_head", "num_attention_heads"),
+        "num_attention_heads": lambda c: c.get("n_head", "num_attention_heads", default=8),
         "num_hidden_layers": lambda c: c.get("n_layer", "num_hidden_layers"),
     },
     dims={

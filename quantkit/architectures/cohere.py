@@ -177,6 +177,7 @@ COHERE2_MOE = Architecture(
     keeps_mtp=True,
     defaults={
         "rope_theta": 10000.0, "layer_norm_eps": 1e-5, "norm_topk_prob": True,
+        "num_experts_per_tok": 2,
         "expert_selection_fn": "softmax", "tie_word_embeddings": True,
     },
     fuses=("gate_up_exps",),

@@ -85,6 +85,7 @@ DBRX = Architecture(
             whole("ffn_up_exps.weight", "experts", "ffn", "hidden")),
         Map(f"{MLP}.w2", ("experts_ffn", "hidden"), _down),
     ),
+    defaults={"num_experts": 4, "num_experts_per_tok": 1, "num_key_value_heads": 1},
     rounds=frozenset({"ffn_gate_inp", "token_embd", "output"}),
     takes_fp8_as_q8=False,
 )  # fmt: skip

@@ -228,6 +228,7 @@ DEEPSEEK_V4 = Architecture(
         ),
         "rope_parameters": _saved_rope,
     },
+    defaults={"rms_norm_eps": 1e-6, "scoring_func": "sqrtsoftplus"},
     draft="DeepseekV4DSparkModel",
     respelled=_alone,
 )  # fmt: skip

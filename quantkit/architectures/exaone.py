@@ -91,6 +91,7 @@ EXAONE_MOE = Architecture(
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-5, "scoring_func": "sigmoid"},
     computed={"rope_freqs.weight": rope_freqs},
     fuses=("qkv",),
+    fuses_ahead=False,
 )
 
 H = "transformer.h.{bid}"
@@ -166,6 +167,7 @@ EXAONE4_5 = replace(
     layers=MTP_LAYERS,
     mtp=nextn_layers,
     keeps_mtp=True,
+    fuses_ahead=False,
 )  # fmt: skip
 
 FAMILY = (EXAONE, EXAONE4, EXAONE4_5, EXAONE_MOE)

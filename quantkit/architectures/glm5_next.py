@@ -162,7 +162,7 @@ GLM5_NEXT = Architecture(
     ),
     dims={
         **DEEPSEEK_V2.dims, **DELTA_DIMS, **INDEXER_DIMS, **HYPER_DIMS,
-        # the class of transformers assumes 64 where config.json is silent, and every head has keys
+        # every head has keys; the class of transformers assumes 64, and takes as many as heads only
         "kv_heads": lambda c: c.get("num_attention_heads"),
         "kv_b": lambda c: c.get("num_attention_heads")
         * (c.get("qk_nope_head_dim") + c.get("v_head_dim")),

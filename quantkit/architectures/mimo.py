@@ -203,6 +203,7 @@ MIMO_V2 = Architecture(
     mtp=lambda c: AHEAD,
     keeps_mtp=True,
     fuses=("qkv",),
+    fuses_ahead=False,
     respelled=_as_kept,
 )  # fmt: skip
 

@@ -186,6 +186,8 @@ NEMOTRON_H = Architecture(
     maps=(_HEAD, *(m for t in TRUNKS for m in (*_trunk(t), *_mlp(f"{t}.layers.{{bid}}.mixer")))),
     layers={kind: _is(kind) for kind in ("Mamba", "attention", "MLP", "experts")},
     variant=_experts_of,
+    fuses=("qkv",),
+    fuses_ahead=False,
 )
 
 

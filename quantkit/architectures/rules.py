@@ -321,6 +321,8 @@ class Architecture:
     says_mtp: str | None = None
     # tensors that may be joined: of "qkv", "gate_up_exps"
     fuses: tuple[str, ...] = ()
+    # whether "qkv" may be in layers that predict further tokens, too
+    fuses_ahead: bool = True
     # roles that llama.cpp's converter leaves in float32 (of three values a weight, in float16)
     # elsewhere, and not here
     rounds: frozenset[str] = frozenset()

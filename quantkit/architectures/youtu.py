@@ -25,7 +25,7 @@ YOUTU = tied_head_dropped(replace(
     dims={k: v for k, v in DEEPSEEK_V2.dims.items() if k not in _EXPERT_DIMS},
     maps=(*EMBEDDINGS, *NORMS, *LATENT, *gated_mlp()),
     layers={k: v for k, v in DEEPSEEK_V2.layers.items() if "quer" in k or k == "two"},
-    defaults={"rms_norm_eps": 1e-6, "rope_theta": 1600000.0, "tie_word_embeddings": True},
+    defaults={"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True},
     mtp=lambda config: 0,
     expert_order=(),
 ))  # fmt: skip

@@ -50,15 +50,14 @@ SCALED: dict[str, tuple[str, ...]] = {
 
 
 def leaving(
-    uses: Sequence[tuple[SourceTensor, Mapping[str, Segment]]], arch: str, layers: int, fused: bool
+    uses: Sequence[tuple[SourceTensor, Mapping[str, Segment]]], arch: str, layers: int
 ) -> set[str]:
     """The sources in blocks that have to become float32, by name. `uses`: every source, and which
-    of its rows each tensor takes; `layers`: how many do not predict further tokens; `fused`:
-    tensors are joined that have scales of their own.
+    of its rows each tensor takes; `layers`: how many do not predict further tokens.
 
     No tensor is of blocks in part.
     """
-    scaled = () if fused else SCALED.get(arch, ())
+    scaled = SCALED.get(arch, ())
     free = {
         name
         for source, rows in uses

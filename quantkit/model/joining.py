@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from quantkit.architectures.rules import Piece
 from quantkit.errors import ConfigError
+from quantkit.gguf.tensor_names import in_block
 
 if TYPE_CHECKING:
     from quantkit.model.placement import Layout
@@ -40,11 +41,13 @@ def asked_joins(layout: Layout) -> Joins:
 
 
 def tensors_apart(layout: Layout) -> set[tuple[int | None, str]]:
-    """The block and the role of every tensor that is a source tensor by itself."""
+    """The block and the role of every tensor that is a source tensor by itself, of blocks in which
+    such may be joined."""
     out = set()
     for t in layout.sources.values():
         m, bid, xid = layout.find(t)
-        if m is not None and layout.has(m, bid) and (bid or 0) < layout.blocks:
+        last = layout.blocks if layout.arch.fuses_ahead else layout.config.layers
+        if m is not None and layout.has(m, bid) and (bid or 0) < last:
             roles = {p.role for p in m.rows(layout.dims[bid or 0], layout.shape(m, bid), xid)}
             out |= {(bid, role) for role in roles if len(roles) == 1}
     return out
@@ -66,10 +69,15 @@ def joined_pieces(layout: Layout, pieces: Iterable[Piece], bid: int | None) -> l
 
 def _is_joined(layout: Layout, role: str, bid: int | None) -> bool:
     """llama.cpp's converter joins the queries, keys and values that are three tensors in a
-    checkpoint, of which all have biases or none."""
+    checkpoint, of which all have biases or none; and nothing that stays in blocks."""
+    if role not in layout.joins:
+        return False
+    joined, roles = layout.joins[role]
+    if any(in_block(name, bid) in layout.kept for name in roles):
+        return False
     kin, target = _JOINS["qkv"]
-    if role not in layout.joins or not layout.joins[role][0].startswith(target):
-        return role in layout.joins
+    if not joined.startswith(target):
+        return True
     weights, biases = (
         sum((bid, f"{name}.{end}") in layout.apart for name in kin) for end in ("weight", "bias")
     )

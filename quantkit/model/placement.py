@@ -159,6 +159,7 @@ class Layout:
     options: ConversionOptions
     sources: Mapping[str, SourceTensor]
     kinds: dict[tuple[str, int], bool] = field(default_factory=dict)  # what `has` found
+    kept: set[str] = field(default_factory=set)  # tensors in the blocks that they are released in
 
     @cached_property
     def blocks(self) -> int:
@@ -271,8 +272,11 @@ class Layout:
     def shape(self, m: Map, bid: int | None) -> tuple[int, ...]:
         return tuple(self.dims[bid or 0][d] for d in m.shape)
 
+    def rows(self, m: Map, bid: int | None, xid: int) -> Sequence[Piece]:
+        return m.rows(self.dims[bid or 0], self.shape(m, bid), xid)
+
     def pieces(self, m: Map, bid: int | None, xid: int) -> list[Piece]:
-        found = m.rows(self.dims[bid or 0], self.shape(m, bid), xid)
+        found = self.rows(m, bid, xid)
         return joined_pieces(self, found, bid) if self.joins else list(found)
 
     def check_dims(self) -> None:
@@ -332,12 +336,14 @@ def _in_blocks(matches: list[_Match], layout: Layout) -> list[_Match]:
     """The matches, with sources in blocks as float32 where they cannot stay as they are."""
     if not any(m.tensor.coding in BLOCKS for m in matches):
         return matches
-    fused = layout.options.fuse_qkv or layout.options.fuse_gate_up_exps
     uses = [
-        (m.tensor, {in_block(p.role, m.bid): p.rows for p in layout.pieces(m.map, m.bid, m.xid)})
+        (m.tensor, {in_block(p.role, m.bid): p.rows for p in layout.rows(m.map, m.bid, m.xid)})
         for m in matches
     ]
-    wide = leaving(uses, layout.arch.gguf_arch, layout.config.layers, fused)
+    wide = leaving(uses, layout.arch.gguf_arch, layout.config.layers)
+    layout.kept.update(
+        name for t, rows in uses if t.coding in BLOCKS and t.name not in wide for name in rows
+    )
     return [replace(m, tensor=widened(m.tensor)) if m.tensor.name in wide else m for m in matches]
 
 

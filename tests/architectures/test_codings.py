@@ -151,11 +151,20 @@ def test_layers_that_predict_are_dequantized(broken: Callable[..., Path], tmp_pa
     log_probabilities(path)
 
 
-def test_joined_tensors_have_one_scale(checkpoint: Get) -> None:
-    """q, k and v have a scale each: to be one tensor, they are dequantized."""
+def test_what_the_graph_has_no_scales_of_is_joined(
+    broken: Callable[..., Path], checkpoint: Get
+) -> None:
+    """Queries, keys and values that are dequantized anyway, and nothing that stays in blocks: that
+    is what llama.cpp's converter leaves apart (cases that end in -joined)."""
     asked = ConversionOptions(fuse_qkv=True)
     model = model_of(checkpoint("llama-nvfp4"), "llama-bpe", options=asked)
-    assert {t.name: t.stored for t in model.tensors}["blk.0.attn_qkv.weight"] == "BF16"
+    assert {t.name: t.stored for t in model.tensors}["blk.0.attn_q.weight"] == "NVFP4"
+    source = broken("phimoe")
+    edit_tensors(source, lambda t: in_nvfp4(t, ".self_attn."))
+    edit_config(source, quantization_config=NVFP4)
+    model = model_of(source, None, options=asked)
+    found = {t.name: t.stored for t in model.tensors}
+    assert found["blk.0.attn_qkv.weight"] == "BF16"
 
 
 def test_scales_of_activations_and_caches(broken: Callable[..., Path], tmp_path: Path) -> None:

@@ -70,6 +70,14 @@ YARN = {
          {"glm4.attention.layer_norm_rms_epsilon": 9.999999747378752e-06}),
         ("embedding-gemma2", "text_config.max_position_embeddings", GONE,
          {"gemma-embedding2.context_length": 262144}),
+        ("afmoe", "num_dense_layers", GONE, {"afmoe.leading_dense_block_count": 1}),
+        ("bloom-named", "n_head", GONE, {"bloom.attention.head_count": 8}),
+        ("cohere2moe", "num_experts_per_tok", GONE, {"cohere2moe.expert_used_count": 2}),
+        ("dbrx", "ffn_config.moe_num_experts", GONE, {"dbrx.expert_count": 4}),
+        ("dbrx", "ffn_config.moe_top_k", GONE, {"dbrx.expert_used_count": 1}),
+        ("deepseek-v4", "scoring_func", GONE, {"deepseek4.expert_gating_func": 4}),
+        ("deepseek-v4", "rms_norm_eps", GONE,
+         {"deepseek4.attention.layer_norm_rms_epsilon": 9.999999974752427e-07}),
     ],
 )  # fmt: skip
 def test_what_is_written(
