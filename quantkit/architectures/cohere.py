@@ -16,6 +16,7 @@ from quantkit.architectures.common import (
     VOCAB_SIZE,
     L,
     attention,
+    dense_said,
     expert_dims,
     experts,
     gated_mlp,
@@ -39,14 +40,9 @@ from quantkit.errors import ConfigError
 
 def _dense(config: Config) -> int:
     """How many layers at the beginning have no experts."""
-    types = config.find("mlp_layer_types")
-    if types is None:
-        n: int = config.get("first_k_dense_replace", default=0)
-        return n
-    dense = next((i for i, kind in enumerate(types) if kind != "dense"), len(types))
-    if len(types) != config.layers or "dense" in types[dense:]:
-        raise ConfigError(f"{config.where}: 'mlp_layer_types' has dense layers after sparse ones")
-    return dense
+    said = dense_said(config)
+    n: int = config.get("first_k_dense_replace", default=0) if said is None else said
+    return n
 
 
 def _shared(config: Config) -> int:

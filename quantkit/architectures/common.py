@@ -319,18 +319,27 @@ DENSE_FIRST: dict[str, Callable[[Config, int], bool]] = {
 }
 
 
-def leading_dense(config: Config) -> int:
-    """How many layers at the beginning have no experts. Raises ConfigError."""
-    types, said = config.find("mlp_layer_types"), config.find("first_k_dense_replace")
+def dense_said(config: Config) -> int | None:
+    """How many layers at the beginning have no experts by `mlp_layer_types`, which classes of
+    transformers go by whatever `first_k_dense_replace` says; None where it is not there. Raises
+    ConfigError."""
+    types = config.find("mlp_layer_types")
     if types is None:
-        return 1 if said is None else int(said)
+        return None
     dense = next((i for i, kind in enumerate(types) if kind != "dense"), len(types))
-    if "dense" in types[dense:] or said not in (None, dense):
+    if len(types) < config.layers or "dense" in types[dense:]:
         raise ConfigError(
-            f"{config.where}: 'mlp_layer_types' must be dense layers, as many as "
-            "'first_k_dense_replace' says, and then sparse ones"
+            f"{config.where}: 'mlp_layer_types' must be dense layers, then sparse ones, for each "
+            f"of {config.layers} layers"
         )
     return dense
+
+
+def leading_dense(config: Config) -> int:
+    """How many layers at the beginning have no experts: one where nothing says it. Raises
+    ConfigError."""
+    said, found = config.find("first_k_dense_replace"), dense_said(config)
+    return found if found is not None else 1 if said is None else int(said)
 
 
 # DeepSeek's layers after the last, which predict further tokens ("NextN")

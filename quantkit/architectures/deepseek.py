@@ -29,6 +29,7 @@ from quantkit.architectures.common import (
     VOCAB_SIZE,
     L,
     attention,
+    dense_said,
     expert_dims,
     experts,
     gated_mlp,
@@ -104,7 +105,7 @@ DEEPSEEK = Architecture(
     },
     expert_order=DOWN_GATE_UP,
     defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
-    aliases={"moe_layer_freq": _each_layer},
+    aliases={"first_k_dense_replace": dense_said, "moe_layer_freq": _each_layer},
     fuses=("qkv",),
 )
 

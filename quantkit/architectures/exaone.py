@@ -21,6 +21,7 @@ from quantkit.architectures.common import (
     WEIGHTS_SCALE,
     L,
     attention,
+    dense_said,
     expert_dims,
     experts,
     gated_mlp,
@@ -66,7 +67,10 @@ EXAONE_MOE = Architecture(
         Key("{arch}.rope.scaling.type", lambda c: "none", "STRING"),
     ),
     expects=(RMS_NORM, SILU),
-    aliases={"first_k_dense_replace": "first_last_k_dense_replace"},
+    aliases={
+        "first_last_k_dense_replace": dense_said,
+        "first_k_dense_replace": "first_last_k_dense_replace",
+    },
     dims={**DIMS, **expert_dims(), "shared_ffn": _shared_ffn},
     maps=(
         *EMBEDDINGS,

@@ -24,6 +24,7 @@ from quantkit.architectures.common import (
     WEIGHTS_NORM,
     WEIGHTS_SCALE,
     L,
+    dense_said,
     experts,
     gated_mlp,
     nextn_layers,
@@ -196,6 +197,7 @@ GLM5_NEXT = Architecture(
     expert_order=DOWN_GATE_UP,
     defaults={"rms_norm_eps": 1e-5, "first_k_dense_replace": 3, "norm_topk_prob": True,
               "routed_scaling_factor": 2.5, "n_shared_experts": 1},
+    aliases={"first_k_dense_replace": dense_said},
     mtp=nextn_layers,
     keeps_mtp=True,
     exact=frozenset({

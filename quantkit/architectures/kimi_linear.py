@@ -22,6 +22,7 @@ from quantkit.architectures.common import (
     W123,
     WEIGHTS_SCALE,
     L,
+    dense_said,
     experts,
     gated_mlp,
     no_key,
@@ -177,6 +178,7 @@ KIMI_LINEAR = Architecture(
         ),
     },
     expert_order=GATE_DOWN_UP,
+    aliases={"first_k_dense_replace": dense_said},
     defaults={"rms_norm_eps": 1e-5},
 )  # fmt: skip
 

@@ -20,6 +20,7 @@ from quantkit.architectures.common import (
     VOCAB_SIZE,
     L,
     attention,
+    dense_said,
     expert_dims,
     experts,
     gated_mlp,
@@ -75,13 +76,10 @@ def _gates(config: Config) -> list[int]:
 
 
 def _dense(config: Config) -> int:
-    types = config.find("mlp_layer_types") or []
-    n = next((i for i, kind in enumerate(types) if kind != "dense"), len(types))
-    if len(types) != config.layers or "dense" in types[n:]:
-        raise ConfigError(
-            f"{config.where}: 'mlp_layer_types' must be dense layers, then sparse ones"
-        )
-    return n
+    said = dense_said(config)
+    if said is None:
+        raise ConfigError(f"{config.where}: 'mlp_layer_types' is missing")
+    return said
 
 
 def _rotated(kind: str) -> Key:

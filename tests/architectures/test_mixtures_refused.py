@@ -37,7 +37,6 @@ def convert(case: str, source: Path) -> Any:
         ("laguna", {"mlp_layer_types": ["sparse", "dense"]}, "dense layers, then sparse"),
         ("laguna", {"num_attention_heads_per_layer": [4]}, "a number for each of 2 layers"),
         ("hy4", {"indexer_types": ["shared", "full", "full"]}, "full for the first"),
-        ("hy4", {"first_k_dense_replace": 2}, "as many as 'first_k_dense_replace' says"),
         ("dots3-note", {"swa_q_lora_rank": 64}, "'q_lora_rank' and 'swa_q_lora_rank' must be"),
         ("dots3-note", {"layer_types": ["full_attention"]}, "names fewer than 3 layers"),
         ("ling3-flash", {"no_kda_lora": False}, "'no_kda_lora' is False"),

@@ -278,6 +278,27 @@ def test_glm_4_7_flash_without_a_number_of_dense_layers(
     assert (found.kv, found.tensors) == (released.kv, released.tensors)
 
 
+@pytest.mark.parametrize("case", ["glm5", "glm53-flash", "exaone-moe", "deepseek-v32"])
+def test_layers_without_experts_are_those_that_are_listed(
+    case: str, broken: Broken, checkpoint: Broken
+) -> None:
+    """Whatever `first_k_dense_replace` says: the classes do not ask it then, and write their own
+    number; llama.cpp's converter takes that, and its file does not load."""
+    source, released = broken(case), _model(checkpoint(case), case)
+    config = CheckpointFiles.local(source).json("config.json")
+    place = "text_config." if "text_config" in config else ""
+    table = config["text_config"] if place else config
+    dense, layers = table["first_k_dense_replace"], table["num_hidden_layers"]
+    kinds = ["dense"] * dense + ["sparse"] * (layers - dense)
+    _changed(source, f"{place}mlp_layer_types", kinds)
+    _changed(source, f"{place}first_k_dense_replace", dense + 1)
+    found = _model(source, case)
+    assert (found.kv, found.tensors) == (released.kv, released.tensors)
+    _changed(source, f"{place}mlp_layer_types", ["sparse", "dense"] * layers)
+    with pytest.raises(errors.ConfigError, match="must be dense layers, then sparse ones"):
+        _model(source, case)
+
+
 @pytest.mark.parametrize("base", [10000.0, 500000.0])
 def test_muse_glimmer_without_a_rotary_base(base: float, broken: Broken) -> None:
     """Its layers turn by `layer_rope_theta`, and llama.cpp by 10,000."""
