@@ -27,7 +27,16 @@ from quantkit.architectures.common import (
     text_keys,
 )
 from quantkit.architectures.rope import rope_factors, rope_of
-from quantkit.architectures.rules import Architecture, Config, Expect, Key, Map, linear, whole
+from quantkit.architectures.rules import (
+    Architecture,
+    Config,
+    Expect,
+    Key,
+    Map,
+    linear,
+    reading,
+    whole,
+)
 from quantkit.errors import ConfigError
 
 OLD = f"{L}.block_sparse_moe"
@@ -55,10 +64,17 @@ def attn_factor(config: Config) -> float | None:
         return None
     length = _original_length(config)
     scale = config.get(*LENGTH) / length
-    # `type: yarn` beside factors is the first Phi-3's, which transformers reads as longrope
-    if rope.get("rope_type") not in ("su", "longrope") and rope.get("type") != "yarn":
+    if rope.get("rope_type") not in ("su", "longrope"):
         raise ConfigError(f"{config.where}: rope_type must be longrope, as there are factors")
     return math.sqrt(1 + math.log(scale) / math.log(length)) if scale > 1 else 1.0
+
+
+def _factor_of_phi3(config: Config) -> float | None:
+    """`attn_factor`; `type: yarn` beside factors is the first Phi-3's, which its class in
+    transformers reads as longrope."""
+    old = config.rope.get("type") == "yarn"
+    rope = {**config.rope, "rope_type": "longrope"} if old else config.rope
+    return attn_factor(replace(config, values={**config.values, "rope_parameters": rope}))
 
 
 def _factors(name: str) -> Callable[[Config], Any]:
@@ -157,6 +173,7 @@ PHI3 = replace(
     PHIMOE,
     hf_names=("Phi3ForCausalLM", "Phi4ForCausalLMV"),
     gguf_arch="phi3",
+    first_keys=reading(PHIMOE.first_keys, ".attn_factor", config=_factor_of_phi3),
     late_keys=PHIMOE.late_keys[:1],
     dims={
         **DIMS,

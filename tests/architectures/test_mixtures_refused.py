@@ -36,6 +36,8 @@ def convert(case: str, source: Path) -> Any:
         ("laguna", {"gating": True, "gating_types": ["per-element"] * 2}, "say per-element there"),
         ("laguna", {"mlp_layer_types": ["sparse", "dense"]}, "dense layers, then sparse"),
         ("laguna", {"num_attention_heads_per_layer": [4]}, "a number for each of 2 layers"),
+        ("phimoe", {"rope_scaling": {"type": "yarn", "long_factor": [1.5] * 32,
+                                     "short_factor": [1.0] * 32}}, "rope_type must be longrope"),
         ("hy4", {"indexer_types": ["shared", "full", "full"]}, "full for the first"),
         ("dots3-note", {"swa_q_lora_rank": 64}, "'q_lora_rank' and 'swa_q_lora_rank' must be"),
         ("dots3-note", {"layer_types": ["full_attention"]}, "names fewer than 3 layers"),
