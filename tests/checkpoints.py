@@ -81,7 +81,8 @@ def read_safetensors(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 def write_torch(path: Path, tensors: dict[str, tuple[str, list[int], bytes]]) -> None:
     """A file as `torch.save` writes a state dict: a zip with a pickle, and each tensor's bytes."""
-    storages = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage"}
+    storages = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage",
+                "I64": "LongStorage", "U8": "ByteStorage"}  # fmt: skip
 
     def text(value: str) -> bytes:
         data = value.encode()

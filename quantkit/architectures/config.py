@@ -155,14 +155,16 @@ class Config:
 
     @cached_property
     def rope(self) -> dict[str, Any]:
-        """The rotary settings in one table, as transformers 5 writes them (`rope_parameters`)."""
+        """The rotary settings in one table, as transformers 5 writes them (`rope_parameters`);
+        where it has one for each kind of layer, those of full attention stand beside them."""
         found = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
         if not isinstance(found, dict):
             raise ConfigError(f"{self.where}: 'rope_scaling' must be a table, not {brief(found)}")
         _check_rope(found, self.where)
         rope = dict(found)
         if "full_attention" in rope or "sliding_attention" in rope:
-            return rope
+            full = rope.get("full_attention")
+            return {**full, **rope} if isinstance(full, dict) else rope
         if odd := [name for name, value in rope.items() if isinstance(value, dict)]:
             raise ConfigError(
                 f"{self.where}: rotary settings of a kind that is not known: {', '.join(odd)}"

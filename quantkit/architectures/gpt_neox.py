@@ -46,8 +46,7 @@ GPT_NEOX = Architecture(
     says_file_type=False,
     expects=(
         Expect("hidden_act", ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")),
-        Expect("attention_bias", (True,)), Expect("rope_scaling", (None,)),
-        Expect("rope_parameters.rope_type", ("default",)),
+        Expect("attention_bias", (True,)),
     ),
     dims={**BLOOM.dims, "ffn": lambda c: c.get("intermediate_size")},
     maps=(

@@ -13,7 +13,6 @@ from quantkit.architectures.common import EMBEDDINGS, NORMS, L, attention, gated
 from quantkit.architectures.granite import GRANITE, GRANITE_EXPERTS, GRANITE_MOE_SHARED, SHARED
 from quantkit.architectures.rules import (
     Config,
-    Expect,
     Key,
     Map,
     reading,
@@ -59,8 +58,6 @@ GRANITE_SWA = replace(
         Key("{arch}.attention.sliding_window_pattern", _windows, "BOOL"),
         Key("{arch}.attention.rope_pattern", _rotates, "BOOL"),
     ),
-    expects=(*GRANITE.expects, Expect("rope_parameters.rope_type", ("default",)),
-             Expect("rope_scaling", (None,))),
     maps=(
         *GRANITE.maps,
         Map(f"{L}.self_attn.sinks", ("heads",), whole("attn_sinks.weight")),

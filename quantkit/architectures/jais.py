@@ -28,8 +28,7 @@ JAIS2 = Architecture(
     gguf_arch="jais2",
     keys=TEXT_KEYS,
     late_keys=(ROPE_DIMENSION,),
-    expects=(Expect("hidden_act", ("relu2",)), Expect("rope_parameters.rope_type", ("default",)),
-             Expect("rope_scaling", (None,))),
+    expects=(Expect("hidden_act", ("relu2",)),),
     dims=DIMS,
     maps=(
         EMBEDDINGS[0],

@@ -46,7 +46,8 @@ LENGTH = ("n_positions", "max_position_embeddings")
 
 
 def _original_length(config: Config) -> int:
-    found = config.rope.get("original_max_position_embeddings")
+    name = "original_max_position_embeddings"
+    found = config.rope.get(name, config.find(name))
     n: int = config.get(*LENGTH) if found is None else found
     return n
 

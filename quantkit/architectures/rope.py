@@ -81,10 +81,19 @@ _FACTORS = {
 }
 
 
-def check_factors(config: Config, arch: str, computed: Collection[str]) -> None:
+# whose graphs do not rotate at all (`llama_model_rope_type`)
+_UNROTATED = {
+    "arwkv7", "bloom", "gpt2", "jais", "jamba", "mamba", "mamba2", "mpt", "refact", "rwkv6",
+    "rwkv6qwen2", "rwkv7", "starcoder", "t5", "t5encoder",
+}  # fmt: skip
+
+
+def check_factors(
+    config: Config, arch: str, computed: Collection[str], keys: Collection[Key]
+) -> None:
     """Raises ConfigError where positions are scaled channel by channel, and the family has no
-    tensor that says how much, or by a factor whose type is null, or a `type` where only `rope_type`
-    is read: llama.cpp would not scale them at all."""
+    tensor that says how much, or all alike, and it has no key that does, or by a factor whose type
+    is null, or a `type` where only `rope_type` is read: llama.cpp would not scale them at all."""
     rope = rope_of(config)
     kind, factor = rope.get("rope_type"), rope.get("factor")
     scales = isinstance(factor, int | float) and factor != 1
@@ -93,7 +102,11 @@ def check_factors(config: Config, arch: str, computed: Collection[str]) -> None:
             f"{config.where}: rope scaling has a 'factor' of {factor} and no 'rope_type': "
             "positions would not be scaled"
         )
-    if isinstance(kind, str) and kind in _FACTORS and _FACTORS[kind] not in computed:
+    unsaid = isinstance(kind, str) and kind in _FACTORS and _FACTORS[kind] not in computed
+    if kind in ("linear", "yarn") and scales and "long_factor" not in rope:
+        said = any(key.name.endswith(".rope.scaling.type") for key in keys)
+        unsaid = not said and arch not in _UNROTATED
+    if unsaid:
         raise ConfigError(
             f"{config.where}: rope_type {kind!r} is not one that llama.cpp runs with {arch}: "
             "positions would not be scaled"

@@ -95,7 +95,10 @@ def _thetas(config: Config) -> Any:
     """The rotary bases of layers that see all, and of those with a window."""
     kinds = ("full_attention", "sliding_attention")
     found = [_by_kind("rope_theta", kind)(config) for kind in kinds]
-    return config.find("rope_theta") if None in found else found
+    if None not in found:
+        return found
+    flat = config.find("rope_theta")
+    return config.find("rope_parameters.rope_theta") if flat is None else flat
 
 
 def _sliding_heads(config: Config) -> Any:

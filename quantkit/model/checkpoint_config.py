@@ -105,7 +105,7 @@ def read_config(
     arch = arch.variant(config) or arch
     for expect in arch.expects:
         expect.check(config)
-    check_factors(config, arch.gguf_arch, arch.computed)
+    check_factors(config, arch.gguf_arch, arch.computed, (*arch.keys, *arch.late_keys))
     return arch, pooled(files, arch, config)
 
 

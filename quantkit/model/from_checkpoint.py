@@ -36,7 +36,7 @@ from quantkit.model.windows import window_note
 from quantkit.model.zero_rows import with_zero_rows
 from quantkit.source.checkpoint import has_weights, read_tensors
 from quantkit.source.checkpoint_files import CheckpointFiles
-from quantkit.source.codings import Settings, decoded, read_settings, settings_note
+from quantkit.source.codings import Settings, decoded, read, read_settings, settings_note
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.tokenizer.mistral import FORMAT
@@ -215,15 +215,13 @@ def _head_note(
         next((t for name, t in stored.items() if name.endswith(end)), None)
         for end in ("lm_head.weight", "embed_tokens.weight")
     )
-    if head is None or table is None or head.shape != table.shape or head.parts or table.parts:
+    if head is None or table is None or head.shape != table.shape:
         return None
     if tied is not True and head.name in used:
         return None
-    with Files([head.path, table.path]) as files:
+    with Files(of.path for t in (head, table) for of in t.parts or (t,)) as files:
         rows = (0, head.n_rows // 2, head.n_rows - 1)
-        if all(
-            np.array_equal(files.read_rows(head, i, 1), files.read_rows(table, i, 1)) for i in rows
-        ):
+        if all(np.array_equal(read(files, head, i, 1), read(files, table, i, 1)) for i in rows):
             return None
     if tied is False:
         raise ConfigError(

@@ -60,7 +60,7 @@ def checkpoint_metadata(
     add_keys(writer, arch.late_keys, config)
     reranks = add_reranker(writer, files, arch, config)
     if files.has("generation_config.json") and files.generation() is None:
-        reranks = [*reranks, "generation_config.json is no JSON, and is passed over"]
+        reranks = [*reranks, "generation_config.json has no JSON object, and is passed over"]
     writer.add_quantization_version(2)  # GGML_QUANT_VERSION
     if arch.no_vocabulary:
         writer.add_tokenizer_model("none")

@@ -21,6 +21,7 @@ from quantkit.gguf.types import type_by_name
 from quantkit.model.placement import Placed
 from quantkit.source.checkpoint import read_weights
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.source.codings import read
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
 from quantkit.storage.parse import parse_json
@@ -180,7 +181,7 @@ def with_head(
     source = sources[segment.source]
     with Files([part.path for part in source.parts or (source,)]) as opened:
         rows = [
-            opened.read_rows(source, i, 1) for i in _label_ids(files, source.n_rows)
+            read(opened, source, i, 1) for i in _label_ids(files, source.n_rows)
         ]  # bfloat16, float16 or float32
     data = np.concatenate(rows).astype(np.float32)
     head = replace(

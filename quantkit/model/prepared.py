@@ -48,21 +48,21 @@ def leave_out_twin(arch: Architecture, by_name: dict[str, SourceTensor]) -> None
     if len(found) < 2:
         return
     one, other = (by_name[name] for name in found)
-    if one.shape != other.shape or one.parts or other.parts:
+    if one.shape != other.shape:
         return
     step = max(1, _AT_ONCE // one.shape[-1])
-    with Files([one.path, other.path]) as opened:
+    with Files(of.path for t in (one, other) for of in t.parts or (t,)) as opened:
         for at in range(0, one.n_rows, step):
             n = min(step, one.n_rows - at)
-            if not np.array_equal(opened.read_rows(one, at, n), opened.read_rows(other, at, n)):
+            if not np.array_equal(read(opened, one, at, n), read(opened, other, at, n)):
                 return
     del by_name[one.name]
 
 
 def values_of(t: SourceTensor) -> list[Any]:
     """The values of a small tensor."""
-    with Files((t.path,)) as files:
-        found: list[Any] = files.read_rows(t, 0, t.n_rows).ravel().tolist()
+    with Files(of.path for of in t.parts or (t,)) as files:
+        found: list[Any] = read(files, t, 0, t.n_rows).ravel().tolist()
         return found
 
 

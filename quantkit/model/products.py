@@ -20,7 +20,7 @@ def multiplied(
     maps: Iterable[Map], sources: Mapping[str, SourceTensor], known: Mapping[str, str]
 ) -> Mapping[str, SourceTensor]:
     """The sources with those that belong together as one tensor, of the name of that which its row
-    takes. `known`: their names -> those of the maps.
+    takes, where the last of them stands. `known`: their names -> those of the maps.
 
     Raises TensorMissing: one of them is not there. TensorShape: they do not fit.
     """
@@ -32,7 +32,7 @@ def multiplied(
         for name in names:
             templates.setdefault(NUMBER.sub("*", _numbered(name, "0")), []).append((made, names))
     short = {known[name]: t for name, t in sources.items()}
-    out = dict(sources)
+    out, places = dict(sources), {name: i for i, name in enumerate(sources)}
     for name in short:
         for made, names in templates.get(NUMBER.sub("*", name), ()):
             bid = next(iter(NUMBER.findall(name)), "")
@@ -46,7 +46,8 @@ def multiplied(
                 if out.get(other.name) is other:
                     del out[other.name]
             out[one.name] = made(one, *others)
-    return out
+            places[one.name] = max(places[t.name] for t in (one, *others))
+    return dict(sorted(out.items(), key=lambda item: places[item[0]]))
 
 
 def _numbered(name: str, number: str) -> str:

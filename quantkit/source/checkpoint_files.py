@@ -111,10 +111,14 @@ class CheckpointFiles:
         return self.json(name) if self.has(name) else None
 
     def generation(self) -> dict[str, Any] | None:
-        """generation_config.json; None if there is none, or where it is no JSON: llama.cpp's
-        converter goes on without it. Raises SourceError, CorruptFile."""
+        """generation_config.json; None if there is none, or where it is no JSON, or nothing (null,
+        an empty list): llama.cpp's converter goes on without it. Raises SourceError,
+        CorruptFile."""
         name = "generation_config.json"
-        return None if not self.has(name) or is_no_json(self.data(name)) else self.json(name)
+        if not self.has(name) or is_no_json(self.data(name)):
+            return None
+        value = parse_json(self.data(name), self.label(name))
+        return self.json(name) if value or isinstance(value, dict) else None
 
     def _parsed(self, name: str) -> dict[str, Any]:
         value = parse_json(self.data(name), self.label(name))

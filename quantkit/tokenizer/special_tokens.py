@@ -219,11 +219,12 @@ def _read_normalizer(step: dict[str, Any] | None, flags: dict[str, bool]) -> Non
 
 
 def _templates(files: CheckpointFiles, config: dict[str, Any], file_wins: bool) -> dict[str, str]:
-    """The templates of tokenizer_config.json, else of the files of their own; `file_wins` turns the
-    two round."""
-    if file_wins:
-        return _templates_of_files(files) or _by_name(config.get("chat_template"))
-    return _by_name(config.get("chat_template")) or _templates_of_files(files)
+    """The templates of tokenizer_config.json, else of the files of their own. `file_wins`:
+    chat_template.jinja is the one without a name whatever the former says."""
+    found = _by_name(config.get("chat_template")) or _templates_of_files(files)
+    if file_wins and files.has("chat_template.jinja"):
+        return {**found, "default": files.text("chat_template.jinja")}
+    return found
 
 
 def own_template(name: str, model: str = "") -> str:
@@ -243,6 +244,7 @@ def unused_template(files: CheckpointFiles, file_wins: bool) -> str | None:
         return None
     name = "chat_template.jinja" if files.has("chat_template.jinja") else "chat_template.json"
     used, unused = "tokenizer_config.json", name
+    file_wins = file_wins and files.has("chat_template.jinja")
     if file_wins:
         used, unused = unused, used
     empty = " (an empty text)" if not any((of_files if file_wins else config).values()) else ""

@@ -69,7 +69,9 @@ def test_an_empty_tokenizer_config_is_none(tmp_path: Path) -> None:
     assert vocabulary(directory, "qwen2").special.ids["eos"] == last["id"]
 
 
-@pytest.mark.parametrize("data", [b"{not json", b"", b"null", b'\xef\xbb\xbf{"temperature":0.5}'])
+@pytest.mark.parametrize(
+    "data", [b"{not json", b"", b"null", b"[]", b'\xef\xbb\xbf{"temperature":0.5}']
+)
 def test_a_generation_config_that_is_no_json_is_passed_over(data: bytes, tmp_path: Path) -> None:
     directory = write_files(QWEN, tmp_path)
     (directory / "generation_config.json").write_bytes(data)

@@ -248,6 +248,19 @@ def test_chat_template_from_every_place(tmp_path: Path) -> None:
     assert templates(directory) == {"default": "json"}
 
 
+@pytest.mark.parametrize("case", ["laguna", "plamo3"])
+def test_where_the_file_of_a_template_wins(case: str, tmp_path: Path) -> None:
+    """chat_template.jinja does, for the template without a name; chat_template.json does not."""
+    directory = from_recipe(case, tmp_path)
+    named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
+    edit_json(directory / "tokenizer_config.json", chat_template=named)
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+
+    assert templates(directory) == {"rag": "r", "default": "d"}
+    (directory / "chat_template.jinja").write_text("file")
+    assert templates(directory) == {"rag": "r", "default": "file"}
+
+
 def test_named_templates_are_listed_in_one_order(tmp_path: Path) -> None:
     directory = write_files("qwen3moe", tmp_path)
     named = [{"name": n, "template": n} for n in ("tool_use", "rag", "default", "chat")]

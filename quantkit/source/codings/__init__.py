@@ -8,7 +8,7 @@ move. Which coding it is follows from the tensors; `quantization_config` has wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from quantkit.errors import ConfigError
@@ -103,10 +103,9 @@ def read(
     return cut(files, t, first, count, column, width)
 
 
-def _read_beside(
-    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int
-) -> Rows:
-    return beside.read(files, t, first, count, column, width, read)
+def _of_parts(decode: Callable[..., Rows]) -> Decoder:
+    """A decoder of tensors whose parts may be made of parts themselves."""
+    return lambda files, t, *where: decode(files, t, *where, read)
 
 
 def is_idle(t: SourceTensor, found: Mapping[str, SourceTensor]) -> bool:
@@ -256,14 +255,14 @@ _DECODERS: Mapping[str, Decoder] = {
     "nvfp4_floats": nvfp4.read_floats,
     "nvfp4_columns": nvfp4.read_columns,
     "packed": packed.read,
-    "batch_norm": batch_norm.read,
-    "beside": _read_beside,
-    "by_expert": by_expert.read,
-    "codebooks": codebooks.read,
-    "product": product.read,
-    "resized": resized.read,
+    "batch_norm": _of_parts(batch_norm.read),
+    "beside": _of_parts(beside.read),
+    "by_expert": _of_parts(by_expert.read),
+    "codebooks": _of_parts(codebooks.read),
+    "product": _of_parts(product.read),
+    "resized": _of_parts(resized.read),
     "scaled": scaled.read,
     "scales": nvfp4.read_scales,
-    "slabs": slabs.read,
+    "slabs": _of_parts(slabs.read),
     "ternary": ternary.read,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from quantkit.errors import TensorShape
-from quantkit.source.codings.parts import Rows, joined
+from quantkit.source.codings.parts import Decoder, Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
 
 _EPS = 1e-5
@@ -38,9 +38,12 @@ def _folded(t: SourceTensor, *others: SourceTensor) -> SourceTensor:
     return joined(t.name, "F32", t.shape, "batch_norm", *parts)
 
 
-def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
-    """Channels `first` to `first + count`, `[count, 1]`: in float16 if all parts are."""
-    parts = [_plain(files.read_rows(part, first, count)) for part in t.parts]
+def read(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int, of: Decoder
+) -> Rows:
+    """Channels `first` to `first + count`, `[count, 1]`: in float16 if all parts are; `of` reads
+    one of them."""
+    parts = [_plain(of(files, part, first, count, 0, 1)) for part in t.parts]
     if len(parts) == 2:
         weight, variance = parts
         return _factor(weight, variance)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from quantkit.source.codings.parts import Rows, joined
+from quantkit.source.codings.parts import Decoder, Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
 
 _CACHE = 1 << 19  # bytes that are turned at once
@@ -19,16 +19,18 @@ def by_expert(t: SourceTensor, experts: int) -> SourceTensor:
     return joined(t.name, t.ggml.name, shape, "by_expert", t, settings=(experts,))
 
 
-def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
-    """A rectangle of the matrices, one below another, in the dtype that they are stored in."""
-    whole = _turned(files, t.parts[0], t.settings[0])
+def read(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int, of: Decoder
+) -> Rows:
+    """A rectangle of the matrices, one below another, in the dtype that `of` reads them in."""
+    whole = _turned(files, t.parts[0], t.settings[0], of)
     return whole[first : first + count, column : column + width]
 
 
 @lru_cache(maxsize=4)
-def _turned(files: Files, t: SourceTensor, experts: int) -> Rows:
+def _turned(files: Files, t: SourceTensor, experts: int, of: Decoder) -> Rows:
     """All of a half, expert by expert `[experts * out, rank]`: it is small beside the experts."""
-    whole = files.read_rows(t, 0, t.n_rows)
+    whole = of(files, t, 0, t.n_rows, 0, t.n_per_row)
     rank, some = t.n_per_row // experts, max(_CACHE // t.row_bytes, 1)
     bits = whole.view(f"u{whole.dtype.itemsize}").reshape(t.n_rows, rank, experts)
     out = np.empty((experts, t.n_rows, rank), bits.dtype)

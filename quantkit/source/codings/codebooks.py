@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quantkit.errors import TensorShape
-from quantkit.source.codings.parts import Rows, joined
+from quantkit.source.codings.parts import Decoder, Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
 
 
@@ -29,8 +29,10 @@ def codebooks(name: str, books: Sequence[SourceTensor]) -> SourceTensor:
     return joined(name, first.ggml.name, shape, "codebooks", *books)
 
 
-def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
-    """A rectangle of the codebooks, one below another, in the dtype that they are stored in."""
+def read(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int, of: Decoder
+) -> Rows:
+    """A rectangle of the codebooks, one below another, in the dtype that `of` reads them in."""
     _, longest, columns = t.shape
     out = []
     while count:
@@ -38,7 +40,8 @@ def read(files: Files, t: SourceTensor, first: int, count: int, column: int, wid
         part = t.parts[book]
         here = min(count, longest - row)
         there = min(here, max(part.shape[0] - row, 0))
-        found = files.read_rows(part, row, there) if there else files.read_rows(part, 0, 1)[:0]
+        rows = (row, there) if there else (0, 1)
+        found = of(files, part, *rows, 0, columns)[:there]
         zeros = np.zeros((here - there, columns), found.dtype)
         out.append(np.concatenate((found, zeros))[:, column : column + width])
         first, count = first + here, count - here

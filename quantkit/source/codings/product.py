@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from quantkit.errors import TensorShape
-from quantkit.source.codings.parts import Rows, joined
+from quantkit.source.codings.parts import Decoder, Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
 
 
@@ -28,8 +28,10 @@ def product(a: SourceTensor, b: SourceTensor) -> SourceTensor:
     return joined(a.name, "F32", (n,), "product", *parts)
 
 
-def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
-    """Weights `first` to `first + count`, in float32 `[count, 1]`."""
-    a, b = (files.read_rows(part, first, count).astype(np.float32) for part in t.parts)
+def read(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int, of: Decoder
+) -> Rows:
+    """Weights `first` to `first + count`, in float32 `[count, 1]`; `of` reads one of the two."""
+    a, b = (of(files, part, first, count, 0, 1).astype(np.float32) for part in t.parts)
     out: Rows = a * b
     return out

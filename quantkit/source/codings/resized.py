@@ -11,7 +11,7 @@ from math import isqrt
 
 import numpy as np
 
-from quantkit.source.codings.parts import Rows, joined
+from quantkit.source.codings.parts import Decoder, Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
 
 _FUSED = (2, 3, 1, 0)  # of the four corners, the order in which torch adds them up
@@ -25,8 +25,10 @@ def resized(t: SourceTensor, side: int) -> SourceTensor:
     return joined(t.name, "F32", (1, side * side, width), "resized", t, settings=(side,))
 
 
-def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
-    """Places `first` to `first + count`, float32 `[count, width]`."""
+def read(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int, of: Decoder
+) -> Rows:
+    """Places `first` to `first + count`, float32 `[count, width]`; `of` reads the table."""
     (part,), side = t.parts, t.settings[0]
     places = isqrt(part.n_rows)
     low, high, near, far = _corners(places, side)
@@ -35,7 +37,7 @@ def read(files: Files, t: SourceTensor, first: int, count: int, column: int, wid
         begin, end = max(i * side, first), min((i + 1) * side, first + count)
         columns = slice(begin - i * side, end - i * side)
         above, below = (
-            files.read_rows(part, int(at[i]) * places, places).astype(np.float32)
+            of(files, part, int(at[i]) * places, places, 0, part.n_per_row).astype(np.float32)
             for at in (low, high)
         )
         left, right = low[columns], high[columns]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantkit.source.codings.parts import Rows, joined
+from quantkit.source.codings.parts import Decoder, Rows, joined
 from quantkit.source.tensors import Files, SourceTensor
 
 
@@ -21,11 +21,13 @@ def slabs(t: SourceTensor, moments: int) -> SourceTensor:
     return replace(joined(t.name, "F32", shape, "slabs", t, settings=(moments,)), flat=True)
 
 
-def read(files: Files, t: SourceTensor, first: int, count: int, column: int, width: int) -> Rows:
-    """Weights `first` to `first + count`, `[count, 1]`."""
+def read(
+    files: Files, t: SourceTensor, first: int, count: int, column: int, width: int, of: Decoder
+) -> Rows:
+    """Weights `first` to `first + count`, `[count, 1]`; `of` reads the matrix."""
     (part,), moments, width = t.parts, t.settings[0], t.shape[-1]
     top, bottom = first // width, -(-(first + count) // width)
-    rows = files.read_rows(part, top, bottom - top)
+    rows = of(files, part, top, bottom - top, 0, part.n_per_row)
     wide = rows.astype(np.float32).reshape(bottom - top, moments, width)
     total = wide[:, 0]
     for i in range(1, moments):

@@ -1,0 +1,60 @@
+"""Weights in float64 are read as the nearest float32, wherever they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit.gguf.container import read_header
+from quantkit.jobs import convert
+from quantkit.model.open import Reading
+from tests.checkpoints import DTYPES, architectures, from_recipe, read_safetensors, write_torch
+from tests.damage import edit_tensors
+
+# a product, scalars that become keys, a reranker's two rows, a head that is the embedding, columns
+# of two matrices, a mean that is taken off
+CASES = ["kimi-k3", "apertus", "qwen3-reranker", "mamba-authors", "qwen4-ple2", "sarvam"]
+
+
+def written(case: str, parent: Path, dtype: str) -> bytes:
+    """The file of a checkpoint whose floats are all of one dtype."""
+    source = from_recipe(case, parent)
+
+    def cast(found: dict[str, Any]) -> None:
+        for name, (old, shape, data) in found.items():
+            if old in ("F32", "F16", "BF16"):
+                x = np.frombuffer(data, DTYPES[old]).astype(np.float32).astype(DTYPES[dtype])
+                found[name] = (dtype, shape, x.tobytes())
+
+    edit_tensors(source, cast)
+    pre = architectures()[case]["golden"]["pre"]
+    path = parent / "out.gguf"
+    convert(source, path, "bf16", reading=Reading(None if pre == "-" else pre))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_file_as_of_float32(case: str, tmp_path: Path) -> None:
+    assert written(case, tmp_path / "64", "F64") == written(case, tmp_path / "32", "F32")
+
+
+@pytest.mark.parametrize("case", ["kimi-k3", "qwen4-ple2"])
+def test_two_tensors_in_one_stand_where_the_later_does(case: str, tmp_path: Path) -> None:
+    """In a `.bin`, whose tensors llama.cpp's converter takes in their own order."""
+    source = from_recipe(case, tmp_path)
+    (weights,) = source.glob("*.safetensors")
+    found = read_safetensors(weights)
+    weights.unlink()
+    words = ("res_norm", "res_proj", "fc_embedding", "fc_hidden")
+    halves = [name for name in found if any(word in name for word in words)]
+    first, last = halves[::2], halves[1::2]
+    rest = {name: t for name, t in found.items() if name not in halves}
+    wide = {name: found[name] for name in first} | rest | {name: found[name] for name in last}
+    write_torch(source / "pytorch_model.bin", wide)
+    pre = architectures()[case]["golden"]["pre"]
+    convert(source, tmp_path / "out.gguf", "bf16", reading=Reading(None if pre == "-" else pre))
+    names = [t.name for t in read_header(tmp_path / "out.gguf").tensors]
+    assert all(("_res_score" in n or "eh_proj" in n) for n in names[-len(last) :]), names
