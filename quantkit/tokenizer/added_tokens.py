@@ -91,11 +91,18 @@ def _named(config: dict[str, Any]) -> list[str]:
 
 def loaded(files: CheckpointFiles, tokenizer: Mapping[str, Any]) -> dict[int, AddedToken]:
     """The added tokens of a tokenizer.json of pieces by id, with those of the files beside it. Its
-    steps are not taken. Raises TokenizerError, CorruptFile."""
+    steps are not taken; without a table of pieces there are none. Raises TokenizerError,
+    CorruptFile."""
     from tokenizers import Tokenizer
 
+    pieces = (tokenizer.get("model") or {}).get("vocab")
+    if isinstance(pieces, list):
+        pieces = {piece: i for i, (piece, _) in reversed([*enumerate(pieces)])}
+    if not isinstance(pieces, dict):
+        return {}
+    pieces = {p: i for p, i in pieces.items() if isinstance(i, int) and 0 <= i < 1 << 31}
     steps = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
-    model = {"type": "BPE", "vocab": tokenizer["model"]["vocab"], "merges": []}
+    model = {"type": "BPE", "vocab": pieces, "merges": []}
     added = [
         {"id": t["id"], "content": t["content"], **{f: bool(t.get(f)) for f in _FLAGS}}
         for t in tokenizer.get("added_tokens") or []

@@ -4,14 +4,26 @@ file could ask for it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import TokenizerError
+from quantkit.tokenizer.special_tokens import content
+from quantkit.tokenizer.token_types import TokenType
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+
+    from quantkit.tokenizer.vocabulary import Vocabulary
+
+    Loaded = Mapping[int, AddedToken]
+
 
 # a normalizer's steps that change nothing which llama.cpp does not change too, or that the docs
 # tell of (NFC)
 _DONE = frozenset({"NFC", "Prepend", "ByteLevel", "Sequence"})
+_ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
+_MASKS = ("<mask>", "[MASK]")
 _SPACES = str.maketrans("\u2581\u0120", "  ")  # SentencePiece's and the byte-level one
 
 
@@ -29,17 +41,18 @@ def check_affixes(tokenizer: Mapping[str, Any], label: str) -> None:
 def not_done(
     tokenizer: Mapping[str, Any],
     config: Mapping[str, Any],
-    add: Mapping[str, bool],
+    theirs: Loaded,
     put: Mapping[str, str],
-    tokens: Sequence[str],
+    vocab: Vocabulary,
 ) -> list[str]:
     """Lines on a tokenizer.json's normalizer, post-processor and tokens, and on the flags of
-    tokenizer_config.json (`config`), where a vocabulary of these `tokens` splits texts otherwise.
+    tokenizer_config.json (`config`), where the `vocab` splits texts otherwise.
 
-    `add` are the flags that its files have ("bos", "eos"), `put` the tokens that llama.cpp will
-    begin and end texts with."""
-    lines = [*_others(tokenizer, tokens)]
-    for kind, flag in add.items():
+    `theirs` are the added tokens as transformers loads them, by id; `put` the tokens that llama.cpp
+    will begin and end texts with."""
+    lines = [*_others(tokenizer, theirs, vocab), *_renamed(config, vocab)]
+    lines += _taken_with(theirs, vocab)
+    for kind, flag in vocab.special.add.items():
         said = config.get(f"add_{kind}_token")
         if isinstance(said, bool) and said != flag:
             lines.append(
@@ -55,30 +68,78 @@ def not_done(
     if any(step.get("add_prefix_space") for step in _byte_steps(tokenizer.get("pre_tokenizer"))):
         lines.append("tokenizer.json puts a space before a text; llama.cpp does not")
     first, last = _around(tokenizer.get("post_processor"))
-    for where, kind, theirs in (("before", "bos", first), ("behind", "eos", last)):
+    for where, kind, names in (("before", "bos", first), ("behind", "eos", last)):
         ours = [put[kind]] if kind in put else []
-        if theirs != ours:
+        if names != ours:
             lines.append(
-                f"tokenizer.json puts {' '.join(theirs) or 'nothing'} {where} a text; llama.cpp "
+                f"tokenizer.json puts {' '.join(names) or 'nothing'} {where} a text; llama.cpp "
                 f"will put {' '.join(ours) or 'nothing'} there"
             )
     return lines
 
 
-def _others(tokenizer: Mapping[str, Any], tokens: Sequence[str]) -> Iterator[str]:
-    """A line on ids that tokenizer.json has other texts for."""
+def _others(tokenizer: Mapping[str, Any], theirs: Loaded, vocab: Vocabulary) -> Iterator[str]:
+    """Lines on ids that the tokenizer has other texts for, and on tokens that it does not have."""
     model = tokenizer.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    texts = {i: p for p, i in vocab.items()} if isinstance(vocab, dict) else {}
-    texts |= {t["id"]: t["content"] for t in tokenizer.get("added_tokens") or ()}
+    pieces = model.get("vocab") if isinstance(model, dict) else None
+    texts = {i: p for p, i in pieces.items()} if isinstance(pieces, dict) else {}
+    texts |= {i: token.content for i, token in theirs.items()}
     texts = {i: text for i, text in texts.items() if isinstance(i, int) and i >= 0}
+    tokens = [text.translate(_SPACES) for text in vocab.tokens]
+    known = {text.translate(_SPACES) for text in texts.values()}
     other = [
-        f"{text!r} for {tokens[i]!r} ({i})"
+        f"{text!r} for {vocab.tokens[i]!r} ({i})"
         for i, text in sorted(texts.items())
-        if i < len(tokens) and text.translate(_SPACES) != tokens[i].translate(_SPACES)
+        if i < len(tokens) and text.translate(_SPACES) != tokens[i]
     ]
     if other:
         yield f"tokenizer.json has {len(other)} other tokens: {', '.join(other[:3])}"
+    more = [
+        f"{text!r} ({i})"
+        for i, (text, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True))
+        if kind in _ADDED and tokens[i] not in known
+    ]
+    if more:
+        yield f"tokenizer.json lacks {len(more)} tokens that other files add: " + ", ".join(
+            more[:3]
+        )
+
+
+def _renamed(config: Mapping[str, Any], vocab: Vocabulary) -> Iterator[str]:
+    """A line on tokens that tokenizer_config.json has other texts for."""
+    table = config.get("added_tokens_decoder")
+    entries = table.items() if isinstance(table, dict) else ()
+    texts = {int(i): content(e) for i, e in entries if str(i).isdecimal()}
+    other = [
+        f"{text!r} for {vocab.tokens[i]!r} ({i})"
+        for i, text in sorted(texts.items())
+        if isinstance(text, str)
+        and i < len(vocab.tokens)
+        and vocab.types[i] in _ADDED
+        and text.translate(_SPACES) != vocab.tokens[i].translate(_SPACES)
+    ]
+    if other:
+        yield (
+            f"tokenizer_config.json has {len(other)} other tokens ({', '.join(other[:3])}): those "
+            "of tokenizer.json are taken; versions of transformers differ"
+        )
+
+
+def _taken_with(theirs: Loaded, vocab: Vocabulary) -> Iterator[str]:
+    """A line on added tokens whose place in a text matters."""
+    found = [
+        token.content
+        for i, token in sorted(theirs.items())
+        if i < len(vocab.tokens)
+        and (token.lstrip or token.rstrip or token.single_word)
+        and token.content not in _MASKS  # which no text to be embedded has
+    ]
+    if found:
+        yield (
+            f"{len(found)} tokens take the spaces beside them along, or stand for whole words only "
+            f"({', '.join(found[:3])}); llama.cpp minds neither, but in models that it knows by "
+            "name (Phi-3)"
+        )
 
 
 def _changes(step: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from quantkit.errors import TokenizerError
-from quantkit.tokenizer import wordpiece
+from quantkit.tokenizer import pre_tokenizer_spellings, wordpiece
 from quantkit.tokenizer.pre_tokenizer_hashes import CHECK_TEXT, HASHES
 from quantkit.tokenizer.pre_tokenizer_patterns import NAMES, OTHER_NAMES, SPLITS, SplitPattern
 
@@ -60,10 +60,10 @@ def find_pre(tokenizer: Tokenizer, family: str = "", architecture: str = "") -> 
         others = [n for split in alike for n in split.names if n != name][:2]
         same = f", and so do {' and '.join(others)}" if others else ""
         return name, f"it splits text as tokenizer.json does{same}"
-    nearest, share = _nearest(tokenizer)
+    nearest, why = _nearest(tokenizer)
     raise TokenizerError(
         "no pre-tokenizer of llama.cpp splits text as tokenizer.json does; the nearest is "
-        f"{nearest} ({share:.0%} of the cuts in a test text are its own); name one with --pre"
+        f"{nearest.names[0]} ({why}); name one with --pre"
     )
 
 
@@ -100,9 +100,30 @@ def _by_hash(tokenizer: Tokenizer) -> str | None:
 
 
 def _by_split(tokenizer: Tokenizer) -> list[SplitPattern]:
-    """The rows that split the probe as the tokenizer does."""
-    cuts = _cuts(tokenizer.pre_tokenizer)
+    """The rows that split the probe as the tokenizer does, and every other character too."""
+    step = tokenizer.pre_tokenizer
+    alike = _alike_in_probe(step)
+    spelled = pre_tokenizer_spellings.patterns_of(step)
+    return [s for s in alike if spelled == s.patterns or not _cut_otherwise(step, s)]
+
+
+def _alike_in_probe(step: PreTokenizer | None) -> list[SplitPattern]:
+    cuts = _cuts(step)
     return [split for split in SPLITS if _cuts(_splitter(split)) == cuts]
+
+
+def _cut_otherwise(step: PreTokenizer | None, split: SplitPattern) -> str:
+    """A character at which the row cuts otherwise; empty if there is none."""
+    row = _splitter(split)
+    for part in pre_tokenizer_spellings.every_character(step):
+        text = "".join(map(pre_tokenizer_spellings.around, part))
+        if _cuts(step, text) != _cuts(row, text):
+            for c in part:
+                text = pre_tokenizer_spellings.around(c)
+                if _cuts(step, text) != _cuts(row, text):
+                    return c
+            return part[0]
+    return ""
 
 
 def _chosen(alike: list[SplitPattern], tokenizer: Tokenizer) -> str:
@@ -112,16 +133,20 @@ def _chosen(alike: list[SplitPattern], tokenizer: Tokenizer) -> str:
     return split.nfc if split.nfc and "NFC" in repr(tokenizer.normalizer) else split.names[0]
 
 
-def _nearest(tokenizer: Tokenizer) -> tuple[str, float]:
-    """The row with the most cuts in common, and their share of the cuts of both."""
-    cuts = _cuts(tokenizer.pre_tokenizer)
+def _nearest(tokenizer: Tokenizer) -> tuple[SplitPattern, str]:
+    """The row with the most cuts in common, and how near it is."""
+    step = tokenizer.pre_tokenizer
+    for split in _alike_in_probe(step):
+        c = _cut_otherwise(step, split)
+        return split, f"which cuts otherwise at U+{ord(c):04X}"
+    cuts = _cuts(step)
 
     def likeness(split: SplitPattern) -> float:
         other = _cuts(_splitter(split))
         return len(cuts & other) / len(cuts | other)
 
     best = max(SPLITS, key=likeness)
-    return best.names[0], likeness(best)
+    return best, f"{likeness(best):.0%} of the cuts in a test text are its own"
 
 
 def _splitter(split: SplitPattern) -> PreTokenizer:
@@ -132,8 +157,8 @@ def _splitter(split: SplitPattern) -> PreTokenizer:
     )
 
 
-def _cuts(splitter: PreTokenizer | None) -> frozenset[int]:
-    """Where a pre-tokenizer cuts the probe: the first character of each piece."""
+def _cuts(splitter: PreTokenizer | None, text: str = PROBE) -> frozenset[int]:
+    """Where a pre-tokenizer cuts a text: the first character of each piece."""
     if splitter is None:
         return frozenset({0})
-    return frozenset(start for _, (start, _) in splitter.pre_tokenize_str(PROBE))
+    return frozenset(start for _, (start, _) in splitter.pre_tokenize_str(text))

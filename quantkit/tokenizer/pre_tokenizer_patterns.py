@@ -29,7 +29,7 @@ _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _NEWLINES, _SPACES = r"\s*[\r\n]+", r"\s+(?!\S)|\s+"
 _TAIL = rf"{_PUNCTUATION}|{_NEWLINES}|{_SPACES}"
-_GPT2 = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_SPACES}"
+GPT2 = rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_SPACES}"
 _CL100K = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}"
 _QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_TAIL}"
 
@@ -145,19 +145,19 @@ SPLITS: tuple[SplitPattern, ...] = (
         ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0",
          "mellum", "modern-bert", "exaone4", "jina-v1-en", "jina-v2-code", "roberta-bpe", "olmo",
          "mpt", "jais", "trillion", "granite-docling"),
-        (_GPT2,), nfc="olmo",
+        (GPT2,), nfc="olmo",
     ),
     SplitPattern(
         ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b",
          "mellum2"),
-        (r"\p{N}", _GPT2), nfc="command-r",
+        (r"\p{N}", GPT2), nfc="command-r",
     ),
-    SplitPattern(("falcon",), (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
-    SplitPattern(("default",), (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    SplitPattern(("falcon",), (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")),
+    SplitPattern(("default",), (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     SplitPattern(
         ("chameleon",),
         ("<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", "([\\t\\n]|    |  )",
-         r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", _GPT2),
+         r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", GPT2),
     ),
     SplitPattern(("superbpe",), (r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
     SplitPattern(("bloom", "poro-chat", "gpt3-finnish"), (_BLOOM,)),

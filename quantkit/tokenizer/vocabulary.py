@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import TokenizerError, malformed
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer import mistral, plamo
+from quantkit.tokenizer.added_tokens import loaded
 from quantkit.tokenizer.byte_level import is_byte_level
 from quantkit.tokenizer.edges import edges
 from quantkit.tokenizer.families import VocabRules
@@ -247,8 +248,8 @@ def _read(
     tokenizer = files.optional("tokenizer.json")
     if tokenizer is not None and vocab.model in ("gpt2", "llama", "gemma4"):
         check_affixes(tokenizer, files.label("tokenizer.json"))
-        flags = vocab.special.add
-        vocab.notes += not_done(tokenizer, tokenizer_config(files), flags, put, vocab.tokens)
+        theirs = loaded(files, tokenizer)
+        vocab.notes += not_done(tokenizer, tokenizer_config(files), theirs, put, vocab)
     return vocab
 
 

@@ -117,3 +117,60 @@ def test_a_space_before_a_text(tmp_path: Path) -> None:
     assert told(directory, pre_tokenizer=pre) == []
     pre["pretokenizers"][-1]["add_prefix_space"] = True
     assert told(directory, pre_tokenizer=pre) == ["puts a space before a text; llama.cpp does not"]
+
+
+def with_added(directory: Path, *tokens: dict[str, Any]) -> None:
+    """tokenizer.json and tokenizer_config.json with more tokens, and a vocabulary for them."""
+    path, config = directory / "tokenizer.json", directory / "tokenizer_config.json"
+    tokenizer, decoder = read_json(path), read_json(config).get("added_tokens_decoder", {})
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    for token in tokens:
+        entry = {**flags, **token}
+        tokenizer["added_tokens"].append(entry)
+        decoder[str(token["id"])] = {k: v for k, v in entry.items() if k != "id"}
+    path.write_text(json.dumps(tokenizer))
+    edit_json(config, added_tokens_decoder=decoder)
+    edit_json(directory / "config.json", vocab_size=544)
+
+
+@pytest.mark.parametrize(
+    ("case", "tokens", "line"),
+    [
+        ("mixtral-4x", [{"id": 512, "content": "<x>"}], ""),
+        ("mixtral-4x", [{"id": 517, "content": "<x>"}],
+         "has 1 other tokens: '<x>' for '[PAD512]' (512)"),
+        ("mixtral-4x", [{"id": 512, "content": "<x>", "rstrip": True},
+                        {"id": 513, "content": "<mask>", "lstrip": True}],
+         "1 tokens take the spaces beside them along, or stand for whole words only (<x>); "
+         "llama.cpp minds neither, but in models that it knows by name (Phi-3)"),
+    ],
+)  # fmt: skip
+def test_added_tokens(case: str, tokens: list[dict[str, Any]], line: str, tmp_path: Path) -> None:
+    """Of 50 vocabularies as merges leave them, those whose texts transformers tokenizes otherwise
+    than llama.cpp with our file."""
+    directory = write_files(case, tmp_path)
+    with_added(directory, *tokens)
+    notes = [n.removeprefix("tokenizer.json ") for n in vocabulary(directory).notes]
+    assert notes == ([line] if line else [])
+
+
+def test_tokens_that_another_file_adds(tmp_path: Path) -> None:
+    directory = write_files("mixtral-4x", tmp_path)
+    with_added(directory)
+    (directory / "added_tokens.json").write_text('{"<|old|>": 512}')
+    assert vocabulary(directory).notes == [
+        "tokenizer.json lacks 1 tokens that other files add: '<|old|>' (512)"
+    ]
+
+
+def test_tokens_that_are_renamed_in_one_file(tmp_path: Path) -> None:
+    directory = write_files("qwen3moe", tmp_path)
+    decoder = read_json(directory / "tokenizer_config.json")["added_tokens_decoder"]
+    decoder["497"]["content"] = "<|begin|>"
+    edit_json(directory / "tokenizer_config.json", added_tokens_decoder=decoder)
+    vocab = vocabulary(directory, "qwen2")
+    assert vocab.tokens[497] == BOS
+    assert (
+        f"tokenizer_config.json has 1 other tokens ('<|begin|>' for '{BOS}' (497)): those of "
+        "tokenizer.json are taken; versions of transformers differ"
+    ) in vocab.notes

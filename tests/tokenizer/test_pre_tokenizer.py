@@ -200,3 +200,29 @@ def test_given_name_is_checked() -> None:
         known_pre("zzzz")
     with pytest.raises(TokenizerError, match="not one for byte-level"):
         known_pre("gemma4")
+
+
+RARE = {
+    "qwen2": (r"\p{L}+", r"[\p{L}\u0300]+", "U+0300"),
+    "gpt-4o": (r"\p{Lm}", "", "U+02B0"),
+    "deepseek-v3": ("\u4e00-\u9fa5", "\u4e00-\u9fa3", "U+9FA5"),
+    "afmoe": ("\u3400-\u4dbf", "\u3400-\u4db0", "U+4DB5"),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+def test_a_split_that_leaves_out_rare_letters(name: str, unsplit: dict[str, Any]) -> None:
+    """The text that shows what the rows do differently does not have them all."""
+    split = next(s for s in SPLITS if name in s.names)
+    old, new, code = RARE[name]
+    changed = [p.replace(old, new) for p in split.patterns]
+    assert changed != [*split.patterns]
+    with pytest.raises(TokenizerError) as e:
+        find_pre(with_steps(unsplit, *map(split_step, changed)))
+    assert f"the nearest is {name} (which cuts otherwise at {code}); name one" in str(e.value)
+
+
+def test_a_known_split_in_other_words(unsplit: dict[str, Any]) -> None:
+    """Classes that are spelled letter by letter are tried at every character."""
+    other = QWEN2.replace(r"\p{N}", r"[\p{Nd}\p{Nl}\p{No}]").replace(r"\p{L}+", r"\p{L}\p{L}*")
+    assert find_pre(with_steps(unsplit, split_step(other)))[0] == "qwen2"
