@@ -45,6 +45,13 @@ def _gating(config: Config) -> int | None:
     return GATING.get(name)
 
 
+def _groups(name: str) -> Callable[[Config], Any]:
+    """A number of groups of experts, or none; HunYuan-A13B says false for 0."""
+    return lambda config: (
+        0 if config.find(name) is False else config.get(name, default=None, lists=True)
+    )
+
+
 DENSE_FFN = ("prefix_dense_intermediate_size", "dense_intermediate_size", "intermediate_size")
 EXPERT_COUNT = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERT_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
@@ -67,8 +74,8 @@ TEXT_KEYS = (
         ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"), "FLOAT32", default=None),
     Key("{arch}.expert_count", EXPERT_COUNT, default=None),
     Key("{arch}.expert_used_count", EXPERT_USED, default=None),
-    Key("{arch}.expert_group_count", "n_group", default=None),
-    Key("{arch}.expert_group_used_count", "topk_group", default=None),
+    Key("{arch}.expert_group_count", _groups("n_group")),
+    Key("{arch}.expert_group_used_count", _groups("topk_group")),
     Key("{arch}.expert_gating_func", _gating),
     Key("{arch}.attention.key_length", "head_dim", default=None),
     Key("{arch}.attention.value_length", "head_dim", default=None),

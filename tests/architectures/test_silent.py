@@ -75,6 +75,7 @@ YARN = {
         ("cohere2moe", "num_experts_per_tok", GONE, {"cohere2moe.expert_used_count": 2}),
         ("dbrx", "ffn_config.moe_num_experts", GONE, {"dbrx.expert_count": 4}),
         ("dbrx", "ffn_config.moe_top_k", GONE, {"dbrx.expert_used_count": 1}),
+        ("hunyuan-moe-hub", "n_group", False, {"hunyuan-moe.expert_group_count": 0}),
         ("deepseek-v4", "scoring_func", GONE, {"deepseek4.expert_gating_func": 4}),
         ("deepseek-v4", "rms_norm_eps", GONE,
          {"deepseek4.attention.layer_norm_rms_epsilon": 9.999999974752427e-07}),
