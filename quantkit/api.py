@@ -9,7 +9,7 @@ of the texts of `calibration`, or of text that the model writes itself. All func
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -215,11 +215,12 @@ def fit(
     reading: Reading = AS_IT_IS,
     threads: int | None = None,
     progress: Progress = SILENT,
+    ready: Callable[[str], None] = lambda name: None,
 ) -> Fit:
     """Choose a format for every tensor: the least error within one of `size` (of the file), `ram`
     (to run it, with `context` tokens) and `bits_per_weight`.
 
-    `quantize(source, fit.base, overrides=fit.overrides)` makes the file.
+    `quantize(source, fit.base, overrides=fit.overrides)` makes the file; `ready(name)` goes before.
     """
     from quantkit.fitting import fit as fitting
 
@@ -228,8 +229,8 @@ def fit(
     budget = fitting.Budget(size_in_bytes(size), size_in_bytes(ram), bits_per_weight, context)
     among, matrix = formats or (), _imatrix(imatrix)
     return fitting.fit(
-        source, budget, among, imatrix=matrix, reading=reading, threads=threads, progress=progress
-    )
+        source, budget, among, imatrix=matrix, reading=reading, threads=threads, progress=progress,
+        ready=ready)  # fmt: skip
 
 
 def imatrix(

@@ -74,10 +74,11 @@ class Command(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options and arguments. Words that have no place get one, or a UsageError says which."""
-        if any(not word or word.endswith("=") for word in args):
+        if any(not word or word.endswith("=") or "~" in word for word in args):
             from quantkit.commands import mistakes
 
             mistakes.check_empty(self, args)
+            mistakes.check_tilde(self, args)
         try:
             left = super().parse_args(ctx, list(args))
         except _WRONG_USAGE as e:

@@ -205,13 +205,14 @@ class PlanError(OutputError):
 
 @contextmanager
 def malformed(error: type[QuantkitError], what: str) -> Iterator[None]:
-    """Whatever is raised inside becomes `error`, which says `what`; errors of quantkit pass.
+    """Whatever is raised inside becomes `error`, which says `what`; errors of quantkit pass, and so
+    does a lack of memory, which no file is to blame for.
 
     For code that only reads and interprets small files, in which anything may stand.
     """
     try:
         yield
-    except (QuantkitError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (QuantkitError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as e:  # a panic of a library in Rust is no Exception
         reason = " ".join(str(e).split())

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from quantkit.llama import apart
 from quantkit.llama.llama_cpp import library
 from quantkit.progress import SILENT, Progress
 from quantkit.storage import os_files
-from quantkit.storage.whole import make_directory
+from quantkit.storage.whole import check_name, make_directory
 
 EVERY = 10  # chunks, after which what is done is on the disk (llama-imatrix's default)
 _PLACES, _SAMPLE = 64, 1 << 16  # of a model's file that tell it from another, and their bytes
@@ -90,6 +91,8 @@ def measure(
     state = output.with_name(output.name + ".partial")
     if output.exists() and not force and not state.exists():
         raise OutputExists(f"{output} exists; give --force to overwrite it")
+    check_name(state, len(".") + len(".lock"))
+    _check_room(model, output, options)
     make_directory(output.parent)
     there = ahead.wanted(ahead.of_file(model), model) if options.nextn else ahead.Found()
     identity = _identity(model, texts, options)
@@ -119,6 +122,24 @@ def measure(
         tuple((used, chunks) for used, chunks in told["came"][1:] if chunks),
         tuple(told["reached"]),
     )
+
+
+def _check_room(model: Path, output: Path, options: Options) -> None:
+    """Raises DiskFull where there is no room for a float32 for each channel of each matrix: before
+    the text is read, which may take hours."""
+    headers = [read_header(file) for file in _splits(model)]
+    needed = sum(
+        4 * t.shape[-1] * prod(t.shape[:-2])
+        for header in headers
+        for t in header.tensors
+        if t.name.startswith("blk.") and t.name.endswith(".weight") and len(t.shape) > 1
+    )
+    there = os_files.nearest(os_files.real(output.parent))
+    if needed > (free := os_files.free_bytes(there)):
+        raise errors.DiskFull(
+            f"{there}: {needed:,} bytes needed, {free:,} free; make room, or name another disk "
+            "with -o"
+        )
 
 
 def _carried_out(task: Task, progress: Progress) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from quantkit.llama import apart
 from quantkit.llama.ahead import Ahead
 from quantkit.llama.llama_cpp import Llama, library
 from quantkit.storage import os_files
-from quantkit.storage.whole import replace_file
+from quantkit.storage.whole import output_error, replace_file
 
 Ids = NDArray[np.int32]
 BATCH = 2048  # tokens that are decoded at once (llama-imatrix's default)
@@ -137,6 +137,8 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
         held = os_files.open_locked(lock)
     except BlockingIOError:
         raise OutputInUse(f"{output} is being made by another run") from None
+    except OSError as e:
+        raise output_error(e, output) from None
     try:
         known, at = _kept(task, state)
         chunks = _chunks(task)

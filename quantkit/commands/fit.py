@@ -68,9 +68,11 @@ def fit(
 ) -> None:
     """Choose the format of every tensor: the least error in a file of a size."""
     from quantkit import api
-    from quantkit.errors import OutputError, UsageError
+    from quantkit.errors import OutputError, OutputExists, UsageError
+    from quantkit.execution.outputs import is_whole
     from quantkit.fitting.fit import make
     from quantkit.fitting.fit import picture as drawn
+    from quantkit.gguf.splits import is_gguf
     from quantkit.jobs import Run
     from quantkit.storage.whole import check_text_place, write_text
 
@@ -78,6 +80,12 @@ def fit(
         raise UsageError(f"--recipe-file and --picture are both {picture}; name two files")
     for path in filter(None, (recipe_file, picture)):
         check_text_place(path, force)
+
+    def ready(name: str) -> None:
+        check_text_place(recipe_file or Path(f"{name}-fit.txt"), force)
+        if output is not None and is_gguf(output) and not force and is_whole(output):
+            raise OutputExists(f"{output} exists already; --force overwrites it")
+
     matrix = values.read_imatrix(imatrix)
     with progress:
         fit = api.fit(
@@ -91,6 +99,7 @@ def fit(
             reading=reading,
             threads=threads,
             progress=progress,
+            ready=ready,
         )
     seconds = progress.seconds
     recipe_file = recipe_file or Path(f"{fit.name}-fit.txt")

@@ -66,6 +66,23 @@ def check_empty(command: Any, args: Sequence[str]) -> None:
         raise UsageError(f"{given} is empty; is a variable of the shell not set?")
 
 
+def check_tilde(command: Any, args: Sequence[str]) -> None:
+    """A ~ that the shell has left as it is (in quotes, after =) would be the name of a directory.
+    Raises UsageError."""
+    options = {name: p for p in command.params for name in p.opts}
+    for word, last in zip(args, ["", *args], strict=False):
+        name, equals, value = word.partition("=")
+        option = options.get(name if equals and name.startswith("-") else last)
+        path = value if equals and name in options else word
+        is_place = option is None or option.is_flag or option.metavar in _PLACES
+        first = path.partition("/")[0]
+        if first.startswith("~") and is_place and not Path(first).exists():
+            raise UsageError(
+                f"{path}: the shell leaves ~ as it is in quotes and after =; write $HOME, or "
+                f"./{path} if it is called so"
+            )
+
+
 def others_given(command: Any, args: Sequence[str]) -> list[str]:
     """The options among the words of a command, with their values, but for those that a command
     with words in another tool's order is given anew."""
@@ -95,6 +112,8 @@ def settle_words(
 
     Raises UsageError, which says what to type.
     """
+    if late := [word for word in rest if word.startswith("-")]:
+        raise UsageError(f"{late[0]} stands after --, where no options are; write it before that")
     words = [str(word) for word in (params[argument], *rest) if word is not None]
     kinds = [word for word in words if is_type(word)]
     others = [word for word in words if word not in kinds]
@@ -170,6 +189,8 @@ def words(error: Any, commands: Mapping[str, Any]) -> str:
     see = f"quantkit {command} --help" if command in commands else "quantkit --help"
     param = getattr(error, "param", None)
     if kind == "NoSuchOption":
+        if called := [w for w in context.find_root().obj or () if _is_file_like(w, error)]:
+            return f"no option {called[0]}; if the file or directory is meant, write ./{called[0]}"
         return f"no option {error.option_name}; {_instead(error, command, commands)}see {see}"
     if kind == "MissingParameter" and param is not None:
         what = (param.help or "").rstrip(".")
@@ -187,6 +208,11 @@ def words(error: Any, commands: Mapping[str, Any]) -> str:
         return f"{_name(param)}: {_given(param, context)!r} is not {what}; see {see}"
     text = " ".join(error.format_message().split()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}; see {see}"
+
+
+def _is_file_like(word: str, error: Any) -> bool:
+    """Whether a word that was taken for options names something here."""
+    return word.startswith(error.option_name) and Path(word).exists()
 
 
 def _instead(error: Any, command: str, commands: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from quantkit.execution.journal import (
 )
 from quantkit.planning.plan import Plan, PlannedFile
 from quantkit.storage import direct_io, os_files
-from quantkit.storage.whole import output_error
+from quantkit.storage.whole import check_name, output_error
 
 SYNC_SECONDS = 5.0  # how much work a power cut may cost
 HELD_BYTES = 1 << 24  # of a file, before the disk is set to work on it
@@ -158,6 +158,7 @@ def check_outputs(plan: Plan, force: bool) -> None:
     """
     inputs = {os_files.real(path) for path in plan.inputs if isinstance(path, Path)}
     needed: dict[Path, int] = {}
+    check_names(plan)
     for f in plan.files:
         parent = os_files.real(f.path.parent)  # a link is replaced, not followed
         there = os_files.nearest(parent)
@@ -167,7 +168,7 @@ def check_outputs(plan: Plan, force: bool) -> None:
             raise OutputError(f"{f.path} is a directory; name the file with -o")
         if os_files.real(f.path) in inputs:
             raise OutputError(f"{f.path} is the input; name another output with -o")
-        if f.path.exists() and not force and not journal_path(f.path).exists():
+        if not force and is_whole(f.path):
             _remove_journals(plan)
             raise OutputExists(f"{f.path} exists already; --force overwrites it")
         begun = os_files.allocated(partial_path(f.path))
@@ -178,6 +179,17 @@ def check_outputs(plan: Plan, force: bool) -> None:
                 f"{parent}: {_amount(size)} needed, {_amount(free)} free; "
                 "make room, or name another disk with -o"
             )
+
+
+def check_names(plan: Plan) -> None:
+    """Raises OutputError where a file's name is too long."""
+    for f in plan.files:
+        check_name(f.path)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is something of that name that no run is at."""
+    return path.exists() and not journal_path(path).exists()
 
 
 def _remove_journals(plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -126,8 +126,10 @@ def fit(
     reading: Reading = AS_IT_IS,
     threads: int | None = None,
     progress: Progress = SILENT,
+    ready: Callable[[str], None] = lambda name: None,
 ) -> Fit:
     """Choose a format for every tensor of a source: the least error in all within the budget.
+    `ready` is called with the model's name before anything is measured, and may raise.
 
     `formats` are those to choose from; by default MOE_FORMATS, and with an importance
     matrix LOW_FORMATS, which no tensor gets that the matrix has nothing for. Raises BudgetError,
@@ -149,6 +151,7 @@ def fit(
     wanted = {t.name: _makeable(formats, t, t.name in job.importance) for t in free}
     sizes = [[align(tensor_bytes(t.shape, fmt)) for fmt in wanted[t.name]] for t in free]
     room = _room(budget, job, free, sizes)
+    ready(job.model.name)
     errors = measure(job.plan, wanted, threads or default_threads(), job.importance, progress)
     items = [
         [

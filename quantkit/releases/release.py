@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from quantkit import __version__
 from quantkit.errors import UsageError
 from quantkit.execution.journal import model_digest
-from quantkit.execution.outputs import check_outputs
+from quantkit.execution.outputs import check_names, check_outputs
 from quantkit.execution.stages import default_threads
 from quantkit.execution.sums import FileSums, NoteSums
 from quantkit.hub import push
@@ -372,6 +372,8 @@ def _make(
     jobs = [job for job in jobs if job.plan.outputs]
     if not jobs:
         return
+    for job in jobs:
+        check_names(job.plan)
     is_new, goes_on = not directory.exists(), (record := manifest.partial_path(directory)).exists()
     try:
         make_directory(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,8 +62,19 @@ class CheckpointFiles:
         return f"{self.where}/{name}"
 
     def has(self, name: str) -> bool:
-        """Whether there is a small file of that name."""
-        return self.path(name).is_file()
+        """Whether there is a small file of that name. Raises SourceNotFound, UnsupportedSource: it
+        has the name and cannot be read, and without it the model would be another."""
+        path = self.path(name)
+        if path.is_file():
+            return True
+        if os.path.lexists(path):
+            if not path.exists():
+                raise SourceNotFound(
+                    f"{self.label(name)} is a link to a file that is not there; download it again"
+                )
+            what = "a directory" if path.is_dir() else "a pipe or a device"
+            raise UnsupportedSource(f"{self.label(name)} is {what}; a file is expected")
+        return False
 
     def weight(self, name: str) -> File | None:
         """A file of weights, here or on the Hub; None if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,7 +47,12 @@ def models_here(directory: Path) -> list[Path]:
 
 
 def model_files(path: Path) -> list[Path]:
-    """A GGUF file as it is, or the models in a directory. Raises SourceNotFound if it has none."""
+    """A GGUF file as it is, or the models in a directory. Raises SourceNotFound if it has none,
+    UnsupportedSource for an address, from which a `Path` has made a path."""
+    if re.match(r"(hf|https?):", str(path)) and not path.exists():
+        raise UnsupportedSource(
+            f"{path}: a file of this machine is expected; download it first (`hf download`)"
+        )
     if not path.is_dir():
         return [path]
     if not (found := models_here(path)):

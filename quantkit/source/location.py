@@ -36,6 +36,9 @@ def address_of(text: str) -> str | None:
 def hint(text: str) -> str:
     """What to write instead of a path that is none, if that can be told."""
     if _MODEL.fullmatch(text) and not text.lower().endswith(".gguf"):
+        above = Path(text).parent
+        if above.is_file():
+            return f"; {above} is a file"
         return f"; a model on the Hub is written {SCHEME}{text}"
     return ""
 

@@ -14,6 +14,7 @@ from quantkit.storage import os_files
 
 _NO_FILES = "/proc/", "/sys/"
 _BEGINNING = 4096  # bytes of a file, among which one of zero is of no text
+_LONGEST = 255  # bytes of a name, or 16-bit units on Windows
 
 
 def output_error(e: OSError, path: Path) -> OutputError:
@@ -24,9 +25,22 @@ def output_error(e: OSError, path: Path) -> OutputError:
         return DiskFull(f"{path}: the disk is full ({e.strerror}); make room and run it again")
     if e.errno in (errno.EMFILE, errno.ENFILE):
         return OutputError(f"{path}: {e.strerror}; allow more (`ulimit -n 4096`) and run it again")
+    if e.errno == errno.ENAMETOOLONG:
+        return OutputError(f"{path}: its name is too long; give a shorter one with -o")
     if e.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return OutputError(f"{path}: cannot be written ({e.strerror}); name another place with -o")
     return OutputError(f"{path}: cannot be written ({e.strerror}); mend that and run it again")
+
+
+def check_name(path: Path, most: int = len(".partial")) -> None:
+    """A file of this name, and one whose name is by up to `most` bytes longer while it is made, can
+    be there. Raises OutputError."""
+    if (n := len(os.fsencode(path.name)) + most) > _LONGEST:
+        raise OutputError(
+            f"{path.name}: {n} bytes, {most} of them for its name while it is made, and a name has "
+            f"{_LONGEST} at most; give a shorter one with -o (files of a release are called after "
+            "the source: rename that)"
+        )
 
 
 def check_place(path: Path, force: bool = True) -> None:

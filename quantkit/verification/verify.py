@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.calibration.imatrix import Imatrix, check_usable
-from quantkit.errors import LlamaError, LlamaMissing, SourceError, TokenizerError, UsageError
+from quantkit.errors import (
+    LlamaError,
+    LlamaMissing,
+    SourceError,
+    SourceNotFound,
+    TokenizerError,
+    UsageError,
+)
 from quantkit.execution.stages import default_threads
 from quantkit.gguf.container import Header
 from quantkit.gguf.splits import split_siblings
@@ -71,13 +78,16 @@ def verify(
     a checkpoint or a GGUF file, read as `reading` says.
 
     With the `imatrix` that it was made with, its bytes can be proven. Raises SourceError and
-    ModelError for what is wrong with the source, and CorruptFile for a damaged manifest; what is
-    wrong with the file becomes a finding. UsageError: a file that is made of no source here.
+    ModelError for what is wrong with the source, CorruptFile for a damaged manifest, and
+    SourceNotFound where there is no file, and no manifest that has one; what is wrong with the file
+    becomes a finding. UsageError: a file that is made of no source here.
     """
     checks, errors = [_check_bytes(file, progress)], list[TensorErrors]()
     try:
         header, tensors = open_gguf_set(file)
     except SourceError as e:
+        if isinstance(e, SourceNotFound) and not checks[0].findings:
+            raise
         return _verdict(file, [*checks, Check([str(e)])])
     faults = structure.faults(header, tensors)
     kind = kind_of(header.kv, [t.name for t in tensors])

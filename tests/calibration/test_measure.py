@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from quantkit import api, jobs
+from quantkit.calibration import measure as measuring
 from quantkit.calibration import own_text
 from quantkit.calibration.measure import Measured, Options, measure
 from quantkit.calibration.run import PREFIX
@@ -24,10 +25,12 @@ from quantkit.calibration.statistics import routing
 from quantkit.calibration.sums import read_sums
 from quantkit.errors import (
     CorruptFile,
+    DiskFull,
     ImatrixError,
     JournalMismatch,
     LlamaError,
     LlamaMissing,
+    OutputError,
     OutputExists,
     OutputInUse,
     SourceNotFound,
@@ -362,6 +365,17 @@ def test_what_else_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.M
         measure(model, [TEXT], out)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]
+
+
+def test_a_full_disk_is_told_before_the_text_is_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os_files, "free_bytes", lambda directory: 1000)
+    monkeypatch.setattr(measuring, "_carried_out", lambda *_: pytest.fail("it is begun"))
+    with pytest.raises(DiskFull, match=r"bytes needed, 1,000 free; make room"):
+        measure(model, [TEXT], tmp_path / "m.gguf")
+    with pytest.raises(OutputError, match="give a shorter one"):
+        measure(model, [TEXT], tmp_path / f"{'m' * 245}.gguf")
 
 
 def test_activations_that_are_no_numbers_are_named(model: Path, tmp_path: Path) -> None:

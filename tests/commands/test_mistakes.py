@@ -21,6 +21,8 @@ ONE = "one source is expected, and"
 SIZE = "is not a size; for instance 300M or 4G"
 UNSET = "is empty; is a variable of the shell not set?"
 END = "it is being written or downloaded; finish that first"
+TILDE = "the shell leaves ~ as it is in quotes and after =; write $HOME, or"
+LONG = "a" * 250
 ALL = (
     "commands: convert, quantize, split, merge, edit, inspect, report, plan, release, verify, fit, "
     "imatrix"
@@ -86,6 +88,14 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("report empty", 1, "empty: no GGUF file in it"),
     ("verify empty", 1, "empty: no GGUF file in it"),
     ("report ..", 1, "..: no GGUF file in it; ../place has some"),
+    ("quantize m.gguf/x -t Q8_0", 1, "m.gguf/x: no such file or directory; m.gguf is a file"),
+    ("verify nowhere.gguf", 1, "nowhere.gguf: no such file"),
+    ("report hf://org/model", 1,
+     "hf:/org/model: a file of this machine is expected; download it first (`hf download`)"),
+    ("inspect ~/ckpt", 2, f"~/ckpt: {TILDE} ./~/ckpt if it is called so"),
+    ("convert -dash", 2, "no option -dash; if the file or directory is meant, write ./-dash"),
+    ("convert -- ckpt -o x.gguf", 2,
+     "-o stands after --, where no options are; write it before that"),
     # types
     ("quantize ckpt", 2, "no type given; for instance --type Q4_K_M"),
     ("quantize ckpt --type", 2, "--type takes a value, TYPE; see quantkit quantize --help"),
@@ -149,6 +159,12 @@ MISTAKES: tuple[tuple[str, int, str], ...] = (
     ("release ckpt -o x.gguf", 1, "x.gguf: a release is a directory; name one with -o"),
     ("release ckpt -o new --drop Q8_0", 2, "--drop Q8_0: not in the release, which has nothing"),
     ("release ckpt -o ckpt", 1, "ckpt is where the source lies; name another directory with -o"),
+    ("convert ckpt --outfile=~/x.gguf", 2, f"~/x.gguf: {TILDE} ./~/x.gguf if it is called so"),
+    ("convert ckpt -o ~x.gguf", 2, f"~x.gguf: {TILDE} ./~x.gguf if it is called so"),
+    (f"convert ckpt -o {LONG}.gguf", 1,
+     f"{LONG}.gguf: 263 bytes, 8 of them for its name while it is made, and a name has 255 at "
+     "most; give a shorter one with -o (files of a release are called after the source: rename "
+     "that)"),
     # values
     ("quantize ckpt -t Q8_0 --memory 4", 2, f"--memory: '4' {SIZE}"),
     ("split m.gguf --split-max-size 300", 2, f"--split-max-size: '300' {SIZE}"),
@@ -254,7 +270,7 @@ def place(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     ckpt = Path(shutil.copytree(checkpoint("mixtral-4x"), here / "ckpt"))
     convert(ckpt, here / "m.gguf")
     split(here / "m.gguf", here / "parts" / "m.gguf", Splits(max_tensors=6))
-    for name in ("parent/a", "parent/b", "parent/inner/c", "adapter", "pipeline", "empty"):
+    for name in ("parent/a", "parent/b", "parent/inner/c", "adapter", "pipeline", "empty", "-dash"):
         (here / name).mkdir(parents=True)
     for name in ("parent/a", "parent/b", "parent/inner/c"):
         (here / name / "config.json").write_text("{}")

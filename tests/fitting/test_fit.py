@@ -208,8 +208,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[-1].startswith("frankenmoe-mergekit-fit.txt: 23 tensors")
     assert len(Path("frankenmoe-mergekit-fit.txt").read_text().split()) == 23
     assert "<svg" in Path("fit.svg").read_text()
-    assert "fit.svg exists" in str(run(app, asked).exception)  # before anything is measured
-    assert "fit.txt exists" in str(run(app, asked[:-2]).exception)
+    Path("there.gguf").touch()
+    with monkeypatch.context() as unmeasured:
+        unmeasured.setattr("quantkit.fitting.fit.measure", lambda *_: pytest.fail("it is measured"))
+        assert "fit.txt exists" in str(run(app, asked).exception)
+        away = [*asked, "--recipe-file", "new.txt"]
+        assert "fit.svg exists" in str(run(app, away).exception)
+        away[away.index("fit.svg")] = "new.svg"
+        assert "there.gguf exists" in str(run(app, [*away, "-o", "there.gguf"]).exception)
     result = run(app, [*asked, "--force", "--json", "-o", "out.gguf"])
     found = json.loads(result.stdout)
     assert found["files"] == ["out.gguf"]

@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.errors import CorruptFile, SourceError, SourceNotFound, UnsupportedSource
+from quantkit.errors import (
+    CorruptFile,
+    SourceError,
+    SourceNotFound,
+    UnsupportedSource,
+    malformed,
+)
 from quantkit.model.open import open_checkpoint
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.vocabularies import vocabulary, write_files
@@ -154,3 +160,31 @@ def test_what_is_no_text(tmp_path: Path) -> None:
 def test_no_directory(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="no such directory"):
         CheckpointFiles.local(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes are of POSIX")
+@pytest.mark.parametrize(
+    ("there", "words"), [("link", "a link to a file that is not there; download it again"),
+                         ("directory", "a directory; a file is expected"),
+                         ("pipe", "a pipe or a device; a file is expected")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "README.md"])
+def test_a_name_without_its_file(there: str, words: str, name: str, broken: Get) -> None:
+    """As in a cache that was half downloaded: without the file it would be another model."""
+    source = broken("mixtral-4x")
+    path = source / name
+    path.unlink(missing_ok=True)
+    if there == "link":
+        path.symlink_to("../blobs/nowhere")
+    elif there == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(SourceError, match=words) as caught:
+        open_checkpoint(source, "auto")
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_lack_of_memory_is_no_fault_of_a_file() -> None:
+    with pytest.raises(MemoryError), malformed(CorruptFile, "a file"):
+        raise MemoryError
