@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from quantkit.storage import windows
@@ -230,6 +230,25 @@ def allocated(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return getattr(status, "st_blocks", -(-status.st_size // 512)) * 512
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Nothing that a library itself writes to standard error is seen: a panic in Rust is told
+    there, in many lines, before it becomes an exception."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def real(path: Path) -> Path:

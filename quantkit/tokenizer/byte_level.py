@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import SourceError, TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.storage.os_files import muted
 from quantkit.tokenizer import trial, wordpiece
 from quantkit.tokenizer.added_tokens import add_configured
 from quantkit.tokenizer.class_tokens import class_name
@@ -74,6 +75,7 @@ def from_json(
     return ByteLevel(**trial.in_child(files, tokenizer, size, pre, family, architecture))
 
 
+@muted()
 def read(
     files: CheckpointFiles,
     tokenizer: dict[str, Any],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import TokenizerError
 from quantkit.progress import Detail
 from quantkit.source.checkpoint_files import CheckpointFiles
+from quantkit.storage.os_files import muted
 from quantkit.tokenizer.added_tokens import loaded
 from quantkit.tokenizer.class_tokens import class_tokens
 from quantkit.tokenizer.families import AddedTokens
@@ -83,6 +84,7 @@ def chatglm(files: CheckpointFiles, size: int | None) -> Pieces:
     return table
 
 
+@muted()
 def read_pieces(files: CheckpointFiles, name: str) -> tuple[list[Piece], SentencePieceProcessor]:
     """Every piece of a SentencePiece model, and the model. Raises TokenizerError."""
     from sentencepiece import SentencePieceProcessor

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from quantkit.errors import LlamaError, LlamaMissing, TokenizerError, malformed
 from quantkit.llama import apart
 from quantkit.llama.llama_cpp import library
+from quantkit.storage.os_files import muted
 from quantkit.storage.parse import parse_json
 from quantkit.tokenizer import trial
 
@@ -50,7 +51,7 @@ def reference(directory: Path) -> Reference | None:
     """The tokenizer of a checkpoint, by the library that it was made for; None where it is of a
     kind that only its own code reads. Raises TokenizerError."""
     model, fast = directory / "tokenizer.model", directory / "tokenizer.json"
-    with malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
+    with muted(), malformed(TokenizerError, f"{directory}: malformed tokenizer files"):
         if fast.is_file():
             if not trial.is_known_to_end(parse_json(fast.read_bytes(), str(fast))):
                 return Reference(lambda texts: trial.encoded(directory, texts))

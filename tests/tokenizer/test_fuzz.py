@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from quantkit.errors import QuantkitError
+from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.gguf.key_values import KeyValueWriter
 from quantkit.model.metadata import add_general, with_vocabulary
 from quantkit.source.checkpoint_files import CheckpointFiles
@@ -183,3 +183,18 @@ def test_any_generation_config(directories: dict[str, Path]) -> None:
             refused(add_general, directory, [])
 
     check()
+
+
+def test_a_panic_of_the_library_is_one_line(
+    directories: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It cuts a prefix off the second half of a merge that is shorter than that."""
+    directory = directories["llama-dense"]
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["model"]["continuing_subword_prefix"] = "x" * 16
+    with instead(path, json.dumps(tokenizer).encode()):
+        files = CheckpointFiles.local(directory)
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json: .*out of range"):
+            with_vocabulary(KeyValueWriter("llama"), files, "LlamaForCausalLM", 520, None)
+    assert capfd.readouterr().err == ""
