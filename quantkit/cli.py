@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
@@ -142,7 +143,8 @@ def _say_error(
 ) -> None:
     """One line on stderr; for who asked for JSON (in the arguments `given`), JSON on stdout too."""
     if _wants_json(sys.argv[1:] if given is None else given):
-        print_json({"error": {"kind": kind, "text": text, "exit_code": code}})
+        with contextlib.suppress(OSError):  # it may be standard output that the error is of
+            print_json({"error": {"kind": kind, "text": text, "exit_code": code}})
     typer.echo(f"error: {text}", err=True)
 
 
@@ -185,6 +187,15 @@ def _write_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _is_nowhere() -> bool:
+    """Whether the current directory has been removed."""
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
 def _short_of(e: Exception) -> str | None:
     """What the machine lacks where no call of the system says it; None if it is something else."""
     if isinstance(e, MemoryError):
@@ -216,8 +227,11 @@ def main() -> None:
         _say_error(str(e), kind=type(e).__name__, code=1)
         sys.exit(1)
     except OSError as e:
-        text = f"{one_line(str(e.filename or 'input or output'))}: {e.strerror or one_line(str(e))}"
-        if e.errno in _FULL:
+        where = one_line(str(e.filename or "input or output"))
+        text = f"{where}: {e.strerror or one_line(str(e))}"
+        if not e.filename and _is_nowhere():
+            text = "the current directory is not there any more; change to one that is"
+        elif e.errno in _FULL:
             import tempfile
 
             text += f"; make room there and in {tempfile.gettempdir()}, and run it again"

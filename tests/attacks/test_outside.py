@@ -150,6 +150,24 @@ def test_closed_streams(streams: str, tmp_path: Path) -> None:
 
 
 @posix
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_full_standard_output(more: list[str], tmp_path: Path) -> None:
+    gguf(tmp_path / "a.gguf", [ARCH])
+    code, said = cli("report", "a.gguf", *more, cwd=tmp_path, shell='exec "$@" >/dev/full')
+    assert (code, said.count("\n")) == (1, 1)
+    assert "error: input or output: No space left on device" in said
+
+
+@posix
+def test_a_current_directory_that_is_gone(tmp_path: Path) -> None:
+    """Its name is what a relative path begins with."""
+    gone = 'mkdir gone; cd gone; rmdir ../gone; exec "$@" 2>&1 | grep -v getcwd'
+    _, said = cli("convert", "../ckpt", cwd=tmp_path, shell=gone)
+    assert said == "error: the current directory is not there any more; change to one that is\n"
+
+
+@posix
 def test_no_room_for_compiled_kernels(checkpoint: Make, tmp_path: Path) -> None:
     """What is to be done is something that a command can do."""
     program = (
