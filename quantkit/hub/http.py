@@ -102,15 +102,19 @@ def _session() -> Any:
     try:
         return _utils().get_session()
     except OSError:
-        raise UsageError(
-            "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read; mend or "
-            "unset it"
-        ) from None
+        raise UsageError(_no_certificates("SSL_CERT_FILE or SSL_CERT_DIR")) from None
     except (ValueError, ImportError):
-        raise UsageError(
-            "the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names cannot be used; an address "
-            "such as http://HOST:PORT is expected"
-        ) from None
+        raise UsageError(_NO_PROXY) from None
+
+
+_NO_PROXY = (
+    "the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names cannot be used; an address such as "
+    "http://HOST:PORT is expected"
+)
+
+
+def _no_certificates(variables: str) -> str:
+    return f"the certificates that {variables} names cannot be read; mend or unset it"
 
 
 def check_name(repo: str) -> None:
@@ -244,9 +248,13 @@ def answers(where: str) -> Iterator[None]:
         raise refusal(where, e.response.status_code, e.response.headers) from None
     except errors.HFValidationError:
         raise SourceNotFound(f"{where}: not a name that a model can have") from None
-    except ValueError:  # requests' JSONDecodeError is an OSError as well
+    except ValueError as e:  # requests' JSONDecodeError is an OSError as well
+        if words := hopeless(e):
+            raise SourceUnreachable(f"{where}: {words}") from None
         raise strange(where) from None
     except (OSError, *root) as e:
+        if type(e) is OSError and "CA certificate" in str(e):  # requests, once it is to ask
+            raise UsageError(_no_certificates("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE")) from None
         if words := hopeless(e):
             raise SourceUnreachable(f"{where}: {words}") from None
         raise Again(f"no answer ({type(e).__name__})", silent=True) from None
@@ -256,11 +264,16 @@ _HOPELESS = {  # by the names that either HTTP library gives them
     "TooManyRedirects": "its server sends us round in a circle",
     "UnsupportedProtocol": "its server sends us to where no web is",
     "InvalidURL": "its server sends us to where no web is",
+    "InvalidSchema": "its server sends us to where no web is",
+    "MissingSchema": "its server sends us to where no web is",
 }
 
 
 def hopeless(e: BaseException) -> str:
-    """What is the matter where waiting does not help; nothing if it may."""
+    """What is the matter where waiting does not help; nothing if it may. Raises UsageError: it is a
+    proxy, which requests looks at once it is to ask."""
+    if type(e).__name__ == "InvalidProxyURL" or "SOCKS" in str(e):
+        raise UsageError(_NO_PROXY) from None
     kinds = (type(e).__name__, type(e.__context__).__name__)
     return next((_HOPELESS[kind] for kind in kinds if kind in _HOPELESS), "")
 

@@ -100,7 +100,8 @@ def apart(paths: Sequence[Path], ask: Asked) -> Iterator[str]:
     while at < len(paths):
         reader, writer = os.pipe()
         with tempfile.TemporaryFile() as said:
-            with warnings.catch_warnings(action="ignore"):  # threads of ours that wait
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # threads of ours that wait
                 child = os.fork()
             if not child:
                 os.close(reader)

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ REPO = "org/M-GGUF"
 CLIENT = "from huggingface_hub.cli.hf import main; main()"
 
 
+@pytest.mark.skipif(not find_spec("huggingface_hub.cli"), reason="`hf` came with version 0.34")
 @pytest.mark.parametrize("splits", [Splits(), Splits(max_tensors=20)], ids=["whole", "split"])
 def test_what_the_card_says_downloads_a_type(
     splits: Splits, frankenmoe: dict[str, Path], tmp_path: Path
