@@ -63,6 +63,7 @@ test-ray: $(VENV)/.ray
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m tests.attacks.fuzz $(FUZZ_SECONDS)
+	$(BIN)/python -m tests.attacks.small_files $(FUZZ_SECONDS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

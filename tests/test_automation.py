@@ -45,6 +45,47 @@ def calls(text: str) -> Iterator[tuple[str, list[str]]]:
         yield words[0], [w.split("=")[0] for w in words if re.match(r"--?[a-zA-Z]", w)]
 
 
+def pages() -> list[Path]:
+    """The Markdown that people read."""
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+OTHERS = {  # options of other programs that the pages name
+    "--lora", "--index-url", "--extra-index-url", "--args", "--build", "--target", "--write",
+    "--local-dir", "--remote", "--load-mode", "--no-mmap", "--cpu-moe", "--cache-ram",
+    "--cache-type-k", "--dequantize", "--in-file", "--kl-divergence", "--version",
+}  # fmt: skip
+
+
+def test_every_option_is_on_a_page_and_no_other() -> None:
+    text = "\n".join(path.read_text() for path in pages())
+    known = set().union(*options().values())
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        for p in command.params:
+            if p.param_type_name == "option":
+                assert any(o in text for o in (*p.opts, *p.secondary_opts)), (name, p.opts)
+    for quoted in re.findall(r"`[^`\n]*`", text):
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", quoted):
+            assert option in known | OTHERS, quoted
+
+
+def test_every_link_leads_somewhere() -> None:
+    def anchor(heading: str) -> str:
+        return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+    texts = {p: re.sub(r"^```.*?^```", "", p.read_text(), flags=re.S | re.M) for p in pages()}
+    anchors = {p: set(map(anchor, re.findall(r"^#+ (.*)$", t, re.M))) for p, t in texts.items()}
+    for path, text in texts.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"[a-z]+:", link):
+                continue
+            name, _, part = link.partition("#")
+            there = (path.parent / name).resolve() if name else path
+            assert there.exists(), (path.name, link)
+            assert not part or part in anchors[there], (path.name, link)
+
+
 @pytest.mark.parametrize("name", DOCS)
 def test_every_command_that_is_shown_is_there(name: str) -> None:
     known = options()

@@ -165,6 +165,11 @@ def _pickle(data: bytes) -> None:
         read_pickle(data)
 
 
+def off_the_line(text: str) -> bool:
+    """Whether an error says what is not one line of text."""
+    return any(unicodedata.category(c) in _OFF_THE_LINE for c in text)
+
+
 class _Late(BaseException):
     pass
 
@@ -191,7 +196,7 @@ def run(seconds: float, seed: int, keep: Path | None = None) -> tuple[Counter[st
                 try:
                     read(path)
                 except QuantkitError as e:
-                    if any(unicodedata.category(c) in _OFF_THE_LINE for c in str(e)):
+                    if off_the_line(str(e)):
                         fault = "an error that is not one line of text"
                 except BaseException as e:
                     if isinstance(e, KeyboardInterrupt):

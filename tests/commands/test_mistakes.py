@@ -16,6 +16,7 @@ import pytest
 from quantkit import cli
 from quantkit.gguf.splits import Splits
 from quantkit.jobs import convert, split
+from tests.commands.test_json import DEFS, wrong
 
 ONE = "one source is expected, and"
 SIZE = "is not a size; for instance 300M or 4G"
@@ -330,3 +331,23 @@ def test_what_a_mistake_gets(
     assert found.startswith(parts[0])
     assert len(parts) > 1 or found == parts[0]
     assert {p: p.stat().st_mtime_ns for p in place.rglob("*")} == before
+
+
+def test_the_same_as_json(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is refused is an object of the schema on standard output, and the line as ever."""
+    monkeypatch.chdir(place)
+    for typed, code, _ in MISTAKES:
+        words = shlex.split(typed)
+        if {"--", "--json=yes"} & {*words} or ("pipe" in words and not hasattr(os, "mkfifo")):
+            continue
+        monkeypatch.setattr(sys, "argv", ["quantkit", *words, "--json"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        gc.unfreeze()
+        said = capsys.readouterr()
+        found = json.loads(said.out)
+        assert wrong(found, DEFS["error"]) == [], typed
+        assert (ended.value.code, found["error"]["exit_code"]) == (code, code), typed
+        assert said.err == f"error: {found['error']['text']}\n", typed
