@@ -34,7 +34,12 @@ _SENTENCEPIECE = ({"String": " "}, "\u2581"), ({"String": "\u2581"}, " ")
 
 
 def is_known_to_end(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether every step of a tokenizer is one whose time and output grow with the text alone."""
+    """Whether every step of a tokenizer is one whose time and output grow with the text alone, and
+    its merges are of whole pieces: the library cuts a prefix off the second of a pair by bytes, and
+    ends the process where that is in a character."""
+    model = tokenizer.get("model")
+    if isinstance(model, dict) and "merges" in model and model.get("continuing_subword_prefix"):
+        return False
     names = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
     steps = [step for name in names for step in _steps(tokenizer.get(name), 0)]
     return len(steps) <= _MAX_STEPS and all(map(_ends, steps))

@@ -188,13 +188,15 @@ def test_any_generation_config(directories: dict[str, Path]) -> None:
 def test_a_panic_of_the_library_is_one_line(
     directories: dict[str, Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It cuts a prefix off the second half of a merge that is shorter than that."""
+    """It cuts a prefix off the second half of a merge, which is shorter; and by bytes, where the
+    panic ends the process."""
     directory = directories["llama-dense"]
     path = directory / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    tokenizer["model"]["continuing_subword_prefix"] = "x" * 16
-    with instead(path, json.dumps(tokenizer).encode()):
-        files = CheckpointFiles.local(directory)
-        with pytest.raises(TokenizerError, match=r"tokenizer\.json: .*out of range"):
-            with_vocabulary(KeyValueWriter("llama"), files, "LlamaForCausalLM", 520, None)
+    for prefix, words in ("x" * 16, "out of range"), ("x", "it was tried, and "):
+        tokenizer["model"]["continuing_subword_prefix"] = prefix
+        with instead(path, json.dumps(tokenizer).encode()):
+            files = CheckpointFiles.local(directory)
+            with pytest.raises(TokenizerError, match=rf"tokenizer\.json: .*{words}"):
+                with_vocabulary(KeyValueWriter("llama"), files, "LlamaForCausalLM", 520, None)
     assert capfd.readouterr().err == ""
