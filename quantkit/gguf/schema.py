@@ -29,7 +29,10 @@ _SCHEMA = tuple(
          _INTEGERS, frozenset(), "a whole number"),
         (r"general\.sampling\..*", _NUMBERS | _TEXT, frozenset(), "a number or text"),
         (r"general\.license", _TEXT, _TEXT, "text"),
-        (r"general\..*", _TEXT, frozenset(), "text"),
+        (r"general\.tensor_extra\.name", frozenset(), _TEXT, "a list of texts"),
+        (r"general\.(architecture|type|name|author|version|organization|finetune|description"
+         r"|basename|quantized_by|size_label|url|doi|uuid|repo_url|license\..*|source\..*"
+         r"|base_model\..*|dataset\..*)", _TEXT, frozenset(), "text"),
         (r"tokenizer\.ggml\.(tokens|merges)|tokenizer\.chat_templates",
          frozenset(), _TEXT, "a list of texts"),
         (r"tokenizer\.ggml\.token_type", frozenset(), _INTEGERS, "a list of whole numbers"),

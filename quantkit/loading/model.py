@@ -50,7 +50,7 @@ def faults(kv: Sequence[KeyValue], tensors: Sequence[Info]) -> list[str]:
     if arch not in needs():
         return [*found, f"general.architecture is {arch!r}, which llama.cpp does not know"]
     values = of_architecture(arch, kv)
-    found += [*_types(arch, by_key, values), *_counts(arch, values)]
+    found += [*_types(arch, by_key, values), *_counts(arch, values), *_precisions(by_key)]
     if number(values, "block_count") > MAX_LAYERS:  # told; the rest goes through every layer
         return found
     return [
@@ -101,6 +101,20 @@ def split_faults(kv: Sequence[KeyValue]) -> Iterator[str]:
 
 def _power(n: Any) -> bool:
     return isinstance(n, int) and n > 0 and n & (n - 1) == 0
+
+
+def _precisions(by_key: Mapping[str, KeyValue]) -> Iterator[str]:
+    """Which tensors are multiplied with activations of 4 bits: `llama_prec_policy::load`."""
+    names, said = (by_key.get(f"general.tensor_extra.{end}") for end in ("name", "prec_a4"))
+    if names is None:
+        return
+    if said is None or said.type != "ARRAY" or said.element_type != "BOOL":
+        yield "general.tensor_extra.prec_a4 is no list of true and false, and a list of names is"
+    elif len(names.value) != len(said.value):
+        yield (
+            f"general.tensor_extra.prec_a4 has {len(said.value)} values for "
+            f"{len(names.value)} names"
+        )
 
 
 def _types(arch: str, by_key: Mapping[str, KeyValue], values: Values) -> Iterator[str]:

@@ -4,7 +4,7 @@ and the names of those that llama.cpp is not to multiply with activations of 4 b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from quantkit.gguf.container import KeyValue, array
 from quantkit.model.placement import Placed
@@ -13,6 +13,7 @@ from quantkit.source.codings.nvfp4 import all_ones, scales
 from quantkit.source.segments import Segment
 from quantkit.source.tensors import Files, SourceTensor
 
+_KEYS = _NAMES, _PRECISIONS = "general.tensor_extra.name", "general.tensor_extra.prec_a4"
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -65,8 +66,23 @@ def precision_keys(
     )
     if not names:
         return ()
-    values = [False] * len(names)
-    return array("general.tensor_extra.name", names), array("general.tensor_extra.prec_a4", values)
+    return array(_NAMES, names), array(_PRECISIONS, [False] * len(names))
+
+
+def by_new_names(kv: Sequence[KeyValue], old_names: Mapping[str, str]) -> tuple[KeyValue, ...]:
+    """The key-values where tensors have other names (`old_names` by the new ones), or are gone."""
+    values = {item.key: item.value for item in kv}
+    said = dict(zip(values.get(_NAMES, ()), values.get(_PRECISIONS, ()), strict=False))
+    left = {new: said[old] for new, old in sorted(old_names.items()) if old in said}
+    changed = {}
+    if left:
+        changed = {
+            _NAMES: array(_NAMES, [*left]),
+            _PRECISIONS: array(_PRECISIONS, [*left.values()]),
+        }
+    return tuple(
+        changed.get(item.key, item) for item in kv if item.key in changed or item.key not in _KEYS
+    )
 
 
 def _algorithm(name: str, settings: Settings) -> str:

@@ -20,6 +20,7 @@ from quantkit.loading.patterns import (
     Pattern,
 )
 from quantkit.model.model import Model, ModelTensor
+from quantkit.model.nvfp4 import by_new_names
 
 # counts of layers: of the first ones, and of the last
 _LEADING = ("leading_dense_block_count", "hash_layer_count")
@@ -74,7 +75,7 @@ def prune(model: Model, layers: Iterable[int]) -> tuple[Model, KeyValue, Mapping
     used = {s.source for t in kept for s in t.segments}
     sources = {name: t for name, t in model.sources.items() if name in used}
     count = uint32(f"{model.arch}.block_count", len(number))
-    kv = _Metadata.of(model, blocks[-1] + 1).without(gone)
+    kv = by_new_names(_Metadata.of(model, blocks[-1] + 1).without(gone), old_names)
     return replace(model, tensors=tuple(kept), sources=sources, kv=kv), count, old_names
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from quantkit import errors
+from quantkit import api, errors
 from quantkit.gguf.container import KeyValue, array, read_header, uint32
-from quantkit.jobs import quantize
+from quantkit.jobs import convert, quantize
 from quantkit.loading.patterns import PATTERNS, UNPRUNABLE
 from quantkit.model.model import Model, ModelTensor
 from quantkit.model.open import open_checkpoint
@@ -126,6 +126,19 @@ def test_the_file_says_what_it_holds(checkpoint: Get, tmp_path: Path) -> None:
     a, b = (read_header(tmp_path / f"{name}.gguf") for name in "ab")
     assert a.kv == b.kv
     assert len(a.get("lfm2moe.attention.head_count_kv")) == a.get("lfm2moe.block_count")
+
+
+def test_what_is_said_of_tensors_by_name(checkpoint: Get, tmp_path: Path) -> None:
+    """Which matrices of NVFP4 meet activations of 16 bits: of the file as of the checkpoint."""
+    names, source = "general.tensor_extra.name", checkpoint("qwen3moe-w4a16")
+    whole, less = tmp_path / "whole.gguf", tmp_path / "less.gguf"
+    convert(source, whole)
+    assert api.verify(whole, source).good
+    quantize(whole, ["COPY"], less, prune=(0,))
+    before, after = (read_header(path).get(names) for path in (whole, less))
+    assert [n for n in before if n.startswith("blk.0.")] == after
+    assert len(read_header(less).get("general.tensor_extra.prec_a4")) == len(after) == 3
+    assert api.verify(less).good
 
 
 @pytest.mark.parametrize(("layers", "gone", "fine"), [(66, (1, 2), True), (64, (3,), False)])
