@@ -39,13 +39,15 @@ class Imatrix:
 
     `values` holds, for each tensor's name, float32 `[experts * n]`: n input channels, expert after
     expert. An expert that calibration never reached has 1 everywhere, the neutral prior.
-    `file` is the path as it was given, `chunks` the number of calibration chunks (0: not known).
+    `file` is the path as it was given, `chunks` the number of calibration chunks (0: not known),
+    `name` what files that are made with it say of it, if not the path.
     """
 
     file: str
     values: Mapping[str, Values] = field(repr=False)
     datasets: tuple[str, ...]
     chunks: int
+    name: str = ""
 
     def entry(self, name: str) -> str:
         """The entry that serves a tensor: its own; or else that of a product with the same
@@ -82,7 +84,7 @@ class Imatrix:
     def key_values(self) -> tuple[KeyValue, ...]:
         """The keys that llama-quantize adds to a file, in its order."""
         prefix = "quantize.imatrix."
-        items = [_text(prefix + "file", self.file)]
+        items = [_text(prefix + "file", self.name or self.file)]
         items += [_text(prefix + "dataset", name) for name in self.datasets[:1]]
         items.append(uint32(prefix + "entries_count", len(self.values)))
         if 0 < self.chunks < 1 << 31:  # which llama-quantize reads as a signed number

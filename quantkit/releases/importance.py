@@ -264,7 +264,7 @@ def auto(
             raise OutputExists(
                 f"{output} is of another model or text; remove it, or overwrite it with --force"
             )
-        return read_imatrix(output)
+        return _published(output)
     if run.dry:
         raise UsageError(
             "--imatrix auto makes the matrix first: run without --dry-run, or make it with "
@@ -275,7 +275,13 @@ def auto(
     look = _look_at(calibration, options)
     with made_directories([directory]), as_file(source, TYPE, output, reading, run, look) as file:
         _measured(file, calibration, output, options, replace(run, force=True), made_from)
-    return read_imatrix(output)
+    return _published(output)
+
+
+def _published(path: Path) -> Imatrix:
+    """A matrix that is part of a set: its files name it without the path of this machine, and are
+    the same wherever they are made."""
+    return replace(read_imatrix(path), name=path.name)
 
 
 def _foreseen(model: Model, output: Path) -> Imatrix:

@@ -411,6 +411,7 @@ def test_a_release_makes_and_ships_its_matrix(checkpoint: Get, tmp_path: Path) -
     assert matrix.name in (out / "index.html").read_text()
     file = next(p for p in out.glob("*IQ2_XXS.gguf"))
     assert read_header(file).get("quantize.imatrix.dataset") == "text.txt"
+    assert read_header(file).get("quantize.imatrix.file") == matrix.name
     again = api.release(source, out, ["IQ2_XXS", "Q4_K_M"], **options)
     assert set(again.states.values()) == {"kept"}
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
