@@ -154,6 +154,13 @@ def selected(imatrix: Imatrix, include: Sequence[str] = (), exclude: Sequence[st
     return replace(imatrix, values=values)
 
 
+def takes_importance(fmt: str) -> bool:
+    """Whether a format is made by importances; tables of integers are not made at all."""
+    import quant_types
+
+    return any(f.name == fmt and f.takes_importance for f in quant_types.FORMATS)
+
+
 @dataclass(frozen=True)
 class Coverage:
     """What an importance matrix has for a model, before work begins.
@@ -205,13 +212,11 @@ def coverage(
 ) -> Coverage:
     """Compare a matrix with what will be made: (name, shape in NumPy order, format) of each tensor
     of each output, so a name may come up several times. `old_names` as for `for_tensors`."""
-    import quant_types
-
     uses: dict[str, bool] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape, fmt in tensors:
         shapes[name] = shape
-        uses[name] = uses.get(name, False) or quant_types.get_format(fmt).takes_importance
+        uses[name] = uses.get(name, False) or takes_importance(fmt)
     entries = {name: old_names.get(name, name) for name in shapes}
     covered, missing, mismatched = 0, [], []
     unreached: dict[str, tuple[int, ...]] = {}

@@ -110,7 +110,7 @@ def needs_importance(name: str, fmt: str, kind: str = "") -> bool:
     import quant_types
 
     if category(name) in ("output", "token_embd"):
-        return quant_types.get_format(fmt).needs_importance
+        return any(f.name == fmt and f.needs_importance for f in quant_types.FORMATS)
     return fmt in _WANT_IMPORTANCE or (kind == "Q2_K_S" and fmt == "Q2_K")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from quantkit import jobs
 from quantkit.calibration import ahead, own_text
-from quantkit.calibration.imatrix import Imatrix, read_imatrix
+from quantkit.calibration.imatrix import Imatrix, read_imatrix, takes_importance
 from quantkit.calibration.measure import (
     Measured,
     Options,
@@ -327,8 +327,6 @@ def _beginnings(values: Mapping[str, Any]) -> list[str]:
 def shipped(imatrix: Imatrix, directory: Path, job: Job) -> Calibration:
     """The matrix in the directory of a release, as it was read, and what the outputs of a job take
     of it. Raises SourceError: it is gone."""
-    import quant_types
-
     from_hub = imatrix.file.startswith(SCHEME)
     path = hub_file(imatrix.file) if from_hub else Path(imatrix.file)
     sums, name = read_sums(path), stem(job.model)
@@ -336,7 +334,7 @@ def shipped(imatrix: Imatrix, directory: Path, job: Job) -> Calibration:
     if real(path) != real(target):
         replace_file(target, [path.read_bytes()])
     made = [t for output in job.plan.outputs for t in output.by_name.values()]
-    using = {t.name for t in made if quant_types.get_format(t.format).takes_importance}
+    using = {t.name for t in made if takes_importance(t.format)}
     covered = using & job.importance.keys()
     # calibration does not see embedding and output
     wanted = covered | {n for n in using if category(n) not in ("token_embd", "output")}

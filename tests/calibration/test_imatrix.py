@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import pytest
 from safetensors import safe_open
 
 import quant_types
+from quantkit import api
 from quantkit.calibration.imatrix import Imatrix, check_coverage, coverage, read_imatrix, selected
 from quantkit.errors import ImatrixError, UsageError
+from quantkit.gguf.container import read_header
 from quantkit.model.model import ModelTensor
+from quantkit.recipes.choose import needs_importance
 from tests.calibration.imatrix_bytes import KEYS, entry, gguf, legacy, read, strings
 from tests.checkpoints import FRANKENMOE
 
@@ -199,6 +203,29 @@ def test_coverage_is_silent_where_everything_has_data() -> None:
     assert (found.covered, found.missing, found.unreached, found.unknown) == (2, (), {}, ())
     assert found.lines() == []
     check_coverage(matrix, found, needed=["blk.0.attn_q.weight"], strict=True)
+
+
+def test_tables_of_integers_use_nothing() -> None:
+    """DeepSeek-V4's lists of experts by token, and what is stored in F64, are copied."""
+    tables = [("blk.0.ffn_gate_tid2eid.weight", (9, 2), "I32"), ("blk.0.x.weight", (4, 4), "F64")]
+    found = coverage(covering(), [*MODEL, *tables])
+    assert (found.covered, found.missing) == (2, ())
+    assert not needs_importance("token_embd.weight", "F64")
+
+
+def test_a_release_of_a_model_with_tables_of_integers(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    name, width = "blk.1.ffn_down_shexp.weight", 256
+    matrix = tmp_path / "m.gguf"
+    matrix.write_bytes(gguf(entry(name, [[2.0] * width], [1])))
+    made = api.release(
+        checkpoint("deepseek-v4"), tmp_path / "out", ["Q4_0"], imatrix=matrix, allow_requantize=True
+    )
+    assert made.manifest.imatrix is not None
+    (file,) = (tmp_path / "out").glob("*Q4_0.gguf")
+    kinds = {t.name: t.ggml_type for t in read_header(file).tensors}
+    assert {kind for n, kind in kinds.items() if "tid2eid" in n} == {26}
 
 
 def test_experts_that_calibration_never_reached_are_named() -> None:
