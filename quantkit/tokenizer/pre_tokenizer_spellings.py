@@ -28,9 +28,16 @@ _LITERAL = re.compile(
 )
 
 
+# a character among letters of all kinds (big, small, without case, of none), digits, signs, ends
+_PLACES = (
+    "a_1 __\n!_b ____1_/\n\r_A's A_b _Ab a_B A_A_a__b a_a_A +_B $_ __B 1_Ab 1__a1_A "
+    "\u05d0_a_\u05d0A \u4e2d_a_\u4e2d1 "
+)
+
+
 def around(c: str) -> str:
     """A text with a character in every place where a split may treat it in a way of its own."""
-    return f"a{c}1 {c}{c}\n!{c}b {c}{c}{c}{c}1{c}/\n\r{c}A's"
+    return _PLACES.replace("_", c)
 
 
 def every_character(step: PreTokenizer | None) -> Iterator[str]:

@@ -15,9 +15,10 @@ from typing import Any
 from quantkit.errors import TokenizerError
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.class_tokens import class_tokens
-from quantkit.tokenizer.sentencepiece import prepends_space, read_pieces
+from quantkit.tokenizer.sentencepiece import Piece, prepends_space, read_pieces
 from quantkit.tokenizer.special_tokens import TYPES, content, tokenizer_config
 from quantkit.tokenizer.token_types import TokenType
+from quantkit.tokenizer.token_types import added as typed
 
 _UNIGRAM = 1  # sentencepiece_model.proto, TrainerSpec.ModelType
 MASK = 250001  # of XLM-RoBERTa, which no SentencePiece model of it has
@@ -68,11 +69,21 @@ def from_model(
         table.types[:] = [*(int(kind) for _, kind in first), *table.types[3:-1]]
         if mask and len(table.tokens) > MASK:
             _set(table, [(MASK, ("<mask>", 0.0, control))])
+        _set(table, _added_behind(files, table))
     normalizer = _message(_message(files.data(name)).get(3, b""))
     table.space_prefix, table.one_space = bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
     charsmap = normalizer.get(2, b"")
     table.charsmap = charsmap if isinstance(charsmap, bytes) else b""
     return table
+
+
+def _added_behind(files: CheckpointFiles, table: Unigram) -> Iterator[tuple[int, Piece]]:
+    """The tokens that a tokenizer.json adds behind the pieces; the mask, which no text has, stays
+    padding, as in llama.cpp's files."""
+    for t in (files.optional("tokenizer.json") or {}).get("added_tokens") or []:
+        i, text = int(t["id"]), str(t["content"])
+        if i < len(table.tokens) and table.types[i] == TokenType.UNUSED and text != "<mask>":
+            yield i, (text, 0.0, typed(text, bool(t.get("special")))[1])
 
 
 def from_json(files: CheckpointFiles, tokenizer: Mapping[str, Any], size: int | None) -> Unigram:

@@ -56,9 +56,11 @@ def special_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
 
 
 def spelled(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
-    """The tokens as llama.cpp has them: `##ing` is `ing`, and `in`, which begins a word, `▁in`."""
+    """The tokens as llama.cpp has them: `##ing` is `ing`, and `in`, which begins a word, `▁in`.
+    Added ones stay as they are, which its converter writes as pieces that no text has."""
+    kept = (TokenType.CONTROL, TokenType.USER_DEFINED)
     return [
-        text if kind == TokenType.CONTROL else (text[2:] if text.startswith("##") else SPACE + text)
+        text if kind in kept else (text[2:] if text.startswith("##") else SPACE + text)
         for text, kind in zip(tokens, types, strict=True)
     ]
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from quantkit.errors import TokenizerError
+from quantkit.llama.llama_cpp import Llama
 from quantkit.source.checkpoint_files import CheckpointFiles
 from quantkit.tokenizer.families import rules_for
 from quantkit.tokenizer.token_types import TokenType
 from quantkit.tokenizer.unigram import is_unigram
 from quantkit.tokenizer.vocabulary import Vocabulary, read_vocabulary
 from tests.damage import edit_config
+from tests.vocabularies import tiny_gguf
 
 Broken = Callable[..., Path]
 
@@ -178,3 +180,24 @@ def test_a_sentencepiece_model_that_is_none(data: bytes, broken: Broken) -> None
     (source / "sentencepiece.bpe.model").write_bytes(data)
     with pytest.raises(TokenizerError, match=r"sentencepiece\.bpe\.model"):
         read(source, "XLMRobertaModel")
+
+
+@pytest.mark.parametrize(
+    ("case", "architecture"),
+    [("bert-bge", "BertModel"), ("xlmr-bge-m3", "XLMRobertaModel"),
+     ("xlmr-e5-hfvocab", "XLMRobertaModel")],
+)  # fmt: skip
+def test_an_added_token_is_found_in_a_text(
+    case: str, architecture: str, broken: Broken, tmp_path: Path
+) -> None:
+    """llama.cpp's converter writes a WordPiece token as a piece that begins a word, and padding in
+    place of one behind a Unigram model's pieces: no text had it."""
+    source = broken(case)
+    size = json.loads((source / "config.json").read_text())["vocab_size"]
+    added = json.loads((source / "tokenizer.json").read_text())["added_tokens"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    edit_tokenizer(source, added_tokens=[*added, {"id": size, "content": "<tool>", **flags}])
+    vocab = read(source, architecture, size + 1)
+    assert (vocab.tokens[size], vocab.types[size]) == ("<tool>", TokenType.USER_DEFINED)
+    with Llama(tiny_gguf(vocab, tmp_path / "tiny.gguf"), context=0) as llama:
+        assert size in llama.tokenize(b"a<tool>b", parse=True)
