@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 from quantkit import errors
 from quantkit.calibration import ahead
-from quantkit.calibration.run import Task, Texts
+from quantkit.calibration.run import Task, Texts, lock_path
 from quantkit.calibration.sums import CHUNK_SIZE
 from quantkit.errors import ImatrixError, OutputExists, SourceNotFound
 from quantkit.gguf.container import read_header
@@ -144,12 +145,26 @@ def _check_room(model: Path, output: Path, options: Options) -> None:
 
 def _carried_out(task: Task, progress: Progress) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for told in apart.tell("quantkit.calibration.run", asdict(task), task.model):
-        if "counts" in told:
-            found = dict(told["counts"])
-        else:
-            progress.count(_words(told), told["done"], told["total"], _beside(told))
+    try:
+        for told in apart.tell("quantkit.calibration.run", asdict(task), task.model):
+            if "counts" in told:
+                found = dict(told["counts"])
+            else:
+                progress.count(_words(told), told["done"], told["total"], _beside(told))
+    finally:
+        _tidy(lock_path(Path(task.state)))
     return found
+
+
+def _tidy(lock: Path) -> None:
+    """Remove what a run that was stopped has left, if no other holds it."""
+    if lock.exists():
+        with contextlib.suppress(OSError):
+            held = os_files.open_locked(lock)
+            try:
+                lock.unlink()
+            finally:
+                os.close(held)
 
 
 def _words(told: Mapping[str, Any]) -> str:

@@ -125,6 +125,11 @@ def usual(context: int, nextn: int = 0) -> int:
     return 1 if nextn else max(1, BATCH // context)
 
 
+def lock_path(state: Path) -> Path:
+    """What keeps two runs from making one matrix."""
+    return state.with_name(f".{state.name}.lock")
+
+
 def run(task: Task) -> Iterator[dict[str, Any]]:
     """Do it, and tell how far it is. The matrix is written at the end.
 
@@ -132,7 +137,7 @@ def run(task: Task) -> Iterator[dict[str, Any]]:
     is another matrix), OutputInUse, OSError.
     """
     output, state = Path(task.output), Path(task.state)
-    lock = state.with_name(f".{state.name}.lock")
+    lock = lock_path(state)
     try:
         held = os_files.open_locked(lock)
     except BlockingIOError:

@@ -367,6 +367,26 @@ def test_what_else_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.M
     assert [p.name for p in tmp_path.iterdir()] == ["model.gguf"]
 
 
+def test_a_run_that_is_stopped_leaves_no_lock(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / ".m.gguf.partial.lock"
+
+    def stopped(*_: Any) -> Any:
+        lock.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring.apart, "tell", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, [TEXT], tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
+    held = os_files.open_locked(lock)  # another run's
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, [TEXT], tmp_path / "m.gguf")
+    assert lock.exists()
+    os.close(held)
+
+
 def test_a_full_disk_is_told_before_the_text_is_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
