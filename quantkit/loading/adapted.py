@@ -1,5 +1,6 @@
 """Where llama.cpp b11549 multiplies without a look at adapters (`ggml_mul_mat` where others have
-`build_lora_mm`): a pair of such a matrix is loaded there, and changes nothing."""
+`build_lora_mm`): a pair of such a matrix is loaded there, and changes nothing. And where it
+multiplies what comes of a matrix with the model's own scale before a pair's part is added."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _PLAIN = {
     "glm-dsa": f"{_LATENT}{_INDEXER}",
     "glm5-next": f"{_LATENT}{_INDEXER}{_DELTA}indexer_compressor_gate",
     "graniteswitch": "attn_qkv token_embd",
-    "hy-v4": f"{_LATENT}{_INDEXER}attn_gate",
+    "hy_v4": f"{_LATENT}{_INDEXER}attn_gate",
     "kimi-k3": f"{_LATENT}{_DELTA}attn_gate ffn_gate ffn_up ffn_down ffn_gate_inp ffn_gate_shexp "
     "ffn_up_shexp ffn_down_shexp ffn_routed_down ffn_routed_up",
     "kimi-linear": f"{_LATENT}{_DELTA}",
@@ -30,6 +31,8 @@ _PLAIN = {
     "nemotron_h": "ffn_latent_down ffn_latent_up",
     "nemotron_h_moe": "ffn_latent_down ffn_latent_up",
 }
+# of `build_lora_mm` with a scale that is none of NVFP4's, which belongs to the matrix
+_SCALED = {"gemma4": "ffn_down_exps", "talkie": "attn_output ffn_down"}
 _EVERYWHERE = ("cls", "cls.output")  # heads after pooling: `src/llama-graph.cpp`
 
 
@@ -37,3 +40,9 @@ def ignores_adapter(arch: str, name: str) -> bool:
     """Whether llama.cpp leaves an adapter's change of the tensor out."""
     role = parse(name).role
     return role in _EVERYWHERE or role in _PLAIN.get(arch, "").split()
+
+
+def adds_unscaled(arch: str, name: str) -> bool:
+    """Whether llama.cpp adds an adapter's change of the tensor after the model's scale of it, which
+    the change should have, too."""
+    return parse(name).role in _SCALED.get(arch, "").split()

@@ -16,6 +16,7 @@ from quantkit.architectures.rules import DEFAULTS, Architecture, Config, Map, Pi
 from quantkit.errors import TensorMissing, TensorShape, TensorUnknown, UnsupportedSource
 from quantkit.gguf.tensor_names import in_block
 from quantkit.gguf.types import type_by_name
+from quantkit.loading.adapted import adds_unscaled
 from quantkit.loading.patterns import ENCODERS
 from quantkit.model.halves import Change, Landed, landed
 from quantkit.model.peft import MERGE, Pair
@@ -50,6 +51,11 @@ def placed_pairs(
     sources: dict[str, SourceTensor] = {}
     for change in changes:
         a, b = change.pair.a, change.pair.b
+        if any(adds_unscaled(arch.gguf_arch, name) for name in change.names):
+            raise UnsupportedSource(
+                f"{a.path}: tensor {a.name}: llama.cpp scales what comes of {change.names[0]} "
+                f"before it adds a change, which is to be scaled, too; {MERGE}"
+            )
         sources |= {a.name: a, b.name: by_expert(b, change.experts) if change.takes_turns else b}
         for p in change.pieces:
             name = in_block(p.role, change.bid)

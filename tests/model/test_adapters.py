@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ import pytest
 
 from quantkit import api, errors
 from quantkit.architectures.rules import ConversionOptions
-from quantkit.gguf.container import read_header
+from quantkit.gguf import tensor_names
+from quantkit.gguf.container import align, header_bytes, read_header
 from quantkit.gguf.types import type_by_name
 from quantkit.jobs import convert
+from quantkit.loading import adapted
+from quantkit.loading.adapted import ignores_adapter
+from quantkit.loading.needs import needs
 from quantkit.model.checkpoint_config import read_config
 from quantkit.model.open import Reading
 from quantkit.model.pairs import placed_pairs
@@ -197,6 +202,45 @@ def test_llama_cpp_computes_what_the_merged_model_gives(
     )
     assert max(abs(found[i] - p) for i, p in expected.items()) < bound
     assert max(abs(before[i] - p) for i, p in expected.items()) > 100 * bound or bound > 1e-5
+
+
+# families that llama.cpp multiplies with an adapter in part
+IN_PART = ["hy4", "glm5", "ling3-flash", "nemotron-puzzle"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", IN_PART)
+def test_what_llama_cpp_leaves_out_is_known(case: str, broken: Get, tmp_path: Path) -> None:
+    """Each kind of matrix in an adapter of its own: what changes nothing is what a note tells."""
+    base, whole = broken(case), base_recipe(case)
+    names = _taken(base, whole)
+    made = recipe(whole, "", rf"^({'|'.join(map(re.escape, names))})$", settings={"lora_alpha": 8})
+    adapter = recipes.write(made, GOLDEN / "tokenizers", tmp_path)
+    plain, lora, one = (tmp_path / f"{name}.gguf" for name in ("plain", "lora", "one"))
+    convert(adapter, lora, reading=based_on(base))
+    pre = architectures()[case]["golden"]["pre"]
+    convert(base, plain, "f32", reading=Reading(pre, ConversionOptions(mtp="without")))
+    arch, header = read_header(plain).get("general.architecture"), read_header(lora)
+    before = Llama(plain, exact=True).log_probabilities(PROMPT)
+    kinds = {tensor_names.parse(t.name.rpartition(".")[0]).role for t in header.tensors}
+    idle = set()
+    for kind in kinds:
+        held = [t for t in header.tensors if f".{kind}.weight.lora_" in t.name]
+        infos, data = [], b""
+        for t in held:
+            start, size = header.data_offset + t.offset, 4 * int(np.prod(t.shape))
+            infos.append(replace(t, offset=len(data)))
+            data += lora.read_bytes()[start : start + size].ljust(align(size), b"\0")
+        one.write_bytes(header_bytes(header.kv, infos) + data)
+        if Llama(plain, exact=True, adapter=one).log_probabilities(PROMPT) == before:
+            idle.add(kind)
+    assert (
+        idle == {kind for kind in kinds if ignores_adapter(arch, f"blk.0.{kind}.weight")} != set()
+    )
+
+
+def test_families_that_leave_changes_out_go_by_llama_cpp_s_names() -> None:
+    assert set(adapted._PLAIN) <= needs().keys()
 
 
 REFUSED = errors.TensorUnknown, errors.TensorShape, errors.UnsupportedSource

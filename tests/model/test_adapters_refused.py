@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,15 @@ def test_a_table_that_is_the_output_too(module: str, broken: Get, tmp_path: Path
     config["tie_word_embeddings"] = True
     (source / "base" / "config.json").write_text(json.dumps(config))
     _says(U, f"{module}.lora_ & tie_word_embeddings & merge", source)
+
+
+@pytest.mark.parametrize("matrix", ["attn.attn_resid", "mlp.mlp_resid"])
+def test_a_product_with_a_gain(matrix: str, checkpoint: Get, tmp_path: Path) -> None:
+    """llama.cpp adds the change after the gain (`build_lora_mm`)."""
+    made = recipe(base_recipe("talkie"), "", rf"{re.escape(matrix)}\.weight$")
+    adapter = recipes.write(made, GOLDEN / "tokenizers", tmp_path)
+    with pytest.raises(errors.UnsupportedSource, match="before it adds a change"):
+        convert(adapter, tmp_path / "x.gguf", reading=based_on(checkpoint("talkie")))
 
 
 def test_what_llama_cpp_leaves_out_is_told(tmp_path: Path) -> None:
