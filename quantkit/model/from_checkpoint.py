@@ -355,7 +355,8 @@ def _stored(
     ahead = role.bid is not None and role.bid >= config.layers
     rounds = arch.rounds_ahead if ahead else arch.rounds
     exact = role.role in arch.exact or tensor_names.stays_f32(role, len(shape))
-    if arch.keeps_types and len(shape) > 1 and source.ggml.name != "F16":
+    kept = source.ggml.name != "F16" and source.coding != "float64"
+    if arch.keeps_types and len(shape) > 1 and kept:
         exact = False
     if exact and role.role not in rounds:
         return "F32"

@@ -32,7 +32,7 @@ def order_of(t: SourceTensor, m: Map, bid: int, xid: int, number: int) -> Order:
         name = f"{name.removesuffix('.bias').removesuffix('.weight')}.weight"
         name += ".bias" if m.source.endswith(".bias") else ""
     in_file = name if t.path.suffix == ".safetensors" else f"{number:09}"
-    place = (t.path.name, in_file)
+    place = ("~" if m.like.startswith("~") else t.path.name, in_file)  # after all files
     if t.coding == "nvfp4":
         return _NVFP4, 0, "", *place
     if t.coding == "indices":  # block by block

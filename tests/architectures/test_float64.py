@@ -1,4 +1,5 @@
-"""Weights in float64 are read as the nearest float32, wherever they are read."""
+"""Weights in float64 are read as the nearest float32, wherever they are read; and where what is not
+one tensor of the checkpoint stands in the file."""
 
 from __future__ import annotations
 
@@ -8,11 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from quantkit.architectures.rules import ConversionOptions
 from quantkit.gguf.container import read_header
 from quantkit.jobs import convert
 from quantkit.model.open import Reading
-from tests.checkpoints import DTYPES, architectures, from_recipe, read_safetensors, write_torch
+from tests.checkpoints import (
+    DTYPES,
+    architectures,
+    from_recipe,
+    read_safetensors,
+    write_safetensors,
+    write_torch,
+)
 from tests.damage import edit_tensors
+from tests.golden import tensors
 
 # a product, scalars that become keys, a reranker's two rows, a head that is the embedding, columns
 # of two matrices, a mean that is taken off
@@ -58,3 +68,24 @@ def test_two_tensors_in_one_stand_where_the_later_does(case: str, tmp_path: Path
     convert(source, tmp_path / "out.gguf", "bf16", reading=Reading(None if pre == "-" else pre))
     names = [t.name for t in read_header(tmp_path / "out.gguf").tensors]
     assert all(("_res_score" in n or "eh_proj" in n) for n in names[-len(last) :]), names
+
+
+def test_what_deepseek_v4_does_not_keep_as_it_is(tmp_path: Path) -> None:
+    """Its weights stay in float32 and bfloat16; a router in another type becomes float32."""
+    written("deepseek-v4", tmp_path, "F64")
+    kinds = {t["name"]: t["type"] for t in tensors(tmp_path / "out.gguf")}
+    assert {kinds[name] for name in kinds if name.endswith("ffn_gate_inp.weight")} == {"F32"}
+    assert kinds["token_embd.weight"] == "BF16"
+
+
+def test_a_smaller_vocabulary_stands_after_all_files(tmp_path: Path) -> None:
+    source = from_recipe("eagle3", tmp_path)
+    found = read_safetensors(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    names = sorted(found)
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        shard = source / f"model-{i:05}-of-00002.safetensors"
+        write_safetensors(shard, {name: found[name] for name in part})
+    asked = ConversionOptions(target=source / "target")
+    convert(source, tmp_path / "out.gguf", "bf16", reading=Reading("qwen2", asked))
+    assert read_header(tmp_path / "out.gguf").tensors[-1].name == "d2t"
