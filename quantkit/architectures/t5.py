@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from quantkit.architectures.common import DIMS, EMBEDDINGS
 from quantkit.architectures.rules import (
@@ -13,10 +14,12 @@ from quantkit.architectures.rules import (
     Key,
     Map,
     Shape,
+    Values,
     linear,
     vector,
     whole,
 )
+from quantkit.source.tensors import SourceTensor
 
 # the same embeddings, of which each tool saves others
 TABLES = ("decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "shared.weight")
@@ -70,10 +73,23 @@ def _in_decoder(config: Config, bid: int) -> bool:
     return bid < _decoder_layers(config)
 
 
+def _first_table(sources: Mapping[str, SourceTensor], values: Values) -> dict[str, Any]:
+    """The table of embeddings that llama.cpp's converter meets first: file by file, by name in
+    each, or in the order of a `.bin`."""
+    met = [
+        (t.path.name, name if t.path.suffix == ".safetensors" else f"{i:09}", table)
+        for i, (name, t) in enumerate(sources.items())
+        for table in TABLES
+        if name.endswith(table)
+    ]
+    return {"table": min(met)[-1]} if met else {}
+
+
 def _one_table(config: Config, shapes: Mapping[str, Shape]) -> Architecture | None:
     """With the first table of embeddings that is there, and without the others."""
     arch = T5_ENCODER if config.values["architectures"][0] == "T5EncoderModel" else T5
-    first = next((name for name in TABLES if name in shapes), TABLES[-1])
+    there = next((name for name in TABLES if name in shapes), TABLES[-1])
+    first: str = config.find("table") or there
     table = Map(first, ("vocab", "hidden"), whole("token_embd.weight"))
     drops = tuple(name.replace(".", r"\.") for name in TABLES if name != first)
     return replace(arch, maps=(table, *arch.maps), drops=(*arch.drops, *drops))
@@ -131,6 +147,7 @@ T5 = Architecture(
         "gated decoder": lambda c, bid: _gated(c) and _in_decoder(c, bid),
         "plain decoder": lambda c, bid: not _gated(c) and _in_decoder(c, bid),
     },
+    learned=_first_table,
     respelled=_one_table,
     defaults={
         "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6,

@@ -89,3 +89,18 @@ def test_a_smaller_vocabulary_stands_after_all_files(tmp_path: Path) -> None:
     asked = ConversionOptions(target=source / "target")
     convert(source, tmp_path / "out.gguf", "bf16", reading=Reading("qwen2", asked))
     assert read_header(tmp_path / "out.gguf").tensors[-1].name == "d2t"
+
+
+def test_the_first_of_several_tables_counts(tmp_path: Path) -> None:
+    """T5's embeddings stand in a checkpoint twice or three times: the first shard that has them."""
+    source = from_recipe("t5-encoder", tmp_path)
+    found = read_safetensors(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    table = "encoder.embed_tokens.weight"
+    parts = {n: t for n, t in found.items() if n != table}, {table: found[table]}
+    for i, part in enumerate(parts, 1):
+        write_safetensors(source / f"model-{i:05}-of-00002.safetensors", part)
+    pre = architectures()["t5-encoder"]["golden"]["pre"]
+    convert(source, tmp_path / "out.gguf", "f32", reading=Reading(None if pre == "-" else pre))
+    names = [t.name for t in read_header(tmp_path / "out.gguf").tensors]
+    assert names.index("token_embd.weight") == len(names) - 1  # `shared`, by name the last
