@@ -193,7 +193,8 @@ def test_a_panic_of_the_library_is_one_line(
     directory = directories["llama-dense"]
     path = directory / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
-    for prefix, words in ("x" * 16, "out of range"), ("x", "it was tried, and "):
+    told = {"x" * 16: "out of (range|bounds)", "x": "(it was tried, and|a char boundary)"}
+    for prefix, words in told.items():  # as this version of the library has it, or an older one
         tokenizer["model"]["continuing_subword_prefix"] = prefix
         with instead(path, json.dumps(tokenizer).encode()):
             files = CheckpointFiles.local(directory)
