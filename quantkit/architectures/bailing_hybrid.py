@@ -32,18 +32,20 @@ from quantkit.architectures.common import (
     router_bias,
 )
 from quantkit.architectures.deepseek import ATTN, DEEPSEEK_V2
-from quantkit.architectures.kimi_linear import DELTA, DELTA_MAPS, LATENT_MAPS, latent_layers
+from quantkit.architectures.kimi_linear import (
+    CONVOLUTIONS,
+    DELTA,
+    DELTA_MAPS,
+    LATENT_MAPS,
+    latent_layers,
+)
 from quantkit.architectures.rules import (
     Architecture,
     Config,
-    Dims,
     Expect,
     Key,
     Map,
-    Piece,
-    Shape,
     edited,
-    piece,
     vector,
     whole,
 )
@@ -192,15 +194,6 @@ def _in_memory(m: Map) -> tuple[Map, ...]:
     return (replace(m, source=name, like=m.like or m.source),) if changed else ()
 
 
-def _convolutions(dims: Dims, source: Shape, xid: int) -> list[Piece]:
-    """Those of queries, keys and values, one below another."""
-    n, kernel = dims["delta"], dims["kernel"]
-    return [
-        piece(f"ssm_conv1d_{name}.weight", (1, n, 1, kernel), n, at=i * n)
-        for i, name in enumerate("qkv")
-    ]
-
-
 # what transformers' own class saves: under the authors' names, but for one matrix, or its own
 BAILING_HYBRID = replace(
     BAILING_V3,
@@ -226,8 +219,7 @@ BAILING_HYBRID = replace(
         *(found for m in BAILING_V3.maps for found in _in_memory(m)),
         Map(f"{A}.dense.weight", ("hidden", "delta"), whole("attn_output.weight"), DELTA,
             like=f"{A}.o_proj.weight"),
-        Map(f"{L}.self_attn.conv1d.weight", ("3delta", "one", "kernel"), _convolutions, DELTA,
-            like=f"{A}.k_conv1d.weight"),
+        replace(CONVOLUTIONS, like=f"{A}.k_conv1d.weight"),
     ),
 )  # fmt: skip
 

@@ -35,11 +35,15 @@ from quantkit.architectures.rules import (
     Architecture,
     Config,
     Dim,
+    Dims,
     Expect,
     Key,
     Map,
+    Piece,
+    Shape,
     edited,
     linear,
+    piece,
     vector,
     whole,
 )
@@ -107,6 +111,21 @@ LOWER_BOUND = Key("{arch}.kda.gate_lower_bound", "linear_attn_config.gate_lower_
                   default=None)  # fmt: skip
 
 
+def _convolutions(dims: Dims, source: Shape, xid: int) -> list[Piece]:
+    n, kernel = dims["delta"], dims["kernel"]
+    return [
+        piece(f"ssm_conv1d_{name}.weight", (1, n, 1, kernel), n, at=i * n)
+        for i, name in enumerate("qkv")
+    ]
+
+
+# those of queries, keys and values, one below another, as transformers 5 has them in memory
+CONVOLUTIONS = Map(
+    f"{ATTN}.conv1d.weight", ("3delta", "one", "kernel"), _convolutions, DELTA,
+    like=f"{ATTN}.k_conv1d.weight",
+)  # fmt: skip
+
+
 def latent_layers(is_latent: Kind) -> dict[str, Kind]:
     """The kinds of layers where some have latent attention and the others delta attention."""
     return {
@@ -154,15 +173,23 @@ KIMI_LINEAR = Architecture(
         "used": lambda c: c.get("num_experts_per_token"),
         "shared_ffn": lambda c: c.get("num_shared_experts") * c.get("moe_intermediate_size"),
         **DELTA_DIMS,
+        "3delta": lambda c: (
+            3 * c.get("linear_attn_config.num_heads") * c.get("linear_attn_config.head_dim")
+        ),
     },
-    # dense layers as transformers 5 saves them
-    renames=((r"\.block_sparse_moe\.(?=(gate|up|down)_proj\.)", ".mlp."),),
+    # dense layers as transformers 5 saves them, and what it has in memory
+    renames=(
+        (r"\.block_sparse_moe\.(?=(gate|up|down)_proj\.)", ".mlp."),
+        (r"\.mlp\.(?=(experts|gate|shared_experts)\.)", ".block_sparse_moe."),
+        (r"\.self_attn\.forget_gate\.", ".self_attn."),
+    ),
     maps=(
         *EMBEDDINGS,
         *NORMS,
         *LATENT_MAPS,
         *DELTA_MAPS,
         *GATE_MAPS,
+        CONVOLUTIONS,
         decay("one", "one", "d_heads", "one"),
         *gated_mlp(layers="dense MLP"),
         router(f"{MOE}.gate", "experts"),

@@ -147,6 +147,7 @@ _ATTENTION = (
 MIMO_V2 = Architecture(
     hf_names=("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"),
     gguf_arch="mimo2",
+    renames=((r"\.self_attn\.sinks$", ".self_attn.attention_sink_bias"),),  # transformers' name
     keys=TEXT_KEYS,
     late_keys=(
         _same("swa_head_dim", "head_dim"),

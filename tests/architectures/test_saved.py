@@ -37,13 +37,20 @@ def _saved(named: dict[str, Any]) -> None:
         named[re.sub(rf"{DELTA}\.o_proj", "attention.dense", name)] = named.pop(name)
 
 
+def _joined(named: dict[str, Any]) -> None:
+    """The convolutions of queries, keys and values as one."""
+    for first in [name for name in named if name.endswith(".q_conv1d.weight")]:
+        stem = first.removesuffix(".q_conv1d.weight")
+        convs = [named.pop(f"{stem}.{name}_conv1d.weight") for name in "qkv"]
+        dtype, (rows, *shape), _ = convs[0]
+        joined = b"".join(data for _, _, data in convs)
+        named[f"{stem}.conv1d.weight"] = (dtype, [3 * rows, *shape], joined)
+
+
 def _in_memory(named: dict[str, Any]) -> None:
     """Under its own, and joined."""
     fuse(named)
-    convs = [named.pop(f"model.layers.0.attention.{name}_conv1d.weight") for name in "qkv"]
-    dtype, (rows, *shape), _ = convs[0]
-    joined = b"".join(data for _, _, data in convs)
-    named["model.layers.0.attention.conv1d.weight"] = (dtype, [3 * rows, *shape], joined)
+    _joined(named)
     for name in [*named]:
         new = name
         for pattern, replacement in IN_MEMORY:
@@ -106,3 +113,41 @@ def test_a_draft_of_gemma_4(broken: Broken, checkpoint: Broken) -> None:
         for name, t in found.sources.items()
         if t.data is not None
     )
+
+
+@pytest.mark.parametrize(
+    ("case", "renames"),
+    [
+        ("kimi-linear-48b", (
+            (r"\.block_sparse_moe\.", ".mlp."),
+            (r"\.self_attn\.(f_a_proj|f_b_proj|dt_bias|A_log)", r".self_attn.forget_gate.\1"),
+        )),
+        ("mimo-v2-flash", ((r"attention_sink_bias$", "sinks"),)),
+    ],
+)  # fmt: skip
+def test_names_in_memory(
+    case: str,
+    renames: tuple[tuple[str, str], ...],
+    broken: Broken,
+    checkpoint: Broken,
+    tmp_path: Path,
+) -> None:
+    """The same tensors from what transformers 5 calls them (`save_original_format=False`)."""
+    source, pre = broken(case), architectures()[case]["golden"]["pre"]
+
+    def edit(named: dict[str, Any]) -> None:
+        fuse(named)
+        _joined(named)
+        for name in [*named]:
+            new = name
+            for pattern, replacement in renames:
+                new = re.sub(pattern, replacement, new)
+            named[new] = named.pop(name)
+
+    edit_tensors(source, edit)
+    a, b = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    convert(checkpoint(case), a, "bf16", pre, ConversionOptions())
+    convert(source, b, "bf16", pre, ConversionOptions())
+    assert read_header(a).kv == read_header(b).kv
+    found, expected = ({t["name"]: t["sha256"] for t in tensors(path)} for path in (b, a))
+    assert found == expected
