@@ -52,6 +52,7 @@ UNTERNARY = (
 # general.file_type where weights are kept in the blocks that they are released in
 MXFP4_FILE, NVFP4_FILE = 38, 39
 KEPT = {MXFP4_FILE: "MXFP4", NVFP4_FILE: "NVFP4"}
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 KEPT_FIRST = ("nvfp4", "scales")  # codings of what the converter writes before all else
 
 
@@ -143,7 +144,9 @@ def _converted(
     dense = dense_modules(files, arch) if options.dense_modules else {}
     config = replace(config, values={**config.values, **dense_values(dense)})
     placed, sources = place(arch, config, by_name, options)
-    outtype = chosen_outtype(outtype, _seen(stored, arch, options, sources), by_name.values())
+    outtype = chosen_outtype(
+        outtype, _seen(stored, arch, options, sources, config.layers), by_name.values()
+    )
     precision = precision_keys(placed, sources, settings)
     placed = with_scales(placed, sources)
     placed = _with_computed(placed, sources, arch, config, files)
@@ -300,6 +303,7 @@ def _seen(
     arch: Architecture,
     options: ConversionOptions,
     used: Mapping[str, SourceTensor],
+    layers: int,
 ) -> Iterator[SourceTensor]:
     """The tensors among which the converter looks for a type: those that it does not pass over."""
     unread = [re.compile(pattern) for pattern in (*OTHER_MODES, *arch.unread)]
@@ -307,8 +311,16 @@ def _seen(
     for t in stored:
         if options.mtp == "only" and t.name not in names:
             continue
+        if options.mtp == "without" and _is_ahead(t.name, layers):
+            continue
         if not any(pattern.fullmatch(t.name) for pattern in unread):
             yield t
+
+
+def _is_ahead(name: str, layers: int) -> bool:
+    """Whether a tensor is of the layers that predict further tokens, by its name alone."""
+    found = _LAYER.search(name)
+    return "mtp." in name or (found is not None and int(found[1]) >= layers)
 
 
 def _names(t: SourceTensor) -> Iterator[str]:

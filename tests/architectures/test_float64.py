@@ -104,3 +104,20 @@ def test_the_first_of_several_tables_counts(tmp_path: Path) -> None:
     convert(source, tmp_path / "out.gguf", "f32", reading=Reading(None if pre == "-" else pre))
     names = [t.name for t in read_header(tmp_path / "out.gguf").tensors]
     assert names.index("token_embd.weight") == len(names) - 1  # `shared`, by name the last
+
+
+def test_what_is_left_out_does_not_choose_the_type(tmp_path: Path) -> None:
+    """Layers that predict further tokens, which stand first in the first of two files."""
+    source = from_recipe("qwen3next", tmp_path)
+    found = read_safetensors(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    ahead = {name for name in found if name.startswith("mtp.")}
+    halved = {n: ("F16", s, d) if n in ahead and t == "BF16" else (t, s, d)
+              for n, (t, s, d) in found.items()}  # fmt: skip
+    for i, names in enumerate((ahead, found.keys() - ahead), 1):
+        part = {name: halved[name] for name in sorted(names)}
+        write_safetensors(source / f"model-{i:05}-of-00002.safetensors", part)
+    for mtp, wanted in (("without", 32), ("with", 1)):  # BF16, F16
+        asked = Reading("qwen2", ConversionOptions(mtp=mtp))
+        convert(source, tmp_path / f"{mtp}.gguf", reading=asked)
+        assert read_header(tmp_path / f"{mtp}.gguf").get("general.file_type") == wanted
