@@ -95,6 +95,9 @@ LAYER = (
 )
 LAYERS = {"head": lambda c, bid: classifies(c)}
 
+# numbers that are no weights, in checkpoints of older versions of transformers
+NO_WEIGHTS = (r"(.*\.)?embeddings\.position_ids",)
+
 BERT = Architecture(
     hf_names=("BertModel", "BertForMaskedLM", "BertForSequenceClassification"),
     gguf_arch="bert",
@@ -122,8 +125,7 @@ BERT = Architecture(
         (r"^(bert|distilbert|roberta)\.", ""), (r"\.gamma$", ".weight"), (r"\.beta$", ".bias"),
     ),
     # the pooler of a model that is no classifier, and what predicts masked tokens
-    drops=(r"(.*\.)?embeddings\.position_ids", r"pooler\..*", r"cls\..*", r"vocab_.*",
-           r"lm_head\..*"),
+    drops=(*NO_WEIGHTS, r"pooler\..*", r"cls\..*", r"vocab_.*", r"lm_head\..*"),
     defaults={
         "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
         "intermediate_size": 3072, "max_position_embeddings": 512, "type_vocab_size": 2,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantkit.architectures.bert import ENCODER_KEYS, classifies, labels
+from quantkit.architectures.bert import ENCODER_KEYS, NO_WEIGHTS, classifies, labels
 from quantkit.architectures.common import DIMS, TEXT_KEYS, VOCAB_SIZE, no_key
 from quantkit.architectures.rules import (
     Architecture,
@@ -87,7 +87,7 @@ MODERN_BERT = Architecture(
     layers={"head": _head, "normed": _normed},
     renames=((r"^model\.", ""),),
     # what predicts masked tokens
-    drops=(r"decoder\..*", r"head\..*"),
+    drops=(r"decoder\..*", r"head\..*", r"pooler\.dense\..*", *NO_WEIGHTS),
     aliases={"global_attn_every_n_layers": _period},
     defaults={
         "vocab_size": 50368, "hidden_size": 768, "intermediate_size": 1152,

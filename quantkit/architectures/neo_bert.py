@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quantkit.architectures.bert import BERT, classifies, labels
+from quantkit.architectures.bert import BERT, NO_WEIGHTS, classifies, labels
 from quantkit.architectures.common import DIMS
 from quantkit.architectures.rules import Config, Expect, Key, Map, grouped, linear, vector, whole
 
@@ -61,7 +61,7 @@ NEO_BERT = replace(
     ),
     layers={"head": lambda c, bid: classifies(c)},
     renames=((r"^model\.", ""),),
-    drops=(r"decoder\..*", r"pooler\..*", r"freqs_cis"),
+    drops=(r"decoder\..*", r"pooler\..*", r"freqs_cis", *NO_WEIGHTS),
     defaults={"tie_word_embeddings": True},
     fuses=(),
 )  # fmt: skip

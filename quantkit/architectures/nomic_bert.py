@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from quantkit.architectures.bert import ENCODER_KEYS, F, embeddings
+from quantkit.architectures.bert import ENCODER_KEYS, NO_WEIGHTS, F, embeddings
 from quantkit.architectures.common import (
     DIMS,
     TEXT_KEYS,
@@ -88,7 +88,7 @@ NOMIC_BERT = Architecture(
     ),
     variant=_variant,
     renames=((r"^bert\.", ""),),
-    drops=(r"(.*\.)?embeddings\.position_ids", r"pooler\..*", r"cls\..*"),
+    drops=(*NO_WEIGHTS, r"pooler\..*", r"cls\..*"),
     defaults={"tie_word_embeddings": True},
 )  # fmt: skip
 

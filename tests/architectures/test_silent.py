@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit import errors
@@ -16,7 +17,7 @@ from quantkit.model.from_checkpoint import from_checkpoint
 from quantkit.model.model import Model
 from quantkit.source.checkpoint_files import CheckpointFiles
 from tests.checkpoints import architectures
-from tests.damage import edit_config
+from tests.damage import edit_config, edit_tensors
 
 Broken = Callable[..., Path]
 GONE: Any = object()
@@ -396,3 +397,15 @@ def test_what_yarn_does(rope: dict[str, Any], said: str | None, broken: Broken) 
     notes = [note for note in _model(source, "qwen3-dense").notes if "YaRN" in note]
     assert len(notes) == (said is not None)
     assert all(said in note for note in notes if said)
+
+
+@pytest.mark.parametrize("case", ["bert-bge", "modernbert-embed", "neobert", "nomic-bert"])
+def test_numbers_that_are_no_weights_are_left_out(case: str, broken: Broken) -> None:
+    """Older versions of transformers saved them; llama.cpp's converter drops them in all of BERT's
+    kin."""
+    source = broken(case)
+    released = _model(source, case)
+    name, ids = "embeddings.position_ids", np.arange(8, dtype=np.int64).tobytes()
+    edit_tensors(source, lambda found: found.update({name: ("I64", (1, 8), ids)}))
+    found = _model(source, case)
+    assert (found.kv, found.tensors) == (released.kv, released.tensors)
