@@ -123,8 +123,9 @@ def not_for_llama(templates: Mapping[str, str]) -> list[str]:
         except (TemplateError, RecursionError) as e:
             at = f", line {line}" if (line := getattr(e, "lineno", None)) else ""
             lines.append(
-                f"{which} is no Jinja ({f'{e}'[:160]}{at}): llama.cpp will not "
-                "take it; mend it, or name another when the file is run (--chat-template)"
+                f"{which} is no Jinja ({f'{e}'[:160]}{at}): transformers cannot render it, nor "
+                "can llama.cpp but for a few slips; mend it, or name another when the file is run "
+                "(--chat-template)"
             )
         else:
             lines += [f"{which} {line}" for line in found.lines()]

@@ -143,7 +143,7 @@ def test_a_template_that_is_not_for_llama() -> None:
         {"default": "a\n{% if %}", "rag": "{{ " + 5000 * "(" + 5000 * ")" + "}}"}
     )
     assert fault.startswith("the chat template is no Jinja (Expected an expression, got ")
-    assert ", line 2): llama.cpp will not take it; mend it, or name another" in fault
+    assert ", line 2): transformers cannot render it, nor can" in fault
     assert deep.startswith("the chat template 'rag' is no Jinja (maximum recursion depth")
 
 
