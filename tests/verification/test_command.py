@@ -107,7 +107,7 @@ def test_the_command_says_what_is_bad(files: dict[str, Path], source: Path, tmp_
     assert missing.exit_code == 2
     missing = run(app, ["verify", str(tmp_path / "none.gguf")])
     assert missing.exit_code == 1
-    assert "no such file" in missing.stdout
+    assert "no such file" in str(missing.exception)
 
 
 def test_without_llama_cpp(
