@@ -40,8 +40,9 @@ _ALL = 1 << 30
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts and the chunks that they are cut into, as `Task` has them; `model` need have nothing
-    but its vocabulary."""
+    """Texts, and how they are cut into chunks of `context` tokens, from chunk `first` on. Paths are
+    absolute; `datasets` as they are named in the matrix; `model` need have nothing but its
+    vocabulary."""
 
     model: str
     texts: tuple[str, ...]
@@ -52,25 +53,18 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be done. Paths are absolute; `datasets` as they are named in the matrix; `chunks`
-    of `context` tokens, from chunk `first` on; `least`: tokens that every expert is to see;
+class Task(Texts):
+    """What is to be done with that many `chunks`. `least`: tokens that every expert is to see;
     `at_once`: chunks that go through a layer together (0: as llama-imatrix has it); `state`: where
     the run keeps what is done, every `every` chunks; `copies`: a copy of the matrix every so many
     (0: none); `made_from`: noted in the matrix, if it is anything; `nextn`: how many layers that
     predict further tokens are run, too, and `to_the_end`: whether to logits of theirs."""
 
-    model: str
-    texts: tuple[str, ...]
-    datasets: tuple[str, ...]
     output: str
     state: str
     identity: str
-    context: int
     chunks: int | None
-    first: int
     outputs: bool
-    special: bool
     perplexity: bool
     threads: int | None
     at_once: int
@@ -312,7 +306,7 @@ def _surprise(logits: NDArray[np.float32], ids: Ids) -> float:
     return float((np.log(shifted.sum(axis=1, dtype=np.float64)) - came).sum())
 
 
-def _chunks(task: Task | Texts) -> Ids:
+def _chunks(task: Texts) -> Ids:
     """Token ids `[chunks, context]`, text after text; what does not fill a chunk is left out.
     Raises ImatrixError: a text that fills none."""
     parts = []

@@ -35,16 +35,18 @@ class _Twice(dict[str, Any]):
         return self.twice
 
 
-def places(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value, a few of each long list or table."""
+def places(
+    data: Any, prefix: tuple[Any, ...] = (), few: int = 8, most: int = 40
+) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value, a `few` at either end of a list or table of more than `most`."""
     items: list[tuple[Any, Any]] = []
     if isinstance(data, dict):
         items = list(data.items())
     elif isinstance(data, list):
         items = list(enumerate(data))
     found = [prefix] if prefix else []
-    for key, value in items[:8] + items[-8:] if len(items) > 40 else items:
-        found += places(value, (*prefix, key))
+    for key, value in items[:few] + items[-few:] if len(items) > most else items:
+        found += places(value, (*prefix, key), few, most)
     return found
 
 

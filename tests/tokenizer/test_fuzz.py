@@ -16,6 +16,7 @@ from quantkit.errors import QuantkitError, TokenizerError
 from quantkit.gguf.key_values import KeyValueWriter
 from quantkit.model.metadata import add_general, with_vocabulary
 from quantkit.source.checkpoint_files import CheckpointFiles
+from tests.attacks.structured import places, replaced
 from tests.vocabularies import write_files
 
 COMMON = settings(
@@ -34,25 +35,8 @@ VALUES = st.recursive(
 )
 
 
-def paths(data: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value, a few of each list or table."""
-    items: list[tuple[Any, Any]] = []
-    if isinstance(data, dict):
-        items = list(data.items())
-    elif isinstance(data, list):
-        items = list(enumerate(data))
-    places = [prefix] if prefix else []
-    for key, value in items[:3] + items[-3:] if len(items) > 30 else items:
-        places += paths(value, (*prefix, key))
-    return places
-
-
-def replaced(data: Any, path: tuple[Any, ...], value: Any) -> Any:
-    if not path:
-        return value
-    copy = dict(data) if isinstance(data, dict) else list(data)
-    copy[path[0]] = replaced(data[path[0]], path[1:], value)
-    return copy
+def paths(data: Any) -> list[tuple[Any, ...]]:
+    return places(data, few=3, most=30)
 
 
 def attempt(directory: Path) -> None:
@@ -109,10 +93,10 @@ def instead(path: Path, data: bytes) -> Iterator[None]:
 def test_any_value_in_json(case: str, name: str, directories: dict[str, Path]) -> None:
     path = directories[case] / name
     original = json.loads(path.read_text(encoding="utf-8"))
-    places = st.sampled_from(paths(original))
+    where = st.sampled_from(paths(original))
 
     @COMMON
-    @given(places, VALUES)
+    @given(where, VALUES)
     @example(next(iter(paths(original))), "\n")  # which a library quotes in what it says
     def check(place: tuple[Any, ...], value: Any) -> None:
         text = json.dumps(replaced(original, place, value))
